@@ -1,0 +1,168 @@
+"""Reads foreign weights without running anything that is in them: EDM pickles, safetensors, PyTorch state dicts."""
+
+import collections
+import hashlib
+import io
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from runtime.errors import UserError
+
+FORMATS = (".pkl", ".safetensors", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, and the architecture's arguments where the file names them (``precond`` among them)."""
+
+    tensors: Mapping[str, Tensor]
+    architecture: dict[str, Any] | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads ``path`` by its suffix.
+
+    Raises UserError when the file is missing, truncated, of another format, or names anything executable.
+    """
+    if not path.is_file():
+        raise UserError(f"no weights file at {path}")
+    readers = {".pkl": _read_edm_pickle, ".safetensors": _read_safetensors, ".pt": _read_state_dict}
+    reader = readers.get(path.suffix.replace(".pth", ".pt"))
+    if reader is None:
+        raise UserError(f"{path}: unknown weights format {path.suffix!r}; allowed: {', '.join(FORMATS)}")
+    try:
+        return reader(path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can raise almost anything from the readers' depths
+        reason = str(error).split("\n", maxsplit=1)[0][:200]
+        raise UserError(f"{path}: damaged or not a {path.suffix} weights file ({type(error).__name__}: {reason})") from error
+
+
+def shapes_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the sorted ``name [shape]`` lines: tells an architecture."""
+    lines = sorted(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and float32 values in sorted order: tells the weights, whatever file they came in."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = np.ascontiguousarray(tensors[name].detach().to("cpu", torch.float32).numpy())
+        digest.update(f"{name} {list(values.shape)}\n".encode())
+        digest.update(values.data)
+    return digest.hexdigest()
+
+
+# EDM's official pickles. Each module in one is a call of _reconstruct_persistent_obj(meta), where meta holds Python
+# source that the original loader executes. We know these names alone, and build plain holders.
+
+
+class _Holder:
+    """Stands for any object of the pickle that is not a tensor or a plain container."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.state: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.state = state
+
+
+def _module(meta: dict[str, Any]) -> _Holder:
+    holder = _Holder()
+    holder.state = dict(meta["state"], class_name=meta["class_name"])
+    return holder
+
+
+def _storage(payload: bytes) -> Any:
+    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+
+
+def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    if math.prod(size) > len(storage):
+        raise UserError(f"a tensor of shape {list(size)} claims more values than the {len(storage)} stored")
+    return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, offset, size, stride)
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch.storage", "_load_from_bytes"): _storage,
+    ("torch.nn.modules.container", "ModuleDict"): _Holder,
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _module,
+    ("numpy", "dtype"): _Holder,
+    ("numpy.core.multiarray", "scalar"): _Holder,
+    ("numpy._core.multiarray", "scalar"): _Holder,
+}
+
+
+class _EDMUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise UserError(
+                f"refused: the pickle names {module}.{name}, which no EDM snapshot needs; nothing was executed"
+            ) from None
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise UserError("refused: the pickle names a persistent object, which no EDM snapshot has")
+
+
+def _read_edm_pickle(path: Path) -> Checkpoint:
+    with path.open("rb") as file:
+        snapshot = _EDMUnpickler(file).load()
+    ema = snapshot.get("ema") if isinstance(snapshot, dict) else None
+    if not isinstance(ema, _Holder) or "_init_kwargs" not in ema.state:
+        raise UserError("not an EDM snapshot: it has no network under 'ema'")
+    architecture = {"precond": ema.state["class_name"], **ema.state["_init_kwargs"]}
+    return Checkpoint(dict(_walk(ema)), architecture)
+
+
+def _walk(module: _Holder, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    transient = module.state.get("_non_persistent_buffers_set", ())
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in module.state.get(kind, {}).items():
+            if isinstance(tensor, Tensor) and name not in transient:
+                yield prefix + name, tensor
+    for name, child in module.state.get("_modules", {}).items():
+        if isinstance(child, _Holder):
+            yield from _walk(child, f"{prefix}{name}.")
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    architecture = json.loads(metadata["architecture"]) if "architecture" in metadata else None
+    return Checkpoint(tensors, architecture, metadata)
+
+
+def _read_state_dict(path: Path) -> Checkpoint:
+    if not zipfile.is_zipfile(path):
+        raise UserError("not a PyTorch file, or truncated")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("ema", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError("not a state dict: expected tensors by name, bare or under 'ema' or 'state_dict'")
+    return Checkpoint(state)

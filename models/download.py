@@ -1,0 +1,63 @@
+"""Downloads weights into a cache folder: resumable, atomic, with progress."""
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from runtime.errors import UserError
+
+TIMEOUT = 30  # seconds without a byte
+CHUNK = 1 << 20
+
+
+def cache_folder() -> Path:
+    """``$EDGE_SAMPLER_CACHE``, or edge-sampler under the user's cache folder."""
+    fallback = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edge-sampler"
+    return Path(os.environ.get("EDGE_SAMPLER_CACHE", fallback))
+
+
+def fetch(url: str) -> Path:
+    """The cached file of ``url``, downloaded first if it is not there.
+
+    An interrupted download leaves ``NAME.part``, from which the next call goes on. Raises UserError naming the URL
+    and the cache path when the file can be had from neither.
+    """
+    target = cache_folder() / url.rsplit("/", maxsplit=1)[-1]
+    if target.is_file():
+        return target
+    partial = target.with_name(target.name + ".part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _download(url, partial)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(f"cannot download {url} ({reason}); put the file at {target}, or pass --weights FILE") from error
+    partial.replace(target)
+    return target
+
+
+def _download(url: str, partial: Path) -> None:
+    have = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # what is there already is not a beginning of the file
+            partial.unlink()
+        raise
+    with response:
+        resumed = response.status == 206
+        total = int(response.headers.get("Content-Length", 0)) + (have if resumed else 0)
+        with (
+            partial.open("ab" if resumed else "wb") as file,
+            tqdm(total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc=partial.stem) as bar,
+        ):
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+            received = file.tell()
+    if total and received != total:
+        raise ValueError(f"{received} of {total} bytes came; run again to go on from there")

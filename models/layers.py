@@ -1,0 +1,154 @@
+"""Building blocks of the score networks of Song et al. (arXiv 2011.13456) and Dhariwal & Nichol (2105.05233).
+
+Parameter names and shapes are those of the published EDM checkpoints, so their tensors load by name.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, conv_transpose2d, silu, softmax
+
+
+def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+    """GroupNorm over groups of at least four channels, 32 groups at the most."""
+    return nn.GroupNorm(min(32, channels // 4), channels, eps)
+
+
+class PositionalEmbedding(nn.Module):
+    """Noise label [n] → [n, channels]: cosines, then sines, at geometrically spaced frequencies (1706.03762)."""
+
+    def __init__(self, channels: int, endpoint: bool) -> None:
+        super().__init__()
+        half = channels // 2
+        exponents = torch.arange(half, dtype=torch.float32, device="cpu") / (half - endpoint)
+        self.frequencies = ((1 / 10000) ** exponents).tolist()
+
+    def forward(self, noise_label: Tensor) -> Tensor:
+        angles = noise_label[:, None] * noise_label.new_tensor(self.frequencies)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """Noise label [n] → [n, channels] at random fixed frequencies (2006.10739)."""
+
+    SCALE = 16.0  # standard deviation of the frequencies
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.empty(channels // 2))
+
+    def forward(self, noise_label: Tensor) -> Tensor:
+        angles = noise_label[:, None] * (2 * math.pi * self.get_buffer("freqs"))
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Conv2d(nn.Module):
+    """Convolution [n, in, h, w] → [n, out, h', w'] that may first halve or double the resolution.
+
+    ``kernel`` 0 resamples only. ``filter`` is the separable low-pass filter of the resampling; ``fused`` (halving
+    only) convolves before it filters, as NCSN++'s residual input pyramid does.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        resample: str = "keep",
+        filter: tuple[float, ...] = (1, 1),
+        fused: bool = False,
+    ) -> None:
+        super().__init__()
+        assert resample in ("keep", "down", "up") and not (fused and resample != "down")
+        self.resample, self.kernel, self.fused = resample, kernel, fused
+        self.weight = nn.Parameter(torch.empty(channels_out, channels_in, kernel, kernel)) if kernel else None
+        self.bias = nn.Parameter(torch.empty(channels_out)) if kernel else None
+        taps = torch.tensor(filter, dtype=torch.float32)
+        kernel2d = taps.outer(taps)[None, None] / taps.sum() ** 2
+        self.register_buffer("resample_filter", None if resample == "keep" else kernel2d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = self.kernel // 2
+        if self.resample == "keep":
+            return conv2d(x, self.weight, self.bias, padding=padding)
+        taps = self.get_buffer("resample_filter")
+        filter_padding = (taps.shape[-1] - 1) // 2
+        if self.fused:
+            x = conv2d(x, self.weight, self.bias, padding=padding + filter_padding)
+            channels = x.shape[1]
+            return conv2d(x, taps.expand(channels, 1, -1, -1), groups=channels, stride=2)
+        channels = x.shape[1]
+        if self.resample == "up":
+            taps = (4 * taps).expand(channels, 1, -1, -1)
+            x = conv_transpose2d(x, taps, groups=channels, stride=2, padding=filter_padding)
+        else:
+            x = conv2d(x, taps.expand(channels, 1, -1, -1), groups=channels, stride=2, padding=filter_padding)
+        return x if self.weight is None else conv2d(x, self.weight, self.bias, padding=padding)
+
+
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Self-attention over positions: qkv [n, 3c, h, w], its channels by head, then depth, then (q, k, v) → [n, c, h, w]."""
+    _, channels, height, width = qkv.shape
+    depth = channels // (3 * heads)
+    q, k, v = qkv.reshape(-1, heads, depth, 3, height * width).unbind(3)
+    weight = softmax((q * depth**-0.5).transpose(2, 3) @ k, dim=3)
+    return (v @ weight.transpose(2, 3)).reshape(-1, heads * depth, height, width)
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """What the residual blocks of one network family have in common."""
+
+    embedding_channels: int
+    eps: float
+    skip_scale: float
+    adaptive_scale: bool  # the embedding scales and shifts (ADM), or only shifts (DDPM++, NCSN++)
+    resample_projects: bool  # a resampling skip path has a 1×1 convolution even where channels agree
+    head_channels: int | None  # None: one head
+    filter: tuple[float, ...] = (1, 1)
+    dropout: float = 0.0
+
+
+class UNetBlock(nn.Module):
+    """Residual block x [n, in, h, w], embedding [n or 1, e] → [n, out, h', w'], with optional self-attention."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, style: BlockStyle, resample: str = "keep", attention: bool = False
+    ) -> None:
+        super().__init__()
+        self.style = style
+        self.dropout = nn.Dropout(style.dropout)
+        self.norm0 = group_norm(channels_in, style.eps)
+        self.conv0 = Conv2d(channels_in, channels_out, 3, resample, style.filter)
+        self.affine = nn.Linear(style.embedding_channels, channels_out * (2 if style.adaptive_scale else 1))
+        self.norm1 = group_norm(channels_out, style.eps)
+        self.conv1 = Conv2d(channels_out, channels_out, 3)
+        projects = channels_in != channels_out or (resample != "keep" and style.resample_projects)
+        self.skip: nn.Module = nn.Identity()
+        if projects or resample != "keep":
+            self.skip = Conv2d(channels_in, channels_out, 1 if projects else 0, resample, style.filter)
+        self.heads = 0
+        if attention:
+            self.heads = channels_out // style.head_channels if style.head_channels else 1
+            self.norm2 = group_norm(channels_out, style.eps)
+            self.qkv = Conv2d(channels_out, 3 * channels_out, 1)
+            self.proj = Conv2d(channels_out, channels_out, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        modulation = self.affine(embedding)[:, :, None, None]
+        h = self.conv0(silu(self.norm0(x)))
+        if self.style.adaptive_scale:
+            scale, shift = modulation.chunk(2, dim=1)
+            h = silu(self.norm1(h) * (scale + 1) + shift)
+        else:
+            h = silu(self.norm1(h + modulation))
+        x = self._residual(self.skip(x), self.conv1(self.dropout(h)))
+        if self.heads:
+            x = self._residual(x, self.proj(attend(self.qkv(self.norm2(x)), self.heads)))
+        return x
+
+    def _residual(self, x: Tensor, branch: Tensor) -> Tensor:
+        x = x + branch
+        return x if self.style.skip_scale == 1 else x * self.style.skip_scale

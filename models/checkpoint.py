@@ -51,7 +51,9 @@ def read(path: Path) -> Checkpoint:
         raise
     except Exception as error:  # a damaged file can raise almost anything from the readers' depths
         reason = str(error).split("\n", maxsplit=1)[0][:200]
-        raise UserError(f"{path}: damaged or not a {path.suffix} weights file ({type(error).__name__}: {reason})") from error
+        raise UserError(
+            f"{path}: damaged or not a {path.suffix} weights file ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def shapes_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -151,7 +153,7 @@ def _walk(module: _Holder, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 def _read_safetensors(path: Path) -> Checkpoint:
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    tensors = safetensors.torch.load_file(path)
     architecture = json.loads(metadata["architecture"]) if "architecture" in metadata else None
     return Checkpoint(tensors, architecture, metadata)
 

@@ -1,8 +1,9 @@
 """ADM: the U-Net of Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis" (arXiv 2105.05233)."""
 
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
-from models.layers import BlockStyle, Conv2d, PositionalEmbedding, group_norm, silu
+from models.layers import BlockStyle, Conv2d, PositionalEmbedding, group_norm
 from models.unet import TrunkLayout, UNet
 
 

@@ -5,7 +5,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from runtime.errors import UserError
 
@@ -34,7 +35,9 @@ def fetch(url: str) -> Path:
         _download(url, partial)
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise UserError(f"cannot download {url} ({reason}); put the file at {target}, or pass --weights FILE") from error
+        raise UserError(
+            f"cannot download {url} ({reason}); put the file at {target}, or pass --weights FILE"
+        ) from error
     partial.replace(target)
     return target
 
@@ -50,14 +53,18 @@ def _download(url: str, partial: Path) -> None:
         raise
     with response:
         resumed = response.status == 206
-        total = int(response.headers.get("Content-Length", 0)) + (have if resumed else 0)
+        start = have if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = int(length) + start if length else None
+        columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
         with (
             partial.open("ab" if resumed else "wb") as file,
-            tqdm(total=total, initial=have if resumed else 0, unit="B", unit_scale=True, desc=partial.stem) as bar,
+            Progress(*columns, console=Console(stderr=True)) as shown,
         ):
+            task = shown.add_task(partial.stem, total=total, completed=start)
             while chunk := response.read(CHUNK):
                 file.write(chunk)
-                bar.update(len(chunk))
+                shown.advance(task, len(chunk))
             received = file.tell()
     if total and received != total:
         raise ValueError(f"{received} of {total} bytes came; run again to go on from there")

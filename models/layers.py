@@ -61,7 +61,8 @@ class Conv2d(nn.Module):
         fused: bool = False,
     ) -> None:
         super().__init__()
-        assert resample in ("keep", "down", "up") and not (fused and resample != "down")
+        assert resample in ("keep", "down", "up")
+        assert resample == "down" or not fused
         self.resample, self.kernel, self.fused = resample, kernel, fused
         self.weight = nn.Parameter(torch.empty(channels_out, channels_in, kernel, kernel)) if kernel else None
         self.bias = nn.Parameter(torch.empty(channels_out)) if kernel else None
@@ -70,13 +71,12 @@ class Conv2d(nn.Module):
         self.register_buffer("resample_filter", None if resample == "keep" else kernel2d)
 
     def forward(self, x: Tensor) -> Tensor:
-        padding = self.kernel // 2
         if self.resample == "keep":
-            return conv2d(x, self.weight, self.bias, padding=padding)
+            return self._convolve(x)
         taps = self.get_buffer("resample_filter")
         filter_padding = (taps.shape[-1] - 1) // 2
         if self.fused:
-            x = conv2d(x, self.weight, self.bias, padding=padding + filter_padding)
+            x = self._convolve(x, filter_padding)
             channels = x.shape[1]
             return conv2d(x, taps.expand(channels, 1, -1, -1), groups=channels, stride=2)
         channels = x.shape[1]
@@ -85,11 +85,19 @@ class Conv2d(nn.Module):
             x = conv_transpose2d(x, taps, groups=channels, stride=2, padding=filter_padding)
         else:
             x = conv2d(x, taps.expand(channels, 1, -1, -1), groups=channels, stride=2, padding=filter_padding)
-        return x if self.weight is None else conv2d(x, self.weight, self.bias, padding=padding)
+        return self._convolve(x)
+
+    def _convolve(self, x: Tensor, more_padding: int = 0) -> Tensor:
+        if self.weight is None:
+            return x
+        return conv2d(x, self.weight, self.bias, padding=self.kernel // 2 + more_padding)
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
-    """Self-attention over positions: qkv [n, 3c, h, w], its channels by head, then depth, then (q, k, v) → [n, c, h, w]."""
+    """Self-attention over positions: qkv [n, 3c, h, w] → [n, c, h, w].
+
+    The channels of qkv are ordered by head, then depth, then (q, k, v), as in the published weights.
+    """
     _, channels, height, width = qkv.shape
     depth = channels // (3 * heads)
     q, k, v = qkv.reshape(-1, heads, depth, 3, height * width).unbind(3)

@@ -111,7 +111,11 @@ class Denoiser(nn.Module):
         model_type = model_type or self.preconditioning.default_network
         if model_type not in NETWORKS:
             raise ValueError(f"model_type is {model_type!r}; allowed: {', '.join(NETWORKS)}")
-        self.shape, self.label_dim, self.sigma_data = (img_channels, img_resolution, img_resolution), label_dim, sigma_data
+        self.shape, self.label_dim, self.sigma_data = (
+            (img_channels, img_resolution, img_resolution),
+            label_dim,
+            sigma_data,
+        )
         self.model = NETWORKS[model_type](img_resolution, img_channels, img_channels, label_dim, **network_arguments)
 
     def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None) -> Tensor:

@@ -4,8 +4,9 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
-from models.layers import BlockStyle, Conv2d, FourierEmbedding, PositionalEmbedding, group_norm, silu
+from models.layers import BlockStyle, Conv2d, FourierEmbedding, PositionalEmbedding, group_norm
 from models.unet import TrunkLayout, UNet
 
 

@@ -18,12 +18,12 @@ import safetensors.torch
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from models import checkpoint
 from models.precond import Denoiser
+from models.progress import bar
 from models.zoo import ZOO, build
-from runtime.errors import UserError, run_command
+from runtime.errors import Parser, UserError, run_command
 
 
 @dataclass(frozen=True)
@@ -100,24 +100,26 @@ def train(dataset: str, recipe: Recipe, folder: Path, save_every: int = 200) -> 
         averaged, losses = state["averaged"], state["losses"]
 
     ema_decay = 0.5 ** (recipe.batch / recipe.ema_halflife)
-    with tqdm(total=recipe.steps, initial=len(losses), desc=name, unit="step") as bar:
+    with bar(f"{name}, steps", recipe.steps) as advance:
+        advance(len(losses))
         for step in range(len(losses), recipe.steps):
-            torch.manual_seed(recipe.seed * 1_000_003 + step + 1)  # each step has its own stream: resuming changes nothing
+            torch.manual_seed(
+                recipe.seed * 1_000_003 + step + 1
+            )  # each step has its own stream: resuming changes nothing
             loss = edm_loss(model, images[torch.randint(len(images), (recipe.batch,))], recipe)
             if not torch.isfinite(loss):
                 raise UserError(f"the loss is {loss.item()} at step {step}: lower the learning rate")
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate(step)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             decay = min(ema_decay, (step + 1) / (step + 10))  # a short memory while there is little to remember
             for key, value in model.state_dict().items():
                 averaged[key].lerp_(value, 1 - decay)
             losses.append(loss.item())
-            bar.update()
+            advance(1)
             if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
-                bar.set_postfix(loss=f"{sum(losses[-save_every:]) / len(losses[-save_every:]):.4f}")
                 state = {
                     "recipe": asdict(recipe),
                     "model": model.state_dict(),
@@ -158,12 +160,16 @@ def save_losses(losses: list[float], folder: Path) -> None:
     picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
     draw.line(points, fill="navy", width=2)
-    draw.text((24, 4), f"loss (log scale): {math.exp(high):.3f} to {math.exp(low):.3f} in {len(losses)} steps", fill="black")
+    draw.text(
+        (24, 4), f"loss (log scale): {math.exp(high):.3f} to {math.exp(low):.3f} in {len(losses)} steps", fill="black"
+    )
     picture.save(folder / "losses.png")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m models.train", description=__doc__.split("\n")[0])
+    parser = Parser(
+        prog="python -m models.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dataset", required=True, choices=DATASETS)
     parser.add_argument("--images", type=int, help="training images to see in all (default: the dataset's recipe)")
     parser.add_argument("--seed", type=int, default=0)

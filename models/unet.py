@@ -70,7 +70,8 @@ class UNet(nn.Module):
 
     def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x [n, in, r, r], embedding [n or 1, e] → features [n, channels_out, r, r]."""
-        pyramid, skips = x, []
+        pyramid = x
+        skips: list[Tensor] = []
         for name, layer in self.enc.items():
             if name.endswith("_aux_residual"):
                 x = pyramid = (skips.pop() + layer(pyramid)) * math.sqrt(0.5)

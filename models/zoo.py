@@ -106,9 +106,7 @@ ZOO: dict[str, ZooRow] = {
 }
 
 
-def load(
-    model: str, weights: str | Path | None = None, random_weights: bool = False, seed: int = 0
-) -> Denoiser:
+def load(model: str, weights: str | Path | None = None, random_weights: bool = False, seed: int = 0) -> Denoiser:
     """A denoiser in evaluation mode, on the CPU, float32.
 
     Args:
@@ -130,7 +128,9 @@ def load(
     elif Path(model).suffix in checkpoint.FORMATS:
         own = checkpoint.read(Path(model))
         if own.architecture is None:
-            raise UserError(f"{model} does not say its architecture; use --model NAME or ARCHITECTURE.json --weights {model}")
+            raise UserError(
+                f"{model} does not say its architecture; use --model NAME or ARCHITECTURE.json --weights {model}"
+            )
         name, architecture = Path(model).stem, own.architecture
         licence = (own.metadata or {}).get("licence", "unknown")
     else:

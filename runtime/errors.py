@@ -1,27 +1,52 @@
 """The one kind of error that a user can mend, and how every command line reports it."""
 
+import argparse
 import errno
+import re
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
-__all__ = ["UserError", "run_command"]
+MOST_NUMBERS = 1_000_000
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 class UserError(Exception):
     """Bad input. The message says what came, what is allowed and what to do, in one line."""
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are UserErrors: one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
 def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command line's ``main`` and exits: its status, or 2 with one line on standard error for bad input."""
+    """Runs a command line's ``main`` and exits: with its status, or with 2 and one line on standard error."""
     try:
         sys.exit(main() or 0)
     except UserError as error:
-        message = " ".join(str(error).split())
+        message = str(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in UNWRITABLE:
             raise
         message = f"cannot write {error.filename or 'the output'}: {error.strerror}"
     except KeyboardInterrupt:
         sys.exit(130)
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
+
+
+def whole_numbers(text: str) -> list[int]:
+    """``0-63`` or ``1,5,9`` or both, as on a command line."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(-?\d+)(?:-(\d+))?", part.strip())
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 0-63 or 1,5,9")
+        span = range(int(match[1]), int(match[2] or match[1]) + 1)
+        if len(numbers) + len(span) > MOST_NUMBERS:
+            raise argparse.ArgumentTypeError(f"{text!r} names more than {MOST_NUMBERS} numbers")
+        numbers += span
+    return numbers

@@ -45,7 +45,9 @@ class Plan:
         if not self.sigmas or not all(np.isfinite(sigma) and sigma > 0 for sigma in self.sigmas):
             raise UserError("a plan needs at least one noise level, each finite and above 0")
         if [len(row) for row in self.table] != list(range(1, self.nfe + 2)):
-            raise UserError(f"a plan of {self.nfe} evaluations needs {self.nfe + 1} rows of 1 to {self.nfe + 1} numbers")
+            raise UserError(
+                f"a plan of {self.nfe} evaluations needs {self.nfe + 1} rows of 1 to {self.nfe + 1} numbers"
+            )
         if not all(np.isfinite(entry) for row in self.table for entry in row):
             raise UserError("a plan's table must be finite")
 

@@ -1,0 +1,72 @@
+"""The command-line arguments of choosing a model and calibrating it, shared by ``calibration`` and ``export``."""
+
+import argparse
+
+import torch
+
+from calibration.calibrate import TARGETS, Settings
+from calibration.schedules import SCHEDULES
+from models.precond import Denoiser
+from models.zoo import load
+from runtime.errors import UserError
+
+DEFAULTS = Settings(nfe=1)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", required=True, help="a name of the zoo, a .pkl or .safetensors file, or a .json of arguments"
+    )
+    group.add_argument("--weights", help="a checkpoint to load into the model instead of its own")
+    group.add_argument("--random-weights", action="store_true", help="a dry run without the model's weights")
+    group.add_argument("--device", default="auto", help="where PyTorch calibrates: auto (default), cpu, cuda, …")
+
+
+def load_model(arguments: argparse.Namespace) -> Denoiser:
+    """The model, on the device that was asked for."""
+    name = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if arguments.weights and arguments.random_weights:
+        raise UserError("--weights and --random-weights exclude each other")
+    model = load(arguments.model, arguments.weights, arguments.random_weights)
+    try:
+        return model.to(torch.device(name))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise UserError(f"--device {name}: PyTorch cannot use it ({reason})") from error
+
+
+def add_settings_arguments(parser: argparse.ArgumentParser, nfe_required: bool = True) -> None:
+    group = parser.add_argument_group("calibration")
+    group.add_argument("--nfe", type=int, required=nfe_required, help="network evaluations, exactly")
+    group.add_argument(
+        "--solver", default=DEFAULTS.solver, help="auto (default: what measures best), ddim, iia-ipndm, …"
+    )
+    group.add_argument(
+        "--schedule", default=DEFAULTS.schedule, help=f"noise levels: {', '.join(SCHEDULES)} (default: edm)"
+    )
+    group.add_argument(
+        "--target", help=f"{' or '.join(TARGETS)}: the paper's, or ours (default: local; global for auto)"
+    )
+    group.add_argument("--history", type=int, metavar="R", help="past steps to weigh (default: the paper's, by solver)")
+    group.add_argument("--fine-steps", type=int, default=DEFAULTS.fine_steps, metavar="M", help="default: 10")
+    group.add_argument("--batch", type=int, default=DEFAULTS.batch, metavar="B", help="noises to fit on (default: 256)")
+    group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to judge by (default: 128)")
+    group.add_argument("--ridge", type=float, default=DEFAULTS.ridge, help="relative (default: 1e-6)")
+    group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises (default: 0)")
+
+
+def settings(arguments: argparse.Namespace) -> Settings:
+    """Raises UserError for values out of range."""
+    return Settings(
+        nfe=arguments.nfe,
+        solver=arguments.solver,
+        schedule=arguments.schedule,
+        target=arguments.target,
+        history=arguments.history,
+        fine_steps=arguments.fine_steps,
+        batch=arguments.batch,
+        heldout=arguments.heldout,
+        ridge=arguments.ridge,
+        seed=arguments.seed,
+    )

@@ -1,0 +1,88 @@
+"""Least squares for γ, from float64 Gram matrices, while the solver runs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calibration.network import Network
+from calibration.solvers.base import Solver
+from calibration.trace import correct
+
+Target = Callable[[int, Tensor], Tensor]  # (step index, state before it) → the state to reach, [n, …]
+
+
+@dataclass(frozen=True)
+class FittedStep:
+    """One step's γ, and its root-mean-square error against the target on held-out noises, without and with γ.
+
+    ``gamma`` is the departure from the base solver's own weights; all zero where it did not help.
+    """
+
+    gamma: tuple[float, ...]
+    error_before: float
+    error_after: float
+
+
+def gram(tensors: Sequence[Tensor]) -> np.ndarray:
+    """Inner products [k, k] in float64: all that a least-squares fit needs, and it sums over batches."""
+    flat = torch.stack([tensor.reshape(-1) for tensor in tensors]).double()
+    return (flat @ flat.T).numpy()
+
+
+def solve(products: np.ndarray, ridge: float) -> np.ndarray:
+    """γ [k] minimising |target - Σ γ_j·direction_j|² + ridge·Σ (|direction_j|·γ_j)².
+
+    ``products`` is the Gram matrix [k+1, k+1] of the directions and, last, the target. Directions are scaled to unit
+    length first, so ``ridge`` is relative; those that vanish, and combinations that vanish, get 0.
+    """
+    lengths = np.sqrt(np.diag(products)[:-1])
+    scale = np.where(lengths > 0, 1 / np.where(lengths > 0, lengths, 1), 0.0)
+    normal = products[:-1, :-1] * np.outer(scale, scale) + ridge * np.eye(len(scale))
+    values, vectors = np.linalg.eigh(normal)
+    usable = values > max(values.max(initial=0.0), 1.0) * 1e-13
+    inverse = np.where(usable, 1 / np.where(usable, values, 1), 0.0)
+    return scale * (vectors @ (inverse * (vectors.T @ (scale * products[:-1, -1]))))
+
+
+def rms(difference: Tensor) -> float:
+    """Root mean square over every pixel of every image."""
+    return difference.square().mean().sqrt().item()
+
+
+def fit(
+    solver: Solver,
+    network: Network,
+    x: Tensor,
+    sigmas: Sequence[float],
+    nfe: int,
+    history: int,
+    target: Target,
+    fitting: int,
+    ridge: float,
+) -> tuple[list[FittedStep], Tensor]:
+    """Runs ``solver`` from x [n, …] and solves for each step's γ on the way; returns them, and the images [n, …].
+
+    The first ``fitting`` images fit, the others are held out: a γ that does not lower their error is dropped.
+    """
+    steps: list[FittedStep] = []
+    state = x
+
+    def fit_step(base: Tensor, directions: Sequence[Tensor]) -> Tensor:
+        nonlocal state
+        missing = target(len(steps), state) - base
+        gamma = np.zeros(len(directions))
+        if directions:
+            gamma = solve(gram([*(direction[:fitting] for direction in directions), missing[:fitting]]), ridge)
+        before = rms(missing[fitting:])
+        after = rms(correct(-missing[fitting:], [direction[fitting:] for direction in directions], gamma.tolist()))
+        if not after < before:
+            gamma, after = np.zeros(len(directions)), before
+        steps.append(FittedStep(tuple(gamma.tolist()), before, after))
+        state = correct(base, directions, steps[-1].gamma)
+        return state
+
+    images = solver.run(network, x, sigmas, fit_step, history, nfe)
+    return steps, images

@@ -1,0 +1,46 @@
+"""Fine-grained solves: what a step, or a whole sampler, should have computed."""
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+from calibration.network import Network
+from calibration.schedules import refine
+from calibration.solvers import find
+from calibration.solvers.base import Solver, base_step
+
+REFERENCE_STEPS = 96  # Heun steps that a trajectory takes at the least
+
+
+def substeps(levels: int, fine_steps: int) -> int:
+    """Steps for each of the intervals between so many non-zero ``levels``, and 0."""
+    return max(fine_steps, -(-REFERENCE_STEPS // levels))
+
+
+def cost(levels: int, fine_steps: int) -> int:
+    """Network evaluations that ``trajectory`` spends on one image."""
+    return 2 * levels * substeps(levels, fine_steps) - 1
+
+
+def trajectory(network: Network, x: Tensor, levels: Iterable[float], fine_steps: int) -> dict[float, Tensor]:
+    """The same-noise solution at each noise level: {sigma: state [n, …]}, from x at the highest level down to 0.
+
+    Solved by Heun's method, each interval between levels cut into ``fine_steps``, or more where levels are few.
+    """
+    grid = sorted({*levels, 0.0}, reverse=True)
+    count = substeps(len(grid) - 1, fine_steps)
+    states = [x]
+
+    def record(base: Tensor, directions: Sequence[Tensor]) -> Tensor:
+        states.append(base)
+        return base
+
+    find("heun").run(network, x, refine(grid, count), record, history=0)
+    return dict(zip(grid, states[::count], strict=True))
+
+
+def local_target(
+    solver: Solver, network: Network, x: Tensor, sigma: float, sigma_next: float, fine_steps: int
+) -> Tensor:
+    """Where the solver itself, run in ``fine_steps`` of [σ', σ], takes x: the target of arXiv 2304.11328."""
+    return solver.run(network, x, refine([sigma, sigma_next], fine_steps), base_step, history=0)

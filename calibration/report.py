@@ -1,0 +1,29 @@
+"""Tables of what a calibration found."""
+
+from rich.console import Console
+from rich.table import Table
+
+from runtime.plan import Plan
+
+
+def show(plan: Plan) -> None:
+    """Prints what was fitted; nothing for a fixed solver."""
+    report = plan.calibration
+    if not report:
+        return
+    console = Console()
+    if len(report["compared"]) > 1:
+        table = Table("solver", "RMS error, held out", title=f"solvers at {plan.nfe} evaluations")
+        for solver, error in sorted(report["compared"].items(), key=lambda row: row[1]):
+            table.add_row(solver, f"{error:.4f}" + ("  <- taken" if solver == plan.solver else ""))
+        console.print(table)
+    if report["steps"]:
+        table = Table("step", "RMS error before", "after", "γ", title=f"{plan.solver}, target {report['target']}")
+        for index, step in enumerate(report["steps"]):
+            gamma = ", ".join(f"{weight:+.4f}" for weight in step["gamma"]) or "none"
+            table.add_row(str(index), f"{step['error_before']:.2e}", f"{step['error_after']:.2e}", gamma)
+        console.print(table)
+    console.print(
+        f"images: RMS error {report['heldout_rms_error']:.4f} on {report['settings']['heldout']} held-out noises; "
+        f"{report['evaluations']} evaluations of one image, {report['seconds']:.0f} s"
+    )

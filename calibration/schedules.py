@@ -1,0 +1,47 @@
+"""Noise-level grids, float64: ``steps`` levels from sigma_max down to sigma_min, then 0."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+
+from models.precond import VP_BETA_D, VP_BETA_MIN, vp_sigma
+from runtime.errors import UserError
+
+RHO = 7.0
+
+Schedule = Callable[[int, float, float], list[float]]
+
+
+def edm(steps: int, sigma_min: float, sigma_max: float, rho: float = RHO) -> list[float]:
+    """Uniform in σ^(1/ρ): Karras et al., arXiv 2206.00364, eq. 5."""
+    return [*(np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), steps) ** rho).tolist(), 0.0]
+
+
+def logarithmic(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
+    """Uniform in log σ, the half log signal-to-noise ratio: DPM-Solver, arXiv 2206.00927, section 3.4."""
+    return [*np.geomspace(sigma_max, sigma_min, steps).tolist(), 0.0]
+
+
+def vp(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
+    """Uniform in the time of the variance-preserving process: Song et al., arXiv 2011.13456, eq. 32."""
+
+    def time(sigma: float) -> float:
+        return (math.sqrt(VP_BETA_MIN**2 + 2 * VP_BETA_D * math.log1p(sigma**2)) - VP_BETA_MIN) / VP_BETA_D
+
+    return [*(vp_sigma(t) for t in np.linspace(time(sigma_max), time(sigma_min), steps)), 0.0]
+
+
+SCHEDULES: dict[str, Schedule] = {"edm": edm, "log": logarithmic, "vp": vp}
+
+
+def refine(sigmas: list[float], substeps: int) -> list[float]:
+    """Each interval cut into ``substeps``, uniformly in σ^(1/7); the given levels stay, exactly."""
+    if substeps < 2:
+        raise UserError(f"an interval is cut into {substeps} fine steps; it takes at least 2")
+    fine = [sigmas[0]]
+    for start, end in pairwise(sigmas):
+        inner = np.linspace(start ** (1 / RHO), end ** (1 / RHO), substeps + 1)[1:-1] ** RHO
+        fine += [*inner.tolist(), end]
+    return fine

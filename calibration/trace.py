@@ -1,0 +1,50 @@
+"""Solver → Plan: the solver's own code, run once over coefficient vectors instead of images."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from calibration.solvers.base import Solver, base_step
+from runtime.plan import Plan
+
+
+def trace(
+    solver: Solver,
+    sigmas: Sequence[float],
+    nfe: int,
+    gammas: Sequence[Sequence[float]] = (),
+    history: int = 0,
+    calibration: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The plan of ``solver`` on the grid ``sigmas`` (the last one 0), its i-th step corrected by ``gammas[i]``.
+
+    A vector's entry 0 is the weight of the unit noise, entry j + 1 that of the j-th denoised image.
+    """
+    told: list[float] = []
+    rows: list[tuple[float, ...]] = []
+
+    def record(x: np.ndarray, sigma: float) -> np.ndarray:
+        assert len(told) < nfe, f"{solver.name} evaluates more often than {nfe} times"
+        told.append(float(sigma))
+        rows.append(tuple(x[: len(told)].tolist()))
+        return np.eye(nfe + 1)[len(told)]
+
+    remaining = iter(gammas)
+
+    def corrected(base: Any, directions: Sequence[Any]) -> Any:
+        return correct(base, directions, next(remaining))
+
+    noise = np.zeros(nfe + 1)
+    noise[0] = sigmas[0]
+    images = solver.run(record, noise, sigmas, corrected if gammas else base_step, history, nfe)
+    assert len(told) == nfe, f"{solver.name} evaluates {len(told)} times instead of {nfe}"
+    return Plan(solver.name, tuple(told), (*rows, tuple(images.tolist())), calibration or {})
+
+
+def correct(base: Any, directions: Sequence[Any], gamma: Sequence[float]) -> Any:
+    """base + Σ γ_j·direction_j."""
+    for weight, direction in zip(gamma, directions, strict=True):
+        if weight:
+            base = base + weight * direction
+    return base

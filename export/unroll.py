@@ -1,0 +1,192 @@
+"""Unrolls the whole sampling loop into one graph.
+
+``runtime.plan.sample`` runs over symbolic values; each time it calls the denoiser, one more copy of the denoiser's
+nodes is stamped into the graph. Copies share every weight. A copy's noise level is a constant, so whatever depends on
+that alone (the embedding network, the preconditioning's factors) is computed now and stored as a constant.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from runtime.backends.onnxrt import Session
+from runtime.plan import Plan, sample
+
+OUTPUTS = ("float32", "uint8")
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """The exported denoiser, taken apart: the nodes to stamp, and the constants that each noise level gives them."""
+
+    graph: ir.Graph
+    stamped: tuple[ir.Node, ...]
+    constants: Mapping[float, Mapping[str, np.ndarray]]  # noise level → value name → array
+
+
+class Canvas:
+    """The graph being drawn: nodes in order, constants and weights by value."""
+
+    def __init__(self, inputs: Sequence[ir.Value]) -> None:
+        self.inputs = {str(value.name): value for value in inputs}
+        self.nodes: list[ir.Node] = []
+        self.weights: dict[str, ir.Value] = {}
+
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        """The initializer of that name, made when it is new."""
+        return self.weight(name, ir.tensor(array, name=name))
+
+    def weight(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        if name not in self.weights:
+            self.weights[name] = ir.Value(
+                name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+        return self.weights[name]
+
+    def add(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        output: str,
+        attributes: Mapping[str, ir.Attr] | None = None,
+    ) -> ir.Value:
+        node = ir.Node("", op_type, inputs, attributes or {}, outputs=[ir.Value(name=output)], name=output)
+        self.nodes.append(node)
+        return node.outputs[0]
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A value of the graph that knows ``*`` and ``+``, as ``sample`` asks of its terms."""
+
+    value: ir.Value
+    canvas: Canvas
+
+    def __rmul__(self, weight: float) -> "Symbol":
+        number = np.float32(weight)
+        factor = self.canvas.constant(f"w{number!s}", np.array(number))
+        return Symbol(self.canvas.add("Mul", [factor, self.value], f"t{len(self.canvas.nodes)}"), self.canvas)
+
+    def __add__(self, other: "Symbol") -> "Symbol":
+        return Symbol(self.canvas.add("Add", [self.value, other.value], f"t{len(self.canvas.nodes)}"), self.canvas)
+
+
+def unroll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
+    """The graph of the whole sampler: noise float32 [batch, C, H, W] (and class_labels int64 [batch]) → images.
+
+    ``exported`` is of ``export_denoiser``; its weights are shared, not copied. Every evaluation's denoised image keeps
+    a name, denoised_0 …, and the float images are called images_float32 where ``output`` is "uint8": there the graph
+    ends in round, clip and a move to [batch, H, W, C].
+    """
+    assert output in OUTPUTS
+    denoiser = take_apart(exported.graph, sorted(set(plan.sigmas)))
+    inputs = {value.name: value for value in exported.graph.inputs}
+    noise = ir.Value(name="noise", shape=inputs["x"].shape, type=inputs["x"].type)
+    free = [ir.Value(name=v.name, shape=v.shape, type=v.type) for n, v in inputs.items() if n not in ("x", "sigma")]
+    canvas = Canvas([noise, *free])
+    evaluations = 0
+
+    def stamp(x: Symbol, sigma: float) -> Symbol:
+        nonlocal evaluations
+        evaluations += 1
+        return Symbol(stamp_denoiser(denoiser, canvas, x.value, sigma, evaluations - 1), canvas)
+
+    images = sample(stamp, Symbol(noise, canvas), plan).value
+    assert evaluations == plan.nfe
+    shape, dtype = inputs["x"].shape, ir.DataType.FLOAT
+    images.name = "images"
+    if output == "uint8":
+        images.name = "images_float32"
+        images, dtype = append_uint8(canvas, images), ir.DataType.UINT8
+        assert shape is not None
+        shape = ir.Shape([shape[0], shape[2], shape[3], shape[1]])
+    images.shape, images.type = shape, ir.TensorType(dtype)
+    graph = ir.Graph(
+        list(canvas.inputs.values()),
+        [images],
+        nodes=canvas.nodes,
+        initializers=list(canvas.weights.values()),
+        opset_imports=dict(exported.graph.opset_imports),
+        name="sampler",
+    )
+    return ir.Model(graph, ir_version=exported.ir_version, producer_name=exported.producer_name)
+
+
+def take_apart(graph: ir.Graph, sigmas: Sequence[float]) -> Denoiser:
+    """Splits the denoiser's nodes into those that depend on more than the noise level, and constants for the rest."""
+    varying = {value for value in graph.inputs if value.name != "sigma"}
+    stamped = []
+    for node in graph:
+        if any(value in varying for value in node.inputs):
+            varying.update(node.outputs)
+            stamped.append(node)
+    needed = {
+        value
+        for node in stamped
+        for value in node.inputs
+        if value is not None and value not in varying and not value.is_initializer()
+    }
+    return Denoiser(graph, tuple(stamped), evaluate(graph, sorted(str(value.name) for value in needed), sigmas))
+
+
+def evaluate(graph: ir.Graph, names: Sequence[str], sigmas: Sequence[float]) -> dict[float, dict[str, np.ndarray]]:
+    """The values called ``names``, which depend on sigma alone, at each noise level; computed by ONNX Runtime."""
+    part = ir.convenience.extract(graph, ["sigma"], [name for name in names if name != "sigma"])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "constants.onnx"
+        ir.save(ir.Model(part, ir_version=10), path)
+        with Session(path) as session:
+            feeds = {sigma: {"sigma": np.array(sigma, np.float32)} for sigma in sigmas}
+            return {sigma: feed | session.run(feed) for sigma, feed in feeds.items()}
+
+
+def stamp_denoiser(denoiser: Denoiser, canvas: Canvas, x: ir.Value, sigma: float, evaluation: int) -> ir.Value:
+    """One more copy of the denoiser's nodes, reading x; its output is called denoised_``evaluation``."""
+    values: dict[ir.Value | None, ir.Value | None] = {None: None}
+    for graph_input in denoiser.graph.inputs:
+        if graph_input.name != "sigma":
+            values[graph_input] = x if graph_input.name == "x" else canvas.inputs[str(graph_input.name)]
+    for node in denoiser.stamped:
+        for value in node.inputs:
+            if value not in values:
+                assert value is not None
+                values[value] = _bring(denoiser, canvas, value, sigma)
+        outputs = [ir.Value(name=f"{value.name}_{evaluation}") for value in node.outputs]
+        canvas.nodes.append(
+            ir.Node(
+                node.domain,
+                node.op_type,
+                [values[value] for value in node.inputs],
+                node.attributes.values(),
+                outputs=outputs,
+                name=outputs[0].name,
+            )
+        )
+        values.update(zip(node.outputs, outputs, strict=True))
+    denoised = values[denoiser.graph.outputs[0]]
+    assert denoised is not None, "the exported denoiser does not depend on x"
+    return denoised
+
+
+def _bring(denoiser: Denoiser, canvas: Canvas, value: ir.Value, sigma: float) -> ir.Value:
+    """A weight, shared by all copies, or a constant, shared by all copies at this noise level."""
+    name = str(value.name)
+    if value.const_value is not None:
+        return canvas.weight(name, value.const_value)
+    return canvas.constant(f"{name}@{sigma}", denoiser.constants[sigma][name])
+
+
+def append_uint8(canvas: Canvas, images: ir.Value) -> ir.Value:
+    """[-1, 1] → 0 … 255, [batch, H, W, C]. Rounded and clipped first: a cast truncates, and is undefined outside."""
+    half = canvas.constant("half_range", np.array(127.5, np.float32))
+    scaled = canvas.add("Mul", [images, half], "scaled")
+    shifted = canvas.add("Add", [scaled, half], "shifted")
+    rounded = canvas.add("Round", [shifted], "rounded")
+    low, high = (canvas.constant(f"pixel_{bound}", np.array(bound, np.float32)) for bound in (0, 255))
+    clipped = canvas.add("Clip", [rounded, low, high], "clipped")
+    rows = canvas.add("Transpose", [clipped], "rows", {"perm": ir.AttrInt64s("perm", [0, 2, 3, 1])})
+    return canvas.add("Cast", [rows], "images", {"to": ir.AttrInt64("to", ir.DataType.UINT8)})

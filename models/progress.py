@@ -1,0 +1,31 @@
+"""Progress bars: ``with bar(description, total) as advance: … advance(n)``."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Advance = Callable[[int], None]
+ProgressBars = Callable[[str, int], AbstractContextManager[Advance]]
+
+
+@contextmanager
+def bar(description: str, total: int) -> Iterator[Advance]:
+    """A bar on standard error, with the time spent and left; it stays when done."""
+    columns = (
+        TextColumn("{task.description:<26}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as shown:
+        task = shown.add_task(description, total=total)
+        yield lambda amount: shown.advance(task, amount)
+
+
+@contextmanager
+def silent(description: str, total: int) -> Iterator[Advance]:
+    yield lambda amount: None

@@ -1,0 +1,111 @@
+"""A bundle: the folder that carries one sampler from the exporter to a device. Arrays, graphs and JSON; no pickles.
+
+manifest.json   what the bundle is, and the SHA-256 and size of every other file
+plan.json       the sampler's table (runtime.plan)
+sampler.onnx    noise [batch, C, H, W] float32, unit normal (and class_labels int64 [batch]) → images
+denoiser.onnx   x [batch, C, H, W], sigma [] (and class_labels) → denoised: the baseline path
+reference.npz   what PyTorch computed for a few seeds: seeds, class_labels, denoised [nfe, …], images
+reference.json  the same images in Polygraphy's format
+samples.png     what it makes
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError
+from runtime.plan import Plan
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Closes a bundle: records ``facts`` and what every file now in ``folder`` is."""
+    files = {
+        str(path.relative_to(folder)): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    manifest = {"schema": SCHEMA, **facts, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. Files are verified when they are asked for, before anything reads them."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Bundle":
+        """Raises UserError when there is no bundle, its manifest is damaged, or of another schema."""
+        path = Path(folder) / MANIFEST
+        try:
+            manifest = json.loads(path.read_text())
+        except OSError as error:
+            raise UserError(f"no bundle at {folder}: cannot read {MANIFEST} ({error.strerror})") from error
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from error
+        if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+            found = manifest.get("schema") if isinstance(manifest, dict) else None
+            raise UserError(f"{path} has schema {found!r}; this version reads {SCHEMA}: export the bundle again")
+        try:
+            bundle = cls(Path(folder), manifest)
+            _ = manifest["files"]["sampler.onnx"]["sha256"], bundle.shape, bundle.classes, bundle.output
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        return bundle
+
+    def file(self, name: str) -> Path:
+        """The path of one of the bundle's files, its size and SHA-256 verified. Raises UserError when they differ."""
+        path, recorded = self.folder / name, self.manifest["files"].get(name)
+        if recorded is None:
+            raise UserError(f"{self.folder} holds no {name}")
+        if not path.is_file():
+            raise UserError(f"{path} is missing, though the manifest lists it: copy the whole bundle again")
+        if path.stat().st_size != recorded["bytes"] or file_sha256(path) != recorded["sha256"]:
+            raise UserError(
+                f"{path} is not the file the manifest describes (its SHA-256 differs): copy or export again"
+            )
+        return path
+
+    def graph(self, name: str) -> Path:
+        """As ``file``, for an ONNX graph: its external data, where it has some, is verified as well."""
+        if f"{name}.data" in self.manifest["files"]:
+            self.file(f"{name}.data")
+        return self.file(name)
+
+    @cached_property
+    def plan(self) -> Plan:
+        return Plan.load(self.file("plan.json"))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        channels, height, width = self.manifest["model"]["shape"]
+        return int(channels), int(height), int(width)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 when the model is unconditional."""
+        return int(self.manifest["model"]["classes"])
+
+    @property
+    def output(self) -> str:
+        """``float32`` [batch, C, H, W] in about [-1, 1], or ``uint8`` [batch, H, W, C]."""
+        return str(self.manifest["output"])
+
+    @property
+    def random_weights(self) -> bool:
+        return bool(self.manifest["model"]["random_weights"])

@@ -1,0 +1,35 @@
+"""Image arrays → pictures."""
+
+from pathlib import Path
+
+import numpy as np
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """float [n, C, H, W] in [-1, 1] → uint8 [n, H, W, C], rounded and clipped; uint8 passes through."""
+    if images.dtype == np.uint8:
+        return images
+    return np.clip(np.rint(images.transpose(0, 2, 3, 1) * 127.5 + 127.5), 0, 255).astype(np.uint8)
+
+
+def save_grid(images: np.ndarray, path: Path, caption: str = "") -> None:
+    """Writes one PNG of all images [n, …], as square as can be, small ones enlarged to at least 64 pixels."""
+    from PIL import Image, ImageDraw
+
+    pixels = to_uint8(images)
+    count, height, width, channels = pixels.shape
+    columns = int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    scale, gap = max(1, 64 // height), 2
+    tiles = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+    sheet = np.full(
+        (rows * (height * scale + gap) + gap, columns * (width * scale + gap) + gap, channels), 255, np.uint8
+    )
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        top, left = gap + row * (height * scale + gap), gap + column * (width * scale + gap)
+        sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    picture = Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet).convert("RGB")
+    if caption:
+        ImageDraw.Draw(picture).text((4, 4), caption, fill="red")
+    picture.save(path)

@@ -1,0 +1,23 @@
+"""Unit noise by seed: one counter-based stream a seed, so an image never depends on the batch it is made in."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from runtime.errors import UserError
+
+SEEDS = 2**63  # seeds are 0 … SEEDS - 1
+
+
+def unit_noise(seeds: Sequence[int], shape: Sequence[int], stream: int = 0) -> np.ndarray:
+    """Normal noise, float32 [len(seeds), *shape], from NumPy's Philox generator.
+
+    ``stream`` separates purposes: 0 is for images, others keep the noises of calibration from ever being sampled.
+    Raises UserError for a seed out of range.
+    """
+    noise = np.empty((len(seeds), *shape), np.float32)
+    for row, seed in zip(noise, seeds, strict=True):
+        if not 0 <= seed < SEEDS:
+            raise UserError(f"seed {seed} is out of range; seeds are 0 to {SEEDS - 1}")
+        np.random.Generator(np.random.Philox(key=int(seed) + (stream << 64))).standard_normal(out=row, dtype=np.float32)
+    return noise

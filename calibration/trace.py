@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.solvers.base import Solver, base_step
+from calibration.solvers.base import Solver, Step, base_step
 from runtime.plan import Plan
 
 
@@ -30,16 +30,17 @@ def trace(
         rows.append(tuple(x[: len(told)].tolist()))
         return np.eye(nfe + 1)[len(told)]
 
-    remaining = iter(gammas)
-
-    def corrected(base: Any, directions: Sequence[Any]) -> Any:
-        return correct(base, directions, next(remaining))
-
     noise = np.zeros(nfe + 1)
     noise[0] = sigmas[0]
-    images = solver.run(record, noise, sigmas, corrected if gammas else base_step, history, nfe)
+    images = solver.run(record, noise, sigmas, corrected_by(gammas) if gammas else base_step, history, nfe)
     assert len(told) == nfe, f"{solver.name} evaluates {len(told)} times instead of {nfe}"
     return Plan(solver.name, tuple(told), (*rows, tuple(images.tolist())), calibration or {})
+
+
+def corrected_by(gammas: Sequence[Sequence[float]]) -> Step:
+    """The hook that adds to the i-th step its fitted correction, ``gammas[i]``."""
+    remaining = iter(gammas)
+    return lambda base, directions: correct(base, directions, next(remaining))
 
 
 def correct(base: Any, directions: Sequence[Any], gamma: Sequence[float]) -> Any:

@@ -11,6 +11,7 @@ import torch
 
 from calibration.network import Network
 from export.denoiser import OPSET, export_denoiser
+from export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm
 from export.save import save_checked
 from export.unroll import unroll
 from models.precond import Denoiser
@@ -39,11 +40,14 @@ class Graphs:
 def write_graphs(model: Denoiser, plan: Plan, folder: Path, output: str = "float32") -> Graphs:
     """denoiser.onnx and sampler.onnx, both checked, into ``folder``."""
     exported = export_denoiser(model)
-    denoiser_bytes = save_checked(exported, folder / "denoiser.onnx")
+    lower_group_norm(exported)
+    keep_batch_in_reshapes(exported)
     sampler = unroll(exported, plan, output)
     sampler.metadata_props.update(
         solver=plan.solver, nfe=str(plan.nfe), plan_sha256=plan.sha256, weights_sha256=model.spec.weights_sha256
     )
+    drop_unused(exported)
+    denoiser_bytes = save_checked(exported, folder / "denoiser.onnx")
     sampler_bytes = save_checked(sampler, folder / "sampler.onnx")
     return Graphs(len(sampler.graph), sampler_bytes, denoiser_bytes)
 

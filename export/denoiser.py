@@ -45,16 +45,7 @@ def export_denoiser(model: Denoiser) -> ir.Model:
     ClearMetadataAndDocStringPass()(exported)  # about 1.3 KB a node
     exported.graph.name = "denoiser"
     exported.producer_name, exported.producer_version = "edge-sampler", None
-    forget_intermediate_shapes(exported.graph)
     return exported
-
-
-def forget_intermediate_shapes(graph: ir.Graph) -> None:
-    """Readers infer them; written out they would cost more bytes than the nodes."""
-    for node in graph:
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.shape = value.type = None
 
 
 @contextlib.contextmanager

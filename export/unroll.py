@@ -83,8 +83,10 @@ def unroll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
     ends in round, clip and a move to [batch, H, W, C].
     """
     assert output in OUTPUTS
-    denoiser = take_apart(exported.graph, sorted(set(plan.sigmas)))
-    inputs = {value.name: value for value in exported.graph.inputs}
+    graph = exported.graph.clone()
+    add_shifts_to_biases(graph)
+    denoiser = take_apart(graph, sorted(set(plan.sigmas)))
+    inputs = {value.name: value for value in graph.inputs}
     noise = ir.Value(name="noise", shape=inputs["x"].shape, type=inputs["x"].type)
     free = [ir.Value(name=v.name, shape=v.shape, type=v.type) for n, v in inputs.items() if n not in ("x", "sigma")]
     canvas = Canvas([noise, *free])
@@ -105,25 +107,21 @@ def unroll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
         assert shape is not None
         shape = ir.Shape([shape[0], shape[2], shape[3], shape[1]])
     images.shape, images.type = shape, ir.TensorType(dtype)
-    graph = ir.Graph(
+    drawn = ir.Graph(
         list(canvas.inputs.values()),
         [images],
         nodes=canvas.nodes,
         initializers=list(canvas.weights.values()),
-        opset_imports=dict(exported.graph.opset_imports),
+        opset_imports=dict(graph.opset_imports),
         name="sampler",
     )
-    return ir.Model(graph, ir_version=exported.ir_version, producer_name=exported.producer_name)
+    return ir.Model(drawn, ir_version=exported.ir_version, producer_name=exported.producer_name)
 
 
 def take_apart(graph: ir.Graph, sigmas: Sequence[float]) -> Denoiser:
     """Splits the denoiser's nodes into those that depend on more than the noise level, and constants for the rest."""
-    varying = {value for value in graph.inputs if value.name != "sigma"}
-    stamped = []
-    for node in graph:
-        if any(value in varying for value in node.inputs):
-            varying.update(node.outputs)
-            stamped.append(node)
+    varying = depend_on_images(graph)
+    stamped = [node for node in graph if node.outputs[0] in varying]
     needed = {
         value
         for node in stamped
@@ -131,6 +129,47 @@ def take_apart(graph: ir.Graph, sigmas: Sequence[float]) -> Denoiser:
         if value is not None and value not in varying and not value.is_initializer()
     }
     return Denoiser(graph, tuple(stamped), evaluate(graph, sorted(str(value.name) for value in needed), sigmas))
+
+
+def depend_on_images(graph: ir.Graph) -> set[ir.Value]:
+    """The values that depend on more than the noise level: on x, or on class_labels."""
+    varying = {value for value in graph.inputs if value.name != "sigma"}
+    for node in graph:
+        if any(value in varying for value in node.inputs):
+            varying.update(node.outputs)
+    return varying
+
+
+def add_shifts_to_biases(graph: ir.Graph) -> None:
+    """convolution + shift → convolution with bias + shift, in place, where the shift depends on the noise level alone.
+
+    That is how DDPM++'s blocks take their embedding; folded, it costs no node and no pass over the images.
+    """
+    varying = depend_on_images(graph)
+    for node in list(graph):
+        if node.op_type != "Add":
+            continue
+        for convolved, shift in (node.inputs, node.inputs[::-1]):
+            assert convolved is not None
+            assert shift is not None
+            convolution = convolved.producer()
+            if convolution is None or convolution.op_type != "Conv" or len(convolved.uses()) > 1 or shift in varying:
+                continue
+            weight = convolution.inputs[1]
+            if weight is None or weight.shape is None or shift.shape != (1, weight.shape[0], 1, 1):
+                continue
+            bias = ir.node("Squeeze", [shift])
+            bias.outputs[0].name = f"{shift.name}_flat"
+            graph.insert_before(convolution, bias)
+            if len(convolution.inputs) == 3:  # the exporter leaves out a bias of zeros
+                bias = ir.node("Add", [convolution.inputs[2], bias.outputs[0]])
+                bias.outputs[0].name = f"{shift.name}_bias"
+                graph.insert_before(convolution, bias)
+            convolution.resize_inputs(3)
+            convolution.replace_input_with(2, bias.outputs[0])
+            ir.convenience.replace_all_uses_with(node.outputs[0], convolved)
+            graph.remove(node, safe=True)
+            break
 
 
 def evaluate(graph: ir.Graph, names: Sequence[str], sigmas: Sequence[float]) -> dict[float, dict[str, np.ndarray]]:

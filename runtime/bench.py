@@ -18,6 +18,9 @@ from runtime.sampler import make_feed
 
 UNROLLED, BASELINE, LIMIT, EAGER = "unrolled graph", "baseline host loop", "limit", "PyTorch eager loop"
 
+SETTLE = 0.2  # seconds; worker threads of the library that ran before spin for a while, and would slow the next
+TURN = 0.1  # seconds that a turn lasts at the least
+
 # The PyTorch path lives where PyTorch is known. A package offers it under this entry-point group as a function
 # (bundle, weights) → (noise [n, C, H, W], class_labels [n]) → images; it raises UserError when it cannot.
 EAGER_GROUP = "edge_sampler.eager"
@@ -35,7 +38,7 @@ class Timing:
 def bench(
     bundle: Bundle, batch: int, rounds: int, backend: str = "auto", weights: str | None = None
 ) -> tuple[list[Timing], list[str]]:
-    """Times every path on one batch, ``rounds`` times in turn after one warm-up; also says which were left out.
+    """Times every path on one batch, ``rounds`` times in turn; also says which were left out, and why.
 
     The limit is nfe calls of denoiser.onnx on one input, without a sampler around them.
     """
@@ -69,13 +72,15 @@ def bench(
             left_out.append(f"{EAGER}: {error}")
 
         seconds: dict[str, list[float]] = {name: [] for name in paths}
-        for turn in range(rounds + 1):
+        for _ in range(rounds):
             for name, run in paths.items():
-                started = time.perf_counter()
-                run()
-                if turn:  # the first is the warm-up
-                    seconds[name].append(time.perf_counter() - started)
-                time.sleep(0.01)  # worker threads of the last library stop spinning
+                time.sleep(SETTLE)
+                run()  # warm again: the paths before it had the caches
+                started, runs = time.perf_counter(), 0
+                while not runs or time.perf_counter() - started < TURN:
+                    run()
+                    runs += 1
+                seconds[name].append((time.perf_counter() - started) / runs)
     return [
         Timing(name, median(times), median(t / t0 for t, t0 in zip(times, seconds[LIMIT], strict=True)))
         for name, times in seconds.items()

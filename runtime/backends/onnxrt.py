@@ -22,6 +22,7 @@ class Session:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         folder_key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(folder_key, str(path.parent.resolve()))
         source: str | bytes = str(path)

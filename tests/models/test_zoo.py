@@ -1,0 +1,105 @@
+"""Models by name: published shapes, clear refusals, marked dry runs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import models
+from models import checkpoint
+from models.zoo import EDM_URL, WEIGHTS, ZOO, build
+from runtime.errors import UserError
+from tests.conftest import DATA
+
+OFFICIAL = [name for name, row in ZOO.items() if row.source.startswith(EDM_URL)]
+
+
+def test_every_official_checkpoint_has_a_row(checkpoints: dict[str, Any]) -> None:
+    assert {ZOO[name].source.removeprefix(EDM_URL) for name in OFFICIAL} == set(checkpoints)
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_architectures_have_the_published_shapes(name: str, checkpoints: dict[str, Any]) -> None:
+    row = ZOO[name]
+    published = checkpoints[row.source.removeprefix(EDM_URL)]
+    with torch.device("meta"):
+        network = build(row.architecture, name)
+    assert row.shapes_sha256 == published["shapes_sha256"]
+    assert checkpoint.shapes_sha256(network.state_dict()) == row.shapes_sha256
+    assert sum(parameter.numel() for parameter in network.parameters()) == published["parameters"]
+
+
+def test_the_shipped_weights_are_small() -> None:
+    assert (WEIGHTS / ZOO["edm-digits"].source).stat().st_size <= 4.5e6
+
+
+def test_an_unknown_name_gets_its_near_matches() -> None:
+    with pytest.raises(UserError, match=r"edm-cifar1.*did you mean .*edm-cifar10"):
+        models.load("edm-cifar1")
+
+
+def test_random_weights_are_marked_seeded_and_lively() -> None:
+    first, again, other = (models.load("edm-digits", random_weights=True, seed=seed) for seed in (0, 0, 1))
+    assert first.spec.random_weights
+    assert "random" in first.spec.licence
+    assert first.spec.weights_sha256 == again.spec.weights_sha256 != other.spec.weights_sha256
+    x = torch.randn(4, *first.spec.shape)
+    assert 0.1 < (first(x, 1.0) - first(torch.zeros_like(x), 1.0)).std() < 10
+
+
+def test_formats_agree(tmp_path: Path) -> None:
+    """The same weights as pickle, state dict and safetensors are the same model."""
+    model = models.load(str(DATA / "official-format-tiny.pkl"))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    architecture = tmp_path / "tiny.json"
+    with np.load(DATA / "edm-ddpmpp-cond.npz") as stored:
+        architecture.write_text(str(stored["kwargs"]))
+    torch.save({"ema": state}, tmp_path / "tiny.pt")
+    safetensors.torch.save_file(state, tmp_path / "tiny.safetensors")
+    described = tmp_path / "described.safetensors"
+    safetensors.torch.save_file(state, described, {"architecture": architecture.read_text()})
+    loaded = [
+        models.load(str(architecture), tmp_path / "tiny.pt"),
+        models.load(str(architecture), tmp_path / "tiny.safetensors"),
+        models.load(str(described)),
+    ]
+    assert {m.spec.weights_sha256 for m in [model, *loaded]} == {model.spec.weights_sha256}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda state: state.pop("model.map_layer0.bias"), "model.map_layer0.bias is missing"),
+        (lambda state: state.update(extra=torch.zeros(1)), "extra is surplus"),
+        (lambda state: state.update({"model.map_layer0.bias": torch.zeros(3)}), r"\[3\] instead of \[128\]"),
+        (lambda state: state["model.map_layer0.bias"].fill_(float("nan")), "NaN or infinity"),
+    ],
+)
+def test_weights_of_another_architecture_are_refused(damage: Any, message: str, tmp_path: Path) -> None:
+    state = safetensors.torch.load_file(WEIGHTS / "edm-digits.safetensors")
+    damage(state)
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=message):
+        models.load("edm-digits", tmp_path / "w.pt")
+
+
+def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
+    content = bytearray((WEIGHTS / "edm-digits.safetensors").read_bytes())
+    content[-1001] ^= 1
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="SHA-256"):
+        models.load("edm-digits", tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not a readable JSON"), ("[]", "object"), ('{"precond": "XPrecond"}', "unusable architecture")],
+)
+def test_bad_architecture_files_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        models.load(str(path), random_weights=True)

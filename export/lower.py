@@ -8,7 +8,7 @@ def lower_group_norm(model: ir.Model) -> None:
     """GroupNormalization → Reshape, LayerNormalization, Reshape, in place.
 
     ONNX Runtime has no kernel for GroupNormalization, neither on CPUs nor with CUDA: it expands each into some forty
-    nodes, which took four fifths of a small network's time. TensorRT has one, and should get the graph without this.
+    nodes, a quarter of a small network's time. TensorRT has one, and should get the graph without this.
     """
     graph = model.graph
     for node in list(graph):
@@ -18,16 +18,15 @@ def lower_group_norm(model: ir.Model) -> None:
         assert x is not None
         assert x.shape is not None
         groups, epsilon = node.attributes["num_groups"].as_int(), node.attributes["epsilon"].as_float()
-        _, channels, height, width = x.shape
-        assert isinstance(channels, int)
+        channels, height, width = (size for size in x.shape if isinstance(size, int))  # all but the batch
         per_group = (groups, channels // groups, 1)
-        grouped = ir.node("Reshape", [x, _constant(graph, [0, *per_group[:2], int(height) * int(width)])])
+        grouped = ir.node("Reshape", [x, _constant(graph, [0, *per_group[:2], height * width])])
         normalised = ir.node(
             "LayerNormalization",
             [grouped.outputs[0], _reshaped(graph, scale, per_group), _reshaped(graph, bias, per_group)],
             {"axis": 2, "epsilon": epsilon},
         )
-        back = ir.node("Reshape", [normalised.outputs[0], _constant(graph, [0, channels, int(height), int(width)])])
+        back = ir.node("Reshape", [normalised.outputs[0], _constant(graph, [0, channels, height, width])])
         for step, suffix in ((grouped, "grouped"), (normalised, "normalised"), (back, "norm")):
             step.outputs[0].name = f"{node.outputs[0].name}_{suffix}"
         ir.convenience.replace_nodes_and_values(
@@ -70,7 +69,7 @@ def _reshaped(graph: ir.Graph, weight: ir.Value | None, shape: tuple[int, ...]) 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     if name not in graph.initializers:
         tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)
     return graph.initializers[name]
 

@@ -98,9 +98,10 @@ def _storage(payload: bytes) -> Any:
 
 
 def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    if math.prod(size) > len(storage):
-        raise UserError(f"a tensor of shape {list(size)} claims more values than the {len(storage)} stored")
-    return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, offset, size, stride)
+    stored = storage.untyped()
+    if math.prod(size) * storage.dtype.itemsize > stored.nbytes():
+        raise UserError(f"a tensor of shape {list(size)} claims more values than are stored")
+    return torch.empty(0, dtype=storage.dtype).set_(stored, offset, size, stride)
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {

@@ -101,7 +101,7 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
     _, channels, height, width = qkv.shape
     depth = channels // (3 * heads)
     by_head = qkv.reshape(-1, depth, 3, height * width).transpose(1, 2)  # [n·heads, 3, depth, positions]
-    q, k, v = by_head.split(1, dim=1)
+    q, k, v = torch.split(by_head, 1, dim=1)
     weight = softmax((q * depth**-0.5).transpose(2, 3) @ k, dim=3)
     return (v @ weight.transpose(2, 3)).reshape(-1, heads * depth, height, width)
 

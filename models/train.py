@@ -31,11 +31,11 @@ class Recipe:
     """Hyperparameters; the loss is EDM's (arXiv 2206.00364, Table 1 and eq. 21–22)."""
 
     images_seen: int
-    batch: int = 256
-    learning_rate: float = 2e-3
+    batch: int = 128
+    learning_rate: float = 1.5e-3
     warmup_steps: int = 100
     ema_halflife: int = 25_000  # in images
-    p_mean: float = -1.2  # ln σ ~ N(p_mean, p_std²)
+    p_mean: float = -0.8  # ln σ ~ N(p_mean, p_std²)
     p_std: float = 1.2
     seed: int = 0
 
@@ -57,7 +57,7 @@ def digits() -> Tensor:
 
 
 DATASETS: dict[str, Callable[[], Tensor]] = {"digits": digits}
-RECIPES = {"digits": Recipe(images_seen=800_000)}
+RECIPES = {"digits": Recipe(images_seen=900_000)}
 
 
 def initialise(network: nn.Module) -> None:

@@ -62,7 +62,7 @@ DIGITS: dict[str, Any] = {
     "channel_mult": [2, 2],
     "num_blocks": 1,
     "attn_resolutions": [4],
-    "dropout": 0.1,
+    "dropout": 0.0,
 }
 
 

@@ -44,11 +44,11 @@ def nested(command: str) -> bytes:
 def test_payloads_do_not_run(make: str, tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     command = f"touch {mark}"
-    load_from_bytes = torch.storage._load_from_bytes  # type: ignore[attr-defined]
+    load_from_bytes = torch.storage._load_from_bytes
     payload = {
         "system": Call(os.system, command),
         "eval": Call(eval, f"open({str(mark)!r}, 'w')"),
-        "getattr": Call(getattr, os, "system"),
+        "getattr": Call(getattr, object, "__subclasses__"),
         "storage": Call(load_from_bytes, nested(command)),
         "storage-pickle": Call(load_from_bytes, pickle.dumps(Call(os.system, command))),
         "builtins-in-ordereddict": collections.OrderedDict(ema=Call(exec, f"open({str(mark)!r}, 'w')")),
@@ -102,7 +102,7 @@ def test_a_state_dict_file_cannot_run_code_either(tmp_path: Path) -> None:
 
 
 def test_a_tensor_cannot_claim_more_than_is_stored(tmp_path: Path) -> None:
-    storage = torch.zeros(4).storage()
+    storage = torch.zeros(4).storage()  # type: ignore[no-untyped-call]
     tensor = Call(torch._utils._rebuild_tensor_v2, storage, 0, (10**6, 10**6), (0, 0), False, collections.OrderedDict())
     with pytest.raises(UserError, match="claims more values"):
         checkpoint.read(save(tmp_path / "bomb.pkl", {"ema": tensor}))

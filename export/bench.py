@@ -1,0 +1,112 @@
+"""What exporting costs, beside one bare torch.onnx.export of the denoiser. Each row is a process of its own.
+
+python -m export.bench --model edm-cifar10 --random-weights
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from calibration.arguments import add_model_arguments
+from calibration.calibrate import Settings, calibrate
+from export.bundle import write_graphs
+from export.denoiser import OPSET
+from models.precond import Denoiser
+from models.zoo import load
+from runtime.errors import Parser, UserError, run_command, whole_numbers
+
+BARE = 0  # stands for the bare export where a number of evaluations is expected
+KIB = 1024  # ru_maxrss counts in these
+
+
+def main() -> None:
+    parser = Parser(
+        prog="python -m export.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--nfe", type=whole_numbers, default=[10, 40], help="such as 10,40 (the default)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each is measured (default: 3)")
+    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)  # what one process of its own does
+    arguments = parser.parse_args()
+    if arguments.measure is not None:
+        model = load(arguments.model, arguments.weights, arguments.random_weights)
+        print(json.dumps(measure(model, arguments.measure)))
+        return
+    if arguments.rounds < 1 or min(arguments.nfe) < 1:
+        raise UserError(f"--rounds is {arguments.rounds} and --nfe {arguments.nfe}; both must be at least 1")
+    load(arguments.model, arguments.weights, arguments.random_weights)  # so that bad input is reported here
+    found: dict[int, list[dict[str, Any]]] = {nfe: [] for nfe in (BARE, *arguments.nfe)}
+    for _ in range(arguments.rounds):
+        for nfe, measured in found.items():
+            command = [sys.executable, "-m", "export.bench", *sys.argv[1:], "--measure", str(nfe)]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            measured.append(json.loads(output.splitlines()[-1]))
+    show(found)
+
+
+def measure(model: Denoiser, nfe: int) -> dict[str, Any]:
+    """Seconds from the loaded model to the files, and what came of it; ``BARE`` for PyTorch's exporter alone."""
+    plan = calibrate(model, Settings(nfe, "ddim")) if nfe else None
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        if plan is None:
+            example = (torch.zeros(2, *model.spec.shape), torch.tensor(1.0))
+            labels = (torch.zeros(2, dtype=torch.int64),) if model.spec.classes else ()
+            batch = {0: torch.export.Dim("batch")}
+            torch.onnx.export(
+                model,
+                example + labels,
+                Path(folder) / "bare.onnx",
+                dynamic_shapes=(batch, None, *(batch for _ in labels)),
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+            )
+            result: dict[str, Any] = {}
+        else:
+            graphs = write_graphs(model, plan, Path(folder))
+            result = {"size": graphs.sampler_bytes / graphs.denoiser_bytes, "nodes": graphs.nodes / nfe}
+        seconds = time.perf_counter() - started
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+    return result | {"seconds": seconds, "memory": peak / weights, "peak": peak}
+
+
+def show(found: dict[int, list[dict[str, Any]]]) -> None:
+    table = Table(
+        "",
+        "seconds",
+        "of the bare export",
+        "peak memory",
+        "of the weights",
+        "sampler / denoiser",
+        "nodes an evaluation",
+    )
+    bare = median(row["seconds"] for row in found[BARE])
+    for nfe, rows in found.items():
+        seconds = median(row["seconds"] for row in rows)
+        table.add_row(
+            f"export, NFE {nfe}" if nfe else "torch.onnx.export, denoiser",
+            f"{seconds:.1f}",
+            f"{seconds / bare:.2f}",
+            f"{max(row['peak'] for row in rows) / 1e6:.0f} MB",
+            f"{max(row['memory'] for row in rows):.2f}",
+            f"{rows[0]['size']:.3f}" if nfe else "",
+            f"{rows[0]['nodes']:.0f}" if nfe else "",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,202 @@
+"""Least squares for γ: what it finds, what it refuses to be broken by."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies
+
+from calibration import reference
+from calibration.calibrate import CALIBRATION_STREAM, Settings, calibrate, error_against_converged, grid, noises
+from calibration.fit import fit, gram, rms, solve
+from calibration.network import Network
+from calibration.reference import cost, trajectory
+from calibration.solvers import ALL_SOLVERS, find
+from models.precond import Denoiser
+from runtime.errors import UserError
+from runtime.noise import unit_noise
+
+FITTED = [solver.name for solver in ALL_SOLVERS if solver.history is not None]
+
+
+@pytest.fixture
+def coarse_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reference of few steps, for tests of which the answer does not depend on it."""
+    monkeypatch.setattr(reference, "REFERENCE_STEPS", 24)
+    monkeypatch.setattr("calibration.calibrate.REFERENCE_STEPS", 24)
+
+
+def small(nfe: int, solver: str, **changes: object) -> Settings:
+    return Settings(nfe, solver, **({"batch": 24, "heldout": 16, "fine_steps": 4} | changes))  # type: ignore[arg-type]
+
+
+def test_solve_finds_the_weights_that_made_the_target() -> None:
+    directions = torch.randn(3, 500, generator=torch.Generator().manual_seed(0)).double()
+    directions[1] *= 1e-6  # very different lengths are no difficulty
+    weights = torch.tensor([0.5, 2e5, -3.0]).double()
+    target = weights @ directions
+    np.testing.assert_allclose(solve(gram([*directions, target]), ridge=0.0), weights, rtol=1e-9)
+
+
+@given(strategies.integers(1, 5), strategies.integers(0, 2**32 - 1), strategies.sampled_from([0.0, 1e-6, 1.0]))
+@settings(max_examples=60, deadline=None)
+def test_singular_systems_give_finite_weights_that_do_no_harm(count: int, seed: int, ridge: float) -> None:
+    """Equal, opposite and vanishing directions among others: nothing blows up, and the fit never adds error."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(2, 40, generator=generator).double()
+    choices = [base[0], base[1], -base[0], base[0] + base[1], torch.zeros(40).double(), base[0] * 1e-200]
+    directions = [choices[i] for i in torch.randint(len(choices), (count,), generator=generator).tolist()]
+    target = torch.randn(40, generator=generator).double()
+    gamma = solve(gram([*directions, target]), ridge)
+    assert np.isfinite(gamma).all()
+    left = target - sum(weight * direction for weight, direction in zip(gamma.tolist(), directions, strict=True))
+    assert rms(left) <= rms(target) * (1 + 1e-9)
+
+
+def test_gram_matrices_add_up_over_batches() -> None:
+    tensors = torch.randn(4, 30, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    parts = gram(list(tensors[:, :11])) + gram(list(tensors[:, 11:]))
+    np.testing.assert_allclose(parts, gram(list(tensors)), rtol=1e-12)
+
+
+def test_ridge_pulls_toward_the_base_solver() -> None:
+    directions = torch.randn(2, 100, generator=torch.Generator().manual_seed(0)).double()
+    products = gram([*directions, directions.sum(0)])
+    lengths = [np.abs(solve(products, ridge)).sum() for ridge in (0.0, 0.1, 10.0, 1e6)]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[-1] < 1e-5
+
+
+@pytest.mark.usefixtures("coarse_reference")
+@pytest.mark.parametrize("name", FITTED)
+def test_fitting_lowers_the_error_of_every_solver(name: str, digits: Denoiser) -> None:
+    """Globally fitted at 8 evaluations, on noises that the fit has not seen."""
+    plan = calibrate(digits, small(8, name, target="global"))
+    base = find(name).run
+    fixed = next(s for s in ALL_SOLVERS if s.history is None and _same_base(s.run, base))
+    before = error_against_converged(digits, calibrate(digits, small(8, fixed.name)), 32)
+    assert error_against_converged(digits, plan, 32) < before
+    for step in plan.calibration["steps"]:
+        assert step["error_after"] <= step["error_before"]
+
+
+def _same_base(first: object, second: object) -> bool:
+    """Heun's variants are partials of one function; the others share their function."""
+    return getattr(first, "func", first) is getattr(second, "func", second) or _rule(first) is _rule(second) is not None
+
+
+def _rule(run: object) -> object:
+    closure = getattr(run, "__closure__", None)
+    return closure[0].cell_contents if closure else None
+
+
+@pytest.mark.usefixtures("coarse_reference")
+@pytest.mark.parametrize("target", ["local", "global"])
+def test_calibration_is_deterministic_for_a_seed(target: str, digits: Denoiser) -> None:
+    first, again = (calibrate(digits, small(5, "iia-ddim", target=target)) for _ in range(2))
+    other = calibrate(digits, small(5, "iia-ddim", target=target, seed=1))
+    assert first.sha256 == again.sha256 != other.sha256
+
+
+@pytest.mark.usefixtures("coarse_reference")
+def test_a_correction_that_does_not_help_is_dropped(network: Network, noise: torch.Tensor) -> None:
+    """Targets whose fitting half wants the opposite of the held-out half: every step must keep the base solver."""
+    solver, sigmas = find("iia-ddim"), [80.0, 10.0, 1.0, 0.1, 0.0]
+    sign = torch.tensor([1.0, 1.0, -1.0, -1.0]).double().reshape(4, 1, 1, 1)
+    x = noise[[0, 1, 0, 1]] * 80.0
+    bases: list[torch.Tensor] = []
+
+    def record(base: torch.Tensor, directions: object) -> torch.Tensor:
+        bases.append(base)
+        return base
+
+    find("ddim").run(network, x, sigmas, record, 0)
+    bend = torch.randn(x[:2].shape, generator=torch.Generator().manual_seed(0)).double().repeat(2, 1, 1, 1)
+    steps, images = fit(solver, network, x, sigmas, 4, 1, lambda i, state: bases[i] + sign * bend, 2, 0.0)
+    assert all(weight == 0 for step in steps for weight in step.gamma)
+    torch.testing.assert_close(images, bases[-1])
+
+
+def test_auto_takes_what_measured_best(digits: Denoiser) -> None:
+    plan = calibrate(digits, small(5, "auto"))
+    compared = plan.calibration["compared"]
+    assert set(compared) == {solver.name for solver in ALL_SOLVERS}
+    assert compared[plan.solver] == min(compared.values()) == plan.calibration["heldout_rms_error"]
+
+
+def test_a_fixed_solver_costs_nothing(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a fixed solver needs no evaluation")
+
+    monkeypatch.setattr(Network, "__call__", refuse)
+    assert calibrate(digits, Settings(10, "ipndm")).calibration == {}
+
+
+def test_the_reference_has_converged(network: Network, noise: torch.Tensor) -> None:
+    """Twice the steps move it by far less than the errors it measures."""
+    once, twice = (trajectory(network, noise * 80.0, [80.0], steps)[0.0] for steps in (96, 192))
+    assert rms(once - twice) < 2e-3
+
+
+@pytest.mark.usefixtures("coarse_reference")
+def test_the_reference_costs_what_it_says(network: Network, noise: torch.Tensor) -> None:
+    for levels, fine_steps in (([80.0], 10), ([80.0, 5.0, 0.3], 50)):
+        network.evaluations = 0
+        states = trajectory(network, noise * 80.0, levels, fine_steps)
+        assert set(states) == {*levels, 0.0}
+        assert network.evaluations == cost(len(levels), fine_steps) * len(noise)
+
+
+def test_heuns_single_evaluation_is_well_placed(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At even NFE the chosen place beats the first and the last transition."""
+    from calibration.solvers import heun
+
+    errors = {}
+    for near in (80.0, heun.SINGLE_NEAR, 0.002):
+        monkeypatch.setattr(heun, "SINGLE_NEAR", near)
+        errors[near] = error_against_converged(digits, calibrate(digits, Settings(10, "heun")), 48)
+    assert min(errors, key=lambda near: errors[near]) not in (80.0, 0.002)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nfe": 0}, "nfe is 0"),
+        ({"solver": "hein"}, "unknown solver"),
+        ({"schedule": "linear"}, "unknown schedule"),
+        ({"target": "far"}, "unknown target"),
+        ({"fine_steps": 1}, "fine-steps is 1"),
+        ({"batch": 0}, "batch is 0"),
+        ({"heldout": 0}, "heldout is 0"),
+        ({"ridge": -1.0}, "ridge is -1"),
+        ({"ridge": float("nan")}, "ridge is nan"),
+        ({"history": 5}, "history is 5"),
+        ({"history": -1}, "history is -1"),
+    ],
+)
+def test_bad_settings_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Settings(**({"nfe": 5} | changes))  # type: ignore[arg-type]
+
+
+def test_a_broken_network_is_noticed(digits: Denoiser) -> None:
+    class Broken(Denoiser):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            self.spec, self.weight = digits.spec, torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: torch.Tensor, sigma: object, class_labels: object = None) -> torch.Tensor:
+            return x * float("nan")
+
+    with pytest.raises(UserError, match="NaN or infinity at noise level 80"):
+        calibrate(Broken(), small(3, "iia-ddim"))
+
+
+def test_calibration_noise_is_never_sampled(digits: Denoiser) -> None:
+    _, fitted = noises(digits, 8, 0, CALIBRATION_STREAM)
+    assert not np.allclose(fitted, unit_noise(range(8), digits.spec.shape))
+
+
+def test_grids_have_the_models_own_range(digits: Denoiser) -> None:
+    sigmas = grid(digits, find("ddim"), Settings(4, "ddim"))
+    assert sigmas[0] == pytest.approx(digits.spec.sigma_max)
+    assert sigmas[-2] == pytest.approx(digits.spec.sigma_min)

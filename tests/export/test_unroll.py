@@ -1,0 +1,217 @@
+"""The unrolled graph computes what PyTorch computes, and is as small as it should be."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+import models
+from calibration.calibrate import Settings, calibrate, grid
+from calibration.network import Network
+from calibration.solvers import ALL_SOLVERS, find
+from calibration.solvers.base import Solver, base_step
+from calibration.trace import corrected_by, trace
+from export.bundle import write_graphs
+from export.denoiser import export_denoiser
+from export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm
+from export.save import save_checked
+from export.unroll import unroll
+from models.precond import Denoiser
+from runtime.backends.onnxrt import Session
+from runtime.images import to_uint8
+from runtime.plan import Plan, sample
+from tests.conftest import DATA, Golden, relative
+
+NFES = (1, 2, 5, 10, 18)
+
+
+def fixed_plan(model: Denoiser, solver: str, nfe: int) -> Plan:
+    return calibrate(model, Settings(nfe, solver))
+
+
+@pytest.fixture(scope="module")
+def lowered(digits: Denoiser) -> ir.Model:
+    """The digits denoiser as it goes into a bundle."""
+    exported = export_denoiser(digits)
+    lower_group_norm(exported)
+    keep_batch_in_reshapes(exported)
+    return exported
+
+
+@pytest.fixture(scope="module")
+def baseline(lowered: ir.Model, tmp_path_factory: pytest.TempPathFactory) -> Session:
+    path = tmp_path_factory.mktemp("baseline") / "denoiser.onnx"
+    save_checked(lowered, path)
+    return Session(path)
+
+
+@pytest.mark.parametrize("nfe", NFES)
+@pytest.mark.parametrize("solver", ALL_SOLVERS, ids=lambda solver: solver.name)
+def test_four_paths_agree(
+    solver: Solver,
+    nfe: int,
+    digits: Denoiser,
+    network: Network,
+    noise: torch.Tensor,
+    lowered: ir.Model,
+    baseline: Session,
+    tmp_path: Path,
+) -> None:
+    """The solver's own float64 loop, PyTorch through the plan, the host loop over denoiser.onnx, and sampler.onnx."""
+    settings = Settings(nfe, solver.name, batch=12, heldout=4, fine_steps=2, target="local")
+    plan, sigmas, history = calibrate(digits, settings), grid(digits, solver, settings), solver.history or 0
+    gammas = [step["gamma"] for step in plan.calibration.get("steps", [])]
+    step = corrected_by(gammas) if gammas else base_step
+    looped = solver.run(network, noise * sigmas[0], sigmas, step, history, nfe)
+    planned = sample(network, noise, plan)
+
+    unit = noise.float().numpy()
+    hosted = sample(lambda x, s: baseline.run({"x": x, "sigma": np.array(s, np.float32)})["denoised"], unit, plan)
+    path = tmp_path / "sampler.onnx"
+    save_checked(unroll(lowered, plan), path)
+    with Session(path) as session:
+        unrolled = session.run({"noise": unit})["images"]
+    assert relative(planned, looped) < 1e-4
+    assert relative(hosted, looped) < 1e-4
+    assert relative(unrolled, looped) < 1e-4
+
+
+@pytest.mark.parametrize("steps", [5, 8])
+def test_the_graph_is_the_original_sampler(golden: Golden, steps: int, tmp_path: Path) -> None:
+    nfe = 2 * steps - 1
+    write_graphs(golden.model, fixed_plan(golden.model, "heun", nfe), tmp_path)
+    feed = {"noise": golden.arrays["latents"]}
+    if golden.labels is not None:
+        feed["class_labels"] = golden.labels.numpy()
+    with Session(tmp_path / "sampler.onnx") as session:
+        assert relative(session.run(feed)["images"], golden.arrays[f"edm_sampler_{steps}"]) < 1e-3
+
+
+def test_onnx_accepts_the_files_in_full(digits: Denoiser, tmp_path: Path) -> None:
+    write_graphs(digits, fixed_plan(digits, "ipndm", 10), tmp_path)
+    for name in ("sampler.onnx", "denoiser.onnx"):
+        onnx.checker.check_model(str(tmp_path / name), full_check=True)
+        inferred = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / name), strict_mode=True, data_prop=True)
+        known = {value.name for value in inferred.graph.value_info}
+        assert all(output in known for node in inferred.graph.node[:-1] for output in node.output)
+        assert inferred.opset_import[0].version >= 21
+        assert not any(node.metadata_props for node in inferred.graph.node)
+
+
+def test_weights_are_stored_once_and_the_embedding_is_folded(digits: Denoiser, tmp_path: Path) -> None:
+    graphs = write_graphs(digits, fixed_plan(digits, "ipndm", 10), tmp_path)
+    assert graphs.sampler_bytes <= 1.20 * graphs.denoiser_bytes
+    model = onnx.load(tmp_path / "sampler.onnx")
+    names = [initializer.name for initializer in model.graph.initializer]
+    assert len(names) == len(set(names))
+    large = [bytes(t.raw_data) for t in model.graph.initializer if len(t.raw_data) > 20_000]
+    assert len(large) == len(set(large))
+    assert not any("map_layer" in name or "affine" in name for name in names)
+    assert not {"Gemm", "Sin", "Cos"} & {node.op_type for node in model.graph.node}
+
+
+def test_nodes_grow_with_evaluations_and_nothing_else(digits: Denoiser, lowered: ir.Model) -> None:
+    counts = {nfe: len(unroll(lowered, fixed_plan(digits, "ddim", nfe)).graph) for nfe in (1, 2, 3)}
+    assert counts[3] - counts[2] == pytest.approx(counts[2] - counts[1], abs=4)
+    assert counts[1] < len(lowered.graph) + 5
+
+
+def test_the_lowered_denoiser_is_the_exported_one(digits: Denoiser, digits_graph: ir.Model, tmp_path: Path) -> None:
+    x, sigma = torch.randn(3, *digits.spec.shape), 0.4
+    feed = {"x": x.numpy(), "sigma": np.array(sigma, np.float32)}
+    found = []
+    for lower in (False, True):
+        model = ir.Model(digits_graph.graph.clone(), ir_version=digits_graph.ir_version)
+        if lower:
+            lower_group_norm(model)
+            keep_batch_in_reshapes(model)
+            assert "GroupNormalization" not in {node.op_type for node in model.graph}
+        drop_unused(model)
+        path = tmp_path / f"{lower}.onnx"
+        save_checked(model, path)
+        with Session(path) as session:
+            found.append(session.run(feed)["denoised"])
+    for denoised in found:
+        assert relative(denoised, digits(x, sigma)) < 1e-5
+
+
+def test_any_batch_runs(digits: Denoiser, lowered: ir.Model, tmp_path: Path) -> None:
+    save_checked(unroll(lowered, fixed_plan(digits, "ddim", 2)), tmp_path / "s.onnx")
+    noise = np.random.default_rng(0).normal(size=(7, *digits.spec.shape)).astype(np.float32)
+    with Session(tmp_path / "s.onnx") as session:
+        together = session.run({"noise": noise})["images"]
+        apart = np.concatenate([session.run({"noise": noise[i : i + 1]})["images"] for i in range(7)])
+    np.testing.assert_allclose(together, apart, atol=1e-5)
+
+
+def test_uint8_output_rounds_clips_and_moves_channels_last(tmp_path: Path) -> None:
+    model = models.load(str(DATA / "official-format-tiny.pkl"))
+    noise = 3 * np.random.default_rng(0).normal(size=(4, *model.spec.shape)).astype(np.float32)
+    feed: dict[str, np.ndarray] = {"noise": noise, "class_labels": np.arange(4)}
+    plan = fixed_plan(model, "ddim", 2)
+    images = {}
+    for output in ("float32", "uint8"):
+        (tmp_path / output).mkdir()
+        write_graphs(model, plan, tmp_path / output, output)
+        with Session(tmp_path / output / "sampler.onnx") as session:
+            images[output] = session.run(feed)["images"]
+    assert images["uint8"].dtype == np.uint8
+    assert images["uint8"].shape == (4, 16, 16, 3)
+    expected = to_uint8(images["float32"])
+    assert (np.abs(images["uint8"].astype(int) - expected) > 0).mean() < 1e-3  # a tie may round either way
+    assert images["float32"].max() > 1
+    assert images["uint8"].max() == 255
+
+
+def test_classes_reach_every_evaluation(tmp_path: Path) -> None:
+    model = models.load(str(DATA / "official-format-tiny.pkl"))
+    plan = fixed_plan(model, "ipndm", 3)
+    write_graphs(model, plan, tmp_path)
+    noise = np.repeat(np.random.default_rng(0).normal(size=(1, *model.spec.shape)).astype(np.float32), 3, axis=0)
+    labels = np.array([2, 7, -1])
+    with Session(tmp_path / "sampler.onnx") as session:
+        images = session.run({"noise": noise, "class_labels": labels})["images"]
+    expected = sample(Network(model, torch.from_numpy(labels)), torch.from_numpy(noise).double(), plan)
+    assert relative(images, expected) < 1e-4
+    assert relative(images[0], images[1]) > 1e-3
+
+
+def test_equal_noise_levels_share_constants_and_close_ones_do_not(digits: Denoiser, lowered: ir.Model) -> None:
+    same = Plan("test", (1.0, 1.0), ((1.0,), (0.5, 0.5), (0.0, 0.0, 1.0)))
+    close = Plan("test", (1.0, 1.0 + 1e-9), same.table)
+    assert len(unroll(lowered, same).graph.initializers) < len(unroll(lowered, close).graph.initializers)
+
+
+def test_large_weights_go_beside_the_graph(digits: Denoiser, lowered: ir.Model, tmp_path: Path) -> None:
+    sampler = unroll(lowered, fixed_plan(digits, "ddim", 2))
+    noise = np.random.default_rng(0).normal(size=(2, *digits.spec.shape)).astype(np.float32)
+    found = []
+    for limit in (0, 10**9):
+        path = tmp_path / str(limit) / "sampler.onnx"
+        path.parent.mkdir()
+        written = save_checked(sampler, path, inline_limit=limit)
+        assert written == sum(file.stat().st_size for file in path.parent.iterdir())
+        assert path.with_name("sampler.onnx.data").exists() == (limit == 0)
+        with Session(path) as session:
+            found.append(session.run({"noise": noise})["images"])
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_the_written_file_is_what_onnx_itself_would_write(digits: Denoiser, lowered: ir.Model, tmp_path: Path) -> None:
+    save_checked(lowered, tmp_path / "ours.onnx")
+    ours, theirs = onnx.load(tmp_path / "ours.onnx"), ir.to_proto(lowered)
+    assert ours.graph.node == theirs.graph.node
+    assert {t.name: onnx.numpy_helper.to_array(t).tobytes() for t in ours.graph.initializer} == {
+        t.name: onnx.numpy_helper.to_array(t).tobytes() for t in theirs.graph.initializer
+    }
+
+
+def test_the_plan_travels_as_json(digits: Denoiser, tmp_path: Path) -> None:
+    plan = trace(find("heun"), [80.0, 3.0, 0.1, 0.0], 5)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert json.loads((tmp_path / "plan.json").read_text())["solver"] == "heun"

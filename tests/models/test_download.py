@@ -1,0 +1,84 @@
+"""Downloads from a small server on this machine: whole, resumed, cut off, refused."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from models.download import fetch
+from runtime.errors import UserError
+
+CONTENT = bytes(range(256)) * 10_000
+
+
+@dataclass
+class Server:
+    url: str = ""
+    send: int = len(CONTENT)  # bytes before the connection is cut
+    ranges: list[str | None] = field(default_factory=list)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range")
+            state.ranges.append(wanted)
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+            if self.path.endswith("absent.pkl"):
+                self.send_error(404)
+                return
+            if start >= len(CONTENT):
+                self.send_error(416)
+                return
+            self.send_response(206 if wanted else 200)
+            self.send_header("Content-Length", str(len(CONTENT) - start))
+            self.end_headers()
+            self.wfile.write(CONTENT[start : start + state.send])
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    monkeypatch.setenv("EDGE_SAMPLER_CACHE", str(tmp_path / "cache"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        state.url = f"http://127.0.0.1:{http.server_port}/weights.pkl"
+        yield state
+        http.shutdown()
+
+
+def test_a_file_is_downloaded_once(server: Server) -> None:
+    assert fetch(server.url).read_bytes() == CONTENT
+    assert fetch(server.url).read_bytes() == CONTENT
+    assert server.ranges == [None]
+
+
+def test_a_cut_download_goes_on_from_where_it_was(server: Server, tmp_path: Path) -> None:
+    server.send = 1_000_000
+    with pytest.raises(UserError, match="1000000 of 2560000 bytes"):
+        fetch(server.url)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["weights.pkl.part"]
+    server.send = len(CONTENT)
+    assert fetch(server.url).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=1000000-"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["weights.pkl"]
+
+
+def test_a_leftover_that_is_too_long_is_dropped(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "weights.pkl.part").write_bytes(CONTENT + b"more")
+    with pytest.raises(UserError):
+        fetch(server.url)
+    assert fetch(server.url).read_bytes() == CONTENT
+
+
+def test_what_is_not_there_is_named(server: Server, tmp_path: Path) -> None:
+    url = server.url.replace("weights", "absent")
+    with pytest.raises(UserError, match=r"absent\.pkl.*put the file at .*cache/absent\.pkl"):
+        fetch(url)
+    assert not list((tmp_path / "cache").iterdir())

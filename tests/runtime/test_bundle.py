@@ -1,0 +1,200 @@
+"""A whole bundle, made once: what it holds, what the runtime does with it, and what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import runtime
+from export.__main__ import main as export_main
+from runtime.bench import BASELINE, EAGER, LIMIT, UNROLLED, bench
+from runtime.bundle import Bundle
+from runtime.compare import BASELINE as LOOP
+from runtime.compare import PYTORCH, SAMPLER, compare, within
+from runtime.errors import UserError
+from tests.conftest import DATA
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = str(DATA / "official-format-tiny.pkl")
+
+
+def export(*arguments: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["export", *arguments])
+        export_main()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "digits"
+    fit = ["--solver", "iia-ipndm", "--target", "global", "--batch", "16", "--heldout", "8"]
+    export("--model", "edm-digits", "--nfe", "4", *fit, "--out", str(out))
+    return out
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    export("--model", TINY, "--nfe", "3", "--solver", "ddim", "--check", "0", "--output", "uint8", "--out", str(out))
+    return out
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_it_holds_what_the_manifest_says(made: Path) -> None:
+    bundle = Bundle.open(made)
+    files = {"plan.json", "sampler.onnx", "denoiser.onnx", "reference.npz", "reference.json", "samples.png"}
+    assert set(bundle.manifest["files"]) == files
+    assert {path.name for path in made.iterdir()} == files | {"manifest.json"}
+    for name in files:
+        bundle.file(name)
+    assert bundle.plan.nfe == bundle.manifest["nfe"] == 4
+    assert bundle.plan.sha256 == bundle.manifest["plan_sha256"]
+    assert bundle.manifest["gamma"] == [step["gamma"] for step in bundle.plan.calibration["steps"]]
+    assert bundle.manifest["model"]["licence"].startswith("Apache-2.0")
+    assert not bundle.random_weights
+    with Image.open(made / "samples.png") as picture:
+        assert np.asarray(picture).std() > 30
+
+
+def test_an_image_depends_on_its_seed_alone(made: Path) -> None:
+    with runtime.load(made) as sampler:
+        together = sampler.sample(range(10), batch=10)
+        in_threes = sampler.sample(range(10), batch=3)
+        backwards = sampler.sample(list(reversed(range(10))), batch=4)
+    np.testing.assert_allclose(in_threes, together, atol=1e-5)
+    np.testing.assert_allclose(backwards[::-1], together, atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 0.1
+
+
+def test_all_three_paths_agree(made: Path) -> None:
+    found = compare(Bundle.open(made))
+    assert {(d.first, d.second) for d in found} == {(SAMPLER, LOOP), (SAMPLER, PYTORCH), (LOOP, PYTORCH)}
+    assert {d.stage for d in found} == {"denoised 0", "denoised 1", "denoised 2", "denoised 3", "images"}
+    assert within(found, 1e-4)
+    assert not within(found, 0.0)
+    assert {(d.first, d.second) for d in compare(Bundle.open(made), seeds=[7, 8])} == {(SAMPLER, LOOP)}
+
+
+def test_comparing_notices_another_plan(copy: Path) -> None:
+    """The baseline loop runs plan.json: changed there, with its hash made right again, the paths must part."""
+    path, manifest_path = copy / "plan.json", copy / "manifest.json"
+    plan = json.loads(path.read_text())
+    plan["table"][-1][-1] *= 1.01
+    path.write_text(json.dumps(plan))
+    manifest = json.loads(manifest_path.read_text())
+    from runtime.bundle import file_sha256
+
+    manifest["files"]["plan.json"] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+    manifest_path.write_text(json.dumps(manifest))
+    assert not within(compare(Bundle.open(copy)), 1e-4)
+
+
+def test_classes_and_uint8(conditional: Path) -> None:
+    with runtime.load(conditional) as sampler:
+        images = sampler.sample([0, 0, 0], [1, 2, -1])
+        assert images.dtype == np.uint8
+        assert images.shape == (3, 16, 16, 3)
+        assert (images[0] != images[1]).any()
+        np.testing.assert_array_equal(sampler.sample([0], 1), images[:1])
+        for labels, message in (
+            (None, "has classes"),
+            ([1, 2], "3 of them"),
+            (10, "10 is out of range"),
+            (-2, "-2 is"),
+        ):
+            with pytest.raises(UserError, match=message):
+                sampler.sample([0, 1, 2], labels)
+    assert within(compare(Bundle.open(conditional)), 1e-4)
+
+
+def test_seeds_out_of_range_are_refused(made: Path) -> None:
+    with runtime.load(made) as sampler:
+        for seeds, message in (([-1], "seed -1"), ([2**63], "out of range"), ([], "no seeds")):
+            with pytest.raises(UserError, match=message):
+                sampler.sample(seeds)
+        with pytest.raises(UserError, match="no classes"):
+            sampler.sample([0], 1)
+        with pytest.raises(UserError, match="batch is 0"):
+            sampler.sample([0], batch=0)
+
+
+@pytest.mark.parametrize("name", ["sampler.onnx", "denoiser.onnx", "plan.json", "reference.npz"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_damaged_files_are_never_read(name: str, damage: str, copy: Path) -> None:
+    content = bytearray((copy / name).read_bytes())
+    if damage == "missing":
+        (copy / name).unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(content if damage == "flipped" else content[:-1])
+    with pytest.raises(UserError, match=name):
+        compare(Bundle.open(copy))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 99}', '{"schema": 1, "files": {}}'])
+def test_damaged_manifests_are_refused(text: str, copy: Path) -> None:
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match="manifest"):
+        runtime.load(copy)
+
+
+def test_random_weights_never_pass_for_real_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "dry"
+    export("--model", "edm-digits", "--random-weights", "--nfe", "2", "--solver", "ddim", "--out", str(out))
+    assert "RANDOM WEIGHTS" in capsys.readouterr().out
+    assert Bundle.open(out).random_weights
+    with runtime.load(out):
+        assert "random weights" in capsys.readouterr().err
+
+
+def test_bench_times_every_path(made: Path) -> None:
+    timings, left_out = bench(Bundle.open(made), batch=2, rounds=1)
+    assert [timing.name for timing in timings] == [LIMIT, UNROLLED, BASELINE, EAGER]
+    assert not left_out
+    assert all(timing.seconds > 0 for timing in timings)
+    assert timings[0].over_limit == 1
+
+
+def test_unknown_backends_are_named(made: Path) -> None:
+    with pytest.raises(UserError, match="unknown backend 'cuda'; known: auto, onnxrt"):
+        runtime.load(made, "cuda")
+
+
+def polygraphy(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    script = ROOT / "runtime" / "polygraphy_inputs.py"
+    command = [str(Path(sys.executable).with_name("polygraphy")), "run", "sampler.onnx", "--onnxrt", *arguments]
+    return subprocess.run(
+        [*command, "--data-loader-script", str(script)],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_polygraphy_compares_with_pytorch(made: Path, copy: Path) -> None:
+    compared = polygraphy(made, "--load-outputs", "reference.json", "--atol", "1e-4", "--rtol", "1e-4")
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    assert "PASSED" in compared.stdout
+    with np.load(copy / "reference.npz") as stored:
+        other = {name: stored[name] for name in stored.files}
+    other["seeds"] = other["seeds"] + 100
+    np.savez(copy / "reference.npz", **other)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    from runtime.bundle import file_sha256
+
+    path = copy / "reference.npz"
+    manifest["files"]["reference.npz"] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert polygraphy(copy, "--load-outputs", "reference.json", "--atol", "1e-4").returncode != 0

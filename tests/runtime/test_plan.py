@@ -1,0 +1,100 @@
+"""Plans check themselves, and the loop computes the table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from runtime.errors import UserError
+from runtime.plan import Plan, sample
+
+PLAN = Plan("test", (2.0, 0.5), ((2.0,), (1.5, 0.25), (0.0, -0.5, 1.5)), {"note": 1})
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor], ids=["numpy", "torch"])
+def test_the_loop_is_the_table(make: Any) -> None:
+    noise = make([[3.0, -1.0]])
+    asked = []
+
+    def denoise(x: Any, sigma: float) -> Any:
+        asked.append((x, sigma))
+        return x * x + sigma
+
+    images = sample(denoise, noise, PLAN)
+    x0 = 2.0 * noise
+    d0 = x0 * x0 + 2.0
+    x1 = 1.5 * noise + 0.25 * d0
+    d1 = x1 * x1 + 0.5
+    assert [sigma for _, sigma in asked] == [2.0, 0.5]
+    np.testing.assert_allclose(asked[1][0], x1)
+    np.testing.assert_allclose(images, -0.5 * d0 + 1.5 * d1)
+
+
+def test_float32_stays_float32() -> None:
+    images = sample(lambda x, sigma: x, np.ones((1, 2), np.float32), PLAN)
+    assert images.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "table"),
+    [
+        ((), ((1.0,),)),
+        ((0.0,), ((1.0,), (0.0, 1.0))),
+        ((-1.0,), ((1.0,), (0.0, 1.0))),
+        ((float("inf"),), ((1.0,), (0.0, 1.0))),
+        ((1.0,), ((1.0,),)),
+        ((1.0,), ((1.0,), (0.0, 1.0, 2.0))),
+        ((1.0,), ((1.0,), (0.0, float("nan")))),
+    ],
+)
+def test_impossible_plans_are_refused(sigmas: Any, table: Any) -> None:
+    with pytest.raises(UserError):
+        Plan("test", sigmas, table)
+
+
+def test_json_keeps_every_bit(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = tuple(tuple(rng.normal(size=k + 1).tolist()) for k in range(6))
+    plan = Plan("test", tuple(rng.random(5).tolist()), table, {"gamma": [[0.1]]})
+    plan.save(tmp_path / "plan.json")
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert loaded == plan
+    assert loaded.calibration == plan.calibration
+    assert loaded.sha256 == plan.sha256
+
+
+def test_the_hash_tells_samplers_apart_and_ignores_reports() -> None:
+    assert PLAN.sha256 == Plan("other name", PLAN.sigmas, PLAN.table).sha256
+    assert PLAN.sha256 != Plan("test", (2.0, 0.4), PLAN.table).sha256
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-20],
+        lambda text: "[]",
+        lambda text: text.replace('"schema": 1', '"schema": 99'),
+        lambda text: text.replace('"sigmas"', '"sigma"'),
+        lambda text: text.replace("0.25", '"a"'),
+        lambda text: text.replace("0.25", "null"),
+        lambda text: text.replace("0.25", "NaN"),
+        lambda text: text.replace("0.25", "0.25, 1.0"),
+        lambda text: "\x00\xff",
+    ],
+)
+def test_damaged_files_are_refused(damage: Any, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    PLAN.save(path)
+    json.loads(path.read_text())
+    damaged = damage(path.read_text().replace("\n", "").replace("   ", ""))
+    path.write_text(damaged)
+    with pytest.raises(UserError, match=r"plan"):
+        Plan.load(path)
+
+
+def test_a_missing_plan_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.json"):
+        Plan.load(tmp_path / "absent.json")

@@ -1,0 +1,170 @@
+"""Every mistake gets one line and status 2, and leaves nothing behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.errors import run_command, whole_numbers
+from runtime.output import writable
+
+ROOT = Path(__file__).parent.parent
+FAST = ("--solver", "ddim", "--check", "0")
+
+
+def run(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "EDGE_SAMPLER_CACHE": str(folder / "cache"), "no_proxy": "*"}
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    made = run(folder, "export", "--model", "edm-digits", "--nfe", "2", *FAST, "--out", "bundle")
+    assert made.returncode == 0, made.stderr
+    return folder / "bundle"
+
+
+EXPORT_MISTAKES = [
+    (("--model", "edm-digit", "--nfe", "2"), "did you mean edm-digits"),
+    (("--model", "edm-digits", "--nfe", "0"), "nfe is 0"),
+    (("--model", "edm-digits", "--nfe", "2.5"), "invalid int value: '2.5'"),
+    (("--model", "edm-digits", "--nfe", "2", "--solver", "ipmdn"), "did you mean"),
+    (("--model", "edm-digits"), "--nfe"),
+    (("--nfe", "2"), "--model"),
+    (("--model", "absent.pkl", "--nfe", "2"), "no weights file at absent.pkl"),
+    (("--model", "edm-digits", "--nfe", "2", "--weights", "corrupt.safetensors"), "corrupt.safetensors"),
+    (("--model", "edm-cifar10", "--nfe", "2", "--weights", "digits.safetensors"), "do not fit the architecture"),
+    (("--model", "edm-digits", "--plan", "corrupt.json"), "not a valid plan"),
+    (("--model", "edm-digits", "--nfe", "2", *FAST, "--out", "taken"), "taken exists"),
+    (("--model", "edm-digits", "--nfe", "2", *FAST, "--out", "taken", "--force"), "no bundle"),
+    (("--model", "edm-digits", "--nfe", "2", *FAST, "--out", "corrupt.json/b"), "cannot write"),
+    (("--model", "edm-digits", "--nfe", "2", "--device", "abacus"), "abacus"),
+    (("--model", "edm-digits", "--nfe", "2", "--output", "int4"), "invalid choice"),
+    (("--model", "edm-digits", "--nfe", "2", "--samples", "0"), "--samples is 0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), EXPORT_MISTAKES, ids=lambda value: value if type(value) is str else ""
+)
+def test_export_mistakes(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    (tmp_path / "corrupt.safetensors").write_bytes(b"x" * 100)
+    (tmp_path / "digits.safetensors").symlink_to(ROOT / "models" / "weights" / "edm-digits.safetensors")
+    (tmp_path / "corrupt.json").write_text("{")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "precious").touch()
+    before = sorted(tmp_path.rglob("*"))
+    failed = run(tmp_path, "export", *arguments)
+    assert_one_line(failed, message)
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "artifacts"] == before
+
+
+def assert_one_line(failed: subprocess.CompletedProcess[str], message: str) -> None:
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    lines = failed.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+
+
+def test_without_a_network_the_url_and_the_cache_are_named(tmp_path: Path) -> None:
+    failed = run(tmp_path, "export", "--model", "edm-cifar10", "--nfe", "2", *FAST)
+    assert_one_line(failed, "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-cifar10-32x32-uncond-vp.pkl")
+    assert str(tmp_path / "cache" / "edm-cifar10-32x32-uncond-vp.pkl") in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sample", "nowhere", "--out", "g.png"), "no bundle at nowhere"),
+        (("sample", "bundle", "--out", "g.gif"), "'.gif'; allowed: .png, .npz"),
+        (("sample", "bundle", "--out", "g.png", "--seeds", "9-1"), "not a list of whole numbers"),
+        (("sample", "bundle", "--out", "g.png", "--seeds", "x"), "not a list of whole numbers"),
+        (("sample", "bundle", "--out", "g.png", "--seeds", "0-999999999999"), "more than"),
+        (("sample", "bundle", "--out", "g.png", "--seeds", "9223372036854775808"), "out of range"),
+        (("sample", "bundle", "--out", "g.png", "--seeds", "-5"), "out of range"),
+        (("sample", "bundle", "--out", "g.png", "--class-labels", "3"), "has no classes"),
+        (("sample", "bundle", "--out", "bundle/manifest.json/g.png"), "cannot write"),
+        (("sample", "bundle", "--out", "g.png", "--backend", "abacus"), "unknown backend 'abacus'"),
+        (("bench", "bundle", "--rounds", "0"), "at least 1"),
+        (("dance", "bundle"), "invalid choice"),
+    ],
+)
+def test_runtime_mistakes(arguments: tuple[str, ...], message: str, bundle: Path) -> None:
+    before = sorted(bundle.parent.rglob("*"))
+    assert_one_line(run(bundle.parent, "runtime", *arguments), message)
+    assert sorted(bundle.parent.rglob("*")) == before
+
+
+def test_the_verbs_work(bundle: Path, tmp_path: Path) -> None:
+    for verb in (["compare"], ["inspect"], ["sample", "--out", str(tmp_path / "a.npz"), "--seeds", "0-2,7"]):
+        done = run(tmp_path, "runtime", verb[0], str(bundle), *verb[1:])
+        assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "a.npz") as stored:
+        assert stored["seeds"].tolist() == [0, 1, 2, 7]
+        assert stored["images"].shape == (4, 1, 8, 8)
+    assert run(tmp_path, "runtime", "compare", str(bundle), "--tolerance", "1e-12").returncode == 1
+
+
+def test_calibration_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
+    fit = ("--batch", "8", "--heldout", "4", "--fine-steps", "2")
+    done = run(tmp_path, "calibration", "--model", "edm-digits", "--solver", "iia-ddim", "--nfe", "2", *fit)
+    assert done.returncode == 0, done.stderr
+    plan = "edm-digits-iia-ddim-nfe2.json"
+    done = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--samples", "1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "artifacts" / "edm-digits-iia-ddim-nfe2" / "manifest.json").exists()
+    refused = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--random-weights")
+    assert_one_line(refused, "fitted to other weights")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_nothing_half_written_stays(force: bool, tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    if force:
+        target.mkdir()
+        (target / "manifest.json").write_text("old")
+
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "manifest.json").write_text("new")
+        raise OSError(28, "No space left on device", str(folder))
+
+    with pytest.raises(OSError, match="No space"), writable(target, force) as path:
+        fill(path)
+    assert [path.name for path in tmp_path.iterdir()] == (["bundle"] if force else [])
+    if force:
+        assert (target / "manifest.json").read_text() == "old"
+
+
+def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise OSError(28, "No space left on device", "sampler.onnx")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_command(main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: cannot write sampler.onnx: No space left on device\n"
+
+
+def test_a_bug_is_not_dressed_up_as_bad_input() -> None:
+    def main() -> None:
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        run_command(main)
+
+
+def test_lists_of_numbers() -> None:
+    assert whole_numbers("0-3,7,-1") == [0, 1, 2, 3, 7, -1]

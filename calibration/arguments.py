@@ -52,7 +52,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser, nfe_required: bool =
     group.add_argument("--fine-steps", type=int, default=DEFAULTS.fine_steps, metavar="M", help="default: 10")
     group.add_argument("--batch", type=int, default=DEFAULTS.batch, metavar="B", help="noises to fit on (default: 256)")
     group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to judge by (default: 128)")
-    group.add_argument("--ridge", type=float, default=DEFAULTS.ridge, help="relative (default: 1e-6)")
+    group.add_argument("--ridge", type=float, default=DEFAULTS.ridge, help="relative (default: 1e-4)")
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises (default: 0)")
 
 

@@ -9,26 +9,26 @@ from calibration.schedules import refine
 from calibration.solvers import find
 from calibration.solvers.base import Solver, base_step
 
-REFERENCE_STEPS = 96  # Heun steps that a trajectory takes at the least
+REFERENCE_STEPS = 96  # of Heun's method, to have converged
 
 
-def substeps(levels: int, fine_steps: int) -> int:
-    """Steps for each of the intervals between so many non-zero ``levels``, and 0."""
-    return max(fine_steps, -(-REFERENCE_STEPS // levels))
+def substeps(levels: int, steps: int) -> int:
+    """Into how many each interval is cut, for ``steps`` in all, or more, from so many ``levels`` down to 0."""
+    return max(2, -(-steps // levels))
 
 
-def cost(levels: int, fine_steps: int) -> int:
+def cost(levels: int, steps: int) -> int:
     """Network evaluations that ``trajectory`` spends on one image."""
-    return 2 * levels * substeps(levels, fine_steps) - 1
+    return 2 * levels * substeps(levels, steps) - 1
 
 
-def trajectory(network: Network, x: Tensor, levels: Iterable[float], fine_steps: int) -> dict[float, Tensor]:
+def trajectory(network: Network, x: Tensor, levels: Iterable[float], steps: int) -> dict[float, Tensor]:
     """The same-noise solution at each noise level: {sigma: state [n, …]}, from x at the highest level down to 0.
 
-    Solved by Heun's method, each interval between levels cut into ``fine_steps``, or more where levels are few.
+    Solved by at least so many ``steps`` of Heun's method, equally many between neighbouring levels.
     """
     grid = sorted({*levels, 0.0}, reverse=True)
-    count = substeps(len(grid) - 1, fine_steps)
+    count = substeps(len(grid) - 1, steps)
     states = [x]
 
     def record(base: Tensor, directions: Sequence[Tensor]) -> Tensor:

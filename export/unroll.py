@@ -17,6 +17,7 @@ from runtime.backends.onnxrt import Session
 from runtime.plan import Plan, sample
 
 OUTPUTS = ("float32", "uint8")
+FLOAT_IMAGES = "images_float32"  # what the float images are called where the graph's output is uint8
 
 
 @dataclass(frozen=True)
@@ -61,25 +62,31 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Symbol:
-    """A value of the graph that knows ``*`` and ``+``, as ``sample`` asks of its terms."""
+    """A weighted sum of the graph's values that knows ``*`` and ``+``, as ``sample`` asks of its terms."""
 
-    value: ir.Value
-    canvas: Canvas
+    terms: tuple[tuple[float, ir.Value], ...]
 
-    def __rmul__(self, weight: float) -> "Symbol":
-        number = np.float32(weight)
-        factor = self.canvas.constant(f"w{number!s}", np.array(number))
-        return Symbol(self.canvas.add("Mul", [factor, self.value], f"t{len(self.canvas.nodes)}"), self.canvas)
+    def __rmul__(self, factor: float) -> "Symbol":
+        return Symbol(tuple((factor * weight, value) for weight, value in self.terms))
 
     def __add__(self, other: "Symbol") -> "Symbol":
-        return Symbol(self.canvas.add("Add", [self.value, other.value], f"t{len(self.canvas.nodes)}"), self.canvas)
+        return Symbol(self.terms + other.terms)
+
+    def draw(self, canvas: Canvas, name: str) -> ir.Value:
+        """The value called ``name``: a product for each term, and one sum."""
+        products = []
+        for index, (weight, value) in enumerate(self.terms):
+            number = np.float32(weight)
+            factor = canvas.constant(f"w{number!s}", np.array(number))
+            products.append(canvas.add("Mul", [factor, value], f"{name}_{index}"))
+        return canvas.add("Sum", products, name)
 
 
 def unroll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
     """The graph of the whole sampler: noise float32 [batch, C, H, W] (and class_labels int64 [batch]) → images.
 
     ``exported`` is of ``export_denoiser``; its weights are shared, not copied. Every evaluation's denoised image keeps
-    a name, denoised_0 …, and the float images are called images_float32 where ``output`` is "uint8": there the graph
+    a name, denoised_0 …, and the float images are called FLOAT_IMAGES where ``output`` is "uint8": there the graph
     ends in round, clip and a move to [batch, H, W, C].
     """
     assert output in OUTPUTS
@@ -95,14 +102,15 @@ def unroll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
     def stamp(x: Symbol, sigma: float) -> Symbol:
         nonlocal evaluations
         evaluations += 1
-        return Symbol(stamp_denoiser(denoiser, canvas, x.value, sigma, evaluations - 1), canvas)
+        drawn = x.draw(canvas, f"x_{evaluations - 1}")
+        return Symbol(((1.0, stamp_denoiser(denoiser, canvas, drawn, sigma, evaluations - 1)),))
 
-    images = sample(stamp, Symbol(noise, canvas), plan).value
+    images = sample(stamp, Symbol(((1.0, noise),)), plan).draw(
+        canvas, "images" if output == "float32" else FLOAT_IMAGES
+    )
     assert evaluations == plan.nfe
     shape, dtype = inputs["x"].shape, ir.DataType.FLOAT
-    images.name = "images"
     if output == "uint8":
-        images.name = "images_float32"
         images, dtype = append_uint8(canvas, images), ir.DataType.UINT8
         assert shape is not None
         shape = ir.Shape([shape[0], shape[2], shape[3], shape[1]])

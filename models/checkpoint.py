@@ -98,7 +98,7 @@ def _storage(payload: bytes) -> Any:
 
 
 def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    stored = storage.untyped()
+    stored = storage._untyped_storage  # the public accessor warns
     if math.prod(size) * storage.dtype.itemsize > stored.nbytes():
         raise UserError(f"a tensor of shape {list(size)} claims more values than are stored")
     return torch.empty(0, dtype=storage.dtype).set_(stored, offset, size, stride)

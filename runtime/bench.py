@@ -19,7 +19,7 @@ from runtime.sampler import make_feed
 UNROLLED, BASELINE, LIMIT, EAGER = "unrolled graph", "baseline host loop", "limit", "PyTorch eager loop"
 
 SETTLE = 0.2  # seconds; worker threads of the library that ran before spin for a while, and would slow the next
-TURN = 0.1  # seconds that a turn lasts at the least
+TURN = 0.5  # seconds that a turn lasts at the least
 
 # The PyTorch path lives where PyTorch is known. A package offers it under this entry-point group as a function
 # (bundle, weights) → (noise [n, C, H, W], class_labels [n]) → images; it raises UserError when it cannot.

@@ -69,6 +69,13 @@ def checkpoints() -> dict[str, Any]:
     return facts
 
 
+@pytest.fixture
+def coarse_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reference of few steps, for tests of which the answer does not depend on it."""
+    monkeypatch.setattr("calibration.reference.REFERENCE_STEPS", 24)
+    monkeypatch.setattr("calibration.calibrate.REFERENCE_STEPS", 24)
+
+
 def relative(found: Any, expected: Any) -> float:
     """Largest difference over the largest magnitude."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-from calibration import reference
 from calibration.calibrate import CALIBRATION_STREAM, Settings, calibrate, error_against_converged, grid, noises
 from calibration.fit import fit, gram, rms, solve
 from calibration.network import Network
@@ -16,13 +15,6 @@ from runtime.errors import UserError
 from runtime.noise import unit_noise
 
 FITTED = [solver.name for solver in ALL_SOLVERS if solver.history is not None]
-
-
-@pytest.fixture
-def coarse_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reference of few steps, for tests of which the answer does not depend on it."""
-    monkeypatch.setattr(reference, "REFERENCE_STEPS", 24)
-    monkeypatch.setattr("calibration.calibrate.REFERENCE_STEPS", 24)
 
 
 def small(nfe: int, solver: str, **changes: object) -> Settings:

@@ -49,6 +49,7 @@ def baseline(lowered: ir.Model, tmp_path_factory: pytest.TempPathFactory) -> Ses
     return Session(path)
 
 
+@pytest.mark.usefixtures("coarse_reference")
 @pytest.mark.parametrize("nfe", NFES)
 @pytest.mark.parametrize("solver", ALL_SOLVERS, ids=lambda solver: solver.name)
 def test_four_paths_agree(

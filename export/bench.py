@@ -84,23 +84,15 @@ def measure(model: Denoiser, nfe: int) -> dict[str, Any]:
 
 
 def show(found: dict[int, list[dict[str, Any]]]) -> None:
-    table = Table(
-        "",
-        "seconds",
-        "of the bare export",
-        "peak memory",
-        "of the weights",
-        "sampler / denoiser",
-        "nodes an evaluation",
-    )
+    table = Table("", "seconds", "/ bare", "peak MB", "/ weights", "sampler / denoiser", "nodes / NFE")
     bare = median(row["seconds"] for row in found[BARE])
     for nfe, rows in found.items():
         seconds = median(row["seconds"] for row in rows)
         table.add_row(
-            f"export, NFE {nfe}" if nfe else "torch.onnx.export, denoiser",
+            f"export, NFE {nfe}" if nfe else "bare torch.onnx.export",
             f"{seconds:.1f}",
             f"{seconds / bare:.2f}",
-            f"{max(row['peak'] for row in rows) / 1e6:.0f} MB",
+            f"{max(row['peak'] for row in rows) / 1e6:.0f}",
             f"{max(row['memory'] for row in rows):.2f}",
             f"{rows[0]['size']:.3f}" if nfe else "",
             f"{rows[0]['nodes']:.0f}" if nfe else "",

@@ -20,7 +20,7 @@ class Sampler:
         self.bundle = bundle
         self._session = choose(backend).Session(bundle.graph("sampler.onnx"))
         if bundle.random_weights:
-            print(f"note: {bundle.folder} was made with random weights; its images mean nothing", file=sys.stderr)
+            print("note: this bundle has random weights; its images mean nothing", file=sys.stderr)
 
     def sample(
         self, seeds: Sequence[int], class_labels: int | Sequence[int] | None = None, batch: int = 64

@@ -1,38 +1,10 @@
-"""Fits a sampler's coefficients and writes its plan.
+"""Fits a sampler: see ``calibration/command.py``, or ``python -m calibration --help``."""
 
-python -m calibration --model edm-digits --solver iia-ipndm --nfe 10
-python -m export --model edm-digits --plan edm-digits-iia-ipndm-nfe10.json
-"""
+from importlib import import_module
 
-import argparse
-from pathlib import Path
-
-from calibration.arguments import add_model_arguments, add_settings_arguments, load_model, settings
-from calibration.calibrate import calibrate
-from calibration.report import show
-from models.progress import bar
-from runtime.errors import Parser, run_command
-from runtime.output import writable
-
-
-def main() -> None:
-    parser = Parser(
-        prog="python -m calibration", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_model_arguments(parser)
-    add_settings_arguments(parser)
-    parser.add_argument("--out", type=Path, help="default: MODEL-SOLVER-nfeN.json")
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
-    arguments = parser.parse_args()
-    wanted = settings(arguments)
-    name = f"{Path(arguments.model).stem}-{arguments.solver}-nfe{arguments.nfe}.json"
-    target = arguments.out or Path(name)
-    with writable(target, arguments.force) as path:
-        plan = calibrate(load_model(arguments), wanted, bar)
-        plan.save(path)
-    show(plan)
-    print(f"{target}: {plan.solver}, {plan.nfe} evaluations")
-
+from runtime.errors import run_command
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(
+        lambda: import_module("calibration.command").main()
+    )  # imported late: a missing library is one clear line

@@ -28,6 +28,8 @@ def run_command(main: Callable[[], int | None]) -> None:
         sys.exit(main() or 0)
     except UserError as error:
         message = str(error)
+    except ModuleNotFoundError as error:
+        message = f"{error.name} is not installed; calibration and export need: pip install 'edge-sampler[cpu]'"
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise

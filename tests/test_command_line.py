@@ -166,5 +166,11 @@ def test_a_bug_is_not_dressed_up_as_bad_input() -> None:
         run_command(main)
 
 
+def test_a_missing_library_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "rich.py").write_text("raise ModuleNotFoundError(\"No module named 'rich'\", name='rich')")
+    for room in ("export", "calibration"):
+        assert_one_line(run(tmp_path, room, "--help"), "rich is not installed")
+
+
 def test_lists_of_numbers() -> None:
     assert whole_numbers("0-3,7,-1") == [0, 1, 2, 3, 7, -1]

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import runtime
-from export.__main__ import main as export_main
+from export.command import main as export_main
 from runtime.bench import BASELINE, EAGER, LIMIT, UNROLLED, bench
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, file_sha256
 from runtime.compare import BASELINE as LOOP
 from runtime.compare import PYTORCH, SAMPLER, compare, within
 from runtime.errors import UserError
@@ -92,8 +92,6 @@ def test_comparing_notices_another_plan(copy: Path) -> None:
     plan["table"][-1][-1] *= 1.01
     path.write_text(json.dumps(plan))
     manifest = json.loads(manifest_path.read_text())
-    from runtime.bundle import file_sha256
-
     manifest["files"]["plan.json"] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
     manifest_path.write_text(json.dumps(manifest))
     assert not within(compare(Bundle.open(copy)), 1e-4)
@@ -192,8 +190,6 @@ def test_polygraphy_compares_with_pytorch(made: Path, copy: Path) -> None:
     other["seeds"] = other["seeds"] + 100
     np.savez(copy / "reference.npz", **other)
     manifest = json.loads((copy / "manifest.json").read_text())
-    from runtime.bundle import file_sha256
-
     path = copy / "reference.npz"
     manifest["files"]["reference.npz"] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
     (copy / "manifest.json").write_text(json.dumps(manifest))

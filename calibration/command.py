@@ -1,0 +1,34 @@
+"""Fits a sampler's coefficients and writes its plan.
+
+python -m calibration --model edm-digits --solver iia-ipndm --nfe 10
+python -m export --model edm-digits --plan edm-digits-iia-ipndm-nfe10.json
+"""
+
+import argparse
+from pathlib import Path
+
+from calibration.arguments import add_model_arguments, add_settings_arguments, load_model, settings
+from calibration.calibrate import calibrate
+from calibration.report import show
+from models.progress import bar
+from runtime.errors import Parser
+from runtime.output import writable
+
+
+def main() -> None:
+    parser = Parser(
+        prog="python -m calibration", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_arguments(parser)
+    add_settings_arguments(parser)
+    parser.add_argument("--out", type=Path, help="default: MODEL-SOLVER-nfeN.json")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    arguments = parser.parse_args()
+    wanted = settings(arguments)
+    name = f"{Path(arguments.model).stem}-{arguments.solver}-nfe{arguments.nfe}.json"
+    target = arguments.out or Path(name)
+    with writable(target, arguments.force) as path:
+        plan = calibrate(load_model(arguments), wanted, bar)
+        plan.save(path)
+    show(plan)
+    print(f"{target}: {plan.solver}, {plan.nfe} evaluations")

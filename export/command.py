@@ -1,0 +1,110 @@
+"""Exports a sampler, its whole loop, as one ONNX graph in a bundle.
+
+python -m export --model edm-digits --nfe 10
+python -m export --model edm-cifar10 --weights edm-cifar10-32x32-uncond-vp.pkl --nfe 10 --solver iia-ipndm
+python -m export --model edm-cifar10 --random-weights --nfe 10 --solver ipndm      # a dry run
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from calibration.arguments import add_model_arguments, add_settings_arguments, load_model, settings
+from calibration.calibrate import calibrate, error_against_converged
+from calibration.report import show
+from export.bundle import facts, parity, write_graphs, write_reference, write_samples
+from export.unroll import OUTPUTS
+from models.precond import Denoiser
+from models.progress import bar
+from runtime.bundle import write_manifest
+from runtime.errors import Parser, UserError
+from runtime.output import check_writable, writable
+from runtime.plan import Plan
+
+
+def main() -> None:
+    parser = Parser(prog="python -m export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_arguments(parser)
+    add_settings_arguments(parser, nfe_required=False)
+    group = parser.add_argument_group("export")
+    group.add_argument("--plan", type=Path, help="of `python -m calibration`, instead of --nfe, --solver and the rest")
+    group.add_argument("--output", choices=OUTPUTS, default=OUTPUTS[0], help="of the graph; uint8 is [batch, H, W, C]")
+    group.add_argument("--samples", type=int, default=16, help="images in samples.png (default: 16)")
+    group.add_argument(
+        "--check", type=int, default=16, help="images to solve finely for the error of a fixed solver; 0: none"
+    )
+    group.add_argument("--out", type=Path, help="default: artifacts/MODEL-SOLVER-nfeN")
+    group.add_argument("--force", action="store_true", help="replace an existing bundle")
+    arguments = parser.parse_args()
+    if arguments.samples < 1 or arguments.check < 0:
+        raise UserError(f"--samples is {arguments.samples} and --check {arguments.check}; at least 1, and at least 0")
+    if (arguments.plan is None) == (arguments.nfe is None):
+        raise UserError("name either --nfe (to calibrate) or --plan (already calibrated)")
+    if arguments.plan is None and (arguments.out or arguments.solver != "auto"):
+        settings(arguments)
+        check_writable(
+            target(arguments, arguments.solver, arguments.nfe), arguments.force
+        )  # before the work, not after
+
+    plan = Plan.load(arguments.plan) if arguments.plan else None
+    wanted = None if plan else settings(arguments)
+    model = load_model(arguments)
+    if plan is None:
+        assert wanted is not None
+        plan = calibrate(model, wanted, bar)
+    elif plan.calibration.get("weights_sha256", model.spec.weights_sha256) != model.spec.weights_sha256:
+        raise UserError(
+            f"{arguments.plan} was fitted to other weights than those of {arguments.model}: calibrate again"
+        )
+    show(plan)
+    out = target(arguments, plan.solver, plan.nfe)
+    with writable(out, arguments.force) as folder:
+        summary = make_bundle(model, plan, folder, arguments)
+    Console().print(summary)
+    print(f"{out}: look at samples.png; run it with `python -m runtime sample {out} --seeds 0-63 --out grid.png`")
+
+
+def target(arguments: argparse.Namespace, solver: str, nfe: int) -> Path:
+    """Where the bundle goes."""
+    parts = [Path(arguments.model).stem, solver, f"nfe{nfe}"]
+    parts += [arguments.output] if arguments.output != "float32" else []
+    parts += ["random-weights"] if arguments.random_weights else []
+    return arguments.out or Path("artifacts") / "-".join(parts)
+
+
+def make_bundle(model: Denoiser, plan: Plan, folder: Path, arguments: argparse.Namespace) -> Table:
+    """Fills the folder; returns the table to print."""
+    folder.mkdir()
+    with bar("export", 5) as advance:
+        plan.save(folder / "plan.json")
+        write_reference(model, plan, folder, arguments.output)
+        advance(1)
+        graphs = write_graphs(model.cpu(), plan, folder, arguments.output)
+        advance(1)
+        write_manifest(folder, facts(model, plan, arguments.output))
+        difference = parity(folder)
+        advance(1)
+        write_samples(folder, model, arguments.samples)
+        advance(1)
+        write_manifest(folder, facts(model, plan, arguments.output))
+        advance(1)
+    table = Table(
+        title=model.spec.name + (" with RANDOM WEIGHTS" if model.spec.random_weights else ""), show_header=False
+    )
+    table.add_row("solver", plan.solver)
+    table.add_row("network evaluations (NFE)", str(plan.nfe))
+    table.add_row("nodes", f"{graphs.nodes} ({graphs.nodes / plan.nfe:.0f} an evaluation)")
+    table.add_row("sampler.onnx", f"{graphs.sampler_bytes / 1e6:.1f} MB")
+    table.add_row("denoiser.onnx", f"{graphs.denoiser_bytes / 1e6:.1f} MB")
+    table.add_row("error against PyTorch", f"{difference.max:.1e} largest, {difference.rms:.1e} RMS")
+    error, images = None, arguments.check
+    if plan.calibration:
+        error, images = plan.calibration["heldout_rms_error"], plan.calibration["settings"]["heldout"]
+    elif images and not model.spec.random_weights:
+        error = error_against_converged(model, plan, images, bar)
+    table.add_row(
+        "error against the converged solution", f"{error:.4f} RMS, {images} images" if error else "not measured"
+    )
+    return table

@@ -1,7 +1,7 @@
 """A model, a solver and a number of evaluations in; a Plan out, with a report of how it was fitted."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -12,7 +12,7 @@ from calibration.network import Network
 from calibration.reference import REFERENCE_STEPS, cost, local_target, trajectory
 from calibration.schedules import SCHEDULES
 from calibration.solvers import ALL_SOLVERS, find
-from calibration.solvers.base import Solver, base_step
+from calibration.solvers.base import Scheme, Solver, base_step
 from calibration.trace import trace
 from models.precond import Denoiser
 from models.progress import ProgressBars, silent
@@ -83,28 +83,27 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
     error, what "auto" compared, network evaluations (of one image) spent, seconds.
     """
     started = time.perf_counter()
-    if settings.solver != "auto" and find(settings.solver).history is None:
-        solver = find(settings.solver)
-        return trace(solver, grid(model, solver, settings), settings.nfe)
-
     solvers = ALL_SOLVERS if settings.solver == "auto" else (find(settings.solver),)
+    schemes = [scheme_of(model, solver, settings) for solver in solvers]
+    if len(solvers) == 1 and solvers[0].history is None:
+        return trace(schemes[0])
     target = settings.target or ("global" if settings.solver == "auto" else "local")
-    grids = {solver.name: grid(model, solver, settings) for solver in solvers}
     count = settings.batch + settings.heldout
     network, noise = noises(model, count, settings.seed, CALIBRATION_STREAM)
-    x = noise * grids[solvers[0].name][0]
+    x = noise * model.spec.sigma_max
 
-    levels = {sigma for sigmas in grids.values() for sigma in sigmas if sigma > 0}
-    steps = max(REFERENCE_STEPS, settings.fine_steps * max(len(sigmas) - 1 for sigmas in grids.values()))
+    levels = {sigma for scheme in schemes for sigma in scheme.sigmas if sigma > 0}
+    steps = max(REFERENCE_STEPS, settings.fine_steps * max(len(scheme.sigmas) - 1 for scheme in schemes))
     with progress("reference trajectory", cost(len(levels), steps) * count) as network.progress:
         fine = trajectory(network, x, levels, steps)
 
     candidates = []
-    for solver in solvers:
-        local = target == "local" and solver.history is not None
+    for scheme in schemes:
+        local = target == "local" and scheme.solver.history is not None
         spent = settings.nfe * (1 + settings.fine_steps if local else 1)
-        with progress(f"{solver.name}, {settings.nfe} evaluations", spent * count) as network.progress:
-            candidates.append(_candidate(solver, network, x, grids[solver.name], settings, target, fine))
+        with progress(f"{scheme.solver.name}, {settings.nfe} evaluations", spent * count) as network.progress:
+            reach = local_targets(scheme, network, settings.fine_steps) if local else global_targets(scheme, fine)
+            candidates.append(make_candidate(scheme, network, x, reach, fine[0.0], settings))
     best = min(candidates, key=lambda candidate: candidate.error)
     report = {
         "weights_sha256": model.spec.weights_sha256,
@@ -119,9 +118,12 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
     return Plan(best.plan.solver, best.plan.sigmas, best.plan.table, report)
 
 
-def grid(model: Denoiser, solver: Solver, settings: Settings) -> list[float]:
-    """The noise levels that ``settings.nfe`` evaluations of ``solver`` pay for."""
-    return SCHEDULES[settings.schedule](solver.steps(settings.nfe), model.spec.sigma_min, model.spec.sigma_max)
+def scheme_of(model: Denoiser, solver: Solver, settings: Settings) -> Scheme:
+    """The solver on the noise levels that ``settings.nfe`` evaluations pay for, within the model's range."""
+    steps = solver.steps(settings.nfe)
+    sigmas = SCHEDULES[settings.schedule](steps, model.spec.sigma_min, model.spec.sigma_max)
+    history = solver.history if settings.history is None or solver.history is None else settings.history
+    return Scheme(solver, sigmas, settings.nfe, history or 0)
 
 
 def noises(model: Denoiser, count: int, seed: int, stream: int) -> tuple[Network, Tensor]:
@@ -136,30 +138,29 @@ def noises(model: Denoiser, count: int, seed: int, stream: int) -> tuple[Network
     return Network(model, labels), noise
 
 
-def _candidate(
-    solver: Solver,
-    network: Network,
-    x: Tensor,
-    sigmas: Sequence[float],
-    settings: Settings,
-    target: str,
-    fine: dict[float, Tensor],
+def global_targets(scheme: Scheme, fine: Mapping[float, Tensor]) -> Target:
+    """Step i aims at the fine trajectory from the same noise."""
+    return lambda index, state: fine[scheme.sigmas[index + 1]]
+
+
+def local_targets(scheme: Scheme, network: Network, fine_steps: int) -> Target:
+    """Step i aims at where the solver itself goes from the coarse state, in fine steps."""
+    return lambda index, state: local_target(
+        scheme.solver, network, state, scheme.sigmas[index], scheme.sigmas[index + 1], fine_steps
+    )
+
+
+def make_candidate(
+    scheme: Scheme, network: Network, x: Tensor, target: Target, converged: Tensor, settings: Settings
 ) -> Candidate:
-    converged = fine[0.0][settings.batch :]
-    if solver.history is None:
-        images = solver.run(network, x, sigmas, base_step, 0, settings.nfe)
-        return Candidate(trace(solver, sigmas, settings.nfe), rms(images[settings.batch :] - converged), ())
-    history = solver.history if settings.history is None else settings.history
-    reach: Target
-    if target == "global":
-        reach = lambda index, state: fine[sigmas[index + 1]]  # noqa: E731
+    """Fits the scheme, where it can be fitted, and measures its final images on the held-out noises."""
+    steps: list[FittedStep] = []
+    if scheme.solver.history is None:
+        images = scheme.run(network, x, base_step)
     else:
-        reach = lambda index, state: local_target(  # noqa: E731
-            solver, network, state, sigmas[index], sigmas[index + 1], settings.fine_steps
-        )
-    steps, images = fit(solver, network, x, sigmas, settings.nfe, history, reach, settings.batch, settings.ridge)
-    plan = trace(solver, sigmas, settings.nfe, [step.gamma for step in steps], history)
-    return Candidate(plan, rms(images[settings.batch :] - converged), tuple(steps))
+        steps, images = fit(scheme, network, x, target, settings.batch, settings.ridge)
+    error = rms((images - converged)[settings.batch :])
+    return Candidate(trace(scheme, [step.gamma for step in steps]), error, tuple(steps))
 
 
 def error_against_converged(model: Denoiser, plan: Plan, count: int, progress: ProgressBars = silent) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from calibration.network import Network
-from calibration.solvers.base import Solver
+from calibration.solvers.base import Scheme
 from calibration.trace import correct
 
 Target = Callable[[int, Tensor], Tensor]  # (step index, state before it) → the state to reach, [n, …]
@@ -53,17 +53,9 @@ def rms(difference: Tensor) -> float:
 
 
 def fit(
-    solver: Solver,
-    network: Network,
-    x: Tensor,
-    sigmas: Sequence[float],
-    nfe: int,
-    history: int,
-    target: Target,
-    fitting: int,
-    ridge: float,
+    scheme: Scheme, network: Network, x: Tensor, target: Target, fitting: int, ridge: float
 ) -> tuple[list[FittedStep], Tensor]:
-    """Runs ``solver`` from x [n, …] and solves for each step's γ on the way; returns them, and the images [n, …].
+    """Runs ``scheme`` from x [n, …] and solves for each step's γ on the way; returns them, and the images [n, …].
 
     The first ``fitting`` images fit, the others are held out: a γ that does not lower their error is dropped.
     """
@@ -84,5 +76,5 @@ def fit(
         state = correct(base, directions, steps[-1].gamma)
         return state
 
-    images = solver.run(network, x, sigmas, fit_step, history, nfe)
+    images = scheme.run(network, x, fit_step)
     return steps, images

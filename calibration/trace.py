@@ -5,36 +5,30 @@ from typing import Any
 
 import numpy as np
 
-from calibration.solvers.base import Solver, Step, base_step
+from calibration.solvers.base import Scheme, Step, base_step
 from runtime.plan import Plan
 
 
-def trace(
-    solver: Solver,
-    sigmas: Sequence[float],
-    nfe: int,
-    gammas: Sequence[Sequence[float]] = (),
-    history: int = 0,
-    calibration: Mapping[str, Any] | None = None,
-) -> Plan:
-    """The plan of ``solver`` on the grid ``sigmas`` (the last one 0), its i-th step corrected by ``gammas[i]``.
+def trace(scheme: Scheme, gammas: Sequence[Sequence[float]] = (), calibration: Mapping[str, Any] | None = None) -> Plan:
+    """The plan of ``scheme``, its i-th step corrected by ``gammas[i]``.
 
     A vector's entry 0 is the weight of the unit noise, entry j + 1 that of the j-th denoised image.
     """
+    name, nfe = scheme.solver.name, scheme.nfe
     told: list[float] = []
     rows: list[tuple[float, ...]] = []
 
     def record(x: np.ndarray, sigma: float) -> np.ndarray:
-        assert len(told) < nfe, f"{solver.name} evaluates more often than {nfe} times"
+        assert len(told) < nfe, f"{name} evaluates more often than {nfe} times"
         told.append(float(sigma))
         rows.append(tuple(x[: len(told)].tolist()))
         return np.eye(nfe + 1)[len(told)]
 
     noise = np.zeros(nfe + 1)
-    noise[0] = sigmas[0]
-    images = solver.run(record, noise, sigmas, corrected_by(gammas) if gammas else base_step, history, nfe)
-    assert len(told) == nfe, f"{solver.name} evaluates {len(told)} times instead of {nfe}"
-    return Plan(solver.name, tuple(told), (*rows, tuple(images.tolist())), calibration or {})
+    noise[0] = scheme.sigmas[0]
+    images = scheme.run(record, noise, corrected_by(gammas) if gammas else base_step)
+    assert len(told) == nfe, f"{name} evaluates {len(told)} times instead of {nfe}"
+    return Plan(name, tuple(told), (*rows, tuple(images.tolist())), calibration or {})
 
 
 def corrected_by(gammas: Sequence[Sequence[float]]) -> Step:

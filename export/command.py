@@ -42,22 +42,15 @@ def main() -> None:
         raise UserError(f"--samples is {arguments.samples} and --check {arguments.check}; at least 1, and at least 0")
     if (arguments.plan is None) == (arguments.nfe is None):
         raise UserError("name either --nfe (to calibrate) or --plan (already calibrated)")
-    if arguments.plan is None and (arguments.out or arguments.solver != "auto"):
-        settings(arguments)
-        check_writable(
-            target(arguments, arguments.solver, arguments.nfe), arguments.force
-        )  # before the work, not after
-
-    plan = Plan.load(arguments.plan) if arguments.plan else None
-    wanted = None if plan else settings(arguments)
+    wanted = settings(arguments) if arguments.plan is None else None
+    if wanted and (arguments.out or wanted.solver != "auto"):  # then the place is known before the work
+        check_writable(target(arguments, wanted.solver, wanted.nfe), arguments.force)
+    stored = Plan.load(arguments.plan) if arguments.plan else None
     model = load_model(arguments)
-    if plan is None:
-        assert wanted is not None
-        plan = calibrate(model, wanted, bar)
-    elif plan.calibration.get("weights_sha256", model.spec.weights_sha256) != model.spec.weights_sha256:
-        raise UserError(
-            f"{arguments.plan} was fitted to other weights than those of {arguments.model}: calibrate again"
-        )
+    plan = calibrate(model, wanted, bar) if wanted else stored
+    assert plan is not None
+    if plan.calibration.get("weights_sha256", model.spec.weights_sha256) != model.spec.weights_sha256:
+        raise UserError(f"{arguments.plan} was fitted to other weights than those of {arguments.model}: fit it again")
     show(plan)
     out = target(arguments, plan.solver, plan.nfe)
     with writable(out, arguments.force) as folder:
@@ -77,6 +70,11 @@ def target(arguments: argparse.Namespace, solver: str, nfe: int) -> Path:
 def make_bundle(model: Denoiser, plan: Plan, folder: Path, arguments: argparse.Namespace) -> Table:
     """Fills the folder; returns the table to print."""
     folder.mkdir()
+    error, images = None, arguments.check
+    if plan.calibration:
+        error, images = plan.calibration["heldout_rms_error"], plan.calibration["settings"]["heldout"]
+    elif images and not model.spec.random_weights:
+        error = error_against_converged(model, plan, images, bar)
     with bar("export", 5) as advance:
         plan.save(folder / "plan.json")
         write_reference(model, plan, folder, arguments.output)
@@ -99,12 +97,6 @@ def make_bundle(model: Denoiser, plan: Plan, folder: Path, arguments: argparse.N
     table.add_row("sampler.onnx", f"{graphs.sampler_bytes / 1e6:.1f} MB")
     table.add_row("denoiser.onnx", f"{graphs.denoiser_bytes / 1e6:.1f} MB")
     table.add_row("error against PyTorch", f"{difference.max:.1e} largest, {difference.rms:.1e} RMS")
-    error, images = None, arguments.check
-    if plan.calibration:
-        error, images = plan.calibration["heldout_rms_error"], plan.calibration["settings"]["heldout"]
-    elif images and not model.spec.random_weights:
-        error = error_against_converged(model, plan, images, bar)
-    table.add_row(
-        "error against the converged solution", f"{error:.4f} RMS, {images} images" if error else "not measured"
-    )
+    measured = "not measured" if error is None else f"{error:.4f} RMS, {images} images"
+    table.add_row("error against the converged solution", measured)
     return table

@@ -21,7 +21,7 @@ FLOAT_IMAGES = "images_float32"  # what the float images are called where the gr
 
 
 @dataclass(frozen=True)
-class Denoiser:
+class Parts:
     """The exported denoiser, taken apart: the nodes to stamp, and the constants that each noise level gives them."""
 
     graph: ir.Graph
@@ -92,7 +92,7 @@ def unroll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
     assert output in OUTPUTS
     graph = exported.graph.clone()
     add_shifts_to_biases(graph)
-    denoiser = take_apart(graph, sorted(set(plan.sigmas)))
+    parts = take_apart(graph, sorted(set(plan.sigmas)))
     inputs = {value.name: value for value in graph.inputs}
     noise = ir.Value(name="noise", shape=inputs["x"].shape, type=inputs["x"].type)
     free = [ir.Value(name=v.name, shape=v.shape, type=v.type) for n, v in inputs.items() if n not in ("x", "sigma")]
@@ -103,7 +103,7 @@ def unroll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
         nonlocal evaluations
         evaluations += 1
         drawn = x.draw(canvas, f"x_{evaluations - 1}")
-        return Symbol(((1.0, stamp_denoiser(denoiser, canvas, drawn, sigma, evaluations - 1)),))
+        return Symbol(((1.0, stamp_denoiser(parts, canvas, drawn, sigma, evaluations - 1)),))
 
     images = sample(stamp, Symbol(((1.0, noise),)), plan).draw(
         canvas, "images" if output == "float32" else FLOAT_IMAGES
@@ -126,7 +126,7 @@ def unroll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
     return ir.Model(drawn, ir_version=exported.ir_version, producer_name=exported.producer_name)
 
 
-def take_apart(graph: ir.Graph, sigmas: Sequence[float]) -> Denoiser:
+def take_apart(graph: ir.Graph, sigmas: Sequence[float]) -> Parts:
     """Splits the denoiser's nodes into those that depend on more than the noise level, and constants for the rest."""
     varying = depend_on_images(graph)
     stamped = [node for node in graph if node.outputs[0] in varying]
@@ -136,7 +136,7 @@ def take_apart(graph: ir.Graph, sigmas: Sequence[float]) -> Denoiser:
         for value in node.inputs
         if value is not None and value not in varying and not value.is_initializer()
     }
-    return Denoiser(graph, tuple(stamped), evaluate(graph, sorted(str(value.name) for value in needed), sigmas))
+    return Parts(graph, tuple(stamped), evaluate(graph, sorted(str(value.name) for value in needed), sigmas))
 
 
 def depend_on_images(graph: ir.Graph) -> set[ir.Value]:
@@ -191,17 +191,17 @@ def evaluate(graph: ir.Graph, names: Sequence[str], sigmas: Sequence[float]) -> 
             return {sigma: feed | session.run(feed) for sigma, feed in feeds.items()}
 
 
-def stamp_denoiser(denoiser: Denoiser, canvas: Canvas, x: ir.Value, sigma: float, evaluation: int) -> ir.Value:
+def stamp_denoiser(parts: Parts, canvas: Canvas, x: ir.Value, sigma: float, evaluation: int) -> ir.Value:
     """One more copy of the denoiser's nodes, reading x; its output is called denoised_``evaluation``."""
     values: dict[ir.Value | None, ir.Value | None] = {None: None}
-    for graph_input in denoiser.graph.inputs:
+    for graph_input in parts.graph.inputs:
         if graph_input.name != "sigma":
             values[graph_input] = x if graph_input.name == "x" else canvas.inputs[str(graph_input.name)]
-    for node in denoiser.stamped:
+    for node in parts.stamped:
         for value in node.inputs:
             if value not in values:
                 assert value is not None
-                values[value] = _bring(denoiser, canvas, value, sigma)
+                values[value] = _bring(parts, canvas, value, sigma)
         outputs = [ir.Value(name=f"{value.name}_{evaluation}") for value in node.outputs]
         canvas.nodes.append(
             ir.Node(
@@ -214,17 +214,17 @@ def stamp_denoiser(denoiser: Denoiser, canvas: Canvas, x: ir.Value, sigma: float
             )
         )
         values.update(zip(node.outputs, outputs, strict=True))
-    denoised = values[denoiser.graph.outputs[0]]
+    denoised = values[parts.graph.outputs[0]]
     assert denoised is not None, "the exported denoiser does not depend on x"
     return denoised
 
 
-def _bring(denoiser: Denoiser, canvas: Canvas, value: ir.Value, sigma: float) -> ir.Value:
+def _bring(parts: Parts, canvas: Canvas, value: ir.Value, sigma: float) -> ir.Value:
     """A weight, shared by all copies, or a constant, shared by all copies at this noise level."""
     name = str(value.name)
     if value.const_value is not None:
         return canvas.weight(name, value.const_value)
-    return canvas.constant(f"{name}@{sigma}", denoiser.constants[sigma][name])
+    return canvas.constant(f"{name}@{sigma}", parts.constants[sigma][name])
 
 
 def append_uint8(canvas: Canvas, images: ir.Value) -> ir.Value:

@@ -46,6 +46,20 @@ class Solver:
     aliases: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Scheme:
+    """A solver on one grid, ``sigmas`` from the highest level to 0, with ``nfe`` evaluations."""
+
+    solver: Solver
+    sigmas: Sequence[float]
+    nfe: int
+    history: int = 0  # past steps that corrections may weigh
+
+    def run(self, denoise: Denoise, x: Any, step: Step) -> Any:
+        """From x [n, …] at noise level sigmas[0] to images [n, …]."""
+        return self.solver.run(denoise, x, self.sigmas, step, self.history, self.nfe)
+
+
 def base_step(base: Any, directions: Sequence[Any]) -> Any:
     """The base solver's step: no correction."""
     return base

@@ -5,11 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-from calibration.calibrate import CALIBRATION_STREAM, Settings, calibrate, error_against_converged, grid, noises
+from calibration.calibrate import CALIBRATION_STREAM, Settings, calibrate, error_against_converged, noises, scheme_of
 from calibration.fit import fit, gram, rms, solve
 from calibration.network import Network
 from calibration.reference import cost, trajectory
 from calibration.solvers import ALL_SOLVERS, find
+from calibration.solvers.base import Scheme
 from models.precond import Denoiser
 from runtime.errors import UserError
 from runtime.noise import unit_noise
@@ -92,7 +93,7 @@ def test_calibration_is_deterministic_for_a_seed(target: str, digits: Denoiser) 
 @pytest.mark.usefixtures("coarse_reference")
 def test_a_correction_that_does_not_help_is_dropped(network: Network, noise: torch.Tensor) -> None:
     """Targets whose fitting half wants the opposite of the held-out half: every step must keep the base solver."""
-    solver, sigmas = find("iia-ddim"), [80.0, 10.0, 1.0, 0.1, 0.0]
+    sigmas = [80.0, 10.0, 1.0, 0.1, 0.0]
     sign = torch.tensor([1.0, 1.0, -1.0, -1.0]).double().reshape(4, 1, 1, 1)
     x = noise[[0, 1, 0, 1]] * 80.0
     bases: list[torch.Tensor] = []
@@ -103,7 +104,8 @@ def test_a_correction_that_does_not_help_is_dropped(network: Network, noise: tor
 
     find("ddim").run(network, x, sigmas, record, 0)
     bend = torch.randn(x[:2].shape, generator=torch.Generator().manual_seed(0)).double().repeat(2, 1, 1, 1)
-    steps, images = fit(solver, network, x, sigmas, 4, 1, lambda i, state: bases[i] + sign * bend, 2, 0.0)
+    scheme = Scheme(find("iia-ddim"), sigmas, 4, 1)
+    steps, images = fit(scheme, network, x, lambda i, state: bases[i] + sign * bend, 2, 0.0)
     assert all(weight == 0 for step in steps for weight in step.gamma)
     torch.testing.assert_close(images, bases[-1])
 
@@ -189,6 +191,6 @@ def test_calibration_noise_is_never_sampled(digits: Denoiser) -> None:
 
 
 def test_grids_have_the_models_own_range(digits: Denoiser) -> None:
-    sigmas = grid(digits, find("ddim"), Settings(4, "ddim"))
+    sigmas = scheme_of(digits, find("ddim"), Settings(4, "ddim")).sigmas
     assert sigmas[0] == pytest.approx(digits.spec.sigma_max)
     assert sigmas[-2] == pytest.approx(digits.spec.sigma_min)

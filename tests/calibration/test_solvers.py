@@ -5,7 +5,7 @@ import pytest
 
 from calibration.schedules import SCHEDULES, edm, refine
 from calibration.solvers import ALL_SOLVERS, find
-from calibration.solvers.base import Solver, base_step
+from calibration.solvers.base import Scheme, Solver, base_step
 from calibration.trace import corrected_by, trace
 from runtime.errors import UserError
 from runtime.plan import sample
@@ -47,7 +47,7 @@ def zeros(solver: Solver, nfe: int, history: int) -> list[list[float]]:
 @pytest.mark.parametrize("nfe", NFES)
 def test_the_plan_is_the_solver(solver: Solver, nfe: int) -> None:
     sigmas = grid(solver, nfe)
-    plan = trace(solver, sigmas, nfe)
+    plan = trace(Scheme(solver, sigmas, nfe))
     images = solver.run(denoise, NOISE * sigmas[0], sigmas, base_step, 0, nfe)
     np.testing.assert_allclose(sample(denoise, NOISE, plan), images, rtol=1e-9, atol=1e-9)
 
@@ -62,25 +62,27 @@ def test_exactly_the_evaluations_asked_for(solver: Solver, nfe: int) -> None:
         return denoise(x, sigma)
 
     solver.run(counting, NOISE, grid(solver, nfe), base_step, 0, nfe)
-    assert len(calls) == nfe == trace(solver, grid(solver, nfe), nfe).nfe
+    assert len(calls) == nfe == trace(Scheme(solver, grid(solver, nfe), nfe)).nfe
 
 
 @solvers
 @pytest.mark.parametrize("nfe", [1, 2, 7, 10])
 def test_no_correction_is_the_base_solver(solver: Solver, nfe: int) -> None:
     sigmas = grid(solver, nfe)
-    corrected = trace(solver, sigmas, nfe, zeros(solver, nfe, 2), 2)
-    assert corrected == trace(solver, sigmas, nfe)
+    corrected = trace(Scheme(solver, sigmas, nfe, 2), zeros(solver, nfe, 2))
+    assert corrected == trace(Scheme(solver, sigmas, nfe))
 
 
-@pytest.mark.parametrize("solver", [solver for solver in ALL_SOLVERS if solver.history is not None], ids=lambda solver: solver.name)
+@pytest.mark.parametrize(
+    "solver", [solver for solver in ALL_SOLVERS if solver.history is not None], ids=lambda solver: solver.name
+)
 def test_a_correction_changes_images_as_the_plan_says(solver: Solver) -> None:
     nfe, sigmas = 7, grid(solver, 7)
     gammas = [[0.1 / (j + 1) for j in range(len(step))] for step in zeros(solver, nfe, 2)]
-    plan = trace(solver, sigmas, nfe, gammas, 2)
+    plan = trace(Scheme(solver, sigmas, nfe, 2), gammas)
     images = solver.run(denoise, NOISE * sigmas[0], sigmas, corrected_by(gammas), 2, nfe)
     np.testing.assert_allclose(sample(denoise, NOISE, plan), images, rtol=1e-8, atol=1e-8)
-    assert np.abs(images - sample(denoise, NOISE, trace(solver, sigmas, nfe))).max() > 1e-3
+    assert np.abs(images - sample(denoise, NOISE, trace(Scheme(solver, sigmas, nfe)))).max() > 1e-3
 
 
 @solvers
@@ -101,7 +103,7 @@ def test_a_constant_denoiser_is_reached_exactly(solver: Solver) -> None:
     """With D constant the ODE is linear, and every solver is exact whatever its steps."""
     target = np.full_like(NOISE, 0.7)
     for nfe in (1, 2, 5):
-        images = sample(lambda x, sigma: target, NOISE, trace(solver, grid(solver, nfe), nfe))
+        images = sample(lambda x, sigma: target, NOISE, trace(Scheme(solver, grid(solver, nfe), nfe)))
         np.testing.assert_allclose(images, target, atol=1e-12)
 
 

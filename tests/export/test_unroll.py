@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import models
-from calibration.calibrate import Settings, calibrate, grid
+from calibration.calibrate import Settings, calibrate, scheme_of
 from calibration.network import Network
 from calibration.solvers import ALL_SOLVERS, find
-from calibration.solvers.base import Solver, base_step
+from calibration.solvers.base import Scheme, Solver, base_step
 from calibration.trace import corrected_by, trace
 from export.bundle import write_graphs
 from export.denoiser import export_denoiser
@@ -64,10 +64,10 @@ def test_four_paths_agree(
 ) -> None:
     """The solver's own float64 loop, PyTorch through the plan, the host loop over denoiser.onnx, and sampler.onnx."""
     settings = Settings(nfe, solver.name, batch=12, heldout=4, fine_steps=2, target="local")
-    plan, sigmas, history = calibrate(digits, settings), grid(digits, solver, settings), solver.history or 0
+    plan, scheme = calibrate(digits, settings), scheme_of(digits, solver, settings)
     gammas = [step["gamma"] for step in plan.calibration.get("steps", [])]
     step = corrected_by(gammas) if gammas else base_step
-    looped = solver.run(network, noise * sigmas[0], sigmas, step, history, nfe)
+    looped = scheme.run(network, noise * scheme.sigmas[0], step)
     planned = sample(network, noise, plan)
 
     unit = noise.float().numpy()
@@ -212,7 +212,7 @@ def test_the_written_file_is_what_onnx_itself_would_write(digits: Denoiser, lowe
 
 
 def test_the_plan_travels_as_json(digits: Denoiser, tmp_path: Path) -> None:
-    plan = trace(find("heun"), [80.0, 3.0, 0.1, 0.0], 5)
+    plan = trace(Scheme(find("heun"), [80.0, 3.0, 0.1, 0.0], 5))
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     assert json.loads((tmp_path / "plan.json").read_text())["solver"] == "heun"

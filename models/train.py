@@ -1,6 +1,6 @@
 """Trains the small models that ship with the project.
 
-    python -m models.train --dataset digits          # about 15 minutes on two cores; run again to resume
+    python -m models.train --dataset digits          # about 18 minutes on two cores; run again to resume
 
 Writes runs/DATASET/: state.pt (to resume from), losses.csv, losses.png, and the averaged weights as
 edm-DATASET.safetensors. The same seed gives the same run, interrupted or not.

@@ -44,7 +44,11 @@ def write_graphs(model: Denoiser, plan: Plan, folder: Path, output: str = "float
     keep_batch_in_reshapes(exported)
     sampler = unroll(exported, plan, output)
     sampler.metadata_props.update(
-        solver=plan.solver, nfe=str(plan.nfe), plan_sha256=plan.sha256, weights_sha256=model.spec.weights_sha256
+        solver=plan.solver,
+        nfe=str(plan.nfe),
+        plan_sha256=plan.sha256,
+        weights_sha256=model.spec.weights_sha256,
+        random_weights=str(model.spec.random_weights),
     )
     drop_unused(exported)
     denoiser_bytes = save_checked(exported, folder / "denoiser.onnx")

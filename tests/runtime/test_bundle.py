@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -151,6 +152,8 @@ def test_random_weights_never_pass_for_real_ones(tmp_path: Path, capsys: pytest.
     export("--model", "edm-digits", "--random-weights", "--nfe", "2", "--solver", "ddim", "--out", str(out))
     assert "RANDOM WEIGHTS" in capsys.readouterr().out
     assert Bundle.open(out).random_weights
+    properties = onnx.load(out / "sampler.onnx").metadata_props
+    assert {entry.key: entry.value for entry in properties}["random_weights"] == "True"
     with runtime.load(out):
         assert "random weights" in capsys.readouterr().err
 

@@ -60,7 +60,8 @@ def write_reference(model: Denoiser, plan: Plan, folder: Path, output: str) -> N
     """PyTorch's own output for a few seeds: float64 states, the network in float32."""
     seeds = list(REFERENCE_SEEDS)
     classes = model.spec.classes
-    labels = torch.arange(len(seeds)) % classes if classes else None
+    device = next(model.parameters()).device
+    labels = torch.arange(len(seeds), device=device) % classes if classes else None
     network = Network(model, labels)
     denoised: list[np.ndarray] = []
 
@@ -69,12 +70,12 @@ def write_reference(model: Denoiser, plan: Plan, folder: Path, output: str) -> N
         denoised.append(result.float().cpu().numpy())
         return result
 
-    noise = torch.from_numpy(unit_noise(seeds, model.spec.shape)).double().to(next(model.parameters()).device)
+    noise = torch.from_numpy(unit_noise(seeds, model.spec.shape)).double().to(device)
     images = sample(record, noise, plan).float().cpu().numpy()
     np.savez(
         folder / "reference.npz",
         seeds=np.array(seeds),
-        class_labels=np.full(len(seeds), -1) if labels is None else labels.numpy(),
+        class_labels=np.full(len(seeds), -1) if labels is None else labels.cpu().numpy(),
         denoised=np.stack(denoised),
         images=images,
     )

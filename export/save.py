@@ -9,6 +9,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from runtime.protobuf import field_head
+
 INLINE_LIMIT = 2_000_000_000  # bytes of weights; Protocol Buffers end at 2 GiB, so more go to a file beside the graph
 LARGE = 4096  # bytes; smaller tensors stay in the serialized part
 
@@ -36,11 +38,11 @@ def save_checked(model: ir.Model, path: Path, inline_limit: int = INLINE_LIMIT) 
     skeleton.ClearField("graph")
     headers = {name: _header(name, value) for name, value in large.items()}
     sizes = {name: len(header) + _tensor(large[name]).nbytes for name, header in headers.items()}
-    total = len(graph) + sum(len(_tag(GRAPH_INITIALIZER, size)) + size for size in sizes.values())
+    total = len(graph) + sum(len(field_head(GRAPH_INITIALIZER, size)) + size for size in sizes.values())
     with path.open("wb") as file:
-        file.write(skeleton.SerializeToString() + _tag(MODEL_GRAPH, total) + graph)
+        file.write(skeleton.SerializeToString() + field_head(MODEL_GRAPH, total) + graph)
         for name, value in large.items():
-            file.write(_tag(GRAPH_INITIALIZER, sizes[name]) + headers[name])
+            file.write(field_head(GRAPH_INITIALIZER, sizes[name]) + headers[name])
             file.write(_tensor(value).tobytes())
     return path.stat().st_size
 
@@ -73,13 +75,4 @@ def _header(name: str, value: ir.Value) -> bytes:
     """A TensorProto up to its raw data."""
     tensor = _tensor(value)
     proto = onnx.TensorProto(name=name, data_type=tensor.dtype.value, dims=list(tensor.shape.numpy()))
-    return bytes(proto.SerializeToString()) + _tag(TENSOR_RAW_DATA, tensor.nbytes)
-
-
-def _tag(field: int, size: int) -> bytes:
-    """The wire-format head of a length-delimited field: its number, and its size as a base-128 number."""
-    head = bytes([field << 3 | 2])
-    while size > 127:
-        head += bytes([size & 127 | 128])
-        size >>= 7
-    return head + bytes([size])
+    return bytes(proto.SerializeToString()) + field_head(TENSOR_RAW_DATA, tensor.nbytes)

@@ -14,10 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from runtime.backends.onnxrt import Session
+from runtime.bundle import FLOAT_IMAGES
 from runtime.plan import Plan, sample
 
 OUTPUTS = ("float32", "uint8")
-FLOAT_IMAGES = "images_float32"  # what the float images are called where the graph's output is uint8
 
 
 @dataclass(frozen=True)

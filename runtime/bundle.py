@@ -21,6 +21,7 @@ from runtime.errors import UserError
 from runtime.plan import Plan
 
 SCHEMA = 1
+FLOAT_IMAGES = "images_float32"  # what sampler.onnx calls its float images where its output is uint8
 MANIFEST = "manifest.json"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.backends import choose
-from runtime.bundle import Bundle
+from runtime.bundle import FLOAT_IMAGES, Bundle
 from runtime.noise import unit_noise
 from runtime.plan import sample
 from runtime.sampler import make_feed
@@ -62,7 +62,7 @@ def compare(bundle: Bundle, seeds: list[int] | None = None, backend: str = "auto
 def run_sampler(bundle: Bundle, feed: Mapping[str, np.ndarray], backend: str) -> Trajectory:
     """The unrolled graph, its intermediate denoised images fetched as well."""
     stages = [f"denoised_{k}" for k in range(bundle.plan.nfe)]
-    images = "images_float32" if bundle.output == "uint8" else "images"
+    images = FLOAT_IMAGES if bundle.output == "uint8" else "images"
     extra = stages if images == "images" else [*stages, images]
     with choose(backend).Session(bundle.graph("sampler.onnx"), extra) as session:
         found = session.run(feed)

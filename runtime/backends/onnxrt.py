@@ -8,6 +8,7 @@ from types import TracebackType
 import numpy as np
 
 from runtime.errors import UserError
+from runtime.protobuf import field_head
 
 
 def missing() -> str | None:
@@ -55,10 +56,6 @@ def _declare_outputs(names: Sequence[str]) -> bytes:
     """
 
     def field(number: int, payload: bytes) -> bytes:
-        size, length = len(payload), b""
-        while size > 127:
-            length += bytes([size & 127 | 128])
-            size >>= 7
-        return bytes([number << 3 | 2]) + length + bytes([size]) + payload
+        return field_head(number, len(payload)) + payload
 
     return field(7, b"".join(field(12, field(1, name.encode())) for name in names))

@@ -36,21 +36,28 @@ def load_model(arguments: argparse.Namespace) -> Denoiser:
         raise UserError(f"--device {name}: PyTorch cannot use it ({reason})") from error
 
 
-def add_settings_arguments(parser: argparse.ArgumentParser, nfe_required: bool = True) -> None:
+def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = False) -> None:
+    """``exporting``: a plan may come from elsewhere, and ``--target`` and ``--batch`` are an engine's."""
+
+    def names(name: str) -> list[str]:
+        return [f"--fit-{name}"] if exporting else [f"--{name}", f"--fit-{name}"]
+
     group = parser.add_argument_group("calibration")
-    group.add_argument("--nfe", type=int, required=nfe_required, help="network evaluations, exactly")
+    group.add_argument("--nfe", type=int, required=not exporting, help="network evaluations, exactly")
     group.add_argument(
         "--solver", default=DEFAULTS.solver, help="auto (default: what measures best), ddim, iia-ipndm, …"
     )
     group.add_argument(
         "--schedule", default=DEFAULTS.schedule, help=f"noise levels: {', '.join(SCHEDULES)} (default: edm)"
     )
-    group.add_argument(
-        "--target", help=f"{' or '.join(TARGETS)}: the paper's, or ours (default: local; global for auto)"
-    )
+    target_help = f"{' or '.join(TARGETS)}: the paper's, or ours (default: local; global for auto)"
+    group.add_argument(*names("target"), dest="fit_target", help=target_help)
     group.add_argument("--history", type=int, metavar="R", help="past steps to weigh (default: the paper's, by solver)")
     group.add_argument("--fine-steps", type=int, default=DEFAULTS.fine_steps, metavar="M", help="default: 10")
-    group.add_argument("--batch", type=int, default=DEFAULTS.batch, metavar="B", help="noises to fit on (default: 256)")
+    batch_help = "noises to fit on (default: 256)"
+    group.add_argument(
+        *names("batch"), dest="fit_batch", type=int, default=DEFAULTS.batch, metavar="B", help=batch_help
+    )
     group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to judge by (default: 128)")
     group.add_argument("--ridge", type=float, default=DEFAULTS.ridge, help="relative (default: 1e-4)")
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises (default: 0)")
@@ -62,10 +69,10 @@ def settings(arguments: argparse.Namespace) -> Settings:
         nfe=arguments.nfe,
         solver=arguments.solver,
         schedule=arguments.schedule,
-        target=arguments.target,
+        target=arguments.fit_target,
         history=arguments.history,
         fine_steps=arguments.fine_steps,
-        batch=arguments.batch,
+        batch=arguments.fit_batch,
         heldout=arguments.heldout,
         ridge=arguments.ridge,
         seed=arguments.seed,

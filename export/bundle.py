@@ -15,7 +15,7 @@ from export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm
 from export.save import save_checked
 from export.unroll import unroll
 from models.precond import Denoiser
-from runtime.bundle import Bundle
+from runtime.bundle import MANIFEST, Bundle, describe_files, write_manifest
 from runtime.compare import PYTORCH, SAMPLER, Difference, compare, worst
 from runtime.errors import UserError
 from runtime.images import save_grid, to_uint8
@@ -101,9 +101,9 @@ def write_samples(folder: Path, model: Denoiser, count: int) -> None:
     save_grid(images, folder / "samples.png", "RANDOM WEIGHTS" if model.spec.random_weights else "")
 
 
-def facts(model: Denoiser, plan: Plan, output: str) -> dict[str, Any]:
-    """What the manifest says beside the list of files."""
-    return {
+def close(folder: Path, model: Denoiser, plan: Plan, output: str) -> None:
+    """Writes the manifest: what the bundle is, and every file now in it."""
+    facts: dict[str, Any] = {
         "model": asdict(model.spec),
         "solver": plan.solver,
         "nfe": plan.nfe,
@@ -114,6 +114,7 @@ def facts(model: Denoiser, plan: Plan, output: str) -> dict[str, Any]:
         "output": output,
         "tools": {tool: importlib.metadata.version(tool) for tool in TOOLS} | {"python": platform.python_version()},
     }
+    write_manifest(folder / MANIFEST, facts, describe_files(folder))
 
 
 def parity(folder: Path) -> Difference:

@@ -3,6 +3,8 @@
 python -m export --model edm-digits --nfe 10
 python -m export --model edm-cifar10 --weights edm-cifar10-32x32-uncond-vp.pkl --nfe 10 --solver iia-ipndm
 python -m export --model edm-cifar10 --random-weights --nfe 10 --solver ipndm      # a dry run
+python -m export --model edm-digits --nfe 10 --engine tensorrt-rtx --precision fp16
+python -m export engine BUNDLE --engine tensorrt-rtx                               # for a bundle that is there
 """
 
 import argparse
@@ -14,11 +16,12 @@ from rich.table import Table
 from calibration.arguments import add_model_arguments, add_settings_arguments, load_model, settings
 from calibration.calibrate import calibrate, error_against_converged
 from calibration.report import show
-from export.bundle import facts, parity, write_graphs, write_reference, write_samples
+from export.bundle import close, parity, write_graphs, write_reference, write_samples
+from export.engine_command import add, add_engine_arguments, additions_of
 from export.unroll import OUTPUTS
 from models.precond import Denoiser
 from models.progress import bar
-from runtime.bundle import write_manifest
+from runtime.bundle import Bundle
 from runtime.errors import Parser, UserError
 from runtime.output import check_writable, writable
 from runtime.plan import Plan
@@ -27,7 +30,7 @@ from runtime.plan import Plan
 def main() -> None:
     parser = Parser(prog="python -m export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
-    add_settings_arguments(parser, nfe_required=False)
+    add_settings_arguments(parser, exporting=True)
     group = parser.add_argument_group("export")
     group.add_argument("--plan", type=Path, help="of `python -m calibration`, instead of --nfe, --solver and the rest")
     group.add_argument("--output", choices=OUTPUTS, default=OUTPUTS[0], help="of the graph; uint8 is [batch, H, W, C]")
@@ -37,7 +40,9 @@ def main() -> None:
     )
     group.add_argument("--out", type=Path, help="default: artifacts/MODEL-SOLVER-nfeN")
     group.add_argument("--force", action="store_true", help="replace an existing bundle")
+    add_engine_arguments(parser)
     arguments = parser.parse_args()
+    additions = additions_of(arguments)
     if arguments.samples < 1 or arguments.check < 0:
         raise UserError(f"--samples is {arguments.samples} and --check {arguments.check}; at least 1, and at least 0")
     if (arguments.plan is None) == (arguments.nfe is None):
@@ -54,8 +59,11 @@ def main() -> None:
     show(plan)
     out = target(arguments, plan.solver, plan.nfe)
     with writable(out, arguments.force) as folder:
-        summary = make_bundle(model, plan, folder, arguments)
-    Console().print(summary)
+        tables = [make_bundle(model, plan, folder, arguments)]
+        if additions:
+            tables.append(add(Bundle.open(folder), additions))
+    for table in tables:
+        Console().print(table)
     print(f"{out}: look at samples.png; run it with `python -m runtime sample {out} --seeds 0-63 --out grid.png`")
 
 
@@ -81,12 +89,12 @@ def make_bundle(model: Denoiser, plan: Plan, folder: Path, arguments: argparse.N
         advance(1)
         graphs = write_graphs(model.cpu(), plan, folder, arguments.output)
         advance(1)
-        write_manifest(folder, facts(model, plan, arguments.output))
+        close(folder, model, plan, arguments.output)
         difference = parity(folder)
         advance(1)
         write_samples(folder, model, arguments.samples)
         advance(1)
-        write_manifest(folder, facts(model, plan, arguments.output))
+        close(folder, model, plan, arguments.output)
         advance(1)
     table = Table(
         title=model.spec.name + (" with RANDOM WEIGHTS" if model.spec.random_weights else ""), show_header=False

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 
 def lower_group_norm(model: ir.Model) -> None:
@@ -23,7 +24,7 @@ def lower_group_norm(model: ir.Model) -> None:
         grouped = ir.node("Reshape", [x, _constant(graph, [0, *per_group[:2], height * width])])
         normalised = ir.node(
             "LayerNormalization",
-            [grouped.outputs[0], _reshaped(graph, scale, per_group), _reshaped(graph, bias, per_group)],
+            [grouped.outputs[0], *(_reshaped(graph, weight, per_group, "by_group") for weight in (scale, bias))],
             {"axis": 2, "epsilon": epsilon},
         )
         back = ir.node("Reshape", [normalised.outputs[0], _constant(graph, [0, channels, height, width])])
@@ -60,10 +61,10 @@ def _constant(graph: ir.Graph, numbers: list[int]) -> ir.Value:
     return _initializer(graph, "shape_" + "_".join(map(str, numbers)), np.array(numbers, np.int64))
 
 
-def _reshaped(graph: ir.Graph, weight: ir.Value | None, shape: tuple[int, ...]) -> ir.Value:
+def _reshaped(graph: ir.Graph, weight: ir.Value | None, shape: tuple[int, ...], suffix: str) -> ir.Value:
     assert weight is not None
     assert weight.const_value is not None
-    return _initializer(graph, f"{weight.name}_by_group", weight.const_value.numpy().reshape(shape))
+    return _initializer(graph, f"{weight.name}_{suffix}", weight.const_value.numpy().reshape(shape))
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
@@ -72,6 +73,62 @@ def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)
     return graph.initializers[name]
+
+
+def prepare_for_tensorrt(model: ir.Model, batch: int | None) -> None:
+    """Undoes and adds what makes TensorRT's builds quick, in place; ``batch`` fixes the batch size.
+
+    On edm-digits at NFE 20 TensorRT-RTX 1.7 takes 34 s with LayerNormalization as ``lower_group_norm`` leaves it, 21 s
+    with GroupNormalization, and 12 s with full-rank scalars and shared scales besides (``engine.share_norm_scales``).
+    """
+    raise_group_norm(model)
+    if batch is not None:
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            assert value.shape is not None
+            value.shape = ir.Shape([batch, *value.shape[1:]])
+    ShapeInferencePass()(model)
+    widen_scalars(model)
+    drop_unused(model)
+
+
+def raise_group_norm(model: ir.Model) -> None:
+    """Reshape, LayerNormalization, Reshape → GroupNormalization, in place: ``lower_group_norm`` backward."""
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type != "LayerNormalization":
+            continue
+        grouped, (back,) = node.inputs[0], node.outputs[0].consumers()
+        assert grouped is not None
+        into = grouped.producer()
+        assert into is not None
+        assert (into.op_type, back.op_type) == ("Reshape", "Reshape")
+        scale = node.inputs[1]
+        assert scale is not None
+        assert scale.const_value is not None
+        weights = [_reshaped(graph, weight, (-1,), "by_channel") for weight in node.inputs[1:]]
+        norm = ir.node(
+            "GroupNormalization",
+            [into.inputs[0], *weights],
+            {"num_groups": scale.const_value.numpy().shape[0], "epsilon": node.attributes["epsilon"].as_float()},
+        )
+        norm.outputs[0].name = f"{node.outputs[0].name}_group"
+        ir.convenience.replace_nodes_and_values(graph, back, [into, node, back], [norm], back.outputs, norm.outputs)
+
+
+def widen_scalars(model: ir.Model) -> None:
+    """Gives scalar factors and terms their result's number of dimensions, in place.
+
+    The parser would add a layer to each use.
+    """
+    for node in model.graph:
+        if node.op_type not in ("Mul", "Add"):
+            continue
+        shape = node.outputs[0].shape
+        assert shape is not None
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.const_value is not None and value.const_value.size == 1:
+                widened = _reshaped(model.graph, value, (1,) * len(shape), f"rank{len(shape)}")
+                node.replace_input_with(index, widened)
 
 
 def drop_unused(model: ir.Model) -> None:

@@ -1,6 +1,17 @@
 """Pretrained diffusion networks behind one contract: ``denoised = model(x, sigma, class_labels=None)``."""
 
-from models.precond import Denoiser, ModelSpec
-from models.zoo import ZOO, load
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.precond import Denoiser, ModelSpec
+    from models.zoo import ZOO, load
 
 __all__ = ["ZOO", "Denoiser", "ModelSpec", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports late, since PyTorch takes a second, and ``models.progress`` does without it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("models.zoo" if name in ("ZOO", "load") else "models.precond"), name)

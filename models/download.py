@@ -1,6 +1,5 @@
 """Downloads weights into a cache folder: resumable, atomic, with progress."""
 
-import os
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -8,16 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
+from runtime.cache import cache_folder
 from runtime.errors import UserError
 
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 20
-
-
-def cache_folder() -> Path:
-    """``$EDGE_SAMPLER_CACHE``, or edge-sampler under the user's cache folder."""
-    fallback = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edge-sampler"
-    return Path(os.environ.get("EDGE_SAMPLER_CACHE", fallback))
 
 
 def fetch(url: str) -> Path:

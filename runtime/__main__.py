@@ -2,12 +2,14 @@
 
 python -m runtime sample BUNDLE --seeds 0-63 --out grid.png
 python -m runtime compare BUNDLE                  # parity: exit 1 beyond --tolerance
-python -m runtime bench BUNDLE --batch 1,16
+python -m runtime compare BUNDLE --backends onnxrt,tensorrt-rtx
+python -m runtime bench BUNDLE --batch 1,16 --json times.json
 python -m runtime inspect BUNDLE
 """
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,10 @@ from runtime.backends import BACKENDS
 from runtime.bench import EAGER, UNROLLED, bench
 from runtime.bundle import Bundle
 from runtime.compare import compare, within
+from runtime.engines import PRECISIONS
 from runtime.errors import Parser, run_command, whole_numbers
 from runtime.images import save_grid
-from runtime.output import writable
+from runtime.output import check_writable, writable
 
 
 def main() -> int:
@@ -30,24 +33,33 @@ def main() -> int:
         added = verbs.add_parser(name, help=help)
         added.add_argument("bundle", type=Path)
         if name != "inspect":
-            added.add_argument("--backend", default="auto", help=f"auto (default), {', '.join(BACKENDS)}")
+            known = ", ".join(BACKENDS)
+            if name == "compare":
+                added.add_argument("--backends", default="auto", help=f"one or more of auto (default), {known}")
+            else:
+                added.add_argument("--backend", default="auto", help=f"auto (default), {known}")
+            default = "an engine's fastest; fp32 in ONNX Runtime"
+            added.add_argument("--precision", choices=PRECISIONS, help=f"of the network (default: {default})")
         return added
 
     command = verb("sample", "make images of seeds")
     command.add_argument("--seeds", type=whole_numbers, default=range(16), help="such as 0-63 or 1,5,9 (default: 0-15)")
     command.add_argument("--class-labels", type=whole_numbers, help="one class, or one for each seed; -1 is none")
-    command.add_argument("--batch", type=int, default=64, help="images in one run (default: 64)")
+    command.add_argument("--batch", type=int, help="images in one run (default: an engine's largest, or 64)")
     command.add_argument("--out", type=Path, required=True, help=".png for a grid, .npz for arrays")
     command.add_argument("--force", action="store_true", help="replace an existing file")
 
-    command = verb("compare", "sampler.onnx, baseline loop and PyTorch's recorded output, against each other")
+    command = verb("compare", "each backend's sampler, baseline loop and PyTorch's recorded output, against each other")
     command.add_argument("--seeds", type=whole_numbers, help="others than those recorded; leaves PyTorch out")
-    command.add_argument("--tolerance", type=float, default=1e-4, help="largest relative difference (default: 1e-4)")
+    expected = "1e-4, and three times its measured error in lower precision"
+    command.add_argument("--tolerance", type=float, help=f"largest relative difference (default: {expected})")
 
     command = verb("bench", "time the unrolled graph, the baseline loop, PyTorch's, and the limit, in alternation")
     command.add_argument("--batch", type=whole_numbers, default=[1], help="such as 1,16 (default: 1)")
     command.add_argument("--rounds", type=int, default=20, help="times that each is run (default: 20)")
     command.add_argument("--weights", help="the checkpoint, for PyTorch's loop on a model that is not in the zoo")
+    command.add_argument("--json", type=Path, help="write the figures there as well")
+    command.add_argument("--force", action="store_true", help="replace an existing file")
 
     verb("inspect", "verify every file and print what the bundle is")
     arguments = parser.parse_args()
@@ -58,7 +70,10 @@ def sample(arguments: argparse.Namespace) -> int:
     seeds, labels = arguments.seeds, arguments.class_labels
     if arguments.out.suffix not in (".png", ".npz"):
         raise UserError(f"--out {arguments.out}: unknown format {arguments.out.suffix!r}; allowed: .png, .npz")
-    with writable(arguments.out, arguments.force) as path, load(arguments.bundle, arguments.backend) as sampler:
+    with (
+        writable(arguments.out, arguments.force) as path,
+        load(arguments.bundle, arguments.backend, arguments.precision) as sampler,
+    ):
         if labels is not None and len(labels) == 1:
             labels = labels[0]
         images = sampler.sample(seeds, labels, arguments.batch)
@@ -68,37 +83,56 @@ def sample(arguments: argparse.Namespace) -> int:
             np.savez(path, images=images, seeds=np.array(seeds))
         else:
             save_grid(images, path, "RANDOM WEIGHTS" if sampler.bundle.random_weights else "")
-    print(f"{arguments.out}: {len(seeds)} images")
+    print(f"{arguments.out}: {len(seeds)} images, by {sampler.description}")
     return 0
 
 
 def parity(arguments: argparse.Namespace) -> int:
-    found = compare(Bundle.open(arguments.bundle), arguments.seeds, arguments.backend)
-    print(f"{'stage':<13}{'of':<15}{'against':<15}{'max':>10}{'RMS':>10}{'relative':>10}")
+    names = arguments.backends.split(",")
+    found = compare(Bundle.open(arguments.bundle), arguments.seeds, names, arguments.precision)
+    width = max(len(name) for d in found for name in (d.first, d.second)) + 2
+    print(f"{'stage':<13}{'of':<{width}}{'against':<{width}}{'max':>10}{'RMS':>10}{'relative':>10}")
     for d in found:
         verdict = "" if within([d], arguments.tolerance) else "  <- beyond" if d.finite else "  <- not finite"
-        print(f"{d.stage:<13}{d.first:<15}{d.second:<15}{d.max:>10.1e}{d.rms:>10.1e}{d.relative:>10.1e}{verdict}")
+        print(
+            f"{d.stage:<13}{d.first:<{width}}{d.second:<{width}}{d.max:>10.1e}{d.rms:>10.1e}{d.relative:>10.1e}{verdict}"
+        )
     passed = within(found, arguments.tolerance)
-    print(f"{'within' if passed else 'BEYOND'} the tolerance of {arguments.tolerance:g}")
+    allowed = max(d.expected for d in found) if arguments.tolerance is None else arguments.tolerance
+    print(f"{'within' if passed else 'BEYOND'} the tolerance of {allowed:.1e}")
     return 0 if passed else 1
 
 
 def times(arguments: argparse.Namespace) -> int:
-    bundle = Bundle.open(arguments.bundle)
+    bundle, written = Bundle.open(arguments.bundle), []
+    if arguments.json:
+        check_writable(arguments.json, arguments.force)
     for batch in arguments.batch:
-        timings, left_out = bench(bundle, batch, arguments.rounds, arguments.backend, arguments.weights)
-        print(f"\nbatch {batch}, nfe {bundle.plan.nfe}, medians of {arguments.rounds} rounds")
-        print(f"{'':<20}{'ms':>10}{'images/s':>10}{'of limit':>10}")
-        for timing in timings:
-            rate = batch / timing.seconds
-            print(f"{timing.name:<20}{timing.seconds * 1e3:>10.2f}{rate:>10.1f}{timing.over_limit:>10.3f}")
-        seconds = {timing.name: timing.seconds for timing in timings}
-        if EAGER in seconds:
-            print(
-                f"the unrolled graph is {seconds[EAGER] / seconds[UNROLLED]:.1f} times as fast as PyTorch's eager loop"
-            )
+        description, timings, left_out = bench(
+            bundle, batch, arguments.rounds, arguments.backend, arguments.weights, arguments.precision
+        )
+        written += [{"what": description, "nfe": bundle.plan.nfe, **timing.summary()} for timing in timings]
+        print(f"\nbatch {batch}, nfe {bundle.plan.nfe}, {arguments.rounds} rounds; {description}")
+        print(f"{'':<20}{'images/s':>10}{'median ms':>11}{'p90':>9}{'p95':>9}{'p99':>9}{'of limit':>10}")
+        for t in timings:
+            milliseconds = "".join(f"{t.percentile(p) * 1e3:>{w}.2f}" for p, w in ((50, 11), (90, 9), (95, 9), (99, 9)))
+            ratio = "" if t.over_limit is None else f"{t.over_limit:.3f}"
+            print(f"{t.name:<20}{t.throughput:>10.1f}{milliseconds}{ratio:>10}")
+        unrolled = next(t for t in timings if t.name == UNROLLED)
+        if unrolled.spans:
+            spans = (f"{name.replace('_', ' ')} {value * 1e3:.3f} ms" for name, value in asdict(unrolled.spans).items())
+            print("inside: " + ", ".join(spans))
+        if unrolled.memory:
+            print(f"memory: {unrolled.memory / 1e6:.0f} MB")
+        for t in timings:
+            if t.name == EAGER:
+                faster = t.percentile(50) / unrolled.percentile(50)
+                print(f"the unrolled graph is {faster:.1f} times as fast as PyTorch's eager loop")
         for line in left_out:
             print(f"left out: {line}")
+    if arguments.json:
+        with writable(arguments.json, arguments.force) as path:
+            path.write_text(json.dumps(written, indent=1) + "\n")
     return 0
 
 
@@ -109,6 +143,8 @@ def inspect(arguments: argparse.Namespace) -> int:
     print(json.dumps({key: value for key, value in bundle.manifest.items() if key != "files"}, indent=1))
     plan = bundle.plan
     print(f"plan: {plan.solver}, {plan.nfe} evaluations at noise levels {', '.join(f'{s:.4g}' for s in plan.sigmas)}")
+    for engine in bundle.engines:
+        print(f"engine: {engine.flavour} {engine.version}, {engine.precision}, batch {engine.batch}, {engine.targets}")
     for name, recorded in bundle.manifest["files"].items():
         print(f"{recorded['bytes']:>12,} bytes  {name}  verified")
     return 0

@@ -1,14 +1,17 @@
 """Times the ways to run one bundle, in alternation, so that a machine's drift meets all of them alike."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, astuple, dataclass
 from importlib.metadata import entry_points
-from statistics import median
+from statistics import fmean, median
+from typing import Any
 
 import numpy as np
 
 from runtime.backends import choose
+from runtime.backends.base import Session, Spans
 from runtime.bundle import Bundle
 from runtime.compare import baseline_feed
 from runtime.errors import UserError
@@ -20,6 +23,7 @@ UNROLLED, BASELINE, LIMIT, EAGER = "unrolled graph", "baseline host loop", "limi
 
 SETTLE = 0.2  # seconds; worker threads of the library that ran before spin for a while, and would slow the next
 TURN = 0.5  # seconds that a turn lasts at the least
+PERCENTILES = (50, 90, 95, 99)
 
 # The PyTorch path lives where PyTorch is known. A package offers it under this entry-point group as a function
 # (bundle, weights) → (noise [n, C, H, W], class_labels [n]) → images; it raises UserError when it cannot.
@@ -28,63 +32,134 @@ EAGER_GROUP = "edge_sampler.eager"
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one path for one batch, each a median, and of its ratios to the limit, round by round."""
+    """One path on one batch.
+
+    Args:
+        latencies: seconds of every run.
+        over_limit: median over rounds of its time over the limit's; None where there is no limit.
+        spans: median seconds inside a run, by the GPU's clock; None where the library does not tell.
+        memory: bytes that loading and the first run took; 0 where it is not known.
+    """
 
     name: str
-    seconds: float
-    over_limit: float
+    batch: int
+    latencies: tuple[float, ...]
+    over_limit: float | None = None
+    spans: Spans | None = None
+    memory: int = 0
+
+    @property
+    def throughput(self) -> float:
+        """Images a second."""
+        return self.batch * len(self.latencies) / sum(self.latencies)
+
+    def percentile(self, percent: float) -> float:
+        """Seconds that so many percent of the runs stay within."""
+        return float(np.percentile(self.latencies, percent))
+
+    def summary(self) -> dict[str, Any]:
+        """JSON values, seconds and bytes, in trtexec's terms."""
+        return {
+            "path": self.name,
+            "batch": self.batch,
+            "runs": len(self.latencies),
+            "throughput_images_per_second": self.throughput,
+            "latency": {"min": min(self.latencies), "mean": fmean(self.latencies), "max": max(self.latencies)}
+            | {f"p{percent}": self.percentile(percent) for percent in PERCENTILES},
+            "over_limit": self.over_limit,
+            "spans": asdict(self.spans) if self.spans else None,
+            "memory_bytes": self.memory or None,
+        }
 
 
 def bench(
-    bundle: Bundle, batch: int, rounds: int, backend: str = "auto", weights: str | None = None
-) -> tuple[list[Timing], list[str]]:
-    """Times every path on one batch, ``rounds`` times in turn; also says which were left out, and why.
+    bundle: Bundle,
+    batch: int,
+    rounds: int,
+    backend: str = "auto",
+    weights: str | None = None,
+    precision: str | None = None,
+) -> tuple[str, list[Timing], list[str]]:
+    """Times every path on one batch, ``rounds`` times in turn; says what ran, and which paths were left out, and why.
 
-    The limit is nfe calls of denoiser.onnx on one input, without a sampler around them.
+    The limit is nfe calls of denoiser.onnx on one input, without a sampler around them; an engine has none.
     """
     if batch < 1 or rounds < 1:
         raise UserError(f"batch is {batch} and rounds {rounds}; both must be at least 1")
     labels = np.arange(batch, dtype=np.int64) % max(1, bundle.classes)
     feed = make_feed(unit_noise(range(batch), bundle.shape), labels, bundle.classes)
-    plan, module = bundle.plan, choose(backend)
-    with (
-        module.Session(bundle.graph("sampler.onnx")) as sampler,
-        module.Session(bundle.graph("denoiser.onnx")) as denoiser,
-    ):
-
-        def denoise(x: np.ndarray, sigma: float) -> np.ndarray:
-            return denoiser.run(baseline_feed(x, sigma, feed))["denoised"]
-
-        def limit() -> None:
-            for sigma in plan.sigmas:
-                denoise(feed["noise"], sigma)
-
-        paths: dict[str, Callable[[], object]] = {
-            LIMIT: limit,
-            UNROLLED: lambda: sampler.run(feed),
-            BASELINE: lambda: sample(denoise, feed["noise"], plan),
-        }
-        left_out = []
+    chosen, left_out = choose(bundle, backend, precision), list[str]()
+    paths: dict[str, Callable[[], object]] = {}
+    with ExitStack() as stack:
+        if chosen.open_denoiser:
+            paths |= host_paths(bundle, feed, stack.enter_context(chosen.open_denoiser(bundle)))
+        else:
+            left_out.append(f"{BASELINE} and {LIMIT}: {chosen.name} runs engines of whole samplers only")
+        before = chosen.used_memory()
+        sampler = stack.enter_context(chosen.open(bundle, precision, ()))
+        if sampler.largest_batch and batch > sampler.largest_batch:
+            raise UserError(f"batch is {batch}, and the engine takes {sampler.largest_batch} at most")
+        sampler.run(feed)
+        memory = max(0, chosen.used_memory() - before)
+        paths[UNROLLED] = lambda: sampler.run(feed)
         try:
             eager = _eager(bundle, weights)
             paths[EAGER] = lambda: eager(feed["noise"], labels)
         except UserError as error:
             left_out.append(f"{EAGER}: {error}")
+        latencies = alternate(paths, rounds)
+        spans = [sampler.spans(feed) for _ in range(rounds)]
+        description = sampler.description
+    inside = [span for span in spans if span is not None]
+    return (
+        description,
+        [
+            Timing(
+                name,
+                batch,
+                tuple(seconds for turn in turns for seconds in turn),
+                over_limit(turns, latencies[LIMIT]) if LIMIT in latencies else None,
+                Spans(*np.median([astuple(span) for span in inside], axis=0)) if inside and name == UNROLLED else None,
+                memory if name == UNROLLED else 0,
+            )
+            for name, turns in latencies.items()
+        ],
+        left_out,
+    )
 
-        seconds: dict[str, list[float]] = {name: [] for name in paths}
-        for _ in range(rounds):
-            for name, run in paths.items():
-                time.sleep(SETTLE)
-                run()  # warm again: the paths before it had the caches
-                started, runs = time.perf_counter(), 0
-                while not runs or time.perf_counter() - started < TURN:
-                    run()
-                    runs += 1
-                seconds[name].append((time.perf_counter() - started) / runs)
-    return [
-        Timing(name, median(times), median(t / t0 for t, t0 in zip(times, seconds[LIMIT], strict=True)))
-        for name, times in seconds.items()
-    ], left_out
+
+def host_paths(bundle: Bundle, feed: Mapping[str, np.ndarray], denoiser: Session) -> dict[str, Callable[[], object]]:
+    """What calls the denoiser evaluation by evaluation: the baseline loop, and the limit."""
+    plan = bundle.plan
+
+    def denoise(x: np.ndarray, sigma: float) -> np.ndarray:
+        return denoiser.run(baseline_feed(x, sigma, feed))["denoised"]
+
+    def limit() -> None:
+        for sigma in plan.sigmas:
+            denoise(feed["noise"], sigma)
+
+    return {LIMIT: limit, BASELINE: lambda: sample(denoise, feed["noise"], plan)}
+
+
+def alternate(paths: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[list[float]]]:
+    """Seconds of every run: by path, by round."""
+    latencies: dict[str, list[list[float]]] = {name: [] for name in paths}
+    for _ in range(rounds):
+        for name, run in paths.items():
+            time.sleep(SETTLE)
+            run()  # warm again: the paths before it had the caches
+            turn: list[float] = []
+            while sum(turn) < TURN:
+                started = time.perf_counter()
+                run()
+                turn.append(time.perf_counter() - started)
+            latencies[name].append(turn)
+    return latencies
+
+
+def over_limit(turns: list[list[float]], limits: list[list[float]]) -> float:
+    return median(fmean(turn) / fmean(limit) for turn, limit in zip(turns, limits, strict=True))
 
 
 def _eager(bundle: Bundle, weights: str | None) -> Callable[[np.ndarray, np.ndarray], object]:

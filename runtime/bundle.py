@@ -7,6 +7,11 @@ denoiser.onnx   x [batch, C, H, W], sigma [] (and class_labels) → denoised: th
 reference.npz   what PyTorch computed for a few seeds: seeds, class_labels, denoised [nfe, …], images
 reference.json  the same images in Polygraphy's format
 samples.png     what it makes
+
+and, where they were asked for,
+
+sampler-fp16.onnx, sampler-bf16.onnx   the same graph in mixed precision
+engines/                               TensorRT engines, and the log of each build
 """
 
 import hashlib
@@ -17,12 +22,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from runtime.engines import Engine
 from runtime.errors import UserError
 from runtime.plan import Plan
 
 SCHEMA = 1
 FLOAT_IMAGES = "images_float32"  # what sampler.onnx calls its float images where its output is uint8
 MANIFEST = "manifest.json"
+FP32_TOLERANCE = 1e-4
 
 
 def file_sha256(path: Path) -> str:
@@ -30,15 +37,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Closes a bundle: records ``facts`` and what every file now in ``folder`` is."""
-    files = {
-        str(path.relative_to(folder)): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size of every file below ``folder``, the manifest left out."""
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    manifest = {"schema": SCHEMA, **facts, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def write_manifest(path: Path, facts: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+    """Closes a bundle: ``facts`` are what it is, ``files`` of ``describe_files``."""
+    path.write_text(json.dumps({"schema": SCHEMA, **facts, "files": files}, indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -63,29 +73,56 @@ class Bundle:
             raise UserError(f"{path} has schema {found!r}; this version reads {SCHEMA}: export the bundle again")
         try:
             bundle = cls(Path(folder), manifest)
-            _ = manifest["files"]["sampler.onnx"]["sha256"], bundle.shape, bundle.classes, bundle.output
+            _ = manifest["files"]["sampler.onnx"]["sha256"], bundle.shape, bundle.classes, bundle.output, bundle.engines
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
         return bundle
 
     def file(self, name: str) -> Path:
         """The path of one of the bundle's files, its size and SHA-256 verified. Raises UserError when they differ."""
+        path, recorded = self._listed(name)
+        if path.stat().st_size != recorded["bytes"] or file_sha256(path) != recorded["sha256"]:
+            raise _other_file(path)
+        return path
+
+    def read(self, name: str) -> bytes:
+        """As ``file``, for its content: these very bytes are verified, whatever happens to the file meanwhile."""
+        path, recorded = self._listed(name)
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != recorded["sha256"]:
+            raise _other_file(path)
+        return content
+
+    def _listed(self, name: str) -> tuple[Path, Mapping[str, Any]]:
         path, recorded = self.folder / name, self.manifest["files"].get(name)
         if recorded is None:
             raise UserError(f"{self.folder} holds no {name}")
         if not path.is_file():
             raise UserError(f"{path} is missing, though the manifest lists it: copy the whole bundle again")
-        if path.stat().st_size != recorded["bytes"] or file_sha256(path) != recorded["sha256"]:
-            raise UserError(
-                f"{path} is not the file the manifest describes (its SHA-256 differs): copy or export again"
-            )
-        return path
+        return path, recorded
 
     def graph(self, name: str) -> Path:
         """As ``file``, for an ONNX graph: its external data, where it has some, is verified as well."""
         if f"{name}.data" in self.manifest["files"]:
             self.file(f"{name}.data")
         return self.file(name)
+
+    def graph_name(self, precision: str | None = None) -> str:
+        """The file of the sampler's graph in that precision; None is fp32."""
+        return "sampler.onnx" if precision in (None, "fp32") else f"sampler-{precision}.onnx"
+
+    def tolerance(self, precision: str = "fp32") -> float:
+        """How far images may be off, relative to the largest: the precision's error when it was measured, three times.
+
+        Three, since other noises meet other extremes.
+        """
+        if precision == "fp32":
+            return FP32_TOLERANCE
+        return 3 * float(self.manifest["precisions"][precision]["relative_error"])
+
+    @cached_property
+    def engines(self) -> tuple[Engine, ...]:
+        return tuple(Engine.read(recorded) for recorded in self.manifest.get("engines", []))
 
     @cached_property
     def plan(self) -> Plan:
@@ -110,3 +147,7 @@ class Bundle:
     @property
     def random_weights(self) -> bool:
         return bool(self.manifest["model"]["random_weights"])
+
+
+def _other_file(path: Path) -> UserError:
+    return UserError(f"{path} is not the file the manifest describes (its SHA-256 differs): copy or export again")

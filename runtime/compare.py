@@ -1,30 +1,45 @@
 """Parity without PyTorch: sampler.onnx, the baseline loop over denoiser.onnx, and PyTorch's recorded output."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from runtime.backends import choose
+from runtime.backends.base import Backend, Session
 from runtime.bundle import FLOAT_IMAGES, Bundle
+from runtime.errors import UserError
+from runtime.images import as_floats
 from runtime.noise import unit_noise
 from runtime.plan import sample
 from runtime.sampler import make_feed
 
+HALF_LEVEL = 0.5 / 127.5  # what rounding to uint8 may change
+Feed = Mapping[str, np.ndarray]
 SAMPLER, BASELINE, PYTORCH = "sampler.onnx", "baseline loop", "PyTorch"
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What one path computed: denoised [nfe, n, C, H, W] at each evaluation, and images [n, C, H, W]."""
+    """What one path computed.
 
-    denoised: np.ndarray
+    Args:
+        denoised: [nfe, n, C, H, W], at each evaluation; None where the path does not tell.
+        images: [n, C, H, W].
+        tolerance: how far they may be, relative, from what exact arithmetic gives.
+    """
+
+    denoised: np.ndarray | None
     images: np.ndarray
+    tolerance: float
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one stage of two paths. ``relative`` is the largest difference over the largest magnitude of the second."""
+    """Of one stage of two paths. ``relative`` is the largest difference over the largest magnitude of the second.
+
+    ``expected`` is what ``relative`` may be, given the two paths' precisions.
+    """
 
     stage: str  # "denoised K" or "images"
     first: str
@@ -33,23 +48,38 @@ class Difference:
     rms: float
     relative: float
     finite: bool
+    expected: float
 
 
-def compare(bundle: Bundle, seeds: list[int] | None = None, backend: str = "auto") -> list[Difference]:
-    """Differences of every pair of paths at every evaluation and at the end.
+def compare(
+    bundle: Bundle,
+    seeds: list[int] | None = None,
+    backends: Sequence[str] = ("auto",),
+    precision: str | None = None,
+) -> list[Difference]:
+    """Differences of every pair of paths at the end, and at every evaluation where both tell: each backend's sampler,
+    the baseline loop, and PyTorch's recorded output.
 
     ``seeds`` None takes those for which the bundle holds PyTorch's output; others leave PyTorch out. For a model
     with classes, the i-th seed other than those gets class i modulo their number.
     """
-    paths: dict[str, Trajectory] = {}
+    chosen = [choose(bundle, name, precision) for name in backends]
+    recorded: dict[str, Trajectory] = {}
     if seeds is None:
         with np.load(bundle.file("reference.npz"), allow_pickle=False) as stored:
             seeds, labels = stored["seeds"].tolist(), stored["class_labels"]
-            paths[PYTORCH] = Trajectory(stored["denoised"], stored["images"])
+            recorded[PYTORCH] = Trajectory(stored["denoised"], stored["images"], bundle.tolerance())
     else:
         labels = np.arange(len(seeds), dtype=np.int64) % bundle.classes if bundle.classes else np.full(len(seeds), -1)
     feed = make_feed(unit_noise(seeds, bundle.shape), labels, bundle.classes)
-    paths = {SAMPLER: run_sampler(bundle, feed, backend), BASELINE: run_baseline(bundle, feed, backend), **paths}
+    paths = {b.name if len(chosen) > 1 else SAMPLER: run_sampler(bundle, feed, b, precision) for b in chosen}
+    for backend in chosen:
+        if backend.open_denoiser is not None:
+            paths[BASELINE] = run_baseline(bundle, feed, backend.open_denoiser)
+            break
+    paths |= recorded
+    if len(paths) == 1:
+        raise UserError("there is nothing to compare with: leave --seeds out, or name another backend")
     names = list(paths)
     return [
         difference
@@ -59,37 +89,44 @@ def compare(bundle: Bundle, seeds: list[int] | None = None, backend: str = "auto
     ]
 
 
-def run_sampler(bundle: Bundle, feed: Mapping[str, np.ndarray], backend: str) -> Trajectory:
-    """The unrolled graph, its intermediate denoised images fetched as well."""
-    stages = [f"denoised_{k}" for k in range(bundle.plan.nfe)]
-    images = FLOAT_IMAGES if bundle.output == "uint8" else "images"
-    extra = stages if images == "images" else [*stages, images]
-    with choose(backend).Session(bundle.graph("sampler.onnx"), extra) as session:
+def run_sampler(bundle: Bundle, feed: Feed, backend: Backend, precision: str | None) -> Trajectory:
+    """The unrolled graph or its engine; a graph's intermediate denoised images are fetched as well."""
+    images, stages = "images", list[str]()
+    if backend.open_denoiser is not None:
+        stages = [f"denoised_{k}" for k in range(bundle.plan.nfe)]
+        images = FLOAT_IMAGES if bundle.output == "uint8" else "images"
+    with backend.open(bundle, precision, [*stages, *([images] if images != "images" else [])]) as session:
         found = session.run(feed)
-    return Trajectory(np.stack([found[stage] for stage in stages]), found[images])
+        precision = session.precision
+    rounding = HALF_LEVEL if found[images].dtype == np.uint8 else 0
+    denoised = np.stack([found[stage] for stage in stages]) if stages else None
+    return Trajectory(denoised, as_floats(found[images]), bundle.tolerance(precision) + rounding)
 
 
-def run_baseline(bundle: Bundle, feed: Mapping[str, np.ndarray], backend: str) -> Trajectory:
+def run_baseline(bundle: Bundle, feed: Feed, open_denoiser: Callable[[Bundle], Session]) -> Trajectory:
     """The plan's loop on the host, one call of denoiser.onnx an evaluation."""
     denoised: list[np.ndarray] = []
-    with choose(backend).Session(bundle.graph("denoiser.onnx")) as session:
+    with open_denoiser(bundle) as session:
 
         def record(x: np.ndarray, sigma: float) -> np.ndarray:
             denoised.append(session.run(baseline_feed(x, sigma, feed))["denoised"])
             return denoised[-1]
 
         images = sample(record, feed["noise"], bundle.plan)
-    return Trajectory(np.stack(denoised), images)
+    return Trajectory(np.stack(denoised), images, bundle.tolerance())
 
 
-def baseline_feed(x: np.ndarray, sigma: float, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def baseline_feed(x: np.ndarray, sigma: float, feed: Feed) -> dict[str, np.ndarray]:
     """denoiser.onnx's inputs for one evaluation of the sampler fed ``feed``."""
     labels = {name: array for name, array in feed.items() if name != "noise"}
     return {"x": x, "sigma": np.array(sigma, np.float32), **labels}
 
 
 def _differences(first: str, a: Trajectory, second: str, b: Trajectory) -> list[Difference]:
-    stages = [(f"denoised {k}", *pair) for k, pair in enumerate(zip(a.denoised, b.denoised, strict=True))]
+    stages = [("images", a.images, b.images)]
+    if a.denoised is not None and b.denoised is not None:
+        pairs = zip(a.denoised, b.denoised, strict=True)
+        stages = [*((f"denoised {k}", *pair) for k, pair in enumerate(pairs)), *stages]
     return [
         Difference(
             stage,
@@ -99,14 +136,15 @@ def _differences(first: str, a: Trajectory, second: str, b: Trajectory) -> list[
             rms=float(np.sqrt(np.mean(np.square(x.astype(np.float64) - y)))),
             relative=float(np.abs(x - y).max() / max(np.abs(y).max(), 1e-30)),
             finite=bool(np.isfinite(x).all() and np.isfinite(y).all()),
+            expected=max(a.tolerance, b.tolerance),
         )
-        for stage, x, y in [*stages, ("images", a.images, b.images)]
+        for stage, x, y in stages
     ]
 
 
-def within(differences: list[Difference], tolerance: float) -> bool:
-    """Whether every value is finite and every relative difference at most ``tolerance``."""
-    return all(difference.finite and difference.relative <= tolerance for difference in differences)
+def within(differences: list[Difference], tolerance: float | None) -> bool:
+    """Whether every value is finite and every relative difference at most ``tolerance``; None: what is expected."""
+    return all(d.finite and d.relative <= (d.expected if tolerance is None else tolerance) for d in differences)
 
 
 def worst(differences: list[Difference], first: str, second: str) -> Difference:

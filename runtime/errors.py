@@ -14,6 +14,14 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
 class UserError(Exception):
     """Bad input. The message says what came, what is allowed and what to do, in one line."""
 
+    status = 2  # of the command that it ends
+
+
+class BoundError(UserError):
+    """A result beyond the bound that the user set."""
+
+    status = 1
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are UserErrors: one line, like all others."""
@@ -23,11 +31,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command line's ``main`` and exits: with its status, or with 2 and one line on standard error."""
+    """Runs a command line's ``main`` and exits: with its status, or with an error's and one line on standard error."""
+    status = 2
     try:
         sys.exit(main() or 0)
     except UserError as error:
-        message = str(error)
+        message, status = str(error), error.status
     except ModuleNotFoundError as error:
         message = f"{error.name} is not installed; calibration and export need: pip install 'edge-sampler[cpu]'"
     except OSError as error:
@@ -37,7 +46,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     print("error:", " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def whole_numbers(text: str) -> list[int]:

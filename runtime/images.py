@@ -12,6 +12,13 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(images.transpose(0, 2, 3, 1) * 127.5 + 127.5), 0, 255).astype(np.uint8)
 
 
+def as_floats(images: np.ndarray) -> np.ndarray:
+    """uint8 [n, H, W, C] → float32 [n, C, H, W] in [-1, 1]; floats pass through."""
+    if images.dtype != np.uint8:
+        return images
+    return images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+
+
 def save_grid(images: np.ndarray, path: Path, caption: str = "") -> None:
     """Writes one PNG of all images [n, …], as square as can be, small ones enlarged to at least 64 pixels."""
     from PIL import Image, ImageDraw

@@ -1,9 +1,8 @@
-"""Seeds → noise → images, in batches, through one engine."""
+"""Seeds → noise → images, in batches, through one backend."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -12,26 +11,32 @@ from runtime.bundle import Bundle
 from runtime.errors import UserError
 from runtime.noise import unit_noise
 
+DEFAULT_BATCH = 64
+
 
 class Sampler:
     """A bundle's sampler, loaded into a backend; a context manager that frees it."""
 
-    def __init__(self, bundle: Bundle, backend: str = "auto") -> None:
+    def __init__(self, bundle: Bundle, backend: str = "auto", precision: str | None = None) -> None:
         self.bundle = bundle
-        self._session = choose(backend).Session(bundle.graph("sampler.onnx"))
+        self._session = choose(bundle, backend, precision).open(bundle, precision, ())
+        self.description = self._session.description
         if bundle.random_weights:
             print("note: this bundle has random weights; its images mean nothing", file=sys.stderr)
 
     def sample(
-        self, seeds: Sequence[int], class_labels: int | Sequence[int] | None = None, batch: int = 64
+        self, seeds: Sequence[int], class_labels: int | Sequence[int] | None = None, batch: int | None = None
     ) -> np.ndarray:
         """Images of ``seeds``: float32 [n, C, H, W] in about [-1, 1], or uint8 [n, H, W, C] where the bundle says so.
 
         An image depends on its seed and class, not on the others. ``class_labels`` is one class, or one for each
-        seed, -1 meaning none; a model with classes needs it. Raises UserError for seeds or classes out of range.
+        seed, -1 meaning none; a model with classes needs it. ``batch`` images are made in one run, by default as many
+        as an engine takes, or 64. Raises UserError for seeds or classes out of range, or a batch beyond the engine's.
         """
-        if batch < 1:
-            raise UserError(f"batch is {batch}; it must be at least 1")
+        largest = self._session.largest_batch
+        batch = batch if batch is not None else largest or DEFAULT_BATCH
+        if batch < 1 or (largest and batch > largest):
+            raise UserError(f"batch is {batch}; it must be at least 1{f' and at most {largest}' if largest else ''}")
         if len(seeds) == 0:
             raise UserError("no seeds: name at least one")
         labels = check_labels(class_labels, len(seeds), self.bundle.classes)
@@ -45,15 +50,17 @@ class Sampler:
     def __enter__(self) -> "Sampler":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._session.__exit__(kind, error, trace)
+    def __exit__(self, *exception: object) -> None:
+        self._session.__exit__(*exception)
 
 
-def load(bundle: str | Path, backend: str = "auto") -> Sampler:
-    """Opens a bundle for sampling. Raises UserError when it is damaged or no backend can run it."""
-    return Sampler(Bundle.open(bundle), backend)
+def load(bundle: str | Path, backend: str = "auto", precision: str | None = None) -> Sampler:
+    """Opens a bundle for sampling. Raises UserError when it is damaged or no backend can run it.
+
+    ``backend`` is a name of runtime.backends, or auto: the best that this machine can run. ``precision`` is fp32, fp16
+    or bf16; None takes an engine's fastest, and ONNX Runtime's float32.
+    """
+    return Sampler(Bundle.open(bundle), backend, precision)
 
 
 def make_feed(noise: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, np.ndarray]:

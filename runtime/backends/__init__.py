@@ -1,28 +1,24 @@
-"""Engine libraries, one module each. Every module has the same verbs:
+"""Engine libraries, one module each; ``base.Backend`` says what a module offers. Here, best first."""
 
-``missing() -> str | None``     why this machine cannot run it, or None
-``Session(path, outputs=())``   a context manager with ``run(feed) -> dict``, arrays by name; ``outputs`` names
-                                intermediate values to return as well
-"""
-
-import importlib
-import pkgutil
-from types import ModuleType
-
+from runtime.backends import onnxrt, trt
+from runtime.backends.base import Backend
+from runtime.bundle import Bundle
 from runtime.errors import UserError
 
-BACKENDS = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+BACKENDS = {backend.name: backend for backend in (*trt.BACKENDS, *onnxrt.BACKENDS)}
 
 
-def choose(name: str = "auto") -> ModuleType:
-    """The backend of that name, or the first that this machine can run. Raises UserError saying what is missing."""
+def choose(bundle: Bundle, name: str = "auto", precision: str | None = None) -> Backend:
+    """The backend of that name, or the first that can run the bundle here. Raises UserError saying what is missing.
+
+    ``precision`` None leaves it to the backend: an engine's fastest, ONNX Runtime's float32.
+    """
     if name != "auto" and name not in BACKENDS:
         raise UserError(f"unknown backend {name!r}; known: auto, {', '.join(BACKENDS)}")
     reasons = []
-    for candidate in BACKENDS if name == "auto" else (name,):
-        module = importlib.import_module(f"{__name__}.{candidate}")
-        reason = module.missing()
+    for candidate in BACKENDS.values() if name == "auto" else (BACKENDS[name],):
+        reason = candidate.unable(bundle, precision)
         if reason is None:
-            return module
-        reasons.append(f"{candidate}: {reason}")
-    raise UserError(f"no backend can run here ({'; '.join(reasons)})")
+            return candidate
+        reasons.append(f"{candidate.name} cannot run this bundle here: {reason}")
+    raise UserError("; ".join(reasons))

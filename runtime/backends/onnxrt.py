@@ -1,24 +1,54 @@
-"""ONNX Runtime on the CPU: the baseline that every engine is compared with."""
+"""ONNX Runtime: on the CPU, the baseline that every engine is compared with; and its two NVIDIA providers."""
 
+import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
+from runtime import cuda
+from runtime.backends.base import Backend, Spans
+from runtime.bundle import Bundle
 from runtime.errors import UserError
 from runtime.protobuf import field_head
 
+RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 
-def missing() -> str | None:
-    return None if importlib.util.find_spec("onnxruntime") else "install onnxruntime"
+
+@dataclass(frozen=True)
+class Provider:
+    """An execution provider of ONNX Runtime."""
+
+    name: str
+    install: str
+    options: Mapping[str, str]
+
+
+CPU = Provider("CPUExecutionProvider", "install onnxruntime", {})
+CUDA = Provider("CUDAExecutionProvider", "pip install onnxruntime-gpu, in place of onnxruntime", {"use_tf32": "0"})
+RTX = Provider("NvTensorRTRTXExecutionProvider", "pip install onnxruntime-ep-nv-tensorrt-rtx", {})
 
 
 class Session:
-    """One ONNX graph, loaded. ``outputs`` names intermediate values that ``run`` returns beside the graph's own."""
+    """One ONNX graph, loaded. ``outputs`` names intermediate values that ``run`` returns beside the graph's own.
 
-    def __init__(self, path: Path, outputs: Sequence[str] = ()) -> None:
+    Raises UserError when the graph cannot be loaded, or when the provider would silently leave it to the CPU.
+    """
+
+    largest_batch: int | None = None
+
+    def __init__(
+        self,
+        path: Path,
+        outputs: Sequence[str] = (),
+        provider: Provider = CPU,
+        precision: str = "fp32",
+        optimise: bool = True,
+    ) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -26,26 +56,105 @@ class Session:
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         folder_key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(folder_key, str(path.parent.resolve()))
+        if not optimise:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         source: str | bytes = str(path)
         if outputs:
             source = path.read_bytes() + _declare_outputs(outputs)
         try:
-            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            if provider is RTX:
+                options.add_provider_for_devices(_rtx_devices(), dict(provider.options))
+                self._session = onnxruntime.InferenceSession(source, sess_options=options)
+            else:
+                chosen = [(provider.name, dict(provider.options))]
+                self._session = onnxruntime.InferenceSession(source, sess_options=options, providers=chosen)
         except Exception as error:  # onnxruntime's exceptions share no base class but this
             reason = str(error).split("\n", maxsplit=1)[0]
             raise UserError(f"ONNX Runtime cannot load {path}: {reason}") from error
+        active = self._session.get_providers()
+        if active[0] != provider.name:
+            raise UserError(
+                f"ONNX Runtime would run {path.name} on {active[0]}, not on {provider.name}: check the driver"
+            )
         self.outputs = [output.name for output in self._session.get_outputs()]
+        self.precision = precision
+        self.description = f"ONNX Runtime {onnxruntime.__version__}, {provider.name}, {path.name}"
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(self.outputs, self._session.run(self.outputs, dict(feed)), strict=True))
 
-    def __enter__(self) -> "Session":
+    def spans(self, feed: Mapping[str, np.ndarray]) -> Spans | None:
+        return None
+
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         del self._session
+
+
+@cache
+def _rtx_devices() -> list[Any]:
+    """The GPUs that the TensorRT-RTX plugin offers; registers it first."""
+    import onnxruntime
+
+    plugin = importlib.import_module(RTX_PLUGIN)
+    onnxruntime.register_execution_provider_library(RTX.name, plugin.get_library_path())
+    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == RTX.name]
+    if not devices:
+        raise UserError(f"{RTX_PLUGIN} finds no GPU that it supports")
+    return devices[:1]
+
+
+def _unable(provider: Provider, bundle: Bundle, precision: str | None) -> str | None:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return CPU.install
+    graph = bundle.graph_name(precision)
+    if graph not in bundle.manifest["files"]:
+        return f"the bundle holds no {graph}: python -m export engine BUNDLE --precision {precision}"
+    if provider is CPU:
+        return None if precision != "bf16" else "its CPU kernels have no bfloat16"
+    import onnxruntime
+
+    if provider is CUDA and CUDA.name not in onnxruntime.get_available_providers():
+        return CUDA.install
+    if provider is RTX and importlib.util.find_spec(RTX_PLUGIN) is None:
+        return RTX.install
+    try:
+        cuda.driver()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _open(provider: Provider, bundle: Bundle, precision: str | None, outputs: Sequence[str]) -> Session:
+    return Session(bundle.graph(bundle.graph_name(precision)), outputs, provider, precision or "fp32")
+
+
+def _open_denoiser(provider: Provider, bundle: Bundle) -> Session:
+    return Session(bundle.graph("denoiser.onnx"), (), provider)
+
+
+def resident_memory() -> int:
+    """Bytes of this process in memory; 0 where the system does not tell."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * 4096
+
+
+def _backend(name: str, provider: Provider) -> Backend:
+    return Backend(
+        name,
+        partial(_unable, provider),
+        partial(_open, provider),
+        partial(_open_denoiser, provider),
+        resident_memory if provider is CPU else cuda.used_memory,
+    )
+
+
+BACKENDS = (_backend("onnxrt-tensorrt-rtx", RTX), _backend("onnxrt-cuda", CUDA), _backend("onnxrt", CPU))
 
 
 def _declare_outputs(names: Sequence[str]) -> bytes:

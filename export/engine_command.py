@@ -1,0 +1,197 @@
+"""Adds to a bundle: its graph in mixed precision, and engines. Needs no PyTorch, so that a device can do it for itself.
+
+python -m export engine BUNDLE --engine tensorrt-rtx --target sm86,sm89,sm120 --precision fp16
+python -m export engine BUNDLE --engine tensorrt --batch 1:4:16          # on the device it is for
+python -m export engine BUNDLE --precision bf16 --max-error 0.02         # the graph alone
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from rich.console import Console
+from rich.table import Table
+
+from export.engine import build, plan_engine
+from export.lower import drop_unused
+from export.precision import lower_precision, round_activations
+from export.save import save_checked
+from models.progress import bar
+from runtime.backends.onnxrt import Session
+from runtime.bundle import FLOAT_IMAGES, MANIFEST, Bundle, describe_files, write_manifest
+from runtime.engines import LIBRARIES, PRECISIONS, Batch, Engine
+from runtime.errors import BoundError, Parser, UserError
+from runtime.noise import unit_noise
+from runtime.output import writable
+from runtime.sampler import make_feed
+
+CHECKED_PIXELS = 16_384  # that many, in 4 to 64 images, tell a precision's error
+FIRST_CHECKED_SEED = 1_000_000  # not the seeds that people look at
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What to add to a bundle."""
+
+    precision: str
+    max_error: float | None
+    engine: Engine | None
+
+
+def main() -> None:
+    parser = Parser(
+        prog="python -m export engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle", type=Path)
+    add_engine_arguments(parser)
+    parser.add_argument("--force", action="store_true", help="build again what is there")
+    arguments = parser.parse_args()
+    bundle = Bundle.open(arguments.bundle)
+    additions = additions_of(arguments)
+    if additions is None:
+        raise UserError("nothing to add: name an --engine, a --precision other than fp32, or both")
+    if additions.engine and additions.engine in bundle.engines and not arguments.force:
+        raise UserError(f"{bundle.folder} holds {additions.engine.file} already; add --force to build it again")
+    table = add(bundle, additions)
+    Console().print(table)
+    print(f"{bundle.folder}: run it with `python -m runtime sample {bundle.folder} --out grid.png`")
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("engine")
+    group.add_argument("--engine", choices=tuple(LIBRARIES), help="build one (TensorRT: for this GPU)")
+    group.add_argument("--target", help="of tensorrt-rtx: compute capabilities, such as sm86,sm89,sm120")
+    group.add_argument("--batch", default="1", help="images in one run: N, or MIN:OPT:MAX (default: 1)")
+    group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the network (default: fp32)")
+    group.add_argument("--max-error", type=float, help="exit 1 if the precision's RMS error of the images is above it")
+
+
+def additions_of(arguments: argparse.Namespace) -> Additions | None:
+    """What the arguments ask for, checked; None when they ask for nothing."""
+    if arguments.max_error is not None and not arguments.max_error > 0:
+        raise UserError(f"--max-error is {arguments.max_error}; it must be above 0")
+    if arguments.target and arguments.engine is None:
+        raise UserError(f"--target {arguments.target} is for an engine: name it with --engine (a fit's: --fit-target)")
+    batch = Batch.parse(arguments.batch)
+    engine = None
+    if arguments.engine:
+        engine = plan_engine(arguments.engine, arguments.target, arguments.precision, batch)
+    if engine is None and arguments.precision == "fp32":
+        return None
+    return Additions(arguments.precision, arguments.max_error, engine)
+
+
+def add(bundle: Bundle, additions: Additions) -> Table:
+    """Adds a precision's graph, when it is not there, and an engine; returns the table to print.
+
+    All or nothing joins the bundle. Raises BoundError when the precision costs more than ``max_error``.
+    """
+    table = Table(title=f"{bundle.folder.name}, {additions.precision}", show_header=False)
+    with extended(bundle) as (folder, facts):
+        if additions.precision != "fp32":
+            add_precision(bundle, folder, facts, additions.precision)
+            error = facts["precisions"][additions.precision]
+            table.add_row("error against fp32", f"{error['rms_error']:.1e} RMS, {error['largest_error']:.1e} largest")
+            table.add_row("measured on", f"{error['images']} images{' of RANDOM WEIGHTS' * bundle.random_weights}")
+            if additions.max_error is not None and not error["rms_error"] <= additions.max_error:
+                raise BoundError(
+                    f"{additions.precision} costs an RMS error of {error['rms_error']:.2g}, more than --max-error "
+                    f"{additions.max_error:g}; nothing was added"
+                )
+        if additions.engine:
+            layers, seconds = add_engine(bundle, folder, facts, additions.engine)
+            table.add_row("engine", additions.engine.file)
+            table.add_row("for", f"{', '.join(additions.engine.targets)}; batch {additions.engine.batch}")
+            table.add_row("size", f"{(folder / additions.engine.file).stat().st_size / 1e6:.1f} MB")
+            table.add_row("layers", str(layers))
+            table.add_row("build", f"{seconds:.1f} s, {seconds / bundle.plan.nfe:.2f} an evaluation")
+    return table
+
+
+@contextmanager
+def extended(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yields a folder whose files join the bundle if all goes well, and the manifest's facts to change."""
+    facts = {key: value for key, value in bundle.manifest.items() if key not in ("schema", "files")}
+    facts = json.loads(json.dumps(facts))  # a copy, all the way down
+    with tempfile.TemporaryDirectory(prefix=f".{bundle.folder.name}.", dir=bundle.folder.resolve().parent) as name:
+        folder = Path(name)
+        yield folder, facts
+        files = {**bundle.manifest["files"], **describe_files(folder)}
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                target = bundle.folder / path.relative_to(folder)
+                target.parent.mkdir(exist_ok=True)
+                path.replace(target)
+    with writable(bundle.folder / MANIFEST, force=True) as path:  # last: until then the bundle is as it was
+        write_manifest(path, facts, files)
+
+
+def add_precision(bundle: Bundle, folder: Path, facts: dict[str, Any], precision: str) -> None:
+    """The graph in that precision, and its error against float32."""
+    name = bundle.graph_name(precision)
+    if name in bundle.manifest["files"]:
+        return
+    with bar(f"{precision} graph", 2) as advance:
+        graph = ir.load(bundle.graph("sampler.onnx"))
+        lower_precision(graph, precision)
+        drop_unused(graph)
+        save_checked(graph, folder / name)
+        advance(1)
+        facts.setdefault("precisions", {})[precision] = precision_error(bundle, precision)
+        advance(1)
+
+
+def precision_error(bundle: Bundle, precision: str) -> dict[str, float]:
+    """What rounding the network's weights and activations changes in the images [-1, 1]: RMS, largest, and largest
+    relative to the largest value; over a few seeds, computed on the CPU."""
+    rounded = ir.load(bundle.graph("sampler.onnx"))
+    round_activations(rounded, precision)
+    drop_unused(rounded)
+    count = min(64, max(4, CHECKED_PIXELS // int(np.prod(bundle.shape))))
+    noise = unit_noise(range(FIRST_CHECKED_SEED, FIRST_CHECKED_SEED + count), bundle.shape)
+    feed = make_feed(noise, np.arange(count) % max(1, bundle.classes), bundle.classes)
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "rounded.onnx"
+        save_checked(rounded, path)
+        exact = float_images(bundle, bundle.graph("sampler.onnx"), feed, optimise=True)
+        difference = float_images(bundle, path, feed, optimise=False) - exact  # optimised, it would round less
+    largest = float(np.abs(difference).max())
+    return {
+        "images": count,
+        "rms_error": float(np.sqrt(np.mean(np.square(difference, dtype=np.float64)))),
+        "largest_error": largest,
+        "relative_error": largest / float(np.abs(exact).max()),
+    }
+
+
+def float_images(bundle: Bundle, path: Path, feed: Mapping[str, np.ndarray], optimise: bool) -> np.ndarray:
+    name = FLOAT_IMAGES if bundle.output == "uint8" else "images"
+    with Session(path, [name] if name == FLOAT_IMAGES else (), optimise=optimise) as session:
+        return session.run(feed)[name]
+
+
+def add_engine(bundle: Bundle, folder: Path, facts: dict[str, Any], engine: Engine) -> tuple[int, float]:
+    """The engine and the log of its build; returns the network's layers and the seconds that building took."""
+    name = bundle.graph_name(engine.precision)
+    fresh = folder / name
+    graph = ir.load(fresh if fresh.exists() else bundle.graph(name))
+    path = folder / engine.file
+    path.parent.mkdir()
+    with bar(f"{engine.flavour} engine", 1) as advance:
+        started = time.perf_counter()
+        built = build(graph, engine)
+        seconds = time.perf_counter() - started
+        path.write_bytes(built.plan)
+        path.with_suffix(".log").write_text("".join(f"{line}\n" for line in built.log))
+        advance(1)
+    others = [recorded for recorded in facts.get("engines", []) if recorded["file"] != engine.file]
+    facts["engines"] = [*others, engine.record()]
+    return built.layers, seconds

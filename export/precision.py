@@ -1,0 +1,128 @@
+"""Mixed precision, written into the graph: what the nodes' types say is what every engine computes.
+
+The network's weights and activations are lowered. The solver's weighted sums, the preconditioning and the skip path
+stay float32, since states reach σ = 80 and images are a small difference between large terms (EDM, arXiv 2206.00364,
+keeps them so too). Softmax stays float32; normalizations take their statistics in float32, as ONNX's ``stash_type``
+says.
+"""
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from runtime.errors import UserError
+
+LOW = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # a network begins and ends with one that has weights
+FLOAT32_INSIDE = {"fp16": ("Softmax",), "bf16": ("Softmax", "ConvTranspose")}  # TensorRT-RTX 1.7 fails on the latter
+BFLOAT16_OPSET = 22  # the first whose convolutions take bfloat16
+
+
+def lower_precision(model: ir.Model, precision: str) -> None:
+    """The sampler's graph (or the denoiser's) in ``fp16`` or ``bf16``, in place; inputs and outputs keep their types.
+
+    Raises UserError when a weight is too large for float16.
+    """
+    dtype = LOW[precision]
+    ShapeInferencePass()(model)
+    graph = model.graph
+    low = inside_network(graph, precision)
+    casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+    lowered = {value for node in low for value in node.outputs if value.dtype == ir.DataType.FLOAT}
+    for node in list(graph):
+        wanted = dtype if node in low else ir.DataType.FLOAT
+        for index, value in enumerate(node.inputs):
+            if value is None or value.dtype != ir.DataType.FLOAT:
+                continue
+            if value.is_initializer():
+                if node in low:
+                    node.replace_input_with(index, _lowered_weight(graph, value, precision))
+            elif (value in lowered) != (node in low):
+                if (value, wanted) not in casts:
+                    casts[value, wanted] = _cast(graph, value, wanted)
+                node.replace_input_with(index, casts[value, wanted])
+    for value in lowered:
+        value.dtype = dtype
+    if precision == "bf16":
+        graph.opset_imports[""] = max(graph.opset_imports[""], BFLOAT16_OPSET)
+
+
+def round_activations(model: ir.Model, precision: str) -> None:
+    """The same graph in float32, in place, each value that ``lower_precision`` lowers being rounded where it is made.
+
+    So a CPU measures what a precision costs: sums in float32, operands and results in 16 bits, as on tensor cores.
+    ONNX Runtime's CPU kernels have no bfloat16, and keep float32 between the nodes of a float16 graph.
+    """
+    dtype = LOW[precision]
+    ShapeInferencePass()(model)
+    graph = model.graph
+    for node in inside_network(graph, precision):
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.is_initializer() and value.dtype == ir.DataType.FLOAT:
+                lowered = _lowered_weight(graph, value, precision)
+                assert lowered.const_value is not None
+                rounded = lowered.const_value.numpy().astype(np.float32)
+                node.replace_input_with(index, _initializer(graph, f"{value.name}_rounded", ir.tensor(rounded)))
+        for value in node.outputs:
+            if value.dtype == ir.DataType.FLOAT:
+                uses = list(value.uses())
+                restored = _cast(graph, _cast(graph, value, dtype), ir.DataType.FLOAT)
+                for user, index in uses:
+                    user.replace_input_with(index, restored)
+
+
+def inside_network(graph: ir.Graph, precision: str) -> set[ir.Node]:
+    """The nodes to lower: those between the network's first and last weights, in every evaluation.
+
+    Outside lie what a walk from the outputs backward reaches without passing a node with weights (last weighted sum,
+    skip path and c_out, and through them every earlier state), and what a walk from there and from the inputs forward
+    reaches likewise (c_in, the classes' one-hot rows).
+    """
+    outside: set[ir.Node] = set()
+    waiting = [value.producer() for value in graph.outputs]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in outside and not _has_weights(node):
+            outside.add(node)
+            waiting += [value.producer() for value in node.inputs if value is not None]
+    for node in graph:
+        sources = [value.producer() for value in node.inputs if value is not None and not value.is_initializer()]
+        if not _has_weights(node) and all(source is None or source in outside for source in sources):
+            outside.add(node)
+    return {node for node in graph if node not in outside and node.op_type not in FLOAT32_INSIDE[precision]}
+
+
+def _has_weights(node: ir.Node) -> bool:
+    return node.op_type in WEIGHTED and any(value is not None and value.is_initializer() for value in node.inputs)
+
+
+def _lowered_weight(graph: ir.Graph, value: ir.Value, precision: str) -> ir.Value:
+    """The initializer in 16 bits."""
+    assert value.const_value is not None
+    array = value.const_value.numpy()
+    largest = float(np.abs(array).max(initial=0))
+    if precision == "fp16" and largest > np.finfo(np.float16).max:
+        raise UserError(f"{value.name} holds {largest:.3g}, more than float16's 65504: use bf16 or fp32")
+    return _initializer(graph, f"{value.name}_{precision}", ir.tensor(array.astype(LOW[precision].numpy())))
+
+
+def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    if name not in graph.initializers:
+        tensor.name = name
+        shape = ir.Shape(tensor.shape.numpy())
+        value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        graph.register_initializer(value)
+    return graph.initializers[name]
+
+
+def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """A cast of the value, placed behind the node that makes it, or first of all."""
+    node = ir.node("Cast", [value], {"to": dtype.value})
+    result = node.outputs[0]
+    result.name, result.shape, result.type = f"{value.name}_{dtype.name.lower()}", value.shape, ir.TensorType(dtype)
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], node)
+    else:
+        graph.insert_after(producer, node)
+    return result

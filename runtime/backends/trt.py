@@ -1,0 +1,288 @@
+"""TensorRT and TensorRT-RTX, whose Python APIs are nearly one: an engine of a bundle, run without PyTorch."""
+
+import importlib
+import importlib.util
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple
+from functools import cache, partial
+from typing import Any, Self
+
+import numpy as np
+
+from runtime import cuda
+from runtime.backends.base import Backend, Spans
+from runtime.bundle import Bundle
+from runtime.cache import cache_folder
+from runtime.engines import INSTALL, LIBRARIES, Batch, Engine
+from runtime.errors import UserError
+
+PREFERENCE = ("fp16", "bf16", "fp32")  # which engine to take when none is asked for
+
+
+def library(flavour: str) -> Any:
+    """The Python module of that flavour. Raises UserError when it is not installed or cannot be loaded."""
+    name = LIBRARIES[flavour]
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"{name} is not installed: {INSTALL[flavour]}")
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UserError(f"{name} cannot be loaded ({error}): install it again") from error
+
+
+@cache
+def logger(flavour: str) -> Any:
+    """The library's one logger (it keeps the first it is given): ``lines`` is what it has said, newest last."""
+    lib = library(flavour)
+
+    class Logger(lib.ILogger):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity != lib.ILogger.Severity.VERBOSE:
+                self.lines.append(f"{getattr(severity, 'name', severity)}: {message}")
+
+        def last_error(self) -> str:
+            errors = (line for line in reversed(self.lines) if line.startswith(("ERROR", "INTERNAL_ERROR")))
+            return next(errors, "it gave no reason")
+
+    return Logger()
+
+
+def find_engine(bundle: Bundle, flavour: str, precision: str | None, capability: str | None) -> Engine:
+    """The bundle's engine of that flavour that fits the installed library and the GPU (None: any).
+
+    Raises UserError saying what the engines there need and what was found.
+    """
+    wanted = PREFERENCE if precision is None else (precision,)
+    engines = [e for p in wanted for e in bundle.engines if (e.flavour, e.precision) == (flavour, p)]
+    if not engines:
+        of = f"{precision} " if precision else ""
+        raise UserError(f"the bundle holds no {of}engine for it: python -m export engine BUNDLE --engine {flavour}")
+    version = library(flavour).__version__
+    reasons = {engine: engine.unfit(version, capability) for engine in engines}
+    for engine, reason in reasons.items():
+        if reason is None:
+            return engine
+    raise UserError("; ".join(filter(None, reasons.values())))
+
+
+class Session:
+    """One engine, loaded on the first GPU. Each thread that runs it at the same time gets an execution context."""
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        lib = library(engine.flavour)
+        blob = bundle.read(engine.file)  # its hash is verified: deserialising a plan runs what is in it
+        self._device = cuda.Device()
+        try:
+            runtime = lib.Runtime(logger(engine.flavour))
+            assert not runtime.engine_host_code_allowed
+            self._engine = runtime.deserialize_cuda_engine(blob)
+            if self._engine is None:
+                raise UserError(f"{engine.flavour} cannot load {engine.file}: {logger(engine.flavour).last_error()}")
+        except BaseException:
+            self._device.close()
+            raise
+        self._runtime = runtime
+        self._cache = RuntimeCache(bundle, engine, self._device, lib.__version__)
+        self._batch, self.precision = engine.batch, engine.precision
+        self.largest_batch: int | None = engine.batch.max
+        self._lock, self._idle, self._lanes = threading.Lock(), list[Lane](), list[Lane]()
+        self._make_lane: Callable[[], Lane] = lambda: Lane(lib, self._engine, engine.batch.max, self._cache)
+        self.description = f"{engine.flavour} {lib.__version__}, {self._device.name}, {engine.file}"
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        parts: list[dict[str, np.ndarray]] = []
+        with self._lane() as lane:
+            for part, count in split(feed, self._batch):
+                parts.append({name: array[:count] for name, array in lane.run(part)[0].items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def spans(self, feed: Mapping[str, np.ndarray]) -> Spans | None:
+        with self._lane() as lane:
+            times = [lane.run(part)[1] for part, _ in split(feed, self._batch)]
+        return Spans(*(sum(span) for span in zip(*map(astuple, times), strict=True)))
+
+    @contextmanager
+    def _lane(self) -> Iterator["Lane"]:
+        """An execution context that no other thread uses meanwhile."""
+        self._device.enter()
+        with self._lock:
+            if not self._idle:
+                self._lanes.append(self._make_lane())
+                self._idle.append(self._lanes[-1])
+            lane = self._idle.pop()
+        try:
+            yield lane
+        finally:
+            with self._lock:
+                self._idle.append(lane)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._device.enter()
+        if exception[0] is None:
+            self._cache.save()
+        while self._lanes:
+            self._lanes.pop().close()
+        self._idle.clear()
+        self._cache.forget()
+        del self._engine, self._runtime
+        self._device.close()
+
+
+def split(feed: Mapping[str, np.ndarray], batch: Batch) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """Pieces that an engine takes, and how many images of each are real: the last is padded with copies."""
+    total = len(feed["noise"])
+    for start in range(0, total, batch.max):
+        count = min(batch.max, total - start)
+        rows = np.minimum(np.arange(max(count, batch.min)), count - 1) + start
+        yield {name: array[rows] for name, array in feed.items()}, count
+
+
+class Lane:
+    """One execution context with its stream, buffers and captured CUDA graphs: what one thread needs at a time."""
+
+    def __init__(self, lib: Any, engine: Any, largest_batch: int, runtime_cache: "RuntimeCache") -> None:
+        self._memory = cuda.Memory()
+        try:
+            self._context = runtime_cache.make_context(lib, engine)
+            if self._context is None:
+                raise UserError("the engine library made no execution context: is there enough device memory?")
+            self._stream = self._memory.stream()
+            self._events = [self._memory.event() for _ in range(4)]
+            self._host: dict[str, np.ndarray] = {}
+            self._address: dict[str, int] = {}
+            for name in tensor_names(engine):
+                shape = (largest_batch, *tuple(engine.get_tensor_shape(name))[1:])
+                dtype = np.dtype(lib.nptype(engine.get_tensor_dtype(name)))
+                self._host[name] = self._memory.pinned(shape, dtype)
+                self._address[name] = self._memory.device(self._host[name].nbytes)
+                self._context.set_tensor_address(name, self._address[name])
+        except BaseException:
+            self.close()
+            raise
+        self._graphs: dict[int, int | None] = {}  # batch → captured graph; None: it cannot be captured
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Spans]:
+        """One batch, within the profile; and what the GPU's clock says of it."""
+        batch = len(next(iter(feed.values())))
+        for name, array in feed.items():
+            self._host[name][:batch] = array
+        cuda.call("cuEventRecord", self._events[0], self._stream)
+        for name in feed:
+            part = self._host[name][:batch]
+            cuda.call("cuMemcpyHtoDAsync_v2", self._address[name], part.ctypes.data, part.nbytes, self._stream)
+        cuda.call("cuEventRecord", self._events[1], self._stream)
+        self._compute(feed, batch)
+        cuda.call("cuEventRecord", self._events[2], self._stream)
+        outputs = [name for name in self._host if name not in feed]
+        for name in outputs:
+            part = self._host[name][:batch]
+            cuda.call("cuMemcpyDtoHAsync_v2", part.ctypes.data, self._address[name], part.nbytes, self._stream)
+        cuda.call("cuEventRecord", self._events[3], self._stream)
+        cuda.call("cuStreamSynchronize", self._stream)
+        spans = Spans(*(cuda.elapsed(start, end) for start, end in zip(self._events, self._events[1:], strict=False)))
+        return {name: self._host[name][:batch].copy() for name in outputs}, spans
+
+    def _compute(self, feed: Mapping[str, np.ndarray], batch: int) -> None:
+        """Enqueues the engine: the first time as it is, to warm up; then captured as a CUDA graph, and replayed."""
+        graph = self._graphs.get(batch)
+        if graph is not None:
+            cuda.call("cuGraphLaunch", graph, self._stream)
+            return
+        for name, array in feed.items():
+            self._context.set_input_shape(name, array.shape)
+        if not self._context.execute_async_v3(self._stream):
+            raise UserError("the engine library could not run the engine: is there enough device memory?")
+        if batch not in self._graphs:
+            cuda.call("cuStreamSynchronize", self._stream)
+            self._graphs[batch] = self._captured()
+
+    def _captured(self) -> int | None:
+        """One run of the engine as a CUDA graph, or None when it does something that cannot be captured."""
+        cuda.begin_capture(self._stream)
+        enqueued = self._context.execute_async_v3(self._stream)
+        try:
+            graph = self._memory.executable(cuda.end_capture(self._stream))
+        except cuda.CudaError:
+            return None
+        return graph if enqueued else None
+
+    def close(self) -> None:
+        self._context = None  # before its buffers
+        self._memory.close()
+
+
+class RuntimeCache:
+    """TensorRT-RTX compiles kernels for the GPU it meets; this keeps them, so that only the first load is slow.
+
+    A file for each engine, library version and GPU, in the user's cache folder. Does nothing for TensorRT.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, device: cuda.Device, version: str) -> None:
+        sha = bundle.manifest["files"][engine.file]["sha256"][:16]
+        self._path = cache_folder() / "rtx-kernels" / f"{sha}-{version}-{device.capability}.bin"
+        self._cache: Any = None
+
+    def make_context(self, lib: Any, engine: Any) -> Any:
+        if not hasattr(lib, "IRuntimeCache"):
+            return engine.create_execution_context()
+        config = engine.create_runtime_config()
+        strategies = lib.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER  # compiled when warming up, not later
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            if self._path.is_file():
+                self._cache.deserialize(self._path.read_bytes())
+        config.set_runtime_cache(self._cache)
+        return engine.create_execution_context(config)
+
+    def save(self) -> None:
+        """Best effort: without it the next load is as slow as this one."""
+        if self._cache is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            new = self._path.with_suffix(f".{threading.get_native_id()}")
+            new.write_bytes(bytes(self._cache.serialize()))
+            new.replace(self._path)
+        except OSError:
+            pass
+
+    def forget(self) -> None:
+        self._cache = None
+
+
+def tensor_names(engine: Any) -> list[str]:
+    return [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+
+
+def _unable(flavour: str, bundle: Bundle, precision: str | None) -> str | None:
+    try:
+        find_engine(bundle, flavour, precision, None)
+        with cuda.Device() as device:
+            find_engine(bundle, flavour, precision, device.capability)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _open(flavour: str, bundle: Bundle, precision: str | None, outputs: Sequence[str]) -> Session:
+    if outputs:
+        raise UserError(f"an engine gives its images alone; {flavour} cannot return {', '.join(outputs)}")
+    with cuda.Device() as device:
+        capability = device.capability
+    return Session(bundle, find_engine(bundle, flavour, precision, capability))
+
+
+BACKENDS = tuple(
+    Backend(flavour, partial(_unable, flavour), partial(_open, flavour), None, cuda.used_memory)
+    for flavour in LIBRARIES
+)

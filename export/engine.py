@@ -5,18 +5,23 @@ run on. Precision is what the graph says: networks are strongly typed, and TF32 
 """
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from export.lower import prepare_for_tensorrt
 from export.save import save_checked
 from runtime import cuda
-from runtime.backends.trt import library, logger
+from runtime.backends.trt import Library, image_dims, library, logger, version
 from runtime.engines import Batch, Engine
 from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorrt
 
 DEFAULT_TARGETS = ("sm80", "sm86", "sm89", "sm120")  # TensorRT-RTX's own default; sm75 costs speed on the others
 
@@ -32,20 +37,20 @@ class Built:
 
 def plan_engine(flavour: str, targets: str | None, precision: str, batch: Batch) -> Engine:
     """The engine to build. Raises UserError for a missing library, an unknown target, or one that is not this GPU's."""
-    lib = library(flavour)
+    lib: Any = library(flavour)
     if flavour == "tensorrt-rtx":
         known = sorted((name.lower() for name in dir(lib.ComputeCapability) if name.startswith("SM")), key=_number)
-        chosen = tuple(sorted(set(targets.split(",")), key=_number)) if targets else DEFAULT_TARGETS
+        chosen = tuple(sorted(set(targets.split(",")), key=_number)) if targets is not None else DEFAULT_TARGETS
         unknown = [target for target in chosen if target not in known]
         if unknown:
-            raise UserError(f"unknown target {unknown[0]!r}; {flavour} {lib.__version__} knows {', '.join(known)}")
+            raise UserError(f"unknown target {unknown[0]!r}; {flavour} {version(flavour)} knows {', '.join(known)}")
     else:
         with cuda.Device() as device:
             chosen = (device.capability,)
         if targets not in (None, *chosen):
             raise UserError(f"target {targets} is not this machine's GPU, {chosen[0]}: TensorRT builds for that alone")
     name = "-".join([flavour, precision, *chosen, f"b{batch}".replace(":", "_")])
-    return Engine(f"engines/{name}.engine", flavour, lib.__version__, chosen, precision, batch)
+    return Engine(f"engines/{name}.engine", flavour, version(flavour), chosen, precision, batch)
 
 
 def _number(target: str) -> tuple[int, str]:
@@ -56,6 +61,18 @@ def _number(target: str) -> tuple[int, str]:
 def build(graph: ir.Model, engine: Engine) -> Built:
     """The engine of a sampler's graph, which is changed on the way. Raises UserError in the library's words."""
     lib, log = library(engine.flavour), logger(engine.flavour)
+    with parsed(lib, log, graph, engine) as (builder, network):
+        plan = builder.build_serialized_network(network, configure(lib, builder, network, engine))
+        if plan is None:
+            raise UserError(f"{engine.flavour} could not build {engine.file}: {log.last_error()}")
+        return Built(plan, network.num_layers, list(log.lines))
+
+
+@contextmanager
+def parsed(
+    lib: Library, log: Any, graph: ir.Model, engine: Engine
+) -> Iterator[tuple["tensorrt.Builder", "tensorrt.INetworkDefinition"]]:
+    """The graph as the library's network, and the builder that made it."""
     log.lines.clear()
     prepare_for_tensorrt(graph, engine.batch.max if engine.batch.static else None)
     builder = lib.Builder(log)
@@ -68,43 +85,47 @@ def build(graph: ir.Model, engine: Engine) -> Built:
             problems = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
             raise UserError(f"{engine.flavour} cannot read the graph: {problems}")
         share_norm_scales(lib, network)
-        plan = builder.build_serialized_network(network, configure(lib, builder, network, engine))
-    if plan is None:
-        raise UserError(f"{engine.flavour} could not build {engine.file}: {log.last_error()}")
-    return Built(plan, network.num_layers, list(log.lines))
+        yield builder, network
 
 
-def strongly_typed(lib: Any) -> int:
+def strongly_typed(lib: Library) -> int:
     """The flag for ``create_network``. TensorRT 10 needs it; 11 knows no other way, and one day may drop the name."""
     flag = getattr(lib.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
 
-def configure(lib: Any, builder: Any, network: Any, engine: Engine) -> Any:
+def configure(
+    lib: Library, builder: "tensorrt.Builder", network: "tensorrt.INetworkDefinition", engine: Engine
+) -> "tensorrt.IBuilderConfig":
     config = builder.create_builder_config()
     config.max_aux_streams = 0  # less scratch memory, and nothing here runs side by side
     config.clear_flag(lib.BuilderFlag.TF32)
     if engine.flavour == "tensorrt-rtx":
-        config.num_compute_capabilities = len(engine.targets)
-        for index, target in enumerate(engine.targets):
-            config.set_compute_capability(getattr(lib.ComputeCapability, target.upper()), index)
+        set_targets(lib, config, engine.targets)
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         sizes = (engine.batch.min, engine.batch.opt, engine.batch.max)
-        profile.set_shape(tensor.name, *([size, *tuple(tensor.shape)[1:]] for size in sizes))
+        profile.set_shape(tensor.name, *(lib.Dims([size, *image_dims(tensor.shape)]) for size in sizes))
     config.add_optimization_profile(profile)
     return config
 
 
-def share_norm_scales(lib: Any, network: Any) -> None:
+def set_targets(rtx: Any, config: Any, targets: tuple[str, ...]) -> None:
+    """Compute capabilities, which TensorRT-RTX's API alone has."""
+    config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
+        config.set_compute_capability(getattr(rtx.ComputeCapability, target.upper()), index)
+
+
+def share_norm_scales(lib: Library, network: "tensorrt.INetworkDefinition") -> None:
     """Lets the normalizations of all evaluations that have the same weights read them from the same layers.
 
     The parser adds two layers to bring each scale and bias into shape: a quarter of all layers, and building time grows
     with the square of their number.
     """
-    made_by: dict[str, Any] = {}
-    shaped: dict[str, Any] = {}  # weight → the first tensor made of it
+    made_by: dict[str, tensorrt.ILayer] = {}
+    shaped: dict[str, tensorrt.ITensor] = {}  # weight → the first tensor made of it
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         for output in range(layer.num_outputs):

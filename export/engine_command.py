@@ -78,7 +78,7 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
     """What the arguments ask for, checked; None when they ask for nothing."""
     if arguments.max_error is not None and not arguments.max_error > 0:
         raise UserError(f"--max-error is {arguments.max_error}; it must be above 0")
-    if arguments.target and arguments.engine is None:
+    if arguments.target is not None and arguments.engine is None:
         raise UserError(f"--target {arguments.target} is for an engine: name it with --engine (a fit's: --fit-target)")
     batch = Batch.parse(arguments.batch)
     engine = None

@@ -183,7 +183,9 @@ def begin_capture(stream: int) -> None:
 
 def end_capture(stream: int) -> int:
     """The graph captured. Raises CudaError when something in between could not be captured."""
-    return _made("cuStreamEndCapture", stream)
+    graph = ctypes.c_void_p()
+    call("cuStreamEndCapture", stream, ctypes.byref(graph))
+    return graph.value or 0
 
 
 def elapsed(start: int, end: int) -> float:

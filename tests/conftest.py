@@ -1,6 +1,9 @@
 """What several rooms' tests share."""
 
 import json
+import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,13 @@ import torch
 
 import models
 from calibration.network import Network
+from export.command import main as export_main
 from export.denoiser import export_denoiser
 from models.precond import Denoiser
 from runtime.noise import unit_noise
 
 DATA = Path(__file__).parent / "data"
+TINY = str(DATA / "official-format-tiny.pkl")
 GOLDEN = tuple(sorted(path.stem for path in DATA.glob("*cond.npz")))
 
 
@@ -74,6 +79,40 @@ def coarse_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reference of few steps, for tests of which the answer does not depend on it."""
     monkeypatch.setattr("calibration.reference.REFERENCE_STEPS", 24)
     monkeypatch.setattr("calibration.calibrate.REFERENCE_STEPS", 24)
+
+
+def run_main(main: Callable[[], object], *arguments: str) -> None:
+    """A command line's ``main`` with these arguments, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["command", *arguments])
+        main()
+
+
+def export(*arguments: str) -> None:
+    run_main(export_main, *arguments)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of trained weights, without classes. Do not change it: take ``copy``."""
+    out = tmp_path_factory.mktemp("bundles") / "digits"
+    fit = ["--solver", "iia-ipndm", "--fit-target", "global", "--fit-batch", "16", "--heldout", "8"]
+    export("--model", "edm-digits", "--nfe", "4", *fit, "--out", str(out))
+    return out
+
+
+@pytest.fixture(scope="session")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with classes and uint8 images. Do not change it."""
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    export("--model", TINY, "--nfe", "3", "--solver", "ddim", "--check", "0", "--output", "uint8", "--out", str(out))
+    return out
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "copy")
+    return tmp_path / "copy"
 
 
 def relative(found: Any, expected: Any) -> float:

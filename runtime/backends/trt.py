@@ -1,13 +1,12 @@
 """TensorRT and TensorRT-RTX, whose Python APIs are nearly one: an engine of a bundle, run without PyTorch."""
 
 import importlib
-import importlib.util
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from functools import cache, partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 import numpy as np
 
@@ -18,18 +17,42 @@ from runtime.cache import cache_folder
 from runtime.engines import INSTALL, LIBRARIES, Batch, Engine
 from runtime.errors import UserError
 
+if TYPE_CHECKING:
+    import tensorrt
+
 PREFERENCE = ("fp16", "bf16", "fp32")  # which engine to take when none is asked for
 
 
-def library(flavour: str) -> Any:
+class Library(Protocol):
+    """What we use of both flavours' modules; typed by TensorRT's stubs."""
+
+    ILogger: "type[tensorrt.ILogger]"
+    Runtime: "type[tensorrt.Runtime]"
+    Dims: "type[tensorrt.Dims]"
+    Builder: "type[tensorrt.Builder]"
+    BuilderFlag: "type[tensorrt.BuilderFlag]"
+    LayerType: "type[tensorrt.LayerType]"
+    NetworkDefinitionCreationFlag: "type[tensorrt.NetworkDefinitionCreationFlag]"
+    OnnxParser: "type[tensorrt.OnnxParser]"
+    nptype: Callable[[Any], Any]
+
+
+def library(flavour: str) -> Library:
     """The Python module of that flavour. Raises UserError when it is not installed or cannot be loaded."""
     name = LIBRARIES[flavour]
-    if importlib.util.find_spec(name) is None:
-        raise UserError(f"{name} is not installed: {INSTALL[flavour]}")
     try:
-        return importlib.import_module(name)
+        module: Any = importlib.import_module(name)
+        _ = module.Builder  # stubs alone, for a type checker, look like a package without content
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise UserError(f"{name} is not installed: {INSTALL[flavour]}") from error
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(f"{name} cannot be loaded ({error}): install it again") from error
+    return cast(Library, module)
+
+
+def version(flavour: str) -> str:
+    module: Any = library(flavour)
+    return str(module.__version__)
 
 
 @cache
@@ -63,8 +86,7 @@ def find_engine(bundle: Bundle, flavour: str, precision: str | None, capability:
     if not engines:
         of = f"{precision} " if precision else ""
         raise UserError(f"the bundle holds no {of}engine for it: python -m export engine BUNDLE --engine {flavour}")
-    version = library(flavour).__version__
-    reasons = {engine: engine.unfit(version, capability) for engine in engines}
+    reasons = {engine: engine.unfit(version(flavour), capability) for engine in engines}
     for engine, reason in reasons.items():
         if reason is None:
             return engine
@@ -88,12 +110,12 @@ class Session:
             self._device.close()
             raise
         self._runtime = runtime
-        self._cache = RuntimeCache(bundle, engine, self._device, lib.__version__)
+        self._cache = RuntimeCache(bundle, engine, self._device)
         self._batch, self.precision = engine.batch, engine.precision
         self.largest_batch: int | None = engine.batch.max
         self._lock, self._idle, self._lanes = threading.Lock(), list[Lane](), list[Lane]()
         self._make_lane: Callable[[], Lane] = lambda: Lane(lib, self._engine, engine.batch.max, self._cache)
-        self.description = f"{engine.flavour} {lib.__version__}, {self._device.name}, {engine.file}"
+        self.description = f"{engine.flavour} {engine.version}, {self._device.name}, {engine.file}"
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         parts: list[dict[str, np.ndarray]] = []
@@ -149,18 +171,18 @@ def split(feed: Mapping[str, np.ndarray], batch: Batch) -> Iterator[tuple[dict[s
 class Lane:
     """One execution context with its stream, buffers and captured CUDA graphs: what one thread needs at a time."""
 
-    def __init__(self, lib: Any, engine: Any, largest_batch: int, runtime_cache: "RuntimeCache") -> None:
+    def __init__(
+        self, lib: Library, engine: "tensorrt.ICudaEngine", largest_batch: int, runtime_cache: "RuntimeCache"
+    ) -> None:
         self._memory = cuda.Memory()
         try:
             self._context = runtime_cache.make_context(lib, engine)
-            if self._context is None:
-                raise UserError("the engine library made no execution context: is there enough device memory?")
             self._stream = self._memory.stream()
             self._events = [self._memory.event() for _ in range(4)]
             self._host: dict[str, np.ndarray] = {}
             self._address: dict[str, int] = {}
             for name in tensor_names(engine):
-                shape = (largest_batch, *tuple(engine.get_tensor_shape(name))[1:])
+                shape = (largest_batch, *image_dims(engine.get_tensor_shape(name)))
                 dtype = np.dtype(lib.nptype(engine.get_tensor_dtype(name)))
                 self._host[name] = self._memory.pinned(shape, dtype)
                 self._address[name] = self._memory.device(self._host[name].nbytes)
@@ -216,25 +238,31 @@ class Lane:
         return graph if enqueued else None
 
     def close(self) -> None:
-        self._context = None  # before its buffers
+        self.__dict__.pop("_context", None)  # before its buffers
         self._memory.close()
 
 
 class RuntimeCache:
     """TensorRT-RTX compiles kernels for the GPU it meets; this keeps them, so that only the first load is slow.
 
-    A file for each engine, library version and GPU, in the user's cache folder. Does nothing for TensorRT.
+    A file for each engine and kind of GPU, in the user's cache folder. Does nothing for TensorRT.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, device: cuda.Device, version: str) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, device: cuda.Device) -> None:
         sha = bundle.manifest["files"][engine.file]["sha256"][:16]
-        self._path = cache_folder() / "rtx-kernels" / f"{sha}-{version}-{device.capability}.bin"
+        self._path = cache_folder() / "rtx-kernels" / f"{sha}-{device.capability}.bin"
         self._cache: Any = None
 
-    def make_context(self, lib: Any, engine: Any) -> Any:
+    def make_context(self, lib: Any, engine: "tensorrt.ICudaEngine") -> "tensorrt.IExecutionContext":
+        context = engine.create_execution_context(*self._configuration(lib, engine))
+        if context is None:
+            raise UserError("the engine library made no execution context: is there enough device memory?")
+        return context
+
+    def _configuration(self, lib: Any, engine: "tensorrt.ICudaEngine") -> list[Any]:
         if not hasattr(lib, "IRuntimeCache"):
-            return engine.create_execution_context()
-        config = engine.create_runtime_config()
+            return []
+        config: Any = engine.create_runtime_config()
         strategies = lib.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER  # compiled when warming up, not later
         if self._cache is None:
@@ -242,7 +270,7 @@ class RuntimeCache:
             if self._path.is_file():
                 self._cache.deserialize(self._path.read_bytes())
         config.set_runtime_cache(self._cache)
-        return engine.create_execution_context(config)
+        return [config]
 
     def save(self) -> None:
         """Best effort: without it the next load is as slow as this one."""
@@ -260,8 +288,13 @@ class RuntimeCache:
         self._cache = None
 
 
-def tensor_names(engine: Any) -> list[str]:
+def tensor_names(engine: "tensorrt.ICudaEngine") -> list[str]:
     return [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+
+
+def image_dims(shape: "tensorrt.Dims") -> tuple[int, ...]:
+    """All but the batch."""
+    return tuple(shape[axis] for axis in range(1, len(shape)))
 
 
 def _unable(flavour: str, bundle: Bundle, precision: str | None) -> str | None:

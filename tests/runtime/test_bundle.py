@@ -1,7 +1,6 @@
 """A whole bundle, made once: what it holds, what the runtime does with it, and what it refuses."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,43 +11,14 @@ import pytest
 from PIL import Image
 
 import runtime
-from export.command import main as export_main
 from runtime.bench import BASELINE, EAGER, LIMIT, UNROLLED, bench
 from runtime.bundle import Bundle, file_sha256
 from runtime.compare import BASELINE as LOOP
 from runtime.compare import PYTORCH, SAMPLER, compare, within
 from runtime.errors import UserError
-from tests.conftest import DATA
+from tests.conftest import export
 
 ROOT = Path(__file__).parent.parent.parent
-TINY = str(DATA / "official-format-tiny.pkl")
-
-
-def export(*arguments: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["export", *arguments])
-        export_main()
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundles") / "digits"
-    fit = ["--solver", "iia-ipndm", "--fit-target", "global", "--fit-batch", "16", "--heldout", "8"]
-    export("--model", "edm-digits", "--nfe", "4", *fit, "--out", str(out))
-    return out
-
-
-@pytest.fixture(scope="module")
-def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundles") / "tiny"
-    export("--model", TINY, "--nfe", "3", "--solver", "ddim", "--check", "0", "--output", "uint8", "--out", str(out))
-    return out
-
-
-@pytest.fixture
-def copy(made: Path, tmp_path: Path) -> Path:
-    shutil.copytree(made, tmp_path / "copy")
-    return tmp_path / "copy"
 
 
 def test_it_holds_what_the_manifest_says(made: Path) -> None:

@@ -1,0 +1,119 @@
+"""Mixed precision: what is lowered, what is not, and what it costs."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from onnx_ir.passes.common import ShapeInferencePass
+
+from export.engine_command import precision_error
+from export.lower import drop_unused
+from export.precision import LOW, lower_precision
+from export.save import save_checked
+from models.precond import Denoiser, per_image
+from runtime.backends.onnxrt import Session
+from runtime.bundle import FLOAT_IMAGES, Bundle
+from runtime.errors import UserError
+from runtime.noise import unit_noise
+from runtime.plan import sample
+from runtime.sampler import make_feed
+
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+
+
+@pytest.fixture(params=LOW)
+def precision(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def lowered(folder: Path, precision: str) -> ir.Model:
+    """The bundle's graph in that precision, as a reader of the file sees it, types inferred."""
+    model = ir.load(folder / "sampler.onnx")
+    lower_precision(model, precision)
+    drop_unused(model)
+    ShapeInferencePass()(model)
+    return model
+
+
+def float_inputs(node: ir.Node) -> Iterator[ir.DataType]:
+    floats = {ir.DataType.FLOAT, *LOW.values()}
+    yield from (value.dtype for value in node.inputs if value is not None and value.dtype in floats)
+
+
+@pytest.mark.parametrize("which", ["made", "conditional"])
+def test_the_network_is_lowered_and_nothing_around_it(
+    which: str, precision: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(which)
+    model = lowered(folder, precision)
+    nfe = Bundle.open(folder).plan.nfe
+    for node in model.graph:
+        if node.op_type in WEIGHTED:
+            assert set(float_inputs(node)) == {LOW[precision]}, node
+        if node.op_type == "Softmax":
+            assert set(float_inputs(node)) == {ir.DataType.FLOAT}, node
+    values = {str(value.name): value for node in model.graph for value in node.outputs}
+    solver = [name for name in values if name.startswith(("x_", "denoised_", FLOAT_IMAGES)) and "cast" not in name]
+    assert len(solver) >= 3 * nfe
+    for name in (*solver, "images"):
+        producer = values[name].producer()
+        assert producer is not None
+        if producer.op_type in ("Mul", "Sum", "Add"):
+            assert set(float_inputs(producer)) == {ir.DataType.FLOAT}, name
+
+
+def test_inputs_and_outputs_keep_their_types(conditional: Path, precision: str) -> None:
+    before, after = ir.load(conditional / "sampler.onnx").graph, lowered(conditional, precision).graph
+    for old, new in zip((*before.inputs, *before.outputs), (*after.inputs, *after.outputs), strict=True):
+        assert (old.name, old.dtype, old.shape) == (new.name, new.dtype, new.shape)
+
+
+def test_weights_are_halved_and_stored_once(made: Path, precision: str, tmp_path: Path) -> None:
+    model = ir.load(made / "sampler.onnx")
+    lower_precision(model, precision)
+    drop_unused(model)
+    assert save_checked(model, tmp_path / "low.onnx") < 0.6 * (made / "sampler.onnx").stat().st_size
+
+
+def test_the_float16_graph_errs_as_predicted(made: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(made)
+    model = ir.load(made / "sampler.onnx")
+    lower_precision(model, "fp16")
+    save_checked(model, tmp_path / "low.onnx")
+    feed = make_feed(unit_noise(range(64), bundle.shape), np.array([]), 0)
+    with Session(tmp_path / "low.onnx") as low, Session(made / "sampler.onnx") as full:
+        found = float(np.sqrt(np.mean((low.run(feed)["images"] - full.run(feed)["images"]) ** 2)))
+    predicted = precision_error(bundle, "fp16")["rms_error"]
+    assert 0.3 < found / predicted < 1.5  # ONNX Runtime keeps float32 between some nodes, so it errs less
+
+
+def test_the_predicted_error_is_that_of_pytorch(made: Path, digits: Denoiser, precision: str) -> None:
+    """PyTorch rounds after every operation, as the prediction does."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    bundle = Bundle.open(made)
+    noise = torch.from_numpy(unit_noise(range(64), bundle.shape))
+    low = copy.deepcopy(digits)
+    low.model.to(dtype)
+
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        c = low.preconditioning.coefficients(torch.tensor([sigma], dtype=torch.float32), low.sigma_data)
+        network = low.model((per_image(c.in_) * x).to(dtype), c.noise.to(dtype), None).float()
+        return per_image(c.skip) * x + per_image(c.out) * network
+
+    with torch.inference_mode():
+        difference = sample(denoise, noise, bundle.plan) - sample(digits, noise, bundle.plan)
+    assert 0.5 < precision_error(bundle, precision)["rms_error"] / float(difference.square().mean().sqrt()) < 2
+
+
+def test_weights_beyond_float16_are_refused(made: Path) -> None:
+    model = ir.load(made / "sampler.onnx")
+    weight = next(value for name, value in model.graph.initializers.items() if name.endswith("conv0.weight"))
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(weight.const_value.numpy() + np.float32(1e5), name=weight.name)
+    lower_precision(model.clone(), "bf16")
+    with pytest.raises(UserError, match=f"{weight.name} holds 1e\\+05, more than float16's 65504: use bf16"):
+        lower_precision(model, "fp16")

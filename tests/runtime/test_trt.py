@@ -1,0 +1,258 @@
+"""Engines through the runtime, end to end, with a TensorRT and a CUDA driver that need no GPU."""
+
+import ctypes
+import inspect
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import runtime
+from runtime.backends import trt
+from runtime.bench import UNROLLED, bench
+from runtime.bundle import Bundle, describe_files, write_manifest
+from runtime.compare import BASELINE, PYTORCH, compare, within
+from runtime.engines import LIBRARIES, Batch, Engine
+from runtime.errors import UserError
+from tests.runtime.fake_tensorrt import make
+
+if TYPE_CHECKING:
+    import tensorrt
+
+    _: trt.Library = tensorrt  # a type checker holds what we ask of the library against TensorRT's stubs
+
+VERSION = "11.0"
+FLAVOURS = tuple(LIBRARIES)
+AddEngine = Callable[..., Engine]
+
+
+@pytest.fixture(params=FLAVOURS)
+def flavour(
+    request: pytest.FixtureRequest, fake_cuda: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> str:
+    for name, module in LIBRARIES.items():
+        monkeypatch.setitem(sys.modules, module, make(fake_cuda, VERSION, rtx=name == "tensorrt-rtx"))
+    monkeypatch.setenv("EDGE_SAMPLER_CACHE", str(tmp_path / "cache"))
+    trt.logger.cache_clear()
+    return str(request.param)
+
+
+@pytest.fixture
+def library(flavour: str) -> Any:
+    return trt.library(flavour)
+
+
+def add_engine(folder: Path, flavour: str, batch: str = "1:2:4", **changes: Any) -> Engine:
+    """Gives the bundle an engine as the fake library reads it: the graph itself."""
+    name = changes.pop("file", "engines/one.engine")
+    recorded = {"flavour": flavour, "version": VERSION, "targets": ("sm86",), "precision": "fp32", **changes}
+    engine = Engine(file=name, batch=Batch.parse(batch), **recorded)
+    bundle = Bundle.open(folder)
+    (folder / "engines").mkdir(exist_ok=True)
+    shutil.copy(folder / bundle.graph_name(), folder / name)
+    facts = {key: value for key, value in bundle.manifest.items() if key not in ("files", "schema")}
+    facts["engines"] = [*facts.get("engines", []), engine.record()]
+    write_manifest(folder / "manifest.json", facts, describe_files(folder))
+    return engine
+
+
+@pytest.mark.parametrize("batch", ["1:2:4", "4:4:4", "1:16:16", "3:3:5"])
+def test_an_engine_makes_what_the_graph_makes(copy: Path, flavour: str, batch: str) -> None:
+    """Whatever the profile, seven images are split and padded to it."""
+    add_engine(copy, flavour, batch)
+    with runtime.load(copy, "onnxrt") as sampler:
+        expected = sampler.sample(range(7))
+    with runtime.load(copy, flavour) as sampler:
+        assert "Fake GPU" in sampler.description
+        for _ in range(3):  # as it is; captured; replayed
+            np.testing.assert_allclose(sampler.sample(range(7)), expected, atol=1e-5)
+        np.testing.assert_allclose(sampler.sample([5]), expected[5:6], atol=1e-5)
+
+
+def test_classes_and_uint8_go_through(conditional: Path, tmp_path: Path, flavour: str) -> None:
+    folder = Path(shutil.copytree(conditional, tmp_path / "c"))
+    add_engine(folder, flavour, "2")
+    labels = [0, 1, 2, -1, 1]
+    with runtime.load(folder, "onnxrt") as sampler, runtime.load(folder, flavour) as engine:
+        expected, found = sampler.sample(range(5), labels), engine.sample(range(5), labels)
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_the_second_run_of_a_batch_is_a_captured_graph(copy: Path, flavour: str, fake_cuda: ctypes.CDLL) -> None:
+    add_engine(copy, flavour)
+    library: Any = trt.library(flavour)
+    with runtime.load(copy, flavour) as sampler:
+        for _ in range(5):
+            sampler.sample(range(4))
+        assert (library.calls.count("execute"), fake_cuda.fake_launches()) == (2, 4)  # one to warm up, one captured
+        sampler.sample(range(3))
+        assert library.calls.count("execute") == 4  # another size is another graph
+
+
+def test_what_cannot_be_captured_still_runs(copy: Path, flavour: str, library: Any, fake_cuda: ctypes.CDLL) -> None:
+    add_engine(copy, flavour)
+    library.spoil.add("capture")
+    with runtime.load(copy, flavour) as sampler:
+        first = sampler.sample(range(4))
+        library.spoil.clear()
+        np.testing.assert_array_equal(sampler.sample(range(4)), first)
+        assert fake_cuda.fake_launches() == 0
+
+
+def test_threads_have_a_context_each(copy: Path, flavour: str, library: Any) -> None:
+    add_engine(copy, flavour)
+    with runtime.load(copy, "onnxrt") as sampler:
+        expected = [sampler.sample(range(k, k + 3)) for k in range(12)]
+    with runtime.load(copy, flavour) as sampler, ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda k: sampler.sample(range(k, k + 3)), range(12)))
+        assert 1 <= sum(call.startswith("context") for call in library.calls) <= 4
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "after"),
+    [("cuMemAlloc_v2", 0), ("cuMemAlloc_v2", 1), ("cuMemAllocHost_v2", 1), ("cuStreamCreate", 0)],
+)
+def test_out_of_memory_is_one_line_and_leaks_nothing(
+    copy: Path, flavour: str, fake_cuda: ctypes.CDLL, call: str, after: int
+) -> None:
+    add_engine(copy, flavour)
+    with runtime.load(copy, flavour) as sampler:
+        before = fake_cuda.fake_live()
+        fake_cuda.fake_fail(call.encode(), after, 2)
+        with pytest.raises(UserError, match=f"{call} failed: out of memory"):
+            sampler.sample([0])
+        assert fake_cuda.fake_live() == before
+        assert sampler.sample([0]).shape == (1, 1, 8, 8)  # once there is room again
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("deserialize", "cannot load engines/one.engine: ERROR: the plan is of another kind"),
+        ("context", "no execution context: is there enough device memory"),
+        ("execute", "could not run the engine"),
+    ],
+)
+def test_a_refusing_library_is_one_line(copy: Path, flavour: str, library: Any, what: str, message: str) -> None:
+    add_engine(copy, flavour)
+    library.spoil.add(what)
+    with pytest.raises(UserError, match=message), runtime.load(copy, flavour) as sampler:
+        sampler.sample([0])
+
+
+def test_nothing_is_deserialised_before_its_hash_is_verified(copy: Path, flavour: str, library: Any) -> None:
+    engine = add_engine(copy, flavour)
+    path = copy / engine.file
+    content = bytearray(path.read_bytes())
+    for damaged in (content[:-1], content[:100] + b"x" + content[101:], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="SHA-256 differs"):
+            runtime.load(copy, flavour)
+    path.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        runtime.load(copy, flavour)
+    assert "deserialize" not in library.calls
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": "10.3"}, "needs {flavour} 10.3, and 11.0 is installed"),
+        ({"targets": ("sm89", "sm120")}, "was built for sm89, sm120, and this GPU is sm86"),
+        ({"precision": "fp16"}, "holds no fp32 engine"),
+    ],
+)
+def test_an_engine_for_something_else_says_what_it_wants(
+    copy: Path, flavour: str, library: Any, changes: dict[str, Any], message: str
+) -> None:
+    add_engine(copy, flavour, **changes)
+    with pytest.raises(UserError, match=message.format(flavour=flavour)):
+        runtime.load(copy, flavour, "fp32")
+    assert "deserialize" not in library.calls
+
+
+def test_an_engine_of_the_other_flavour_does_not_count(copy: Path, flavour: str) -> None:
+    add_engine(copy, next(other for other in FLAVOURS if other != flavour))
+    with pytest.raises(UserError, match=rf"holds no engine for it: .* --engine {flavour}"):
+        runtime.load(copy, flavour)
+
+
+def test_auto_takes_the_engine_that_fits_and_says_so(copy: Path, flavour: str) -> None:
+    with runtime.load(copy) as sampler:
+        assert "CPUExecutionProvider" in sampler.description
+    add_engine(copy, flavour, file="engines/other.engine", targets=("sm120",))
+    with runtime.load(copy) as sampler:
+        assert "CPUExecutionProvider" in sampler.description
+    add_engine(copy, flavour)
+    with runtime.load(copy) as sampler:
+        assert "engines/one.engine" in sampler.description
+
+
+def test_a_batch_beyond_the_profile_is_refused(copy: Path, flavour: str) -> None:
+    add_engine(copy, flavour)
+    with runtime.load(copy, flavour) as sampler, pytest.raises(UserError, match=r"batch is 5; .* at most 4"):
+        sampler.sample(range(8), batch=5)
+    with pytest.raises(UserError, match="batch is 5, and the engine takes 4"):
+        bench(Bundle.open(copy), 5, 1, flavour)
+
+
+def test_compare_holds_engines_against_the_rest(copy: Path, flavour: str) -> None:
+    add_engine(copy, flavour)
+    found = compare(Bundle.open(copy), None, ["onnxrt", flavour])
+    assert {(d.first, d.second) for d in found if flavour in (d.first, d.second)} == {
+        ("onnxrt", flavour),
+        (flavour, BASELINE),
+        (flavour, PYTORCH),
+    }
+    assert within(found, None)
+    assert not within(compare(Bundle.open(copy), [7, 8], ["onnxrt", flavour]), 0.0)
+
+
+def test_bench_tells_what_happens_inside(copy: Path, flavour: str) -> None:
+    add_engine(copy, flavour)
+    what, timings, left_out = bench(Bundle.open(copy), 3, 1, flavour)
+    assert "engines/one.engine" in what
+    summary = next(timing for timing in timings if timing.name == UNROLLED).summary()
+    assert set(summary["spans"]) == {"host_to_device", "compute", "device_to_host"}
+    assert 0 < summary["spans"]["compute"] <= summary["latency"]["max"]
+    assert summary["memory_bytes"] > 0
+    assert summary["over_limit"] is None
+    assert any("engines of whole samplers only" in line for line in left_out)
+    json.dumps(summary)
+
+
+def test_kernels_of_tensorrt_rtx_are_kept(copy: Path, flavour: str, library: Any, tmp_path: Path) -> None:
+    add_engine(copy, flavour)
+    for _ in range(2):
+        with runtime.load(copy, flavour) as sampler:
+            sampler.sample([0])
+    kept = flavour == "tensorrt-rtx"
+    assert (tmp_path / "cache" / "rtx-kernels").exists() == kept
+    assert library.calls.count("cache b'kernels'") == kept  # the second time
+    assert library.calls.count(f"context {int(kept)}") == 2
+
+
+def test_stubs_alone_are_not_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", type(sys)("tensorrt"))
+    with pytest.raises(UserError, match=r"tensorrt is not installed: .*JetPack"):
+        trt.library("tensorrt")
+
+
+def test_the_fake_offers_nothing_that_the_real_library_lacks(fake_cuda: ctypes.CDLL) -> None:
+    real = pytest.importorskip("tensorrt_rtx")
+    fake = make(fake_cuda, VERSION, rtx=True)
+    for name, offered in vars(fake).items():
+        if inspect.isclass(offered) and offered is not object:
+            public = {n for n in vars(offered) if not n.startswith("_")}
+            lacking = {n for n in public if not hasattr(getattr(real, name), n)}
+            assert not lacking, name
+    assert hasattr(real.DynamicShapesKernelSpecializationStrategy, "EAGER")
+    assert all(hasattr(real, name) for name in trt.Library.__annotations__)

@@ -1,6 +1,7 @@
 """What exporting costs, beside one bare torch.onnx.export of the denoiser. Each row is a process of its own.
 
 python -m export.bench --model edm-cifar10 --random-weights
+python -m export.bench --model edm-cifar10 --random-weights --nfe 5,10,20 --engine tensorrt-rtx     # engines as well
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -22,8 +24,13 @@ from calibration.arguments import add_model_arguments
 from calibration.calibrate import Settings, calibrate
 from export.bundle import write_graphs
 from export.denoiser import OPSET
+from export.engine import build
+from export.engine_command import Additions, add_engine_arguments, additions_of
+from export.lower import drop_unused
+from export.precision import lower_precision
 from models.precond import Denoiser
 from models.zoo import load
+from runtime.engines import Engine
 from runtime.errors import Parser, UserError, run_command, whole_numbers
 
 BARE = 0  # stands for the bare export where a number of evaluations is expected
@@ -37,11 +44,13 @@ def main() -> None:
     add_model_arguments(parser)
     parser.add_argument("--nfe", type=whole_numbers, default=[10, 40], help="such as 10,40 (the default)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each is measured (default: 3)")
+    add_engine_arguments(parser)
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)  # what one process of its own does
     arguments = parser.parse_args()
+    additions = additions_of(arguments)
     if arguments.measure is not None:
         model = load(arguments.model, arguments.weights, arguments.random_weights)
-        print(json.dumps(measure(model, arguments.measure)))
+        print(json.dumps(measure(model, arguments.measure, additions)))
         return
     if arguments.rounds < 1 or min(arguments.nfe) < 1:
         raise UserError(f"--rounds is {arguments.rounds} and --nfe {arguments.nfe}; both must be at least 1")
@@ -55,8 +64,9 @@ def main() -> None:
     show(found)
 
 
-def measure(model: Denoiser, nfe: int) -> dict[str, Any]:
+def measure(model: Denoiser, nfe: int, additions: Additions | None) -> dict[str, Any]:
     """Seconds from the loaded model to the files, and what came of it; ``BARE`` for PyTorch's exporter alone."""
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     plan = calibrate(model, Settings(nfe, "ddim")) if nfe else None
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
@@ -78,9 +88,21 @@ def measure(model: Denoiser, nfe: int) -> dict[str, Any]:
             graphs = write_graphs(model, plan, Path(folder))
             result = {"size": graphs.sampler_bytes / graphs.denoiser_bytes, "nodes": graphs.nodes / nfe}
         seconds = time.perf_counter() - started
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+        if nfe and additions and additions.engine:
+            result |= measure_engine(Path(folder) / "sampler.onnx", additions.engine, nfe, weights)
     return result | {"seconds": seconds, "memory": peak / weights, "peak": peak}
+
+
+def measure_engine(sampler: Path, engine: Engine, nfe: int, weights: int) -> dict[str, Any]:
+    graph = ir.load(sampler)
+    if engine.precision != "fp32":
+        lower_precision(graph, engine.precision)
+        drop_unused(graph)
+    started = time.perf_counter()
+    built = build(graph, engine)
+    seconds = time.perf_counter() - started
+    return {"build": seconds / nfe, "engine": memoryview(built.plan).nbytes / weights, "layers": built.layers / nfe}
 
 
 def show(found: dict[int, list[dict[str, Any]]]) -> None:
@@ -98,6 +120,13 @@ def show(found: dict[int, list[dict[str, Any]]]) -> None:
             f"{rows[0]['nodes']:.0f}" if nfe else "",
         )
     Console().print(table)
+    engines = Table("engine, NFE", "build seconds / NFE", "engine / fp32 weights", "layers / NFE")
+    for nfe, rows in found.items():
+        if "build" in rows[0]:
+            seconds = median(row["build"] for row in rows)
+            engines.add_row(str(nfe), f"{seconds:.2f}", f"{rows[0]['engine']:.2f}", f"{rows[0]['layers']:.0f}")
+    if engines.rows:
+        Console().print(engines)
 
 
 if __name__ == "__main__":

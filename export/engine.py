@@ -16,9 +16,9 @@ import onnx_ir as ir
 from export.lower import prepare_for_tensorrt
 from export.save import save_checked
 from runtime import cuda
-from runtime.backends.trt import Library, image_dims, library, logger, version
 from runtime.engines import Batch, Engine
 from runtime.errors import UserError
+from runtime.library import Library, image_dims, library, logger, version
 
 if TYPE_CHECKING:
     import tensorrt

@@ -69,7 +69,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument("--engine", choices=tuple(LIBRARIES), help="build one (TensorRT: for this GPU)")
     group.add_argument("--target", help="of tensorrt-rtx: compute capabilities, such as sm86,sm89,sm120")
-    group.add_argument("--batch", default="1", help="images in one run: N, or MIN:OPT:MAX (default: 1)")
+    group.add_argument("--batch", help="images in one run: N, or MIN:OPT:MAX (default: 1)")
     group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the network (default: fp32)")
     group.add_argument("--max-error", type=float, help="exit 1 if the precision's RMS error of the images is above it")
 
@@ -78,11 +78,13 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
     """What the arguments ask for, checked; None when they ask for nothing."""
     if arguments.max_error is not None and not arguments.max_error > 0:
         raise UserError(f"--max-error is {arguments.max_error}; it must be above 0")
-    if arguments.target is not None and arguments.engine is None:
-        raise UserError(f"--target {arguments.target} is for an engine: name it with --engine (a fit's: --fit-target)")
-    batch = Batch.parse(arguments.batch)
+    for option in ("target", "batch"):
+        value = getattr(arguments, option)
+        if value is not None and arguments.engine is None:
+            raise UserError(f"--{option} {value} is for an engine: name it with --engine (a fit's: --fit-{option})")
     engine = None
     if arguments.engine:
+        batch = Batch.parse("1" if arguments.batch is None else arguments.batch)
         engine = plan_engine(arguments.engine, arguments.target, arguments.precision, batch)
     if engine is None and arguments.precision == "fp32":
         return None
@@ -94,7 +96,7 @@ def add(bundle: Bundle, additions: Additions) -> Table:
 
     All or nothing joins the bundle. Raises BoundError when the precision costs more than ``max_error``.
     """
-    table = Table(title=f"{bundle.folder.name}, {additions.precision}", show_header=False)
+    table = Table(title=f"{bundle.manifest['model']['name']}, {additions.precision}", show_header=False)
     with extended(bundle) as (folder, facts):
         if additions.precision != "fp32":
             add_precision(bundle, folder, facts, additions.precision)
@@ -121,7 +123,7 @@ def extended(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yields a folder whose files join the bundle if all goes well, and the manifest's facts to change."""
     facts = {key: value for key, value in bundle.manifest.items() if key not in ("schema", "files")}
     facts = json.loads(json.dumps(facts))  # a copy, all the way down
-    with tempfile.TemporaryDirectory(prefix=f".{bundle.folder.name}.", dir=bundle.folder.resolve().parent) as name:
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=bundle.folder) as name:
         folder = Path(name)
         yield folder, facts
         files = {**bundle.manifest["files"], **describe_files(folder)}

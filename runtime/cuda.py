@@ -110,6 +110,8 @@ class Device:
         self.enter()
 
     def close(self) -> None:
+        """Others may use the GPU after us: this thread must not keep a context that may be gone."""
+        call("cuCtxSetCurrent", None)
         call("cuDevicePrimaryCtxRelease_v2", self._device)
 
     def enter(self) -> None:

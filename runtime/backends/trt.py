@@ -1,12 +1,11 @@
 """TensorRT and TensorRT-RTX, whose Python APIs are nearly one: an engine of a bundle, run without PyTorch."""
 
-import importlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -14,66 +13,14 @@ from runtime import cuda
 from runtime.backends.base import Backend, Spans
 from runtime.bundle import Bundle
 from runtime.cache import cache_folder
-from runtime.engines import INSTALL, LIBRARIES, Batch, Engine
+from runtime.engines import LIBRARIES, Batch, Engine
 from runtime.errors import UserError
+from runtime.library import Library, image_dims, library, logger, version
 
 if TYPE_CHECKING:
     import tensorrt
 
 PREFERENCE = ("fp16", "bf16", "fp32")  # which engine to take when none is asked for
-
-
-class Library(Protocol):
-    """What we use of both flavours' modules; typed by TensorRT's stubs."""
-
-    ILogger: "type[tensorrt.ILogger]"
-    Runtime: "type[tensorrt.Runtime]"
-    Dims: "type[tensorrt.Dims]"
-    Builder: "type[tensorrt.Builder]"
-    BuilderFlag: "type[tensorrt.BuilderFlag]"
-    LayerType: "type[tensorrt.LayerType]"
-    NetworkDefinitionCreationFlag: "type[tensorrt.NetworkDefinitionCreationFlag]"
-    OnnxParser: "type[tensorrt.OnnxParser]"
-    nptype: Callable[[Any], Any]
-
-
-def library(flavour: str) -> Library:
-    """The Python module of that flavour. Raises UserError when it is not installed or cannot be loaded."""
-    name = LIBRARIES[flavour]
-    try:
-        module: Any = importlib.import_module(name)
-        _ = module.Builder  # stubs alone, for a type checker, look like a package without content
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise UserError(f"{name} is not installed: {INSTALL[flavour]}") from error
-    except (ImportError, OSError, RuntimeError) as error:
-        raise UserError(f"{name} cannot be loaded ({error}): install it again") from error
-    return cast(Library, module)
-
-
-def version(flavour: str) -> str:
-    module: Any = library(flavour)
-    return str(module.__version__)
-
-
-@cache
-def logger(flavour: str) -> Any:
-    """The library's one logger (it keeps the first it is given): ``lines`` is what it has said, newest last."""
-    lib = library(flavour)
-
-    class Logger(lib.ILogger):  # type: ignore[name-defined, misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.lines: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity != lib.ILogger.Severity.VERBOSE:
-                self.lines.append(f"{getattr(severity, 'name', severity)}: {message}")
-
-        def last_error(self) -> str:
-            errors = (line for line in reversed(self.lines) if line.startswith(("ERROR", "INTERNAL_ERROR")))
-            return next(errors, "it gave no reason")
-
-    return Logger()
 
 
 def find_engine(bundle: Bundle, flavour: str, precision: str | None, capability: str | None) -> Engine:
@@ -151,12 +98,17 @@ class Session:
         self._device.enter()
         if exception[0] is None:
             self._cache.save()
-        while self._lanes:
-            self._lanes.pop().close()
+        with ExitStack() as freed:  # in reverse, whatever fails on the way
+            freed.callback(self._device.close)
+            freed.callback(self._forget)
+            for lane in self._lanes:
+                freed.callback(lane.close)
+
+    def _forget(self) -> None:
+        self._lanes.clear()
         self._idle.clear()
         self._cache.forget()
         del self._engine, self._runtime
-        self._device.close()
 
 
 def split(feed: Mapping[str, np.ndarray], batch: Batch) -> Iterator[tuple[dict[str, np.ndarray], int]]:
@@ -174,9 +126,9 @@ class Lane:
     def __init__(
         self, lib: Library, engine: "tensorrt.ICudaEngine", largest_batch: int, runtime_cache: "RuntimeCache"
     ) -> None:
+        self._context = runtime_cache.make_context(lib, engine)
         self._memory = cuda.Memory()
         try:
-            self._context = runtime_cache.make_context(lib, engine)
             self._stream = self._memory.stream()
             self._events = [self._memory.event() for _ in range(4)]
             self._host: dict[str, np.ndarray] = {}
@@ -238,7 +190,7 @@ class Lane:
         return graph if enqueued else None
 
     def close(self) -> None:
-        self.__dict__.pop("_context", None)  # before its buffers
+        del self._context  # before its buffers
         self._memory.close()
 
 
@@ -290,11 +242,6 @@ class RuntimeCache:
 
 def tensor_names(engine: "tensorrt.ICudaEngine") -> list[str]:
     return [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-
-
-def image_dims(shape: "tensorrt.Dims") -> tuple[int, ...]:
-    """All but the batch."""
-    return tuple(shape[axis] for axis in range(1, len(shape)))
 
 
 def _unable(flavour: str, bundle: Bundle, precision: str | None) -> str | None:

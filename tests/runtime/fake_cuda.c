@@ -49,7 +49,7 @@ int cuDevicePrimaryCtxRetain(void **context, int device) {
     return device;
 }
 int cuDevicePrimaryCtxRelease_v2(int device) { contexts--; return device; }
-int cuCtxSetCurrent(void *context) { return context == &contexts ? OK : INVALID_VALUE; }
+int cuCtxSetCurrent(void *context) { return !context || context == &contexts ? OK : INVALID_VALUE; }
 int cuMemGetInfo_v2(size_t *available, size_t *total) { *available = capacity - used, *total = capacity; return OK; }
 
 static int allocate(void **address, size_t size) {

@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.backends import trt
 from runtime.bench import UNROLLED, bench
 from runtime.bundle import Bundle, describe_files, write_manifest
 from runtime.compare import BASELINE, PYTORCH, compare, within
 from runtime.engines import LIBRARIES, Batch, Engine
 from runtime.errors import UserError
+from runtime.library import Library, logger
+from runtime.library import library as library_of
 from tests.runtime.fake_tensorrt import make
 
 if TYPE_CHECKING:
     import tensorrt
 
-    _: trt.Library = tensorrt  # a type checker holds what we ask of the library against TensorRT's stubs
+    _: Library = tensorrt  # a type checker holds what we ask of the library against TensorRT's stubs
 
 VERSION = "11.0"
 FLAVOURS = tuple(LIBRARIES)
@@ -39,13 +40,13 @@ def flavour(
     for name, module in LIBRARIES.items():
         monkeypatch.setitem(sys.modules, module, make(fake_cuda, VERSION, rtx=name == "tensorrt-rtx"))
     monkeypatch.setenv("EDGE_SAMPLER_CACHE", str(tmp_path / "cache"))
-    trt.logger.cache_clear()
+    logger.cache_clear()
     return str(request.param)
 
 
 @pytest.fixture
 def library(flavour: str) -> Any:
-    return trt.library(flavour)
+    return library_of(flavour)
 
 
 def add_engine(folder: Path, flavour: str, batch: str = "1:2:4", **changes: Any) -> Engine:
@@ -87,7 +88,7 @@ def test_classes_and_uint8_go_through(conditional: Path, tmp_path: Path, flavour
 
 def test_the_second_run_of_a_batch_is_a_captured_graph(copy: Path, flavour: str, fake_cuda: ctypes.CDLL) -> None:
     add_engine(copy, flavour)
-    library: Any = trt.library(flavour)
+    library: Any = library_of(flavour)
     with runtime.load(copy, flavour) as sampler:
         for _ in range(5):
             sampler.sample(range(4))
@@ -243,7 +244,7 @@ def test_kernels_of_tensorrt_rtx_are_kept(copy: Path, flavour: str, library: Any
 def test_stubs_alone_are_not_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", type(sys)("tensorrt"))
     with pytest.raises(UserError, match=r"tensorrt is not installed: .*JetPack"):
-        trt.library("tensorrt")
+        library_of("tensorrt")
 
 
 def test_the_fake_offers_nothing_that_the_real_library_lacks(fake_cuda: ctypes.CDLL) -> None:
@@ -255,4 +256,4 @@ def test_the_fake_offers_nothing_that_the_real_library_lacks(fake_cuda: ctypes.C
             lacking = {n for n in public if not hasattr(getattr(real, name), n)}
             assert not lacking, name
     assert hasattr(real.DynamicShapesKernelSpecializationStrategy, "EAGER")
-    assert all(hasattr(real, name) for name in trt.Library.__annotations__)
+    assert all(hasattr(real, name) for name in Library.__annotations__)

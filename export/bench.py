@@ -15,21 +15,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import onnx_ir as ir
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from calibration.arguments import add_model_arguments
 from calibration.calibrate import Settings, calibrate
-from export.bundle import write_graphs
+from export.bundle import close, write_graphs
 from export.denoiser import OPSET
-from export.engine import build
+from export.engine import build, read_graph
 from export.engine_command import Additions, add_engine_arguments, additions_of
-from export.lower import drop_unused
-from export.precision import lower_precision
 from models.precond import Denoiser
 from models.zoo import load
+from runtime.bundle import Bundle
 from runtime.engines import Engine
 from runtime.errors import Parser, UserError, run_command, whole_numbers
 
@@ -89,16 +87,15 @@ def measure(model: Denoiser, nfe: int, additions: Additions | None) -> dict[str,
             result = {"size": graphs.sampler_bytes / graphs.denoiser_bytes, "nodes": graphs.nodes / nfe}
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
-        if nfe and additions and additions.engine:
-            result |= measure_engine(Path(folder) / "sampler.onnx", additions.engine, nfe, weights)
+        if plan and additions and additions.engine:
+            plan.save(Path(folder) / "plan.json")
+            close(Path(folder), model, plan, "float32")
+            result |= measure_engine(Bundle.open(folder), additions.engine, weights)
     return result | {"seconds": seconds, "memory": peak / weights, "peak": peak}
 
 
-def measure_engine(sampler: Path, engine: Engine, nfe: int, weights: int) -> dict[str, Any]:
-    graph = ir.load(sampler)
-    if engine.precision != "fp32":
-        lower_precision(graph, engine.precision)
-        drop_unused(graph)
+def measure_engine(bundle: Bundle, engine: Engine, weights: int) -> dict[str, Any]:
+    graph, nfe = read_graph(bundle, engine), bundle.plan.nfe
     started = time.perf_counter()
     built = build(graph, engine)
     seconds = time.perf_counter() - started

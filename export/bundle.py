@@ -50,7 +50,7 @@ def write_graphs(model: Denoiser, plan: Plan, folder: Path, output: str = "float
         weights_sha256=model.spec.weights_sha256,
         random_weights=str(model.spec.random_weights),
     )
-    drop_unused(exported)
+    drop_unused(exported.graph)
     denoiser_bytes = save_checked(exported, folder / "denoiser.onnx")
     sampler_bytes = save_checked(sampler, folder / "sampler.onnx")
     return Graphs(len(sampler.graph), sampler_bytes, denoiser_bytes)

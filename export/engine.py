@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from export.lower import prepare_for_tensorrt
+from export.precision import lower_precision
+from export.roll import roll
 from export.save import save_checked
 from runtime import cuda
+from runtime.bundle import Bundle
 from runtime.engines import Batch, Engine
 from runtime.errors import UserError
 from runtime.library import Library, image_dims, library, logger, version
@@ -35,7 +38,7 @@ class Built:
     log: list[str]
 
 
-def plan_engine(flavour: str, targets: str | None, precision: str, batch: Batch) -> Engine:
+def plan_engine(flavour: str, targets: str | None, precision: str, batch: Batch, loop: bool = False) -> Engine:
     """The engine to build. Raises UserError for a missing library, an unknown target, or one that is not this GPU's."""
     lib: Any = library(flavour)
     if flavour == "tensorrt-rtx":
@@ -49,13 +52,24 @@ def plan_engine(flavour: str, targets: str | None, precision: str, batch: Batch)
             chosen = (device.capability,)
         if targets not in (None, *chosen):
             raise UserError(f"target {targets} is not this machine's GPU, {chosen[0]}: TensorRT builds for that alone")
-    name = "-".join([flavour, precision, *chosen, f"b{batch}".replace(":", "_")])
-    return Engine(f"engines/{name}.engine", flavour, version(flavour), chosen, precision, batch)
+    name = "-".join([flavour, precision, *chosen, f"b{batch}".replace(":", "_"), *(["loop"] if loop else [])])
+    return Engine(f"engines/{name}.engine", flavour, version(flavour), chosen, precision, batch, loop)
 
 
 def _number(target: str) -> tuple[int, str]:
     digits = "".join(filter(str.isdigit, target))
     return int(digits or 0), target
+
+
+def read_graph(bundle: Bundle, engine: Engine) -> ir.Model:
+    """The bundle's graph that the engine is to be built of, in its precision; rolled up, where it is to be a loop."""
+    if not engine.loop:
+        graph = ir.load(bundle.graph("sampler.onnx"))
+    else:
+        graph = roll(ir.load(bundle.graph("denoiser.onnx")), bundle.plan, bundle.output)
+    if engine.precision != "fp32":
+        lower_precision(graph, engine.precision)
+    return graph
 
 
 def build(graph: ir.Model, engine: Engine) -> Built:

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from rich.console import Console
 from rich.table import Table
 
-from export.engine import build, plan_engine
+from export.engine import build, plan_engine, read_graph
 from export.lower import drop_unused
 from export.precision import lower_precision, round_activations
 from export.save import save_checked
@@ -70,6 +70,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--engine", choices=tuple(LIBRARIES), help="build one (TensorRT: for this GPU)")
     group.add_argument("--target", help="of tensorrt-rtx: compute capabilities, such as sm86,sm89,sm120")
     group.add_argument("--batch", help="images in one run: N, or MIN:OPT:MAX (default: 1)")
+    loop_help = "one evaluation in a loop: builds in the time of one, and gives up CUDA graphs"
+    group.add_argument("--loop", action="store_true", help=loop_help)
     group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the network (default: fp32)")
     group.add_argument("--max-error", type=float, help="exit 1 if the precision's RMS error of the images is above it")
 
@@ -78,6 +80,8 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
     """What the arguments ask for, checked; None when they ask for nothing."""
     if arguments.max_error is not None and not arguments.max_error > 0:
         raise UserError(f"--max-error is {arguments.max_error}; it must be above 0")
+    if arguments.loop and arguments.engine is None:
+        raise UserError("--loop is for an engine: name it with --engine")
     for option in ("target", "batch"):
         value = getattr(arguments, option)
         if value is not None and arguments.engine is None:
@@ -85,7 +89,7 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
     engine = None
     if arguments.engine:
         batch = Batch.parse("1" if arguments.batch is None else arguments.batch)
-        engine = plan_engine(arguments.engine, arguments.target, arguments.precision, batch)
+        engine = plan_engine(arguments.engine, arguments.target, arguments.precision, batch, arguments.loop)
     if engine is None and arguments.precision == "fp32":
         return None
     return Additions(arguments.precision, arguments.max_error, engine)
@@ -144,7 +148,7 @@ def add_precision(bundle: Bundle, folder: Path, facts: dict[str, Any], precision
     with bar(f"{precision} graph", 2) as advance:
         graph = ir.load(bundle.graph("sampler.onnx"))
         lower_precision(graph, precision)
-        drop_unused(graph)
+        drop_unused(graph.graph)
         save_checked(graph, folder / name)
         advance(1)
         facts.setdefault("precisions", {})[precision] = precision_error(bundle, precision)
@@ -156,7 +160,7 @@ def precision_error(bundle: Bundle, precision: str) -> dict[str, float]:
     relative to the largest value; over a few seeds, computed on the CPU."""
     rounded = ir.load(bundle.graph("sampler.onnx"))
     round_activations(rounded, precision)
-    drop_unused(rounded)
+    drop_unused(rounded.graph)
     count = min(64, max(4, CHECKED_PIXELS // int(np.prod(bundle.shape))))
     noise = unit_noise(range(FIRST_CHECKED_SEED, FIRST_CHECKED_SEED + count), bundle.shape)
     feed = make_feed(noise, np.arange(count) % max(1, bundle.classes), bundle.classes)
@@ -182,14 +186,11 @@ def float_images(bundle: Bundle, path: Path, feed: Mapping[str, np.ndarray], opt
 
 def add_engine(bundle: Bundle, folder: Path, facts: dict[str, Any], engine: Engine) -> tuple[int, float]:
     """The engine and the log of its build; returns the network's layers and the seconds that building took."""
-    name = bundle.graph_name(engine.precision)
-    fresh = folder / name
-    graph = ir.load(fresh if fresh.exists() else bundle.graph(name))
     path = folder / engine.file
     path.parent.mkdir()
     with bar(f"{engine.flavour} engine", 1) as advance:
         started = time.perf_counter()
-        built = build(graph, engine)
+        built = build(read_graph(bundle, engine), engine)
         seconds = time.perf_counter() - started
         path.write_bytes(built.plan)
         path.with_suffix(".log").write_text("".join(f"{line}\n" for line in built.log))

@@ -23,9 +23,15 @@ def lower_precision(model: ir.Model, precision: str) -> None:
 
     Raises UserError when a weight is too large for float16.
     """
-    dtype = LOW[precision]
     ShapeInferencePass()(model)
-    graph = model.graph
+    for graph in model.graphs():
+        _lower(graph, precision)
+    if precision == "bf16":
+        model.graph.opset_imports[""] = max(model.graph.opset_imports[""], BFLOAT16_OPSET)
+
+
+def _lower(graph: ir.Graph, precision: str) -> None:
+    dtype = LOW[precision]
     low = inside_network(graph, precision)
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     lowered = {value for node in low for value in node.outputs if value.dtype == ir.DataType.FLOAT}
@@ -43,8 +49,6 @@ def lower_precision(model: ir.Model, precision: str) -> None:
                 node.replace_input_with(index, casts[value, wanted])
     for value in lowered:
         value.dtype = dtype
-    if precision == "bf16":
-        graph.opset_imports[""] = max(graph.opset_imports[""], BFLOAT16_OPSET)
 
 
 def round_activations(model: ir.Model, precision: str) -> None:

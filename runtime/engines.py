@@ -53,6 +53,7 @@ class Engine:
     targets: tuple[str, ...]  # compute capabilities, as sm86
     precision: str
     batch: Batch
+    loop: bool = False  # one evaluation, in a loop, instead of all of them unrolled
 
     @classmethod
     def read(cls, recorded: Mapping[str, Any]) -> "Engine":

@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from export.engine import build, parsed, plan_engine
+from export.engine import build, parsed, plan_engine, read_graph
 from export.engine_command import main
 from export.lower import prepare_for_tensorrt
 from export.save import save_checked
@@ -64,8 +64,7 @@ def test_a_bundle_takes_an_engine(copy: Path, precision: str, batch: str, target
 def network_of(folder: Path, precision: str, batch: str, look: Callable[[Any], None]) -> None:
     """Lets ``look`` see the network as TensorRT-RTX has read it."""
     engine = plan_engine(RTX, None, precision, Batch.parse(batch))
-    graph = ir.load(Bundle.open(folder).graph(Bundle.open(folder).graph_name(precision)))
-    with parsed(library(RTX), logger(RTX), graph, engine) as (_, network):
+    with parsed(library(RTX), logger(RTX), read_graph(Bundle.open(folder), engine), engine) as (_, network):
         look(network)
 
 
@@ -113,6 +112,21 @@ def test_a_conditional_uint8_engine_is_built(conditional: Path, tmp_path: Path) 
     folder = Path(shutil.copytree(conditional, tmp_path / "c"))
     add(folder, "--engine", RTX, "--precision", "fp16", "--target", "sm86")
     assert Bundle.open(folder).engines[0].precision == "fp16"
+
+
+def test_a_loop_is_built_in_the_time_of_one_evaluation(made: Path, copy: Path) -> None:
+    """Told by its layers: they hardly grow with the evaluations that the loop makes."""
+    add(copy, "--engine", RTX, "--precision", "fp16", "--batch", "1:4:16", "--loop")
+    (engine,) = Bundle.open(copy).engines
+    assert engine.loop
+    assert engine.file.endswith("-b1_4_16-loop.engine")
+    layers = {loop: build_layers(made, loop) for loop in (False, True)}
+    assert layers[True] < layers[False] / Bundle.open(made).plan.nfe + 150
+
+
+def build_layers(folder: Path, loop: bool) -> int:
+    engine = plan_engine(RTX, "sm86", "fp32", Batch(1, 1, 1), loop)
+    return build(read_graph(Bundle.open(folder), engine), engine).layers
 
 
 def test_building_twice_gives_the_same_engine(made: Path) -> None:

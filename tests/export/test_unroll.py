@@ -131,7 +131,7 @@ def test_the_lowered_denoiser_is_the_exported_one(digits: Denoiser, digits_graph
             lower_group_norm(model)
             keep_batch_in_reshapes(model)
             assert "GroupNormalization" not in {node.op_type for node in model.graph}
-        drop_unused(model)
+        drop_unused(model.graph)
         path = tmp_path / f"{lower}.onnx"
         save_checked(model, path)
         with Session(path) as session:

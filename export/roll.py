@@ -1,0 +1,112 @@
+"""Rolls the whole sampling loop into one graph that holds the denoiser once: ``unroll``'s graph, as an ONNX Loop.
+
+What an evaluation knows beforehand (its row of the plan's table, and what its noise level alone decides) is stacked
+into tables and gathered by the iteration's number; the denoised images are collected in the loop's state.
+"""
+
+import numpy as np
+import onnx_ir as ir
+
+from export.unroll import OUTPUTS, Canvas, append_uint8, take_apart
+from runtime.bundle import FLOAT_IMAGES
+from runtime.plan import Plan
+
+
+def roll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
+    """The graph of the whole sampler: noise float32 [batch, C, H, W] (and class_labels int64 [batch]) → images.
+
+    ``exported`` is of ``export_denoiser``; its weights are shared, not copied. The loop's state is what the columns of
+    the plan's table multiply, float32 [nfe+1, batch, C, H, W]: the noise, and the denoised images, zeros until known.
+    """
+    assert output in OUTPUTS
+    graph = exported.graph.clone()
+    inputs = {str(value.name): value for value in graph.inputs}
+    free = [value for name, value in inputs.items() if name not in ("x", "sigma")]
+    shape, images_type = inputs["x"].shape, inputs["x"].type
+    assert shape is not None
+    noise = ir.Value(name="noise", shape=shape, type=images_type)
+    canvas = Canvas([noise, *free])
+
+    rows = np.zeros((plan.nfe + 1, plan.nfe + 1), np.float32)
+    for index, weights in enumerate(plan.table):
+        rows[index, : len(weights)] = weights
+    rows, places = (matrix.reshape(*matrix.shape, 1, 1, 1, 1) for matrix in (rows, np.eye(len(rows), dtype=np.float32)))
+    start = canvas.add("Mul", [noise, canvas.constant("noise_place", places[0])], "state_start")
+    state = ir.Value(name="state", shape=ir.Shape([len(rows), *shape]), type=images_type)
+    body = draw_body(graph, plan, state, rows[:-1], places[1:])
+    # Without a condition: where there is one, TensorRT adds a second limit to the loop.
+    operands = [canvas.constant("nfe", np.array(plan.nfe)), None, start]
+    finished = canvas.add("Loop", operands, "state_end", {"body": ir.AttrGraph("body", body)})
+
+    last = canvas.constant("images_row", rows[-1])
+    images = weighted_sum(canvas, last, finished, "images" if output == "float32" else FLOAT_IMAGES)
+    dtype = ir.DataType.FLOAT
+    if output == "uint8":
+        images, dtype = append_uint8(canvas, images), ir.DataType.UINT8
+        shape = ir.Shape([shape[0], shape[2], shape[3], shape[1]])
+    images.shape, images.type = shape, ir.TensorType(dtype)
+    graph.inputs.clear()  # they are the drawn graph's now
+    drawn = ir.Graph(
+        [noise, *free],
+        [images],
+        nodes=canvas.nodes,
+        initializers=list(canvas.weights.values()),
+        opset_imports=dict(graph.opset_imports),
+        name="sampler",
+    )
+    return ir.Model(drawn, ir_version=exported.ir_version, producer_name=exported.producer_name)
+
+
+def draw_body(graph: ir.Graph, plan: Plan, state: ir.Value, rows: np.ndarray, places: np.ndarray) -> ir.Graph:
+    """One iteration: step int64 [], going bool [], state → going, state with one more denoised image.
+
+    Takes the nodes and weights out of ``graph``, the exported denoiser. The weights go into the body: outside, ONNX
+    Runtime does not rearrange the convolutions' for the CPU. Unlike in ``unroll``, shifts do not join biases, which
+    would then vary between iterations. ``rows`` and ``places`` are float32 [nfe, nfe+1, 1, 1, 1, 1].
+    """
+    step = ir.Value(name="step", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT64))
+    going = ir.Value(name="going", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
+    body = Canvas([step, going, state])
+
+    def gather(name: str, table: np.ndarray) -> ir.Value:
+        return body.add("Gather", [body.constant(f"{name}_table", table), step], f"{name}_now")
+
+    x = weighted_sum(body, gather("row", rows), state, "x_now")
+    parts = take_apart(graph, sorted(set(plan.sigmas)))
+    denoised = graph.outputs[0]
+    graph.outputs.clear()
+    graph.remove(parts.stamped)
+    now: dict[str, ir.Value] = {"x": x}
+    for node in parts.stamped:
+        for index, value in enumerate(node.inputs):
+            name = "" if value is None else str(value.name)
+            if name in parts.constants[plan.sigmas[0]] and name not in now:
+                now[name] = gather(name, np.stack([parts.constants[sigma][name] for sigma in plan.sigmas]))
+            if name in now:
+                node.replace_input_with(index, now[name])
+            elif name in graph.initializers:
+                body.weights[name] = graph.initializers.pop(name)
+    body.nodes.extend(parts.stamped)
+
+    placed = body.add("Mul", [denoised, gather("place", places)], "placed")
+    updated = body.add("Add", [state, placed], "state_next")
+    updated.shape, updated.type = state.shape, state.type
+    on = body.add("Identity", [body.constant("always", np.array(True))], "going_on")
+    on.shape, on.type = going.shape, going.type
+    return ir.Graph(
+        [step, going, state],
+        [on, updated],
+        nodes=body.nodes,
+        initializers=list(body.weights.values()),
+        name="evaluation",
+    )
+
+
+def weighted_sum(canvas: Canvas, weights: ir.Value, state: ir.Value, name: str) -> ir.Value:
+    """weights [nfe+1, 1, 1, 1, 1] · state [nfe+1, batch, C, H, W] → [batch, C, H, W].
+
+    Not a matrix product: engines may compute those in TF32, and the noise's weight is up to sigma_max.
+    """
+    first = canvas.constant(f"{name}_axes", np.array([0]))
+    products = canvas.add("Mul", [weights, state], f"{name}_terms")
+    return canvas.add("ReduceSum", [products, first], name, {"keepdims": ir.AttrInt64("keepdims", 0)})

@@ -103,7 +103,7 @@ def parsed(
 
 
 def strongly_typed(lib: Library) -> int:
-    """The flag for ``create_network``. TensorRT 10 needs it; 11 knows no other way, and one day may drop the name."""
+    """The flag for ``create_network``. TensorRT 10 needs it; 11 knows no other way, and may drop the name."""
     flag = getattr(lib.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -113,7 +113,7 @@ def configure(
 ) -> "tensorrt.IBuilderConfig":
     config = builder.create_builder_config()
     config.max_aux_streams = 0  # less scratch memory, and nothing here runs side by side
-    config.clear_flag(lib.BuilderFlag.TF32)
+    config.clear_flag(lib.BuilderFlag.TF32)  # the one flag about precision that all versions have
     if engine.flavour == "tensorrt-rtx":
         set_targets(lib, config, engine.targets)
     profile = builder.create_optimization_profile()

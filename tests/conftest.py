@@ -20,6 +20,7 @@ from export.denoiser import export_denoiser
 from models.precond import Denoiser
 from runtime.noise import unit_noise
 
+pytest_plugins = ("tests.fakes.cuda",)
 DATA = Path(__file__).parent / "data"
 TINY = str(DATA / "official-format-tiny.pkl")
 GOLDEN = tuple(sorted(path.stem for path in DATA.glob("*cond.npz")))

@@ -21,7 +21,7 @@ from runtime.engines import LIBRARIES, Batch, Engine
 from runtime.errors import UserError
 from runtime.library import Library, logger
 from runtime.library import library as library_of
-from tests.runtime.fake_tensorrt import make
+from tests.fakes.tensorrt import make
 
 if TYPE_CHECKING:
     import tensorrt

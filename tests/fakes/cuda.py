@@ -17,7 +17,7 @@ def fake_cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None:
         pytest.skip("no C compiler to build the fake CUDA driver with")
     library = tmp_path_factory.mktemp("cuda") / "libcuda.so"
-    source = Path(__file__).with_name("fake_cuda.c")
+    source = Path(__file__).with_name("cuda.c")
     flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
     return library

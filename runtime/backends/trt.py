@@ -76,6 +76,11 @@ class Session:
             times = [lane.run(part)[1] for part, _ in split(feed, self._batch)]
         return Spans(*(sum(span) for span in zip(*map(astuple, times), strict=True)))
 
+    @property
+    def captured_batches(self) -> set[int]:
+        """Batch sizes that run as CUDA graphs by now."""
+        return {batch for lane in self._lanes for batch, graph in lane.graphs.items() if graph is not None}
+
     @contextmanager
     def _lane(self) -> Iterator["Lane"]:
         """An execution context that no other thread uses meanwhile."""
@@ -142,7 +147,7 @@ class Lane:
         except BaseException:
             self.close()
             raise
-        self._graphs: dict[int, int | None] = {}  # batch → captured graph; None: it cannot be captured
+        self.graphs: dict[int, int | None] = {}  # batch → captured graph; None: it cannot be captured
 
     def run(self, feed: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Spans]:
         """One batch, within the profile; and what the GPU's clock says of it."""
@@ -167,7 +172,7 @@ class Lane:
 
     def _compute(self, feed: Mapping[str, np.ndarray], batch: int) -> None:
         """Enqueues the engine: the first time as it is, to warm up; then captured as a CUDA graph, and replayed."""
-        graph = self._graphs.get(batch)
+        graph = self.graphs.get(batch)
         if graph is not None:
             cuda.call("cuGraphLaunch", graph, self._stream)
             return
@@ -175,9 +180,9 @@ class Lane:
             self._context.set_input_shape(name, array.shape)
         if not self._context.execute_async_v3(self._stream):
             raise UserError("the engine library could not run the engine: is there enough device memory?")
-        if batch not in self._graphs:
+        if batch not in self.graphs:
             cuda.call("cuStreamSynchronize", self._stream)
-            self._graphs[batch] = self._captured()
+            self.graphs[batch] = self._captured()
 
     def _captured(self) -> int | None:
         """One run of the engine as a CUDA graph, or None when it does something that cannot be captured."""

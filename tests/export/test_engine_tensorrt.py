@@ -3,6 +3,7 @@
 import ctypes
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,7 @@ def recording(version: str, creation_flags: dict[str, int]) -> Any:
     parser.parse_from_file.return_value = True
     return SimpleNamespace(
         __version__=version,
+        __spec__=ModuleSpec("tensorrt", None),  # PyTorch looks at it
         NetworkDefinitionCreationFlag=SimpleNamespace(**creation_flags),
         BuilderFlag=SimpleNamespace(TF32="TF32"),
         LayerType=SimpleNamespace(NORMALIZATION="NORMALIZATION"),

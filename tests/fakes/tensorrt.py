@@ -6,6 +6,7 @@
 
 import ctypes
 import threading
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import Any
 
@@ -133,4 +134,5 @@ def make(driver: ctypes.CDLL, version: str, rtx: bool) -> Any:
     if rtx:
         offered |= {"IRuntimeCache": IRuntimeCache, "IRuntimeConfig": IRuntimeConfig}
         offered["DynamicShapesKernelSpecializationStrategy"] = SimpleNamespace(EAGER="EAGER")
-    return SimpleNamespace(__version__=version, calls=calls, spoil=spoil, **offered)
+    spec = ModuleSpec("tensorrt", None)  # PyTorch looks at it
+    return SimpleNamespace(__version__=version, __spec__=spec, calls=calls, spoil=spoil, **offered)

@@ -119,7 +119,9 @@ def bench(
                 batch,
                 tuple(seconds for turn in turns for seconds in turn),
                 over_limit(turns, latencies[LIMIT]) if LIMIT in latencies else None,
-                Spans(*np.median([astuple(span) for span in inside], axis=0)) if inside and name == UNROLLED else None,
+                Spans(*np.median([astuple(span) for span in inside], axis=0).tolist())
+                if inside and name == UNROLLED
+                else None,
                 memory if name == UNROLLED else 0,
             )
             for name, turns in latencies.items()

@@ -1,0 +1,83 @@
+"""ONNX Runtime's NVIDIA providers: what they cannot do is an error, never a quiet run on the CPU."""
+
+import ctypes
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnxruntime
+import pytest
+
+import runtime
+from runtime.backends import onnxrt
+from runtime.bundle import Bundle
+from runtime.errors import UserError
+
+
+def test_a_provider_that_falls_back_is_refused(made: Path) -> None:
+    """What onnxruntime without CUDA does when it is asked for CUDA, as onnxruntime-gpu does without its libraries."""
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(UserError, match="would run sampler.onnx on CPUExecutionProvider, not"),
+    ):
+        onnxrt.Session(Bundle.open(made).graph("sampler.onnx"), provider=onnxrt.CUDA)
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("onnxrt-cuda", "pip install onnxruntime-gpu"),
+        ("onnxrt-tensorrt-rtx", "pip install onnxruntime-ep-nv-tensorrt-rtx"),
+    ],
+)
+def test_a_missing_provider_says_what_to_install(made: Path, backend: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"{backend} cannot run this bundle here: {message}"):
+        runtime.load(made, backend)
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch, fake_cuda: ctypes.CDLL) -> dict[str, Any]:
+    """The TensorRT-RTX plugin, installed, on a machine with a driver; ``devices`` is what it offers."""
+    state: dict[str, Any] = {"devices": []}
+    module = SimpleNamespace(get_library_path=lambda: "plugin.so", __spec__=SimpleNamespace())
+    monkeypatch.setitem(sys.modules, onnxrt.RTX_PLUGIN, module)
+    monkeypatch.setattr(
+        onnxruntime, "register_execution_provider_library", lambda *named: state.update(registered=named)
+    )
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: state["devices"])
+    onnxrt._rtx_devices.cache_clear()
+    yield state
+    onnxrt._rtx_devices.cache_clear()
+
+
+def test_a_plugin_without_a_gpu_is_refused(made: Path, plugin: dict[str, Any]) -> None:
+    plugin["devices"] = [SimpleNamespace(ep_name="CPUExecutionProvider")]
+    with pytest.raises(UserError, match="finds no GPU that it supports"):
+        runtime.load(made, "onnxrt-tensorrt-rtx")
+    assert plugin["registered"] == (onnxrt.RTX.name, "plugin.so")
+
+
+def test_the_plugins_device_is_handed_to_the_session(
+    made: Path, plugin: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = SimpleNamespace(ep_name=onnxrt.RTX.name)
+    plugin["devices"] = [SimpleNamespace(ep_name="CPUExecutionProvider"), gpu]
+    asked: list[Any] = []
+
+    class Options(onnxruntime.SessionOptions):  # type: ignore[misc]
+        def add_provider_for_devices(self, devices: list[Any], options: dict[str, str]) -> None:
+            asked.extend(devices)
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
+    with pytest.raises(UserError, match="would run sampler.onnx on CPUExecutionProvider, not NvTensorRTRTX"):
+        runtime.load(made, "onnxrt-tensorrt-rtx")  # the session got no real device, and so took the CPU
+    assert asked == [gpu]
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"), [("fp16", "holds no sampler-fp16.onnx"), ("bf16", "no sampler-bf16")]
+)
+def test_a_precision_that_is_not_there_says_how_to_make_it(made: Path, precision: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"{message}.*python -m export engine BUNDLE --precision {precision}"):
+        runtime.load(made, "onnxrt", precision)

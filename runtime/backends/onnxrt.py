@@ -66,6 +66,8 @@ class Session:
                 options.add_provider_for_devices(_rtx_devices(), dict(provider.options))
                 self._session = onnxruntime.InferenceSession(source, sess_options=options)
             else:
+                if provider is CUDA:
+                    onnxruntime.preload_dlls()  # finds the CUDA and cuDNN that pip installed
                 chosen = [(provider.name, dict(provider.options))]
                 self._session = onnxruntime.InferenceSession(source, sess_options=options, providers=chosen)
         except Exception as error:  # onnxruntime's exceptions share no base class but this

@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,10 @@ from runtime.errors import UserError
 def test_a_provider_that_falls_back_is_refused(made: Path) -> None:
     """What onnxruntime without CUDA does when it is asked for CUDA, as onnxruntime-gpu does without its libraries."""
     with (
-        pytest.warns(UserWarning),
-        pytest.raises(UserError, match="would run sampler.onnx on CPUExecutionProvider, not"),
+        pytest.warns(UserWarning, match="not in available provider"),
+        pytest.raises(
+            UserError, match=r"would run sampler\.onnx on CPUExecutionProvider, not on CUDAExecutionProvider"
+        ),
     ):
         onnxrt.Session(Bundle.open(made).graph("sampler.onnx"), provider=onnxrt.CUDA)
 
@@ -37,7 +40,7 @@ def test_a_missing_provider_says_what_to_install(made: Path, backend: str, messa
 
 
 @pytest.fixture
-def plugin(monkeypatch: pytest.MonkeyPatch, fake_cuda: ctypes.CDLL) -> dict[str, Any]:
+def plugin(monkeypatch: pytest.MonkeyPatch, fake_cuda: ctypes.CDLL) -> Iterator[dict[str, Any]]:
     """The TensorRT-RTX plugin, installed, on a machine with a driver; ``devices`` is what it offers."""
     state: dict[str, Any] = {"devices": []}
     module = SimpleNamespace(get_library_path=lambda: "plugin.so", __spec__=SimpleNamespace())
@@ -70,7 +73,7 @@ def test_the_plugins_device_is_handed_to_the_session(
             asked.extend(devices)
 
     monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
-    with pytest.raises(UserError, match="would run sampler.onnx on CPUExecutionProvider, not NvTensorRTRTX"):
+    with pytest.raises(UserError, match=r"would run sampler\.onnx on CPUExecutionProvider, not on NvTensor"):
         runtime.load(made, "onnxrt-tensorrt-rtx")  # the session got no real device, and so took the CPU
     assert asked == [gpu]
 

@@ -1,4 +1,4 @@
-"""Parity without PyTorch: sampler.onnx, the baseline loop over denoiser.onnx, and PyTorch's recorded output."""
+"""Parity without PyTorch: each backend's sampler, the baseline loop over denoiser.onnx, and PyTorch's recorded output."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from runtime.sampler import make_feed
 
 HALF_LEVEL = 0.5 / 127.5  # what rounding to uint8 may change
 Feed = Mapping[str, np.ndarray]
-SAMPLER, BASELINE, PYTORCH = "sampler.onnx", "baseline loop", "PyTorch"
+BASELINE, PYTORCH = "baseline loop", "PyTorch"  # the other paths are called as their backends
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def compare(
     else:
         labels = np.arange(len(seeds), dtype=np.int64) % bundle.classes if bundle.classes else np.full(len(seeds), -1)
     feed = make_feed(unit_noise(seeds, bundle.shape), labels, bundle.classes)
-    paths = {b.name if len(chosen) > 1 else SAMPLER: run_sampler(bundle, feed, b, precision) for b in chosen}
+    paths = {backend.name: run_sampler(bundle, feed, backend, precision) for backend in chosen}
     for backend in chosen:
         if backend.open_denoiser is not None:
             paths[BASELINE] = run_baseline(bundle, feed, backend.open_denoiser)

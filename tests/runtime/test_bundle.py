@@ -12,7 +12,7 @@ import runtime
 from runtime.bench import BASELINE, EAGER, LIMIT, UNROLLED, bench
 from runtime.bundle import Bundle, file_sha256
 from runtime.compare import BASELINE as LOOP
-from runtime.compare import PYTORCH, SAMPLER, compare, within
+from runtime.compare import PYTORCH, compare, within
 from runtime.errors import UserError
 from tests.conftest import export
 
@@ -47,11 +47,11 @@ def test_an_image_depends_on_its_seed_alone(made: Path) -> None:
 
 def test_all_three_paths_agree(made: Path) -> None:
     found = compare(Bundle.open(made))
-    assert {(d.first, d.second) for d in found} == {(SAMPLER, LOOP), (SAMPLER, PYTORCH), (LOOP, PYTORCH)}
+    assert {(d.first, d.second) for d in found} == {("onnxrt", LOOP), ("onnxrt", PYTORCH), (LOOP, PYTORCH)}
     assert {d.stage for d in found} == {"denoised 0", "denoised 1", "denoised 2", "denoised 3", "images"}
     assert within(found, 1e-4)
     assert not within(found, 0.0)
-    assert {(d.first, d.second) for d in compare(Bundle.open(made), seeds=[7, 8])} == {(SAMPLER, LOOP)}
+    assert {(d.first, d.second) for d in compare(Bundle.open(made), seeds=[7, 8])} == {("onnxrt", LOOP)}
 
 
 def test_comparing_notices_another_plan(copy: Path) -> None:

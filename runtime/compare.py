@@ -1,4 +1,4 @@
-"""Parity without PyTorch: each backend's sampler, the baseline loop over denoiser.onnx, and PyTorch's recorded output."""
+"""Parity without PyTorch: each backend's sampler, the loop over denoiser.onnx, and PyTorch's recorded output."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

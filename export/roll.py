@@ -7,8 +7,7 @@ into tables and gathered by the iteration's number; the denoised images are coll
 import numpy as np
 import onnx_ir as ir
 
-from export.unroll import OUTPUTS, Canvas, append_uint8, take_apart
-from runtime.bundle import FLOAT_IMAGES
+from export.unroll import OUTPUTS, Canvas, close_canvas, images_name, open_canvas, take_apart
 from runtime.plan import Plan
 
 
@@ -20,44 +19,28 @@ def roll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
     """
     assert output in OUTPUTS
     graph = exported.graph.clone()
-    inputs = {str(value.name): value for value in graph.inputs}
-    free = [value for name, value in inputs.items() if name not in ("x", "sigma")]
-    shape, images_type = inputs["x"].shape, inputs["x"].type
-    assert shape is not None
-    noise = ir.Value(name="noise", shape=shape, type=images_type)
-    canvas = Canvas([noise, *free])
+    canvas = open_canvas(graph)
+    noise = canvas.inputs["noise"]
+    assert noise.shape is not None
 
     rows = np.zeros((plan.nfe + 1, plan.nfe + 1), np.float32)
     for index, weights in enumerate(plan.table):
         rows[index, : len(weights)] = weights
     rows, places = (matrix.reshape(*matrix.shape, 1, 1, 1, 1) for matrix in (rows, np.eye(len(rows), dtype=np.float32)))
     start = canvas.add("Mul", [noise, canvas.constant("noise_place", places[0])], "state_start")
-    state = ir.Value(name="state", shape=ir.Shape([len(rows), *shape]), type=images_type)
-    body = draw_body(graph, plan, state, rows[:-1], places[1:])
+    state = ir.Value(name="state", shape=ir.Shape([len(rows), *noise.shape]), type=noise.type)
+    body = draw_body(graph, plan, canvas, state, rows[:-1], places[1:])
     # Without a condition: where there is one, TensorRT adds a second limit to the loop.
     operands = [canvas.constant("nfe", np.array(plan.nfe)), None, start]
     finished = canvas.add("Loop", operands, "state_end", {"body": ir.AttrGraph("body", body)})
 
     last = canvas.constant("images_row", rows[-1])
-    images = weighted_sum(canvas, last, finished, "images" if output == "float32" else FLOAT_IMAGES)
-    dtype = ir.DataType.FLOAT
-    if output == "uint8":
-        images, dtype = append_uint8(canvas, images), ir.DataType.UINT8
-        shape = ir.Shape([shape[0], shape[2], shape[3], shape[1]])
-    images.shape, images.type = shape, ir.TensorType(dtype)
-    graph.inputs.clear()  # they are the drawn graph's now
-    drawn = ir.Graph(
-        [noise, *free],
-        [images],
-        nodes=canvas.nodes,
-        initializers=list(canvas.weights.values()),
-        opset_imports=dict(graph.opset_imports),
-        name="sampler",
-    )
-    return ir.Model(drawn, ir_version=exported.ir_version, producer_name=exported.producer_name)
+    return close_canvas(exported, canvas, weighted_sum(canvas, last, finished, images_name(output)), output)
 
 
-def draw_body(graph: ir.Graph, plan: Plan, state: ir.Value, rows: np.ndarray, places: np.ndarray) -> ir.Graph:
+def draw_body(
+    graph: ir.Graph, plan: Plan, outer: Canvas, state: ir.Value, rows: np.ndarray, places: np.ndarray
+) -> ir.Graph:
     """One iteration: step int64 [], going bool [], state → going, state with one more denoised image.
 
     Takes the nodes and weights out of ``graph``, the exported denoiser. The weights go into the body: outside, ONNX
@@ -76,7 +59,7 @@ def draw_body(graph: ir.Graph, plan: Plan, state: ir.Value, rows: np.ndarray, pl
     denoised = graph.outputs[0]
     graph.outputs.clear()
     graph.remove(parts.stamped)
-    now: dict[str, ir.Value] = {"x": x}
+    now = outer.inputs | {"x": x}  # a loop's body sees the values around it
     for node in parts.stamped:
         for index, value in enumerate(node.inputs):
             name = "" if value is None else str(value.name)

@@ -93,10 +93,8 @@ def unroll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
     graph = exported.graph.clone()
     add_shifts_to_biases(graph)
     parts = take_apart(graph, sorted(set(plan.sigmas)))
-    inputs = {value.name: value for value in graph.inputs}
-    noise = ir.Value(name="noise", shape=inputs["x"].shape, type=inputs["x"].type)
-    free = [ir.Value(name=v.name, shape=v.shape, type=v.type) for n, v in inputs.items() if n not in ("x", "sigma")]
-    canvas = Canvas([noise, *free])
+    canvas = open_canvas(graph)
+    noise = Symbol(((1.0, canvas.inputs["noise"]),))
     evaluations = 0
 
     def stamp(x: Symbol, sigma: float) -> Symbol:
@@ -105,22 +103,37 @@ def unroll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
         drawn = x.draw(canvas, f"x_{evaluations - 1}")
         return Symbol(((1.0, stamp_denoiser(parts, canvas, drawn, sigma, evaluations - 1)),))
 
-    images = sample(stamp, Symbol(((1.0, noise),)), plan).draw(
-        canvas, "images" if output == "float32" else FLOAT_IMAGES
-    )
+    images = sample(stamp, noise, plan).draw(canvas, images_name(output))
     assert evaluations == plan.nfe
-    shape, dtype = inputs["x"].shape, ir.DataType.FLOAT
+    return close_canvas(exported, canvas, images, output)
+
+
+def open_canvas(graph: ir.Graph) -> Canvas:
+    """A canvas with the sampler's inputs: noise, like the denoiser's x, and all but its sigma."""
+    inputs = {value.name: value for value in graph.inputs if value.name != "sigma"}
+    inputs["noise"] = inputs.pop("x")
+    return Canvas([ir.Value(name=name, shape=value.shape, type=value.type) for name, value in inputs.items()])
+
+
+def images_name(output: str) -> str:
+    """What the float images are called: the graph's output, or the last value before it."""
+    return "images" if output == "float32" else FLOAT_IMAGES
+
+
+def close_canvas(exported: ir.Model, canvas: Canvas, images: ir.Value, output: str) -> ir.Model:
+    """The sampler that was drawn, ending in float ``images``, made uint8 [batch, H, W, C] where ``output`` says so."""
+    shape, dtype = canvas.inputs["noise"].shape, ir.DataType.FLOAT
+    assert shape is not None
     if output == "uint8":
         images, dtype = append_uint8(canvas, images), ir.DataType.UINT8
-        assert shape is not None
         shape = ir.Shape([shape[0], shape[2], shape[3], shape[1]])
     images.shape, images.type = shape, ir.TensorType(dtype)
     drawn = ir.Graph(
-        list(canvas.inputs.values()),
+        [canvas.inputs["noise"], *(value for name, value in canvas.inputs.items() if name != "noise")],
         [images],
         nodes=canvas.nodes,
         initializers=list(canvas.weights.values()),
-        opset_imports=dict(graph.opset_imports),
+        opset_imports=dict(exported.graph.opset_imports),
         name="sampler",
     )
     return ir.Model(drawn, ir_version=exported.ir_version, producer_name=exported.producer_name)

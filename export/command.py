@@ -59,12 +59,11 @@ def main() -> None:
     show(plan)
     out = target(arguments, plan.solver, plan.nfe)
     with writable(out, arguments.force) as folder:
-        tables = [make_bundle(model, plan, folder, arguments)]
-        if additions:
-            tables.append(add(Bundle.open(folder), additions))
-    for table in tables:
-        Console().print(table)
+        summary = make_bundle(model, plan, folder, arguments)
+    Console().print(summary)
     print(f"{out}: look at samples.png; run it with `python -m runtime sample {out} --seeds 0-63 --out grid.png`")
+    if additions:  # if that fails, the bundle stays: `python -m export engine` can add to it without another fit
+        Console().print(add(Bundle.open(out), additions))
 
 
 def target(arguments: argparse.Namespace, solver: str, nfe: int) -> Path:

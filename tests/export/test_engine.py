@@ -202,6 +202,15 @@ def test_export_and_engine_in_one_command(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
+def test_a_bundle_outlives_an_engine_that_could_not_be_added(tmp_path: Path) -> None:
+    dry = ("--model", "edm-digits", "--random-weights", "--nfe", "1", "--solver", "ddim", "--out", str(tmp_path / "b"))
+    with pytest.raises(BoundError):
+        export(*dry, "--precision", "bf16", "--max-error", "1e-9")
+    bundle = Bundle.open(tmp_path / "b")
+    assert "sampler-bf16.onnx" not in bundle.manifest["files"]
+    assert {path.name for path in bundle.folder.iterdir()} == {"manifest.json", *bundle.manifest["files"]}
+
+
 def test_a_device_needs_no_pytorch(copy: Path) -> None:
     """The verb runs where PyTorch cannot be imported."""
     program = (

@@ -38,7 +38,10 @@ def run_command(main: Callable[[], int | None]) -> None:
     except UserError as error:
         message, status = str(error), error.status
     except ModuleNotFoundError as error:
-        message = f"{error.name} is not installed; calibration and export need: pip install 'edge-sampler[cpu]'"
+        message = (
+            f"{error.name} is not installed; calibration and export need: pip install 'edge-sampler[cpu]', engines of "
+            "finished bundles 'edge-sampler[engine]'"
+        )
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise

@@ -83,7 +83,11 @@ class Session:
         self.description = f"ONNX Runtime {onnxruntime.__version__}, {provider.name}, {path.name}"
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return dict(zip(self.outputs, self._session.run(self.outputs, dict(feed)), strict=True))
+        try:
+            return dict(zip(self.outputs, self._session.run(self.outputs, dict(feed)), strict=True))
+        except Exception as error:  # as above
+            reason = str(error).split("\n", maxsplit=1)[0]
+            raise UserError(f"ONNX Runtime could not run {self.description}: {reason}") from error
 
     def spans(self, feed: Mapping[str, np.ndarray]) -> Spans | None:
         return None
@@ -96,12 +100,23 @@ class Session:
 
 
 @cache
-def _rtx_devices() -> list[Any]:
-    """The GPUs that the TensorRT-RTX plugin offers; registers it first."""
+def _register_rtx() -> None:
+    """Makes the TensorRT-RTX plugin known, once. Raises UserError when it cannot be loaded."""
     import onnxruntime
 
-    plugin = importlib.import_module(RTX_PLUGIN)
-    onnxruntime.register_execution_provider_library(RTX.name, plugin.get_library_path())
+    try:
+        plugin = importlib.import_module(RTX_PLUGIN)
+        onnxruntime.register_execution_provider_library(RTX.name, plugin.get_library_path())
+    except Exception as error:  # as above
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise UserError(f"{RTX_PLUGIN} cannot be loaded: {reason}") from error
+
+
+def _rtx_devices() -> list[Any]:
+    """The GPU that the TensorRT-RTX plugin offers. Raises UserError when it supports none."""
+    import onnxruntime
+
+    _register_rtx()
     devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == RTX.name]
     if not devices:
         raise UserError(f"{RTX_PLUGIN} finds no GPU that it supports")
@@ -124,6 +139,8 @@ def _unable(provider: Provider, bundle: Bundle, precision: str | None) -> str | 
         return RTX.install
     try:
         cuda.driver()
+        if provider is RTX:
+            _rtx_devices()
     except UserError as error:
         return str(error)
     return None

@@ -1,7 +1,8 @@
 """TensorRT and TensorRT-RTX, whose Python APIs are nearly one: an engine of a bundle, run without PyTorch."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
 from functools import partial
@@ -30,6 +31,7 @@ def find_engine(bundle: Bundle, flavour: str, precision: str | None, capability:
     """
     wanted = PREFERENCE if precision is None else (precision,)
     engines = [e for p in wanted for e in bundle.engines if (e.flavour, e.precision) == (flavour, p)]
+    engines.sort(key=lambda engine: engine.loop)  # unrolled first; otherwise as they stand
     if not engines:
         of = f"{precision} " if precision else ""
         raise UserError(f"the bundle holds no {of}engine for it: python -m export engine BUNDLE --engine {flavour}")
@@ -44,57 +46,58 @@ class Session:
     """One engine, loaded on the first GPU. Each thread that runs it at the same time gets an execution context."""
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
-        lib = library(engine.flavour)
+        self._lib = library(engine.flavour)
         blob = bundle.read(engine.file)  # its hash is verified: deserialising a plan runs what is in it
-        self._device = cuda.Device()
-        try:
-            runtime = lib.Runtime(logger(engine.flavour))
-            assert not runtime.engine_host_code_allowed
-            self._engine = runtime.deserialize_cuda_engine(blob)
+        with ExitStack() as undo:
+            self._device = cuda.Device()
+            undo.callback(self._device.close)
+            self._runtime = self._lib.Runtime(logger(engine.flavour))
+            assert not self._runtime.engine_host_code_allowed
+            self._engine = self._runtime.deserialize_cuda_engine(blob)
             if self._engine is None:
                 raise UserError(f"{engine.flavour} cannot load {engine.file}: {logger(engine.flavour).last_error()}")
-        except BaseException:
-            self._device.close()
-            raise
-        self._runtime = runtime
-        self._cache = RuntimeCache(bundle, engine, self._device)
+            self._cache = RuntimeCache(bundle, engine, self._device)
+            self.description = f"{engine.flavour} {engine.version}, {self._device.name}, {engine.file}"
+            undo.pop_all()
         self._batch, self.precision = engine.batch, engine.precision
         self.largest_batch: int | None = engine.batch.max
-        self._lock, self._idle, self._lanes = threading.Lock(), list[Lane](), list[Lane]()
-        self._make_lane: Callable[[], Lane] = lambda: Lane(lib, self._engine, engine.batch.max, self._cache)
-        self.description = f"{engine.flavour} {engine.version}, {self._device.name}, {engine.file}"
+        self._lock, self._lanes = threading.Lock(), list[Lane]()
+        self._idle: defaultdict[int, list[Lane]] = defaultdict(list)  # by batch
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         parts: list[dict[str, np.ndarray]] = []
-        with self._lane() as lane:
-            for part, count in split(feed, self._batch):
+        for part, count in split(feed, self._batch):
+            with self._lane(len(part["noise"])) as lane:
                 parts.append({name: array[:count] for name, array in lane.run(part)[0].items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def spans(self, feed: Mapping[str, np.ndarray]) -> Spans | None:
-        with self._lane() as lane:
-            times = [lane.run(part)[1] for part, _ in split(feed, self._batch)]
+        times: list[Spans] = []
+        for part, _ in split(feed, self._batch):
+            with self._lane(len(part["noise"])) as lane:
+                times.append(lane.run(part)[1])
         return Spans(*(sum(span) for span in zip(*map(astuple, times), strict=True)))
 
     @property
     def captured_batches(self) -> set[int]:
         """Batch sizes that run as CUDA graphs by now."""
-        return {batch for lane in self._lanes for batch, graph in lane.graphs.items() if graph is not None}
+        return {lane.batch for lane in self._lanes if lane.graph is not None}
 
     @contextmanager
-    def _lane(self) -> Iterator["Lane"]:
-        """An execution context that no other thread uses meanwhile."""
+    def _lane(self, batch: int) -> Iterator["Lane"]:
+        """A lane for that batch, which no other thread uses meanwhile."""
         self._device.enter()
         with self._lock:
-            if not self._idle:
-                self._lanes.append(self._make_lane())
-                self._idle.append(self._lanes[-1])
-            lane = self._idle.pop()
+            idle = self._idle[batch]
+            if not idle:
+                idle.append(Lane(self._lib, self._engine, batch, self._cache))
+                self._lanes.append(idle[0])
+            lane = idle.pop()
         try:
             yield lane
         finally:
             with self._lock:
-                self._idle.append(lane)
+                idle.append(lane)
 
     def __enter__(self) -> Self:
         return self
@@ -126,11 +129,14 @@ def split(feed: Mapping[str, np.ndarray], batch: Batch) -> Iterator[tuple[dict[s
 
 
 class Lane:
-    """One execution context with its stream, buffers and captured CUDA graphs: what one thread needs at a time."""
+    """What one thread needs for one batch size: an execution context, its stream, buffers and captured CUDA graph.
 
-    def __init__(
-        self, lib: Library, engine: "tensorrt.ICudaEngine", largest_batch: int, runtime_cache: "RuntimeCache"
-    ) -> None:
+    One size each, since a graph is valid only while its context stays as it was when captured.
+    """
+
+    def __init__(self, lib: Library, engine: "tensorrt.ICudaEngine", batch: int, runtime_cache: "RuntimeCache") -> None:
+        self.batch, self._warm = batch, False
+        self.graph: int | None = None
         self._context = runtime_cache.make_context(lib, engine)
         self._memory = cuda.Memory()
         try:
@@ -139,7 +145,7 @@ class Lane:
             self._host: dict[str, np.ndarray] = {}
             self._address: dict[str, int] = {}
             for name in tensor_names(engine):
-                shape = (largest_batch, *image_dims(engine.get_tensor_shape(name)))
+                shape = (batch, *image_dims(engine.get_tensor_shape(name)))
                 dtype = np.dtype(lib.nptype(engine.get_tensor_dtype(name)))
                 self._host[name] = self._memory.pinned(shape, dtype)
                 self._address[name] = self._memory.device(self._host[name].nbytes)
@@ -147,42 +153,40 @@ class Lane:
         except BaseException:
             self.close()
             raise
-        self.graphs: dict[int, int | None] = {}  # batch → captured graph; None: it cannot be captured
 
     def run(self, feed: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Spans]:
-        """One batch, within the profile; and what the GPU's clock says of it."""
-        batch = len(next(iter(feed.values())))
+        """One batch of the lane's size; and what the GPU's clock says of it."""
         for name, array in feed.items():
-            self._host[name][:batch] = array
+            self._host[name][:] = array
         cuda.call("cuEventRecord", self._events[0], self._stream)
         for name in feed:
-            part = self._host[name][:batch]
-            cuda.call("cuMemcpyHtoDAsync_v2", self._address[name], part.ctypes.data, part.nbytes, self._stream)
+            host = self._host[name]
+            cuda.call("cuMemcpyHtoDAsync_v2", self._address[name], host.ctypes.data, host.nbytes, self._stream)
         cuda.call("cuEventRecord", self._events[1], self._stream)
-        self._compute(feed, batch)
+        self._compute(feed)
         cuda.call("cuEventRecord", self._events[2], self._stream)
         outputs = [name for name in self._host if name not in feed]
         for name in outputs:
-            part = self._host[name][:batch]
-            cuda.call("cuMemcpyDtoHAsync_v2", part.ctypes.data, self._address[name], part.nbytes, self._stream)
+            host = self._host[name]
+            cuda.call("cuMemcpyDtoHAsync_v2", host.ctypes.data, self._address[name], host.nbytes, self._stream)
         cuda.call("cuEventRecord", self._events[3], self._stream)
         cuda.call("cuStreamSynchronize", self._stream)
         spans = Spans(*(cuda.elapsed(start, end) for start, end in zip(self._events, self._events[1:], strict=False)))
-        return {name: self._host[name][:batch].copy() for name in outputs}, spans
+        return {name: self._host[name].copy() for name in outputs}, spans
 
-    def _compute(self, feed: Mapping[str, np.ndarray], batch: int) -> None:
+    def _compute(self, feed: Mapping[str, np.ndarray]) -> None:
         """Enqueues the engine: the first time as it is, to warm up; then captured as a CUDA graph, and replayed."""
-        graph = self.graphs.get(batch)
-        if graph is not None:
-            cuda.call("cuGraphLaunch", graph, self._stream)
+        if self.graph is not None:
+            cuda.call("cuGraphLaunch", self.graph, self._stream)
             return
         for name, array in feed.items():
             self._context.set_input_shape(name, array.shape)
         if not self._context.execute_async_v3(self._stream):
             raise UserError("the engine library could not run the engine: is there enough device memory?")
-        if batch not in self.graphs:
+        if not self._warm:
+            self._warm = True
             cuda.call("cuStreamSynchronize", self._stream)
-            self.graphs[batch] = self._captured()
+            self.graph = self._captured()
 
     def _captured(self) -> int | None:
         """One run of the engine as a CUDA graph, or None when it does something that cannot be captured."""

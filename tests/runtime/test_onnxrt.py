@@ -49,9 +49,9 @@ def plugin(monkeypatch: pytest.MonkeyPatch, fake_cuda: ctypes.CDLL) -> Iterator[
         onnxruntime, "register_execution_provider_library", lambda *named: state.update(registered=named)
     )
     monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: state["devices"])
-    onnxrt._rtx_devices.cache_clear()
+    onnxrt._register_rtx.cache_clear()
     yield state
-    onnxrt._rtx_devices.cache_clear()
+    onnxrt._register_rtx.cache_clear()
 
 
 def test_a_plugin_without_a_gpu_is_refused(made: Path, plugin: dict[str, Any]) -> None:

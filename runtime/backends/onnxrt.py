@@ -61,15 +61,14 @@ class Session:
         source: str | bytes = str(path)
         if outputs:
             source = path.read_bytes() + _declare_outputs(outputs)
+        chosen: list[tuple[str, dict[str, str]]] | None = [(provider.name, dict(provider.options))]
+        if provider is RTX:
+            options.add_provider_for_devices(_rtx_devices(), dict(provider.options))
+            chosen = None  # the options name it
+        elif provider is CUDA:
+            onnxruntime.preload_dlls()  # finds the CUDA and cuDNN that pip installed
         try:
-            if provider is RTX:
-                options.add_provider_for_devices(_rtx_devices(), dict(provider.options))
-                self._session = onnxruntime.InferenceSession(source, sess_options=options)
-            else:
-                if provider is CUDA:
-                    onnxruntime.preload_dlls()  # finds the CUDA and cuDNN that pip installed
-                chosen = [(provider.name, dict(provider.options))]
-                self._session = onnxruntime.InferenceSession(source, sess_options=options, providers=chosen)
+            self._session = onnxruntime.InferenceSession(source, sess_options=options, providers=chosen)
         except Exception as error:  # onnxruntime's exceptions share no base class but this
             reason = str(error).split("\n", maxsplit=1)[0]
             raise UserError(f"ONNX Runtime cannot load {path}: {reason}") from error

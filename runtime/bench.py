@@ -1,9 +1,9 @@
 """Times the ways to run one bundle, in alternation, so that a machine's drift meets all of them alike."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from importlib.metadata import entry_points
 from statistics import fmean, median
 from typing import Any
@@ -108,26 +108,19 @@ def bench(
         except UserError as error:
             left_out.append(f"{EAGER}: {error}")
         latencies = alternate(paths, rounds)
-        spans = [sampler.spans(feed) for _ in range(rounds)]
+        spans = median_spans([sampler.spans(feed) for _ in range(rounds)])
         description = sampler.description
-    inside = [span for span in spans if span is not None]
-    return (
-        description,
-        [
-            Timing(
-                name,
-                batch,
-                tuple(seconds for turn in turns for seconds in turn),
-                over_limit(turns, latencies[LIMIT]) if LIMIT in latencies else None,
-                Spans(*np.median([astuple(span) for span in inside], axis=0).tolist())
-                if inside and name == UNROLLED
-                else None,
-                memory if name == UNROLLED else 0,
-            )
-            for name, turns in latencies.items()
-        ],
-        left_out,
-    )
+    timings = [
+        Timing(
+            name,
+            batch,
+            tuple(seconds for turn in turns for seconds in turn),
+            over_limit(turns, latencies[LIMIT]) if LIMIT in latencies else None,
+        )
+        for name, turns in latencies.items()
+    ]
+    timings = [replace(t, spans=spans, memory=memory) if t.name == UNROLLED else t for t in timings]
+    return description, timings, left_out
 
 
 def host_paths(bundle: Bundle, feed: Mapping[str, np.ndarray], denoiser: Session) -> dict[str, Callable[[], object]]:
@@ -158,6 +151,11 @@ def alternate(paths: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
                 turn.append(time.perf_counter() - started)
             latencies[name].append(turn)
     return latencies
+
+
+def median_spans(runs: Sequence[Spans | None]) -> Spans | None:
+    told = [astuple(run) for run in runs if run is not None]
+    return Spans(*np.median(told, axis=0).tolist()) if told else None
 
 
 def over_limit(turns: list[list[float]], limits: list[list[float]]) -> float:

@@ -5,7 +5,6 @@ import inspect
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 VERSION = "11.0"
 FLAVOURS = tuple(LIBRARIES)
-AddEngine = Callable[..., Engine]
 
 
 @pytest.fixture(params=FLAVOURS)

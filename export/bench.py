@@ -24,7 +24,8 @@ from calibration.calibrate import Settings, calibrate
 from export.bundle import close, write_graphs
 from export.denoiser import OPSET
 from export.engine import build, read_graph
-from export.engine_command import Additions, add_engine_arguments, additions_of
+from export.engine_command import add_engine_arguments, additions_of
+from export.extend import Additions
 from models.precond import Denoiser
 from models.zoo import load
 from runtime.bundle import Bundle

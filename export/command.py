@@ -17,7 +17,8 @@ from calibration.arguments import add_model_arguments, add_settings_arguments, l
 from calibration.calibrate import calibrate, error_against_converged
 from calibration.report import show
 from export.bundle import close, parity, write_graphs, write_reference, write_samples
-from export.engine_command import add, add_engine_arguments, additions_of
+from export.engine_command import add_engine_arguments, additions_of
+from export.extend import add
 from export.unroll import OUTPUTS
 from models.precond import Denoiser
 from models.progress import bar

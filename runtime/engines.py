@@ -55,9 +55,13 @@ class Engine:
     batch: Batch
     loop: bool = False  # one evaluation, in a loop, instead of all of them unrolled
 
+    def __post_init__(self) -> None:
+        if self.flavour not in LIBRARIES or self.precision not in PRECISIONS:
+            raise ValueError(f"engine {self.file} is of {self.flavour} in {self.precision}")
+
     @classmethod
     def read(cls, recorded: Mapping[str, Any]) -> "Engine":
-        """As ``record`` wrote it. Raises KeyError, TypeError or UserError when damaged."""
+        """As ``record`` wrote it. Raises KeyError, TypeError, ValueError or UserError when damaged."""
         batch = Batch(**recorded["batch"])
         return cls(**{**recorded, "targets": tuple(recorded["targets"]), "batch": batch})
 

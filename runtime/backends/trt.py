@@ -21,7 +21,7 @@ from runtime.library import Library, image_dims, library, logger, version
 if TYPE_CHECKING:
     import tensorrt
 
-PREFERENCE = ("fp16", "bf16", "fp32")  # which engine to take when none is asked for
+PREFERENCE = ("fp16", "bf16", "fp32")  # which to take when none is asked for
 
 
 def find_engine(bundle: Bundle, flavour: str, precision: str | None, capability: str | None) -> Engine:
@@ -29,9 +29,8 @@ def find_engine(bundle: Bundle, flavour: str, precision: str | None, capability:
 
     Raises UserError saying what the engines there need and what was found.
     """
-    wanted = PREFERENCE if precision is None else (precision,)
-    engines = [e for p in wanted for e in bundle.engines if (e.flavour, e.precision) == (flavour, p)]
-    engines.sort(key=lambda engine: engine.loop)  # unrolled first; otherwise as they stand
+    engines = [e for e in bundle.engines if e.flavour == flavour and precision in (None, e.precision)]
+    engines.sort(key=lambda engine: (PREFERENCE.index(engine.precision), engine.loop))  # otherwise as they stand
     if not engines:
         of = f"{precision} " if precision else ""
         raise UserError(f"the bundle holds no {of}engine for it: python -m export engine BUNDLE --engine {flavour}")

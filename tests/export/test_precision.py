@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx_ir.passes.common import ShapeInferencePass
 
-from export.engine_command import precision_error
+from export.extend import precision_error
 from export.lower import drop_unused
 from export.precision import LOW, lower_precision
 from export.save import save_checked

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from export.engine import plan_engine
-from export.engine_command import Additions, add
+from export.extend import Additions, add
 from models.eager import make
 from runtime import cuda
 from runtime.backends import BACKENDS

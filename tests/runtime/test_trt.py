@@ -204,6 +204,30 @@ def test_auto_takes_the_engine_that_fits_and_says_so(copy: Path, flavour: str) -
         assert "engines/one.engine" in sampler.description
 
 
+def test_the_fastest_engine_is_taken_unless_another_is_named(copy: Path, flavour: str) -> None:
+    """Half precision first, and unrolled before a loop; in whatever order they stand."""
+    made: dict[str, dict[str, Any]] = {
+        f"engines/{precision}-{loop}.engine": {"precision": precision, "loop": loop}
+        for precision in ("fp32", "fp16")
+        for loop in (True, False)
+    }
+    for file, changes in made.items():
+        add_engine(copy, flavour, file=file, **changes)
+    for precision, expected in ((None, "fp16-False"), ("fp16", "fp16-False"), ("fp32", "fp32-False")):
+        with runtime.load(copy, flavour, precision) as sampler:
+            assert f"engines/{expected}.engine" in sampler.description
+
+
+@pytest.mark.parametrize("changes", [{"precision": "int4"}, {"flavour": "openvino"}, {"batch": {"min": 2}}])
+def test_a_damaged_record_is_one_line(copy: Path, flavour: str, changes: dict[str, Any]) -> None:
+    add_engine(copy, flavour)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["engines"][0].update(changes)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        runtime.load(copy, flavour)
+
+
 def test_a_batch_beyond_the_profile_is_refused(copy: Path, flavour: str) -> None:
     add_engine(copy, flavour)
     with runtime.load(copy, flavour) as sampler, pytest.raises(UserError, match=r"batch is 5; .* at most 4"):

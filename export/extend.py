@@ -1,0 +1,144 @@
+"""Extends a finished bundle: by its graph in mixed precision, and by engines. All of it, or nothing."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from rich.table import Table
+
+from export.engine import build, read_graph
+from export.lower import drop_unused
+from export.precision import lower_precision, round_activations
+from export.save import save_checked
+from models.progress import bar
+from runtime.backends.onnxrt import Session
+from runtime.bundle import FLOAT_IMAGES, MANIFEST, Bundle, describe_files, write_manifest
+from runtime.engines import Engine
+from runtime.errors import BoundError
+from runtime.noise import unit_noise
+from runtime.output import writable
+from runtime.sampler import make_feed
+
+CHECKED_PIXELS = 16_384  # that many, in 4 to 64 images, tell a precision's error
+FIRST_CHECKED_SEED = 1_000_000  # not the seeds that people look at
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What to add to a bundle."""
+
+    precision: str
+    max_error: float | None
+    engine: Engine | None
+
+
+def add(bundle: Bundle, additions: Additions) -> Table:
+    """Adds a precision's graph, when it is not there, and an engine; returns the table to print.
+
+    All or nothing joins the bundle. Raises BoundError when the precision costs more than ``max_error``.
+    """
+    table = Table(title=f"{bundle.manifest['model']['name']}, {additions.precision}", show_header=False)
+    with extended(bundle) as (folder, facts):
+        if additions.precision != "fp32":
+            add_precision(bundle, folder, facts, additions.precision)
+            error = facts["precisions"][additions.precision]
+            table.add_row("error against fp32", f"{error['rms_error']:.1e} RMS, {error['largest_error']:.1e} largest")
+            table.add_row("measured on", f"{error['images']} images{' of RANDOM WEIGHTS' * bundle.random_weights}")
+            if additions.max_error is not None and not error["rms_error"] <= additions.max_error:
+                raise BoundError(
+                    f"{additions.precision} costs an RMS error of {error['rms_error']:.2g}, more than --max-error "
+                    f"{additions.max_error:g}; nothing was added"
+                )
+        if additions.engine:
+            layers, seconds = add_engine(bundle, folder, facts, additions.engine)
+            table.add_row("engine", additions.engine.file)
+            table.add_row("for", f"{', '.join(additions.engine.targets)}; batch {additions.engine.batch}")
+            table.add_row("size", f"{(folder / additions.engine.file).stat().st_size / 1e6:.1f} MB")
+            table.add_row("layers", str(layers))
+            table.add_row("build", f"{seconds:.1f} s, {seconds / bundle.plan.nfe:.2f} an evaluation")
+    return table
+
+
+@contextmanager
+def extended(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yields a folder whose files join the bundle if all goes well, and the manifest's facts to change."""
+    facts = {key: value for key, value in bundle.manifest.items() if key not in ("schema", "files")}
+    facts = json.loads(json.dumps(facts))  # a copy, all the way down
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=bundle.folder) as name:
+        folder = Path(name)
+        yield folder, facts
+        files = {**bundle.manifest["files"], **describe_files(folder)}
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                target = bundle.folder / path.relative_to(folder)
+                target.parent.mkdir(exist_ok=True)
+                path.replace(target)
+    with writable(bundle.folder / MANIFEST, force=True) as path:  # last: until then the bundle is as it was
+        write_manifest(path, facts, files)
+
+
+def add_precision(bundle: Bundle, folder: Path, facts: dict[str, Any], precision: str) -> None:
+    """The graph in that precision, and its error against float32."""
+    name = bundle.graph_name(precision)
+    if name in bundle.manifest["files"]:
+        return
+    with bar(f"{precision} graph", 2) as advance:
+        graph = ir.load(bundle.graph("sampler.onnx"))
+        lower_precision(graph, precision)
+        drop_unused(graph.graph)
+        save_checked(graph, folder / name)
+        advance(1)
+        facts.setdefault("precisions", {})[precision] = precision_error(bundle, precision)
+        advance(1)
+
+
+def precision_error(bundle: Bundle, precision: str) -> dict[str, float]:
+    """What rounding the network's weights and activations changes in the images [-1, 1]: RMS, largest, and largest
+    relative to the largest value; over a few seeds, computed on the CPU."""
+    rounded = ir.load(bundle.graph("sampler.onnx"))
+    round_activations(rounded, precision)
+    drop_unused(rounded.graph)
+    count = min(64, max(4, CHECKED_PIXELS // int(np.prod(bundle.shape))))
+    noise = unit_noise(range(FIRST_CHECKED_SEED, FIRST_CHECKED_SEED + count), bundle.shape)
+    feed = make_feed(noise, np.arange(count) % max(1, bundle.classes), bundle.classes)
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "rounded.onnx"
+        save_checked(rounded, path)
+        exact = float_images(bundle, bundle.graph("sampler.onnx"), feed, optimise=True)
+        difference = float_images(bundle, path, feed, optimise=False) - exact  # optimised, it would round less
+    largest = float(np.abs(difference).max())
+    return {
+        "images": count,
+        "rms_error": float(np.sqrt(np.mean(np.square(difference, dtype=np.float64)))),
+        "largest_error": largest,
+        "relative_error": largest / float(np.abs(exact).max()),
+    }
+
+
+def float_images(bundle: Bundle, path: Path, feed: Mapping[str, np.ndarray], optimise: bool) -> np.ndarray:
+    name = FLOAT_IMAGES if bundle.output == "uint8" else "images"
+    with Session(path, [name] if name == FLOAT_IMAGES else (), optimise=optimise) as session:
+        return session.run(feed)[name]
+
+
+def add_engine(bundle: Bundle, folder: Path, facts: dict[str, Any], engine: Engine) -> tuple[int, float]:
+    """The engine and the log of its build; returns the network's layers and the seconds that building took."""
+    path = folder / engine.file
+    path.parent.mkdir()
+    with bar(f"{engine.flavour} engine", 1) as advance:
+        started = time.perf_counter()
+        built = build(read_graph(bundle, engine), engine)
+        seconds = time.perf_counter() - started
+        path.write_bytes(built.plan)
+        path.with_suffix(".log").write_text("".join(f"{line}\n" for line in built.log))
+        advance(1)
+    others = [recorded for recorded in facts.get("engines", []) if recorded["file"] != engine.file]
+    facts["engines"] = [*others, engine.record()]
+    return built.layers, seconds

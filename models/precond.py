@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +56,19 @@ def vp_sigma(time: float) -> float:
     return math.sqrt(math.expm1(VP_BETA_D * time**2 / 2 + VP_BETA_MIN * time))
 
 
+DDPM_BETAS = np.linspace(1e-4, 0.02, 1000)
+DDPM_SIGMAS = np.sqrt(1 / np.cumprod(1 - DDPM_BETAS) - 1)  # √((1 - ᾱ_t)/ᾱ_t) at the 1,000 steps of arXiv 2006.11239
+
+
+def ddpm(sigma: Tensor, sigma_data: float) -> Coefficients:
+    """The network predicts the noise and is told its discrete step t, between two steps interpolated in ln σ."""
+    known = torch.tensor(np.log(DDPM_SIGMAS), dtype=sigma.dtype, device=sigma.device)
+    level = sigma.log()
+    below = ((level[:, None] >= known).sum(dim=1) - 1).clamp(0, len(known) - 2)
+    between = (level - known[below]) / (known[below + 1] - known[below])
+    return Coefficients(1.0, -sigma, (1 + sigma**2).rsqrt(), below + between.clamp(0, 1))
+
+
 def ve(sigma: Tensor, sigma_data: float) -> Coefficients:
     return Coefficients(1.0, sigma, 1.0, (sigma / 2).log())
 
@@ -62,6 +76,7 @@ def ve(sigma: Tensor, sigma_data: float) -> Coefficients:
 PRECONDITIONINGS = {
     "EDMPrecond": Preconditioning(edm, (0.0, math.inf), "DhariwalUNet"),
     "VPPrecond": Preconditioning(vp, (vp_sigma(1e-5), vp_sigma(1.0)), "SongUNet"),
+    "DDPMPrecond": Preconditioning(ddpm, (float(DDPM_SIGMAS[0]), float(DDPM_SIGMAS[-1])), "SongUNet"),
     "VEPrecond": Preconditioning(ve, (0.02, 100.0), "SongUNet"),
 }
 

@@ -1,42 +1,51 @@
-"""Trains the small models that ship with the project.
+"""Trains the models that ship with the project, on a CPU or a GPU.
 
-    python -m models.train --dataset digits          # about 18 minutes on two cores; run again to resume
+    python -m models.train --dataset digits          # edm-digits: about 18 minutes on two cores; run again to resume
+    python -m models.train --dataset fashion         # edm-fashion
+    python -m models.train --model ddim-fashion      # any name of RECIPES
 
-Writes runs/DATASET/: state.pt (to resume from), losses.csv, losses.png, and the averaged weights as
-edm-DATASET.safetensors. The same seed gives the same run, interrupted or not.
+Writes runs/MODEL/: state.pt (to resume from), losses.csv, losses.png, and the averaged weights, in half precision, as
+MODEL.safetensors. The same seed gives the same run on one machine, interrupted or not.
 """
 
 import argparse
 import csv
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from models import checkpoint
-from models.precond import Denoiser
+from models import checkpoint, objectives
+from models.classifier import Classifier
+from models.datasets import DATASETS, Dataset
+from models.objectives import Objective
 from models.progress import bar
-from models.zoo import ZOO, build
+from models.zoo import WEIGHTS, ZOO, build
 from runtime.errors import Parser, UserError, run_command
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters; the loss is EDM's (arXiv 2206.00364, Table 1 and eq. 21–22)."""
+    """Hyperparameters, recorded with the weights.
 
+    Args:
+        start: a model of this project whose weights it starts from, where their names and shapes agree.
+        ema_halflife: of the averaged weights, in images.
+    """
+
+    dataset: str
     images_seen: int
-    batch: int = 128
+    start: str | None = None
+    batch: int = 64
     learning_rate: float = 1.5e-3
-    warmup_steps: int = 100
-    ema_halflife: int = 25_000  # in images
-    p_mean: float = -0.8  # ln σ ~ N(p_mean, p_std²)
-    p_std: float = 1.2
+    warmup_steps: int = 200
+    ema_halflife: int = 25_000
     seed: int = 0
 
     @property
@@ -49,64 +58,70 @@ class Recipe:
         return self.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
-def digits() -> Tensor:
-    """scikit-learn's handwritten digits: float32 [1797, 1, 8, 8] in [-1, 1]."""
-    from sklearn.datasets import load_digits
+RECIPES = {
+    "edm-digits": Recipe("digits", images_seen=900_000, batch=128, warmup_steps=100),
+    "edm-fashion": Recipe("fashion", images_seen=600_000),
+    "edm-fashion-cond": Recipe("fashion", images_seen=300_000, start="edm-fashion"),
+    "ddim-fashion": Recipe("fashion", images_seen=600_000),
+    "fashion-classifier": Recipe("fashion", images_seen=900_000, batch=128),
+}
 
-    return torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 8 - 1
 
-
-DATASETS: dict[str, Callable[[], Tensor]] = {"digits": digits}
-RECIPES = {"digits": Recipe(images_seen=900_000)}
+def untrained(name: str) -> tuple[nn.Module, Objective]:
+    """The network of that name and what it is to minimise."""
+    if name == "fashion-classifier":
+        return Classifier(), objectives.classification
+    model = build(ZOO[name].architecture, name)
+    initialise(model)
+    return model, objectives.ddpm if ZOO[name].architecture["precond"] == "DDPMPrecond" else objectives.edm
 
 
 def initialise(network: nn.Module) -> None:
     """He-uniform weights; layers that end a residual branch start at zero, so the network starts as the identity."""
     for name, weight in network.named_parameters():
-        ends_branch = any(part in name for part in ("conv1.", "proj.", "aux_conv.", "out_conv."))
+        ends_branch = any(part in name for part in ("conv1.", "proj.", "aux_conv.", "out_conv.", "map_label."))
         if weight.dim() == 1 or ends_branch:
             nn.init.constant_(weight, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
         else:
             nn.init.kaiming_uniform_(weight, nonlinearity="linear")
 
 
-def edm_loss(model: Denoiser, images: Tensor, recipe: Recipe) -> Tensor:
-    """λ(σ)·|D(y + σn; σ) - y|² averaged over the batch and pixels, λ = (σ² + σ_data²) / (σ·σ_data)²."""
-    sigma = (torch.randn(len(images)) * recipe.p_std + recipe.p_mean).exp()
-    weight = (sigma**2 + model.sigma_data**2) / (sigma * model.sigma_data) ** 2
-    noisy = images + sigma[:, None, None, None] * torch.randn_like(images)
-    return (weight[:, None, None, None] * (model(noisy, sigma) - images) ** 2).mean()
+def train(
+    name: str, recipe: Recipe, folder: Path, data: Path | None = None, device: str = "cpu", save_every: int = 200
+) -> Path:
+    """Trains, or resumes, until ``recipe.images_seen``; returns the path of the averaged weights.
 
-
-def train(dataset: str, recipe: Recipe, folder: Path, save_every: int = 200) -> Path:
-    """Trains, or resumes, until ``recipe.images_seen``; returns the path of the averaged weights."""
-    name = f"edm-{dataset}"
-    images = DATASETS[dataset]()
-    model = build(ZOO[name].architecture, name)
+    Raises UserError when ``folder`` holds a run of another recipe, the dataset is missing, or the loss is not finite.
+    """
+    dataset = DATASETS[recipe.dataset](data)
     torch.manual_seed(recipe.seed)
-    initialise(model)
-    averaged = {key: value.clone() for key, value in model.state_dict().items()}
-    optimiser = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
+    network, objective = untrained(name)
+    if recipe.start:
+        _start_from(network, recipe.start)
+    network.to(device)
+    averaged = {key: value.clone() for key, value in network.state_dict().items()}
+    optimiser = torch.optim.Adam(network.parameters(), betas=(0.9, 0.99))
     losses: list[float] = []
 
     folder.mkdir(parents=True, exist_ok=True)
     state_path = folder / "state.pt"
     if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
+        state = torch.load(state_path, map_location=device, weights_only=True)
         if state["recipe"] != asdict(recipe):
             raise UserError(f"{state_path} is of another recipe; remove {folder} or choose another --out")
-        model.load_state_dict(state["model"])
+        network.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         averaged, losses = state["averaged"], state["losses"]
 
+    images, labels = dataset.images.to(device), dataset.labels.to(device)
     ema_decay = 0.5 ** (recipe.batch / recipe.ema_halflife)
     with bar(f"{name}, steps", recipe.steps) as advance:
         advance(len(losses))
         for step in range(len(losses), recipe.steps):
-            torch.manual_seed(
-                recipe.seed * 1_000_003 + step + 1
-            )  # each step has its own stream: resuming changes nothing
-            loss = edm_loss(model, images[torch.randint(len(images), (recipe.batch,))], recipe)
+            torch.manual_seed(_seed(recipe, step))
+            chosen = torch.randint(len(images), (recipe.batch,), device="cpu").to(device)
+            with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
+                loss = objective(network, images[chosen], labels[chosen])
             if not torch.isfinite(loss):
                 raise UserError(f"the loss is {loss.item()} at step {step}: lower the learning rate")
             for group in optimiser.param_groups:
@@ -115,14 +130,14 @@ def train(dataset: str, recipe: Recipe, folder: Path, save_every: int = 200) -> 
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             decay = min(ema_decay, (step + 1) / (step + 10))  # a short memory while there is little to remember
-            for key, value in model.state_dict().items():
+            for key, value in network.state_dict().items():
                 averaged[key].lerp_(value, 1 - decay)
             losses.append(loss.item())
             advance(1)
             if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
                 state = {
                     "recipe": asdict(recipe),
-                    "model": model.state_dict(),
+                    "model": network.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "averaged": averaged,
                     "losses": losses,
@@ -131,56 +146,92 @@ def train(dataset: str, recipe: Recipe, folder: Path, save_every: int = 200) -> 
                 state_path.with_suffix(".new").replace(state_path)
 
     save_losses(losses, folder)
-    weights = folder / f"{name}.safetensors"
+    half = {key: value.half().cpu() for key, value in averaged.items()}
+    network.load_state_dict({key: value.float() for key, value in half.items()})
     metadata = {
-        "architecture": json.dumps(ZOO[name].architecture),
-        "licence": ZOO[name].licence,
         "recipe": json.dumps(asdict(recipe)),
+        "images_seen": str(len(losses) * recipe.batch),
         "final_loss": f"{sum(losses[-save_every:]) / len(losses[-save_every:]):.5f}",
-        "weights_sha256": checkpoint.weights_sha256(averaged),
+        "weights_sha256": checkpoint.weights_sha256(half),
+        **heldout_figures(network.eval(), objective, dataset, recipe),
     }
-    safetensors.torch.save_file(averaged, weights, metadata)
+    if name in ZOO:
+        metadata |= {"architecture": json.dumps(ZOO[name].architecture), "licence": ZOO[name].licence}
+    weights = folder / f"{name}.safetensors"
+    safetensors.torch.save_file(half, weights, metadata)
     return weights
 
 
-def save_losses(losses: list[float], folder: Path) -> None:
+def _seed(recipe: Recipe, step: int) -> int:
+    """Each step has its own stream, so that resuming changes nothing."""
+    return recipe.seed * 1_000_003 + step + 1
+
+
+def _start_from(network: nn.Module, start: str) -> None:
+    """Takes over the tensors of ``start`` that fit; the last run's, or the shipped ones."""
+    paths = [Path("runs") / start / f"{start}.safetensors", WEIGHTS / f"{start}.safetensors"]
+    found = checkpoint.read(next((path for path in paths if path.exists()), paths[-1])).tensors
+    own = network.state_dict()
+    fitting = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
+    network.load_state_dict(own | {key: value.float() for key, value in fitting.items()})
+
+
+@torch.no_grad()
+def heldout_figures(network: nn.Module, objective: Objective, dataset: Dataset, recipe: Recipe) -> Mapping[str, str]:
+    """The loss, and a classifier's accuracy, on images that training never saw; empty where there are none."""
+    if not len(dataset.heldout_images):
+        return {}
+    torch.manual_seed(_seed(recipe, -1))
+    device = next(network.parameters()).device
+    losses, hits = [], 0
+    for images, labels in zip(dataset.heldout_images.split(500), dataset.heldout_labels.split(500), strict=True):
+        images, labels = images.to(device), labels.to(device)
+        losses.append(objective(network, images, labels).item())
+        if isinstance(network, Classifier):
+            hits += int((network(images).argmax(1) == labels).sum())
+    accuracy = {"heldout_accuracy": f"{hits / len(dataset.heldout_images):.4f}"} if hits else {}
+    return {"heldout_loss": f"{sum(losses) / len(losses):.5f}", **accuracy}
+
+
+def save_losses(losses: Sequence[float], folder: Path) -> None:
     """losses.csv, one row a step, and losses.png, its curve smoothed over 100 steps (log scale)."""
+    import matplotlib.pyplot as plt
+
     with (folder / "losses.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "loss"])
         writer.writerows(enumerate(losses))
     window = min(100, len(losses))
-    smooth = torch.tensor(losses).unfold(0, window, 1).mean(1).log()
-    width, height = 640, 360
-    low, high = smooth.min().item(), smooth.max().item() + 1e-9
-    points = [
-        (20 + (width - 40) * i / max(1, len(smooth) - 1), 20 + (height - 40) * (high - value) / (high - low))
-        for i, value in enumerate(smooth.tolist())
-    ]
-    picture = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(picture)
-    draw.line(points, fill="navy", width=2)
-    draw.text(
-        (24, 4), f"loss (log scale): {math.exp(high):.3f} to {math.exp(low):.3f} in {len(losses)} steps", fill="black"
-    )
-    picture.save(folder / "losses.png")
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    axes.semilogy(Tensor(losses).unfold(0, window, 1).mean(1).numpy())
+    axes.set(xlabel="step", ylabel=f"loss, mean of {window} steps")
+    figure.savefig(folder / "losses.png")
+    plt.close(figure)
 
 
 def main() -> None:
     parser = Parser(
         prog="python -m models.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset", required=True, choices=DATASETS)
-    parser.add_argument("--images", type=int, help="training images to see in all (default: the dataset's recipe)")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--dataset", choices=DATASETS, help="trains the dataset's first model, edm-DATASET")
+    which.add_argument("--model", choices=RECIPES)
+    parser.add_argument("--data", type=Path, help="folder of the dataset's original files (default: Debian's)")
+    parser.add_argument("--images", type=int, help="training images to see in all (default: the model's recipe)")
+    parser.add_argument("--batch", type=int, help="default: the model's recipe")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="default: runs/DATASET")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, help="default: runs/MODEL")
     arguments = parser.parse_args()
-    recipe = RECIPES[arguments.dataset]
-    images = recipe.images_seen if arguments.images is None else arguments.images
-    if images < 1:
-        raise UserError(f"--images is {images}; it must be at least 1")
-    recipe = Recipe(**(asdict(recipe) | {"images_seen": images, "seed": arguments.seed}))
-    weights = train(arguments.dataset, recipe, arguments.out or Path("runs") / arguments.dataset)
+    name = arguments.model or f"edm-{arguments.dataset}"
+    changes: dict[str, Any] = {"seed": arguments.seed}
+    for option, field in (("images", "images_seen"), ("batch", "batch")):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise UserError(f"--{option} is {value}; it must be at least 1")
+        changes |= {field: value} if value else {}
+    recipe = replace(RECIPES[name], **changes)
+    weights = train(name, recipe, arguments.out or Path("runs") / name, arguments.data, arguments.device)
     print(f"{weights}: copy it to models/weights/ to ship it")
 
 

@@ -64,6 +64,19 @@ DIGITS: dict[str, Any] = {
     "attn_resolutions": [4],
     "dropout": 0.0,
 }
+FASHION: dict[str, Any] = {
+    "precond": "EDMPrecond",
+    "img_resolution": 28,
+    "img_channels": 1,
+    "sigma_data": 0.7,
+    "model_type": "SongUNet",
+    "model_channels": 16,
+    "channel_mult": [1, 2, 4],
+    "num_blocks": 1,
+    "attn_resolutions": [7],
+    "dropout": 0.0,
+}
+FASHION_LICENCE = "Apache-2.0; trained on Fashion-MNIST (MIT)"
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,9 @@ IMAGENET = "462dae53f27654f3f7f3167272cd08cacea1aa52fa444c18ace4a3e3e682a4ae"
 
 ZOO: dict[str, ZooRow] = {
     "edm-digits": ZooRow(DIGITS, "edm-digits.safetensors", "Apache-2.0; trained on scikit-learn's digits (CC BY 4.0)"),
+    "edm-fashion": ZooRow(FASHION, "edm-fashion.safetensors", FASHION_LICENCE),
+    "edm-fashion-cond": ZooRow(FASHION | {"label_dim": 10}, "edm-fashion-cond.safetensors", FASHION_LICENCE),
+    "ddim-fashion": ZooRow(FASHION | {"precond": "DDPMPrecond"}, "ddim-fashion.safetensors", FASHION_LICENCE),
     "edm-cifar10": _official(DDPMPP | CIFAR10, "edm-cifar10-32x32-uncond-vp.pkl", CIFAR10_VP),
     "edm-cifar10-ve": _official(NCSNPP | CIFAR10, "edm-cifar10-32x32-uncond-ve.pkl", CIFAR10_VE),
     "edm-cifar10-cond": _official(

@@ -27,9 +27,10 @@ class Network:
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         denoised = torch.empty_like(x)
+        every = None if self.class_labels is None else self.class_labels.repeat(len(x) // len(self.class_labels))
         for start in range(0, len(x), CHUNK):
             chunk = slice(start, start + CHUNK)
-            labels = None if self.class_labels is None else self.class_labels[chunk]
+            labels = None if every is None else every[chunk]
             with torch.inference_mode():
                 denoised[chunk] = self.model(x[chunk].float(), sigma, labels).double()
             self.evaluations += len(x[chunk])

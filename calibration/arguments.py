@@ -1,16 +1,28 @@
 """The command-line arguments of choosing a model and calibrating it, shared by ``calibration`` and ``export``."""
 
 import argparse
+from pathlib import Path
 
 import torch
 
+from calibration.cache import Cache
 from calibration.calibrate import TARGETS, Settings
 from calibration.schedules import SCHEDULES
 from models.precond import Denoiser
 from models.zoo import load
+from runtime.cache import cache_folder
 from runtime.errors import UserError
 
 DEFAULTS = Settings(nfe=1)
+ITERATIONS = 18
+
+
+def add_cache_argument(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--cache", type=Path, help="where a killed run is taken up from (default: the user's cache)")
+
+
+def cache(arguments: argparse.Namespace) -> Cache:
+    return Cache(arguments.cache or cache_folder() / "calibration")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +73,16 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
     group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to judge by (default: 128)")
     group.add_argument("--ridge", type=float, default=DEFAULTS.ridge, help="relative (default: 1e-4)")
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises (default: 0)")
+    group.add_argument(
+        "--refine",
+        type=int,
+        nargs="?",
+        const=ITERATIONS,
+        default=DEFAULTS.refine,
+        metavar="N",
+        help=f"refine noise levels and γ jointly, on the images' error, in N iterations (without N: {ITERATIONS})",
+    )
+    add_cache_argument(group)
 
 
 def settings(arguments: argparse.Namespace) -> Settings:
@@ -76,4 +98,5 @@ def settings(arguments: argparse.Namespace) -> Settings:
         heldout=arguments.heldout,
         ridge=arguments.ridge,
         seed=arguments.seed,
+        refine=arguments.refine,
     )

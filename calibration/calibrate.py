@@ -1,15 +1,20 @@
 """A model, a solver and a number of evaluations in; a Plan out, with a report of how it was fitted."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from calibration.cache import NO_CACHE, Cache
+from calibration.distributed import processes, total
 from calibration.fit import FittedStep, Target, fit, rms
 from calibration.network import Network
-from calibration.reference import REFERENCE_STEPS, cost, local_target, trajectory
+from calibration.noises import Noises, to_fit, to_judge
+from calibration.reference import REFERENCE_STEPS, cost, local_target, solution
+from calibration.refine import refine
 from calibration.schedules import SCHEDULES
 from calibration.solvers import ALL_SOLVERS, find
 from calibration.solvers.base import Scheme, Solver, base_step
@@ -17,10 +22,8 @@ from calibration.trace import trace
 from models.precond import Denoiser
 from models.progress import ProgressBars, silent
 from runtime.errors import UserError
-from runtime.noise import unit_noise
 from runtime.plan import Plan, sample
 
-CALIBRATION_STREAM, CHECK_STREAM = 1, 2  # of noise: neither is ever sampled
 TARGETS = ("local", "global")
 
 
@@ -40,6 +43,8 @@ class Settings:
         ridge: relative weight of the pull toward the base solver. 1e-4 costs no accuracy against less and halves the
             largest γ, and with it float32's rounding, where past gradients hardly differ.
         seed: of the noises, and of the classes where the model has some.
+        refine: iterations of joint refinement after the fit; 0: none.
+        guidance: S of classifier-free guidance; 1: none.
     """
 
     nfe: int
@@ -52,13 +57,30 @@ class Settings:
     heldout: int = 128
     ridge: float = 1e-4
     seed: int = 0
+    refine: int = 0
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         if self.solver != "auto":
             find(self.solver)
-        for name, least in (("nfe", 1), ("fine_steps", 2), ("batch", 1), ("heldout", 1), ("ridge", 0), ("seed", 0)):
+        for name, least in (
+            ("nfe", 1),
+            ("fine_steps", 2),
+            ("batch", 1),
+            ("heldout", 1),
+            ("ridge", 0),
+            ("seed", 0),
+            ("refine", 0),
+        ):
             if not getattr(self, name) >= least:
                 raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("batch", "heldout"):
+            if getattr(self, name) < processes():
+                raise UserError(
+                    f"{name} is {getattr(self, name)}: {processes()} processes need one noise each, or more"
+                )
+        if not math.isfinite(self.guidance):
+            raise UserError(f"guidance is {self.guidance}; it must be a finite number")
         if self.schedule not in SCHEDULES:
             raise UserError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}")
         if self.target not in (*TARGETS, None):
@@ -76,46 +98,48 @@ class Candidate:
     steps: tuple[FittedStep, ...]
 
 
-def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = silent) -> Plan:
-    """The plan of ``settings.solver``, its γ fitted; a fixed solver costs no evaluation.
+def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = silent, cache: Cache = NO_CACHE) -> Plan:
+    """The plan of ``settings.solver``, its γ fitted; a fixed solver, unless refined, costs no evaluation.
 
     Deterministic for a seed, on one machine. ``plan.calibration`` is the report: settings, per-step γ and errors, final
-    error, what "auto" compared, network evaluations (of one image) spent, seconds.
+    error, what "auto" compared, refinement's errors, network evaluations (of one image) spent, seconds.
     """
     started = time.perf_counter()
     solvers = ALL_SOLVERS if settings.solver == "auto" else (find(settings.solver),)
     schemes = [scheme_of(model, solver, settings) for solver in solvers]
-    if len(solvers) == 1 and solvers[0].history is None:
+    if len(solvers) == 1 and solvers[0].history is None and not settings.refine:
         return trace(schemes[0])
     target = settings.target or ("global" if settings.solver == "auto" else "local")
-    count = settings.batch + settings.heldout
-    network, noise = noises(model, count, settings.seed, CALIBRATION_STREAM)
-    x = noise * model.spec.sigma_max
+    noises = to_fit(model, settings.batch, settings.heldout, settings.seed, settings.guidance)
+    meter = noises.network.meter
 
     levels = {sigma for scheme in schemes for sigma in scheme.sigmas if sigma > 0}
     steps = max(REFERENCE_STEPS, settings.fine_steps * max(len(scheme.sigmas) - 1 for scheme in schemes))
-    with progress("reference trajectory", cost(len(levels), steps) * count) as network.progress:
-        fine = trajectory(network, x, levels, steps)
+    with progress("reference trajectory", cost(len(levels), steps) * len(noises)) as meter.progress:
+        fine = solution(noises, levels, steps, cache)
 
     candidates = []
     for scheme in schemes:
-        local = target == "local" and scheme.solver.history is not None
-        spent = settings.nfe * (1 + settings.fine_steps if local else 1)
-        with progress(f"{scheme.solver.name}, {settings.nfe} evaluations", spent * count) as network.progress:
-            reach = local_targets(scheme, network, settings.fine_steps) if local else global_targets(scheme, fine)
-            candidates.append(make_candidate(scheme, network, x, reach, fine[0.0], settings))
+        spent = settings.nfe * (
+            1 + settings.fine_steps if target == "local" and scheme.solver.history is not None else 1
+        )
+        with progress(f"{scheme.solver.name}, {settings.nfe} evaluations", spent * len(noises)) as meter.progress:
+            candidates.append(make_candidate(scheme, noises, fine, target, settings))
     best = min(candidates, key=lambda candidate: candidate.error)
+    refined = refine(best.plan, noises, fine[0.0], settings.refine, cache, progress)
     report = {
         "weights_sha256": model.spec.weights_sha256,
         "settings": asdict(settings),
         "target": target,
-        "heldout_rms_error": best.error,
+        "heldout_rms_error": refined[-1].error,
         "steps": [asdict(step) for step in best.steps],
         "compared": {candidate.plan.solver: candidate.error for candidate in candidates},
-        "evaluations": network.evaluations,
+        "refinement": [iteration.error for iteration in refined],
+        "evaluations": int(total(np.array([meter.evaluations], float))[0]),
         "seconds": round(time.perf_counter() - started, 2),
     }
-    return Plan(best.plan.solver, best.plan.sigmas, best.plan.table, report)
+    name = best.plan.solver + ("-refined" if settings.refine else "")
+    return Plan(name, refined[-1].plan.sigmas, refined[-1].plan.table, report)
 
 
 def scheme_of(model: Denoiser, solver: Solver, settings: Settings) -> Scheme:
@@ -126,46 +150,39 @@ def scheme_of(model: Denoiser, solver: Solver, settings: Settings) -> Scheme:
     return Scheme(solver, sigmas, settings.nfe, history or 0)
 
 
-def noises(model: Denoiser, count: int, seed: int, stream: int) -> tuple[Network, Tensor]:
-    """The network, holding a class for each image where the model has classes, and unit noise float64 [count, …]."""
-    device = next(model.parameters()).device
-    seeds = range(seed * count, (seed + 1) * count)
-    noise = torch.from_numpy(unit_noise(seeds, model.spec.shape, stream)).double().to(device)
-    labels = None
-    if model.spec.classes:
-        generator = torch.Generator().manual_seed(seed)
-        labels = torch.randint(model.spec.classes, (count,), generator=generator).to(device)
-    return Network(model, labels), noise
-
-
-def global_targets(scheme: Scheme, fine: Mapping[float, Tensor]) -> Target:
-    """Step i aims at the fine trajectory from the same noise."""
-    return lambda index, state: fine[scheme.sigmas[index + 1]]
-
-
 def local_targets(scheme: Scheme, network: Network, fine_steps: int) -> Target:
-    """Step i aims at where the solver itself goes from the coarse state, in fine steps."""
+    """Step i aims at where the solver itself goes from the coarse state, in fine steps: the paper's target."""
     return lambda index, state: local_target(
         scheme.solver, network, state, scheme.sigmas[index], scheme.sigmas[index + 1], fine_steps
     )
 
 
 def make_candidate(
-    scheme: Scheme, network: Network, x: Tensor, target: Target, converged: Tensor, settings: Settings
+    scheme: Scheme, noises: Noises, fine: Mapping[float, Tensor], target: str, settings: Settings
 ) -> Candidate:
-    """Fits the scheme, where it can be fitted, and measures its final images on the held-out noises."""
+    """Fits the scheme, where it can be fitted, and measures its final images on the held-out noises.
+
+    ``fine`` has the same-noise solution at each of its noise levels: what the global target aims at.
+    """
     steps: list[FittedStep] = []
+    x = scheme.sigmas[0] * noises.noise
     if scheme.solver.history is None:
-        images = scheme.run(network, x, base_step)
+        images = scheme.run(noises.network, x, base_step)
     else:
-        steps, images = fit(scheme, network, x, target, settings.batch, settings.ridge)
-    error = rms((images - converged)[settings.batch :])
+        goals: Target = lambda index, state: fine[scheme.sigmas[index + 1]]  # noqa: E731
+        if target == "local":
+            goals = local_targets(scheme, noises.network, settings.fine_steps)
+        steps, images = fit(scheme, noises.network, x, goals, noises.fitting, settings.ridge)
+    error = rms((images - fine[0.0])[noises.fitting :])
     return Candidate(trace(scheme, [step.gamma for step in steps]), error, tuple(steps))
 
 
-def error_against_converged(model: Denoiser, plan: Plan, count: int, progress: ProgressBars = silent) -> float:
+def error_against_converged(
+    model: Denoiser, plan: Plan, count: int, progress: ProgressBars = silent, cache: Cache = NO_CACHE
+) -> float:
     """RMS over pixels of ``count`` images between the plan's and the converged solution from the same noises."""
-    network, noise = noises(model, count, 0, CHECK_STREAM)
-    with progress("converged solution", (cost(1, REFERENCE_STEPS) + plan.nfe) * count) as network.progress:
-        fine = trajectory(network, noise * model.spec.sigma_max, [model.spec.sigma_max], REFERENCE_STEPS)
-        return rms(sample(network, noise, plan) - fine[0.0])
+    noises = to_judge(model, count)
+    spent = (cost(1, REFERENCE_STEPS) + plan.nfe) * count
+    with progress("converged solution", spent) as noises.network.meter.progress:
+        fine = solution(noises, [model.spec.sigma_max], REFERENCE_STEPS, cache)
+        return rms(sample(noises.network, noises.noise, plan) - fine[0.0])

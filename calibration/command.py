@@ -1,16 +1,19 @@
 """Fits a sampler's coefficients and writes its plan.
 
 python -m calibration --model edm-digits --solver iia-ipndm --nfe 10
+python -m calibration --model edm-digits --solver iia-ipndm --nfe 6 --target global --refine
+torchrun --nproc-per-node 2 -m calibration --model edm-digits --nfe 10
 python -m export --model edm-digits --plan edm-digits-iia-ipndm-nfe10.json
 """
 
 import argparse
 from pathlib import Path
 
-from calibration.arguments import add_model_arguments, add_settings_arguments, load_model, settings
+from calibration.arguments import add_model_arguments, add_settings_arguments, cache, load_model, settings
 from calibration.calibrate import calibrate
+from calibration.distributed import joined, rank
 from calibration.report import show
-from models.progress import bar
+from models.progress import bar, silent
 from runtime.errors import Parser
 from runtime.output import writable
 
@@ -27,8 +30,13 @@ def main() -> None:
     wanted = settings(arguments)
     name = f"{Path(arguments.model).stem}-{arguments.solver}-nfe{arguments.nfe}.json"
     target = arguments.out or Path(name)
-    with writable(target, arguments.force) as path:
-        plan = calibrate(load_model(arguments), wanted, bar)
-        plan.save(path)
+    model = load_model(arguments)
+    with joined(next(model.parameters()).device):
+        if rank():
+            calibrate(model, wanted, silent, cache(arguments))
+            return
+        with writable(target, arguments.force) as path:
+            plan = calibrate(model, wanted, bar, cache(arguments))
+            plan.save(path)
     show(plan)
     print(f"{target}: {plan.solver}, {plan.nfe} evaluations")

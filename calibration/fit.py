@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calibration.distributed import total
 from calibration.network import Network
 from calibration.solvers.base import Scheme
 from calibration.trace import correct
@@ -27,9 +28,9 @@ class FittedStep:
 
 
 def gram(tensors: Sequence[Tensor]) -> np.ndarray:
-    """Inner products [k, k] in float64: all that a least-squares fit needs, and it sums over batches."""
+    """Inner products [k, k] in float64: all that a least-squares fit needs, summed over the processes' images."""
     flat = torch.stack([tensor.reshape(-1) for tensor in tensors]).double()
-    return (flat @ flat.T).numpy()
+    return total((flat @ flat.T).cpu().numpy())
 
 
 def solve(products: np.ndarray, ridge: float) -> np.ndarray:
@@ -48,8 +49,9 @@ def solve(products: np.ndarray, ridge: float) -> np.ndarray:
 
 
 def rms(difference: Tensor) -> float:
-    """Root mean square over every pixel of every image."""
-    return difference.square().mean().sqrt().item()
+    """Root mean square over every pixel of every image, of all processes."""
+    squares, count = total(np.array([difference.square().sum().item(), difference.numel()]))
+    return float(np.sqrt(squares / count))
 
 
 def fit(

@@ -1,10 +1,15 @@
 """Fine-grained solves: what a step, or a whole sampler, should have computed."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from calibration.cache import Cache
 from calibration.network import Network
+from calibration.noises import Noises
 from calibration.schedules import refine
 from calibration.solvers import find
 from calibration.solvers.base import Solver, base_step
@@ -37,6 +42,22 @@ def trajectory(network: Network, x: Tensor, levels: Iterable[float], steps: int)
 
     find("heun").run(network, x, refine(grid, count), record, history=0)
     return dict(zip(grid, states[::count], strict=True))
+
+
+def solution(noises: Noises, levels: Iterable[float], steps: int, cache: Cache) -> dict[float, Tensor]:
+    """``trajectory`` of unit noises from the highest of ``levels``, in float32's precision, kept block by block."""
+    grid = sorted({*levels, 0.0}, reverse=True)
+
+    def solve(block: Noises) -> dict[str, np.ndarray]:
+        states = trajectory(block.network, grid[0] * block.noise, grid, steps)
+        return {"states": torch.stack([states[sigma] for sigma in grid]).float().cpu().numpy()}
+
+    solved = [
+        cache.recall({"solution": block.key, "levels": grid, "steps": steps}, partial(solve, block))["states"]
+        for block in noises.blocks()
+    ]
+    states = torch.from_numpy(np.concatenate(solved, axis=1)).to(noises.noise)
+    return dict(zip(grid, states, strict=True))
 
 
 def local_target(

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from calibration.arguments import add_model_arguments, add_settings_arguments, load_model, settings
+from calibration.arguments import add_model_arguments, add_settings_arguments, cache, load_model, settings
 from calibration.calibrate import calibrate, error_against_converged
 from calibration.report import show
 from export.bundle import close, parity, write_graphs, write_reference, write_samples
@@ -53,7 +53,7 @@ def main() -> None:
         check_writable(target(arguments, wanted.solver, wanted.nfe), arguments.force)
     stored = Plan.load(arguments.plan) if arguments.plan else None
     model = load_model(arguments)
-    plan = calibrate(model, wanted, bar) if wanted else stored
+    plan = calibrate(model, wanted, bar, cache(arguments)) if wanted else stored
     assert plan is not None
     if plan.calibration.get("weights_sha256", model.spec.weights_sha256) != model.spec.weights_sha256:
         raise UserError(f"{arguments.plan} was fitted to other weights than those of {arguments.model}: fit it again")

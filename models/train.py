@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from models import checkpoint, objectives
-from models.classifier import Classifier
+from models.classifier import Classifier, features, statistics
 from models.datasets import DATASETS, Dataset
 from models.objectives import Objective
 from models.progress import bar
@@ -155,7 +155,10 @@ def train(
         "weights_sha256": checkpoint.weights_sha256(half),
         **heldout_figures(network.eval(), objective, dataset, recipe),
     }
-    if name in ZOO:
+    if isinstance(network, Classifier):  # its file says what it makes of real images, so that FD needs no dataset
+        real = statistics(features(network, images))
+        half |= {"real_mean": real.mean.float().cpu(), "real_covariance": real.covariance.float().cpu()}
+    else:
         metadata |= {"architecture": json.dumps(ZOO[name].architecture), "licence": ZOO[name].licence}
     weights = folder / f"{name}.safetensors"
     safetensors.torch.save_file(half, weights, metadata)

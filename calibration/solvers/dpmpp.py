@@ -24,8 +24,8 @@ def dpmpp_2m(past: list[Evaluation], sigma_next: float) -> Any:
 def dpmpp_3m(past: list[Evaluation], sigma_next: float) -> Any:
     """The same with D's second difference: + φ₂·D' - φ₃·D'', φ₂ = (e^{-h} - 1)/h + 1, φ₃ = φ₂/h - ½; (2M) at second.
 
-    As in the authors' code and diffusers, D'' is the divided difference, half of the second derivative that φ₃ asks for:
-    the order is therefore 2 (measured 2.2; twice that term gives 3.0). k-diffusion's second step differs.
+    As in the authors' code and diffusers, D'' is the divided difference, half of the second derivative that φ₃ asks
+    for: the order is therefore 2 (measured 2.2; twice that term gives 3.0). k-diffusion's second step differs.
     """
     if len(past) < 3:
         return dpmpp_2m(past, sigma_next)

@@ -4,7 +4,6 @@ diffusers is installed and asked; k-diffusion pulls in too much for that, so tes
 samplers returned, in float64, for this denoiser, noise and edm(8, 0.002, 80).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import diffusers

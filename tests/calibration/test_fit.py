@@ -5,15 +5,18 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-from calibration.calibrate import CALIBRATION_STREAM, Settings, calibrate, error_against_converged, noises, scheme_of
+import models
+from calibration.calibrate import Settings, calibrate, error_against_converged, scheme_of
 from calibration.fit import fit, gram, rms, solve
 from calibration.network import Network
+from calibration.noises import to_fit, to_judge
 from calibration.reference import cost, trajectory
 from calibration.solvers import ALL_SOLVERS, find
 from calibration.solvers.base import Scheme
 from models.precond import Denoiser
 from runtime.errors import UserError
 from runtime.noise import unit_noise
+from tests.conftest import TINY
 
 BASES = {
     "iia-ddim": "ddim",
@@ -130,10 +133,10 @@ def test_the_reference_has_converged(network: Network, noise: torch.Tensor) -> N
 @pytest.mark.usefixtures("coarse_reference")
 def test_the_reference_costs_what_it_says(network: Network, noise: torch.Tensor) -> None:
     for levels, fine_steps in (([80.0], 10), ([80.0, 5.0, 0.3], 50)):
-        network.evaluations = 0
+        network.meter.evaluations = 0
         states = trajectory(network, noise * 80.0, levels, fine_steps)
         assert set(states) == {*levels, 0.0}
-        assert network.evaluations == cost(len(levels), fine_steps) * len(noise)
+        assert network.meter.evaluations == cost(len(levels), fine_steps) * len(noise)
 
 
 def test_heuns_single_evaluation_is_well_placed(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,9 +184,30 @@ def test_a_broken_network_is_noticed(digits: Denoiser) -> None:
         calibrate(Broken(), small(3, "iia-ddim"))
 
 
-def test_calibration_noise_is_never_sampled(digits: Denoiser) -> None:
-    _, fitted = noises(digits, 8, 0, CALIBRATION_STREAM)
-    assert not np.allclose(fitted, unit_noise(range(8), digits.spec.shape))
+def test_noises_to_fit_to_hold_out_to_judge_and_to_sample_are_all_different(digits: Denoiser) -> None:
+    sampled = unit_noise(range(8), digits.spec.shape)
+    sets = [to_fit(digits, 4, 4, 0).noise, to_fit(digits, 4, 4, 1).noise, to_judge(digits, 8).noise]
+    every = np.concatenate([*sets, sampled]).reshape(32, -1)
+    assert len(np.unique(every.round(6), axis=0)) == 32
+
+
+def test_a_noise_keeps_its_class_in_any_set() -> None:
+    model = models.load(TINY)
+    few, many = to_judge(model, 3).network.class_labels, to_judge(model, 9).network.class_labels
+    assert few is not None
+    assert many is not None
+    assert few.tolist() == many[:3].tolist()
+
+
+def test_guidance_moves_along_the_difference_that_the_class_makes() -> None:
+    model = models.load(TINY)
+    noises = to_judge(model, 3)
+    x = noises.noise * 2.0
+    known = noises.network(x, 2.0)
+    unknown = Network(model, torch.full((3,), -1))(x, 2.0)
+    guided = Network(model, noises.network.class_labels, 3.0)
+    torch.testing.assert_close(guided(x, 2.0), unknown + 3.0 * (known - unknown), rtol=1e-5, atol=1e-5)
+    assert guided.meter.evaluations == 6
 
 
 def test_grids_have_the_models_own_range(digits: Denoiser) -> None:

@@ -1,0 +1,50 @@
+"""Results on disk by what they are results of: what a kill leaves, the next run takes up; what one run solved, another
+need not.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import UserError
+
+MEANING = 1  # raise it when code that makes stored results changes them
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Arrays by key, a file each in ``folder``; without a folder nothing is kept."""
+
+    folder: Path | None = None
+
+    def recall(self, key: Mapping[str, Any], compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The arrays of ``key`` (JSON values), computed only when they are not there whole."""
+        if self.folder is None:
+            return dict(compute())
+        name = hashlib.sha256(json.dumps([MEANING, key], sort_keys=True).encode()).hexdigest()
+        path = self.folder / f"{name}.npz"
+        try:
+            with np.load(path) as stored:
+                return {entry: stored[entry] for entry in stored.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            arrays = dict(compute())
+        temporary = path.with_suffix(f".{os.getpid()}.new")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(f"cannot keep results in {self.folder}: {error.strerror}; see --cache") from error
+        return arrays
+
+
+NO_CACHE = Cache()

@@ -1,0 +1,54 @@
+"""Measures every solver at several numbers of evaluations on held-out noises, and draws what it found.
+
+python -m calibration study --model edm-digits
+python -m calibration study --model edm-fashion --refined 5,6,8,10 --out study/edm-fashion
+"""
+
+import argparse
+from pathlib import Path
+
+from calibration.arguments import DEFAULTS, ITERATIONS, add_cache_argument, add_model_arguments, cache, load_model
+from calibration.calibrate import Settings
+from calibration.study import study
+from models.progress import bar
+from runtime.errors import Parser, UserError, whole_numbers
+from runtime.output import writable
+
+NFES = "4,5,6,8,10,12,15,20,25"
+
+
+def main() -> None:
+    parser = Parser(
+        prog="python -m calibration study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_arguments(parser)
+    group = parser.add_argument_group("study")
+    group.add_argument("--nfe", default=NFES, help=f"numbers of network evaluations (default: {NFES})")
+    group.add_argument("--refined", default="5,6,8,10", help="of them, those to refine at (default: 5,6,8,10)")
+    group.add_argument("--noises", type=int, default=1024, help="to judge by (default: 1024)")
+    group.add_argument("--batch", type=int, default=512, help="noises to fit on (default: 512)")
+    group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to hold out of the fit")
+    group.add_argument("--iterations", type=int, default=ITERATIONS, help=f"of refinement (default: {ITERATIONS})")
+    group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises to fit on (default: 0)")
+    add_cache_argument(group)
+    group.add_argument("--out", type=Path, help="a new folder (default: study-MODEL)")
+    arguments = parser.parse_args()
+    nfes, refined = (sorted(set(whole_numbers(text))) for text in (arguments.nfe, arguments.refined))
+    if not set(refined) <= set(nfes) or arguments.noises < 2:
+        raise UserError(f"--refined {refined} must be among --nfe {nfes}, and --noises at least 2")
+    settings = Settings(
+        nfe=nfes[0],
+        target="global",
+        batch=arguments.batch,
+        heldout=arguments.heldout,
+        seed=arguments.seed,
+        refine=arguments.iterations,
+    )
+    target = arguments.out or Path(f"study-{Path(arguments.model).stem}")
+    with writable(target) as folder:
+        found = study(load_model(arguments), nfes, refined, settings, arguments.noises, cache(arguments), bar)
+        from calibration.study_report import write  # late: Matplotlib takes a second
+
+        folder.mkdir()
+        write(found, folder)
+    print(f"{target}: see study.md, error.png and samples.png; plans/ can be exported with --plan")

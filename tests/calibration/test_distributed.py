@@ -1,0 +1,78 @@
+"""Two processes make the plan that one makes, and one that loses the other says so."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FIT = ["--solver", "iia-ipndm", "--target", "global", "--batch", "64", "--heldout", "64", "--fine-steps", "4"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+PRODUCTS = """
+import sys, numpy as np, torch, models
+from calibration.cache import NO_CACHE
+from calibration.distributed import joined, rank, total
+from calibration.fit import gram
+from calibration.noises import to_fit
+from calibration.refine import normal_equations
+from calibration.calibrate import Settings, scheme_of
+from calibration.solvers import find
+from calibration.trace import trace
+
+model = models.load("edm-digits")
+with joined(torch.device("cpu")):
+    noises = to_fit(model, 64, 64, 0)
+    fit = noises.part(slice(0, noises.fitting))
+    products = gram([fit.network(fit.noise * sigma, sigma) for sigma in (80.0, 2.0, 0.1)])
+    plan = trace(scheme_of(model, find("ddim"), Settings(3)))
+    matrix, slope = normal_equations(fit, torch.zeros_like(fit.noise), plan, NO_CACHE)
+    if rank() == 0:
+        np.savez(sys.argv[1], products=products, matrix=matrix, slope=slope)
+    if len(sys.argv) > 2 and rank() == 1:
+        sys.exit("dies")
+    if len(sys.argv) > 2:
+        total(np.zeros(1))
+"""
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), "EDGE_SAMPLER_CACHE": str(folder)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+
+def test_sums_over_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    script, sums = tmp_path / "products.py", []
+    script.write_text(PRODUCTS)
+    for name, command in (("one", [sys.executable]), ("two", TORCHRUN)):
+        done = run([*command, str(script), str(tmp_path / f"{name}.npz")], tmp_path)
+        assert done.returncode == 0, done.stderr
+        sums.append(np.load(tmp_path / f"{name}.npz"))
+    for name in ("products", "matrix", "slope"):
+        one, two = sums[0][name], sums[1][name]
+        scale = np.abs(one).max() if name == "slope" else np.sqrt(np.outer(np.diag(one), np.diag(one)))
+        assert np.abs(one - two).max() <= np.max(scale) * 1e-9, name
+
+
+def test_two_processes_make_the_plan_of_one(tmp_path: Path) -> None:
+    plans = []
+    for name, command in (("one", [sys.executable]), ("two", TORCHRUN)):
+        out = tmp_path / f"{name}.json"
+        fit = ["-m", "calibration", "--model", "edm-digits", "--nfe", "3", *FIT, "--out", str(out)]
+        done = run([*command, *fit], tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        plans.append(json.loads(out.read_text()))
+    for one, two in zip(plans[0]["table"], plans[1]["table"], strict=True):
+        assert one == pytest.approx(two, rel=1e-3, abs=1e-4)  # float32 networks see other batches
+    assert plans[0]["calibration"]["evaluations"] == plans[1]["calibration"]["evaluations"]
+
+
+def test_a_process_that_dies_is_reported(tmp_path: Path) -> None:
+    script = tmp_path / "products.py"
+    script.write_text(PRODUCTS)
+    done = run([*TORCHRUN, str(script), str(tmp_path / "sums.npz"), "die"], tmp_path)
+    assert done.returncode != 0
+    assert (tmp_path / "sums.npz").exists()

@@ -1,0 +1,117 @@
+"""Joint refinement: its derivatives are right, it lowers the error, and it goes on after a kill."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from calibration import refine as refining
+from calibration.cache import NO_CACHE, Cache
+from calibration.calibrate import Settings, calibrate, scheme_of
+from calibration.noises import Noises, to_fit
+from calibration.reference import solution
+from calibration.refine import derivatives, evaluations, parameters, refine, with_parameters
+from calibration.solvers import find
+from calibration.trace import trace
+from models.precond import Denoiser
+from runtime.plan import Plan, sample
+
+
+@pytest.fixture(scope="module")
+def noises(digits: Denoiser) -> Noises:
+    return to_fit(digits, 48, 32, 0)
+
+
+@pytest.fixture(scope="module")
+def converged(noises: Noises, digits: Denoiser) -> torch.Tensor:
+    return solution(noises, [digits.spec.sigma_max], 24, NO_CACHE)[0.0]
+
+
+def plan_of(digits: Denoiser, nfe: int) -> Plan:
+    return trace(scheme_of(digits, find("ddim"), Settings(nfe)))
+
+
+def test_parameters_are_the_whole_plan(digits: Denoiser) -> None:
+    plan = plan_of(digits, 4)
+    values = parameters(plan)
+    assert len(values) == 4 + sum(range(1, 6))
+    again = with_parameters(plan, values)
+    assert again.table == plan.table
+    np.testing.assert_allclose(again.sigmas, plan.sigmas, rtol=1e-12)
+    assert min(with_parameters(plan, values, (0.01, 50.0)).sigmas) == 0.01
+
+
+def test_derivatives_predict_what_a_change_does(digits: Denoiser, noises: Noises) -> None:
+    """Each parameter moved by itself, against the linear prediction; and they cost what they say."""
+    plan, few = plan_of(digits, 3), noises.part(slice(0, 4))
+    few.network.meter.evaluations = 0
+    images, slopes = derivatives(few.network, few.noise, plan)
+    assert few.network.meter.evaluations == evaluations(3) * 4
+    torch.testing.assert_close(images, sample(few.network, few.noise, plan), rtol=1e-4, atol=1e-5)
+    values = parameters(plan)
+    assert len(slopes) == len(values)
+    for index, slope in enumerate(slopes):
+        move = min(0.05, 5e-3 / slope.square().mean().sqrt().item())
+        moved = values + move * np.eye(len(values))[index]
+        change = sample(few.network, few.noise, with_parameters(plan, moved)) - images
+        assert (change - move * slope).norm() < 0.15 * change.norm() + 1e-4, index
+
+
+def test_refinement_lowers_the_error_and_never_raises_it(
+    digits: Denoiser, noises: Noises, converged: torch.Tensor
+) -> None:
+    errors = [step.error for step in refine(plan_of(digits, 4), noises, converged, 6, NO_CACHE)]
+    assert len(errors) == 7
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.7 * errors[0]
+
+
+def test_a_killed_refinement_goes_on_where_it_was(
+    digits: Denoiser, noises: Noises, converged: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, made = plan_of(digits, 3), 0
+    killed_at = None
+
+    def counted(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal made
+        if made == killed_at:
+            raise KeyboardInterrupt
+        made += 1
+        return derivatives(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(refining, "derivatives", counted)
+    whole = refine(plan, noises, converged, 3, Cache(tmp_path / "whole"))[-1].plan
+    blocks, made, killed_at = made, 0, 2
+    with pytest.raises(KeyboardInterrupt):
+        refine(plan, noises, converged, 3, Cache(tmp_path / "cut"))
+    killed_at = None
+    assert refine(plan, noises, converged, 3, Cache(tmp_path / "cut"))[-1].plan == whole
+    assert made == blocks > 2  # none was made twice
+
+
+@pytest.mark.usefixtures("coarse_reference")
+def test_a_refined_plan_is_a_plan_like_any_other(digits: Denoiser) -> None:
+    settings = Settings(4, "iia-ddim", target="global", batch=32, heldout=16, refine=4)
+    refined, fitted = (calibrate(digits, s) for s in (settings, replace(settings, refine=0)))
+    assert refined.solver == "iia-ddim-refined"
+    assert refined.nfe == 4
+    assert refined.calibration["heldout_rms_error"] < fitted.calibration["heldout_rms_error"]
+    assert refined.calibration["refinement"][0] == fitted.calibration["heldout_rms_error"]
+    assert max(refined.sigmas) <= digits.spec.sigma_max
+
+
+def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
+    cache, made = Cache(tmp_path), []
+
+    def compute() -> dict[str, np.ndarray]:
+        made.append(1)
+        return {"a": np.arange(3)}
+
+    for _ in range(2):
+        assert cache.recall({"x": 1}, compute)["a"].tolist() == [0, 1, 2]
+    (stored,) = tmp_path.iterdir()
+    stored.write_bytes(stored.read_bytes()[:40])
+    assert cache.recall({"x": 1}, compute)["a"].tolist() == [0, 1, 2]
+    assert len(made) == 2

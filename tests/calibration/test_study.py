@@ -1,0 +1,72 @@
+"""The study measures what it says, and writes what it found."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from calibration import frechet, study_command
+from calibration.calibrate import error_against_converged
+from models import classifier
+from models.precond import Denoiser
+from runtime.plan import Plan
+from tests.conftest import run_main
+
+SMALL = ["--nfe", "3,4", "--refined", "3", "--noises", "24", "--batch", "32", "--heldout", "16", "--iterations", "3"]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    out = folder / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calibration.study.REFERENCE_STEPS", 48)
+        run_main(
+            study_command.main, "--model", "edm-digits", *SMALL, "--cache", str(folder / "cache"), "--out", str(out)
+        )
+    return out
+
+
+def test_the_figures_are_those_of_the_plans(found: Path, digits: Denoiser) -> None:
+    rows = json.loads((found / "study.json").read_text())["rows"]
+    assert {(row["kind"], row["nfe"]) for row in rows} == {
+        ("fixed", 3), ("fixed", 4), ("fitted", 3), ("fitted", 4), ("refined", 3),
+    }  # fmt: skip
+    refined = next(row for row in rows if row["kind"] == "refined")
+    plan = Plan.load(found / "plans" / "refined-nfe3.json")
+    assert plan.sha256 == refined["plan_sha256"]
+    assert error_against_converged(digits, plan, 24) == pytest.approx(refined["rmse"], rel=0.02)
+    assert all(row["low"] <= row["rmse"] <= row["high"] for row in rows)
+    best = {kind: min(row["rmse"] for row in rows if row["kind"] == kind and row["nfe"] == 3) for kind in
+            ("fixed", "fitted", "refined")}  # fmt: skip
+    assert best["refined"] < best["fitted"] < best["fixed"]
+
+
+def test_table_and_pictures_are_there(found: Path) -> None:
+    names = {path.name for path in found.iterdir()}
+    assert names == {"study.json", "study.md", "plans", "error.png", "gamma.png", "steps.png", "samples.png"}
+    table = (found / "study.md").read_text()
+    assert "| refined |" in table
+    assert "FD-fashion" not in table  # digits have no features
+
+
+def test_frechet_distance() -> None:
+    """Of Gaussians it is known in closed form, and 0 of a set from itself."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(4000, 3, generator=generator)
+    one = classifier.statistics(features)
+    assert frechet.distance(one, one) == pytest.approx(0, abs=1e-6)
+    moved = classifier.statistics(2 * features + 1)
+    expected = (moved.mean - one.mean).square().sum().item() + np.trace(one.covariance.numpy())
+    assert frechet.distance(one, moved) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_classifier_sees_the_shipped_models_images() -> None:
+    seer, real = classifier.load()
+    noise = torch.rand(8, *classifier.SHAPE) * 2 - 1
+    assert classifier.features(seer, noise).shape == (8, classifier.Classifier.FEATURES)
+    assert torch.linalg.eigvalsh(real.covariance).min() > -1e-6
+    assert models.load("edm-fashion", random_weights=True).spec.shape == classifier.SHAPE

@@ -73,6 +73,9 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
     group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to judge by (default: 128)")
     group.add_argument("--ridge", type=float, default=DEFAULTS.ridge, help="relative (default: 1e-4)")
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises (default: 0)")
+    if not exporting:  # the graph has no guidance
+        guidance_help = "S of classifier-free guidance, two network calls an evaluation (default: 1, none)"
+        group.add_argument("--guidance", type=float, default=DEFAULTS.guidance, metavar="S", help=guidance_help)
     group.add_argument(
         "--refine",
         type=int,
@@ -99,4 +102,5 @@ def settings(arguments: argparse.Namespace) -> Settings:
         ridge=arguments.ridge,
         seed=arguments.seed,
         refine=arguments.refine,
+        guidance=getattr(arguments, "guidance", DEFAULTS.guidance),
     )

@@ -39,7 +39,7 @@ class Cache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes them for options
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)

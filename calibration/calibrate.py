@@ -126,20 +126,22 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
         with progress(f"{scheme.solver.name}, {settings.nfe} evaluations", spent * len(noises)) as meter.progress:
             candidates.append(make_candidate(scheme, noises, fine, target, settings))
     best = min(candidates, key=lambda candidate: candidate.error)
-    refined = refine(best.plan, noises, fine[0.0], settings.refine, cache, progress)
+    plan, errors = best.plan, [best.error]
+    if settings.refine:
+        refined = refine(plan, noises, fine[0.0], settings.refine, cache, progress)
+        plan, errors = refined.plan, list(refined.errors)
     report = {
         "weights_sha256": model.spec.weights_sha256,
         "settings": asdict(settings),
         "target": target,
-        "heldout_rms_error": refined[-1].error,
+        "heldout_rms_error": min(errors),
         "steps": [asdict(step) for step in best.steps],
         "compared": {candidate.plan.solver: candidate.error for candidate in candidates},
-        "refinement": [iteration.error for iteration in refined],
+        "refinement": errors,
         "evaluations": int(total(np.array([meter.evaluations], float))[0]),
         "seconds": round(time.perf_counter() - started, 2),
     }
-    name = best.plan.solver + ("-refined" if settings.refine else "")
-    return Plan(name, refined[-1].plan.sigmas, refined[-1].plan.table, report)
+    return Plan(plan.solver + ("-refined" if settings.refine else ""), plan.sigmas, plan.table, report)
 
 
 def scheme_of(model: Denoiser, solver: Solver, settings: Settings) -> Scheme:

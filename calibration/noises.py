@@ -11,6 +11,7 @@ from torch import Tensor
 from calibration.distributed import BLOCK, share
 from calibration.network import Network
 from models.precond import Denoiser
+from runtime.errors import UserError
 from runtime.noise import unit_noise
 
 CALIBRATION_STREAM, CHECK_STREAM = 1, 2  # of noise: neither is ever sampled
@@ -40,10 +41,11 @@ class Noises:
     def heldout(self) -> "Noises":
         return self.part(slice(self.fitting, None))
 
-    def blocks(self) -> Iterator["Noises"]:
-        """Some at a time, as they are computed, stored and shared among processes."""
+    def blocks(self) -> Iterator[tuple[slice, "Noises"]]:
+        """Some at a time, and which: as they are computed, stored and shared among processes."""
         for start in range(0, len(self), BLOCK):
-            yield self.part(slice(start, start + BLOCK))
+            images = slice(start, start + BLOCK)
+            yield images, self.part(images)
 
     @property
     def key(self) -> dict[str, Any]:
@@ -73,6 +75,8 @@ def to_judge(model: Denoiser, count: int, guidance: float = 1.0) -> Noises:
 
 def _noises(model: Denoiser, seeds: Sequence[int], stream: int, guidance: float, fitting: int = 0) -> Noises:
     """Classes are drawn by seed too, so that an image stays the same in any set."""
+    if guidance != 1 and not model.spec.classes:
+        raise UserError(f"guidance {guidance:g} needs a model with classes, and {model.spec.name} has none")
     device = next(model.parameters()).device
     noise = torch.from_numpy(unit_noise(seeds, model.spec.shape, stream)).double().to(device)
     labels = None

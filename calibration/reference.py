@@ -54,7 +54,7 @@ def solution(noises: Noises, levels: Iterable[float], steps: int, cache: Cache) 
 
     solved = [
         cache.recall({"solution": block.key, "levels": grid, "steps": steps}, partial(solve, block))["states"]
-        for block in noises.blocks()
+        for _, block in noises.blocks()
     ]
     states = torch.from_numpy(np.concatenate(solved, axis=1)).to(noises.noise)
     return dict(zip(grid, states, strict=True))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from calibration.cache import Cache
-from calibration.distributed import BLOCK, total
+from calibration.distributed import total
 from calibration.fit import rms
 from calibration.network import Network
 from calibration.noises import Noises
@@ -28,41 +28,42 @@ DAMPINGS = (0.03, 0.3, 3.0, 30.0)  # times the last one, tried each time
 
 @dataclass(frozen=True)
 class Refinement:
-    """How far one iteration has come: the plan, its damping, and the images' RMS error on the held-out noises."""
+    """The plan that did best on the held-out noises, and each iteration's RMS error there, the first before any."""
 
     plan: Plan
-    damping: float
-    error: float
+    errors: tuple[float, ...]
 
 
 def refine(
     plan: Plan, noises: Noises, converged: Tensor, iterations: int, cache: Cache, progress: ProgressBars = silent
-) -> list[Refinement]:
-    """``plan`` and what each iteration made of it, the last being the best; converged [n, …] are the images to reach.
+) -> Refinement:
+    """Refines ``plan`` so that its images come near ``converged`` [n, …]; never worse than it on the held-out noises.
 
-    Derivatives are taken on the noises that fit: a quarter of them for the first half of the way, then half, then all.
-    Of four dampings the one that is best on the held-out noises is taken; none that makes them worse.
+    An iteration uses the noises that fit: a quarter of them for the first half of the way, then half, then all. It
+    takes derivatives, and of four dampings the one that brings these images nearest. Each iteration's plan is then
+    judged by the noises held out.
     """
-    heldout, goal = noises.heldout, converged[noises.fitting :]
-    spec = noises.network.model.spec
-    limits = (spec.sigma_min, spec.sigma_max)
-    steps = [Refinement(plan, DAMPING, rms(sample(heldout.network, heldout.noise, plan) - goal))]
+    spec, meter = noises.network.model.spec, noises.network.meter
+    damping = DAMPING
+
+    def error(plan: Plan, some: slice) -> float:
+        return rms(sample(noises.network.part(some), noises.noise[some], plan) - converged[some])
+
+    heldout = slice(noises.fitting, None)
+    made = [(error(plan, heldout), plan)]
     for iteration in range(iterations):
-        fraction = (4, 4, 4, 2, 1, 1)[6 * iteration // iterations]
-        used = noises.part(slice(0, -(-noises.fitting // fraction)))
-        last = steps[-1]
-        cost = evaluations(plan.nfe) * len(used) + len(DAMPINGS) * plan.nfe * len(heldout)
-        with progress(f"refinement {iteration + 1} of {iterations}", cost) as noises.network.meter.progress:
-            matrix, slope = normal_equations(used, converged, last.plan, cache)
-            tried = []
-            for damping in (last.damping * factor for factor in DAMPINGS):
-                moved = step(last.plan, matrix, slope, damping, limits)
-                tried.append(Refinement(moved, damping, rms(sample(heldout.network, heldout.noise, moved) - goal)))
-        best = min(tried, key=lambda refinement: refinement.error)
-        if not best.error < last.error:
-            best = Refinement(last.plan, last.damping * 100, last.error)
-        steps.append(best)
-    return steps
+        used = slice(0, -(-noises.fitting // (4, 4, 4, 2, 1, 1)[6 * iteration // iterations]))
+        images = len(noises.seeds[used])
+        cost = (evaluations(plan.nfe) + plan.nfe * (1 + len(DAMPINGS))) * images + plan.nfe * len(noises.heldout)
+        with progress(f"refinement {iteration + 1} of {iterations}", cost) as meter.progress:
+            matrix, slope = normal_equations(noises.part(used), converged, plan, cache)
+            tried = [(error(plan, used), damping * 100, plan)]  # staying is allowed, and damps more
+            for factor in DAMPINGS:
+                moved = step(plan, matrix, slope, damping * factor, (spec.sigma_min, spec.sigma_max))
+                tried.append((error(moved, used), damping * factor, moved))
+            _, damping, plan = min(tried, key=lambda trial: trial[0])
+            made.append((error(plan, heldout), plan))
+    return Refinement(min(made, key=lambda one: one[0])[1], tuple(one[0] for one in made))
 
 
 def step(plan: Plan, matrix: np.ndarray, slope: np.ndarray, damping: float, limits: tuple[float, float]) -> Plan:
@@ -81,11 +82,12 @@ def normal_equations(noises: Noises, converged: Tensor, plan: Plan, cache: Cache
         flat = torch.cat([derivative, (images - goal)[None]]).flatten(1)
         return {"products": (flat @ flat.T).cpu().numpy()}
 
-    products = sum(
-        cache.recall({"normal equations": block.key, "plan": plan.sha256}, partial(sums, block, goal))["products"]
-        for block, goal in zip(noises.blocks(), converged[: len(noises)].split(BLOCK), strict=True)
-    )
-    summed = total(np.asarray(products))
+    size = len(parameters(plan)) + 1
+    products = np.zeros((size, size))
+    for images, block in noises.blocks():
+        key = {"normal equations": block.key, "plan": plan.sha256}
+        products += cache.recall(key, partial(sums, block, converged[images]))["products"]
+    summed = total(products)
     return summed[:-1, :-1], summed[:-1, -1]
 
 

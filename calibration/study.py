@@ -10,7 +10,6 @@ import torch
 from calibration import frechet
 from calibration.cache import Cache
 from calibration.calibrate import Candidate, Settings, make_candidate, scheme_of
-from calibration.distributed import BLOCK
 from calibration.noises import Noises, to_fit, to_judge
 from calibration.reference import REFERENCE_STEPS, cost, solution
 from calibration.refine import refine
@@ -75,8 +74,8 @@ class Judge:
 
     def row(self, plan: Plan, kind: str, candidate: Candidate | None = None) -> tuple[Row, np.ndarray]:
         parts = [
-            self.cache.recall({"judged": block.key, "plan": plan.sha256}, partial(self._block, block, goal, plan))
-            for block, goal in zip(self.noises.blocks(), self.goal.split(BLOCK), strict=True)
+            self.cache.recall({"judged": block.key, "plan": plan.sha256}, partial(self._block, block, images, plan))
+            for images, block in self.noises.blocks()
         ]
         errors = np.concatenate([part["errors"] for part in parts])
         draws = np.random.default_rng(0).integers(len(errors), size=(RESAMPLES, len(errors)))
@@ -86,9 +85,9 @@ class Judge:
         rmse = float(np.sqrt(errors.mean()))
         return Row(plan.solver, kind, plan.nfe, rmse, float(low), float(high), fd, plan, steps), parts[0]["shown"]
 
-    def _block(self, block: Noises, goal: torch.Tensor, plan: Plan) -> dict[str, np.ndarray]:
+    def _block(self, block: Noises, which: slice, plan: Plan) -> dict[str, np.ndarray]:
         images = sample(block.network, block.noise, plan)
-        errors = (images - goal).square().flatten(1).mean(1)
+        errors = (images - self.goal[which]).square().flatten(1).mean(1)
         return {
             "errors": errors.cpu().numpy(),
             "features": self.features(images),
@@ -149,7 +148,7 @@ def study(
                 pictures[f"{row.solver} {s.nfe}"] = shown
         if s.nfe in refined:
             start = min(candidates, key=lambda candidate: candidate.error).plan  # by the fit's own held-out noises
-            last = refine(start, noises, fine[0.0], settings.refine, cache, progress)[-1].plan
+            last = refine(start, noises, fine[0.0], settings.refine, cache, progress).plan
             row, shown = judge.row(Plan("refined", last.sigmas, last.table), "refined")
             rows.append(row)
             pictures[f"refined {s.nfe}"] = shown

@@ -148,7 +148,9 @@ def _finish(axes: Axes, study: Study, label: str) -> None:
 def plot_gamma(study: Study, nfe: int, path: Path) -> None:
     """The tables of the best fixed, fitted and refined samplers: what each state takes of each past image."""
     kinds = [kind for kind in KINDS if any(row.kind == kind and row.nfe == nfe for row in study.rows)]
-    figure, every = plt.subplots(1, len(kinds), figsize=(4.2 * len(kinds) + 1, 4.4), layout="constrained", squeeze=False)
+    figure, every = plt.subplots(
+        1, len(kinds), figsize=(4.2 * len(kinds) + 1, 4.4), layout="constrained", squeeze=False
+    )
     for axes, kind in zip(every[0], kinds, strict=True):
         row = study.best(kind, nfe)
         table = np.full((nfe, nfe), np.nan)

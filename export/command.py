@@ -57,6 +57,9 @@ def main() -> None:
     assert plan is not None
     if plan.calibration.get("weights_sha256", model.spec.weights_sha256) != model.spec.weights_sha256:
         raise UserError(f"{arguments.plan} was fitted to other weights than those of {arguments.model}: fit it again")
+    guidance = plan.calibration.get("settings", {}).get("guidance", 1)
+    if guidance != 1:
+        raise UserError(f"{arguments.plan} was fitted to guidance {guidance:g}; graphs are made without guidance")
     show(plan)
     out = target(arguments, plan.solver, plan.nfe)
     with writable(out, arguments.force) as folder:

@@ -56,7 +56,7 @@ def statistics(features: Tensor) -> Statistics:
 @torch.inference_mode()
 def features(classifier: Classifier, images: Tensor) -> Tensor:
     """Features [n, 64], float32, of images [n, 1, 28, 28]."""
-    return torch.cat([classifier.features(part.float()) for part in images.split(500)])
+    return torch.cat([classifier.features(part.float()) for part in torch.split(images, 500)])
 
 
 def load() -> tuple[Classifier, Statistics]:

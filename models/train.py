@@ -187,8 +187,9 @@ def heldout_figures(network: nn.Module, objective: Objective, dataset: Dataset, 
     torch.manual_seed(_seed(recipe, -1))
     device = next(network.parameters()).device
     losses, hits = [], 0
-    for images, labels in zip(dataset.heldout_images.split(500), dataset.heldout_labels.split(500), strict=True):
-        images, labels = images.to(device), labels.to(device)
+    for part in range(0, len(dataset.heldout_images), 500):
+        images = dataset.heldout_images[part : part + 500].to(device)
+        labels = dataset.heldout_labels[part : part + 500].to(device)
         losses.append(objective(network, images, labels).item())
         if isinstance(network, Classifier):
             hits += int((network(images).argmax(1) == labels).sum())

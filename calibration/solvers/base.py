@@ -65,7 +65,21 @@ def base_step(base: Any, directions: Sequence[Any]) -> Any:
     return base
 
 
-def multistep(rule: Callable[[list[Evaluation], float], Any]) -> Callable[..., Any]:
+def differences(past: Sequence[Evaluation], history: int) -> list[Any]:
+    """IIA's directions for solvers with one evaluation a step: x̂_i - x̂_{i-1} and ε̂_i - ε̂_{i-1}, ``history`` times.
+
+    arXiv 2304.11328, its DDIM section; x̂ is the denoised image, ε̂ the noise estimate. None at the first step.
+    """
+    found: list[Any] = []
+    for newer, older in pairwise(past[: history + 1]):
+        found += [newer.denoised + -1.0 * older.denoised, newer.d + -1.0 * older.d]
+    return found
+
+
+def multistep(
+    rule: Callable[[list[Evaluation], float], Any],
+    directions: Callable[[Sequence[Evaluation], int], list[Any]] = differences,
+) -> Callable[..., Any]:
     """The solver that evaluates once a step and applies ``rule(evaluations so far, newest first; next sigma)``.
 
     A step to σ = 0 is Euler's, which there is the denoised image itself (k-diffusion and diffusers do the same).
@@ -76,18 +90,7 @@ def multistep(rule: Callable[[list[Evaluation], float], Any]) -> Callable[..., A
         for sigma, sigma_next in pairwise(sigmas):
             past.insert(0, Evaluation(sigma, x, denoise(x, sigma)))
             base = rule(past, sigma_next) if sigma_next > 0 else past[0].denoised
-            x = step(base, differences(past, history))
+            x = step(base, directions(past, history))
         return x
 
     return run
-
-
-def differences(past: Sequence[Evaluation], history: int) -> list[Any]:
-    """IIA's directions for solvers with one evaluation a step: x̂_i - x̂_{i-1} and ε̂_i - ε̂_{i-1}, ``history`` times.
-
-    arXiv 2304.11328, its DDIM section; x̂ is the denoised image, ε̂ the noise estimate. None at the first step.
-    """
-    found: list[Any] = []
-    for newer, older in pairwise(past[: history + 1]):
-        found += [newer.denoised + -1.0 * older.denoised, newer.d + -1.0 * older.d]
-    return found

@@ -1,5 +1,6 @@
 """DDIM (Song et al., arXiv 2010.02502, eq. 13), which in σ is Euler's method, and IIA-DDIM (arXiv 2304.11328)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from calibration.solvers.base import Evaluation, Solver, multistep
@@ -11,7 +12,13 @@ def ddim(past: list[Evaluation], sigma_next: float) -> Any:
     return now.x + (sigma_next - now.sigma) * now.d
 
 
+def noise_estimate(past: Sequence[Evaluation], history: int) -> list[Any]:
+    """ε̂ of this step alone: the direction of the paper's form for classifier-free guidance, DDIM + β·ε̂."""
+    return [past[0].d]
+
+
 SOLVERS = (
     Solver("ddim", multistep(ddim), order=1, aliases=("euler",)),
     Solver("iia-ddim", multistep(ddim), order=1, history=1),
+    Solver("iia-ddim-guided", multistep(ddim, noise_estimate), order=1, history=0),
 )

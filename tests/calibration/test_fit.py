@@ -20,6 +20,7 @@ from tests.conftest import TINY
 
 BASES = {
     "iia-ddim": "ddim",
+    "iia-ddim-guided": "ddim",
     "iia-dpmpp-2m": "dpmpp-2m",
     "biia-edm": "heun",
     "iia-edm": "heun",
@@ -162,6 +163,8 @@ def test_heuns_single_evaluation_is_well_placed(digits: Denoiser, monkeypatch: p
         ({"heldout": 0}, "heldout is 0"),
         ({"ridge": -1.0}, "ridge is -1"),
         ({"ridge": float("nan")}, "ridge is nan"),
+        ({"refine": -1}, "refine is -1"),
+        ({"guidance": float("inf")}, "guidance is inf"),
         ({"history": 5}, "history is 5"),
         ({"history": -1}, "history is -1"),
     ],
@@ -208,6 +211,15 @@ def test_guidance_moves_along_the_difference_that_the_class_makes() -> None:
     guided = Network(model, noises.network.class_labels, 3.0)
     torch.testing.assert_close(guided(x, 2.0), unknown + 3.0 * (known - unknown), rtol=1e-5, atol=1e-5)
     assert guided.meter.evaluations == 6
+
+
+def test_guidance_is_fitted_for(digits: Denoiser) -> None:
+    """The paper's guided form lowers the error of guided DDIM; a model without classes cannot be guided."""
+    with pytest.raises(UserError, match="guidance 2 needs a model with classes"):
+        calibrate(digits, small(4, "iia-ddim-guided", guidance=2.0))
+    plan = calibrate(models.load(TINY), small(4, "iia-ddim-guided", guidance=2.0))
+    assert plan.calibration["settings"]["guidance"] == 2
+    assert any(step["error_after"] < step["error_before"] for step in plan.calibration["steps"])
 
 
 def test_grids_have_the_models_own_range(digits: Denoiser) -> None:

@@ -44,9 +44,9 @@ def test_class_minus_one_is_no_class() -> None:
 
 def test_the_shipped_network_denoises(digits: Denoiser) -> None:
     """On noisy digits it errs far less than the best linear guess, shrinking toward the mean image."""
-    from models.train import digits as dataset
+    from models import datasets
 
-    images = dataset()
+    images = datasets.digits().images
     noisy = images + 0.5 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     denoised = digits(noisy, 0.5)
     variance = images.var(0, correction=0)

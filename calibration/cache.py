@@ -34,7 +34,8 @@ class Cache:
             with np.load(path) as stored:
                 return {entry: stored[entry] for entry in stored.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            arrays = dict(compute())
+            pass  # not there, or not whole
+        arrays = dict(compute())
         temporary = path.with_suffix(f".{os.getpid()}.new")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ def refine(
         images = len(noises.seeds[used])
         cost = (evaluations(plan.nfe) + plan.nfe * (1 + len(DAMPINGS))) * images + plan.nfe * len(noises.heldout)
         with progress(f"refinement {iteration + 1} of {iterations}", cost) as meter.progress:
-            matrix, slope = normal_equations(noises.part(used), converged, plan, cache)
+            matrix, slope = normal_equations(noises.part(used), converged[used], plan, cache)
             tried = [(error(plan, used), damping * 100, plan)]  # staying is allowed, and damps more
             for factor in DAMPINGS:
                 moved = step(plan, matrix, slope, damping * factor, (spec.sigma_min, spec.sigma_max))

@@ -146,18 +146,35 @@ def train(
                 state_path.with_suffix(".new").replace(state_path)
 
     save_losses(losses, folder)
+    return write_weights(name, recipe, averaged, losses, dataset, folder)
+
+
+def write_weights(
+    name: str,
+    recipe: Recipe,
+    averaged: Mapping[str, Tensor],
+    losses: Sequence[float],
+    dataset: Dataset,
+    folder: Path,
+    lately: int = 200,
+) -> Path:
+    """The averaged weights in half precision, with how they were made and what they are worth; returns their path.
+
+    The final loss is the mean of the last so many steps.
+    """
+    network, objective = untrained(name)
     half = {key: value.half().cpu() for key, value in averaged.items()}
     network.load_state_dict({key: value.float() for key, value in half.items()})
     metadata = {
         "recipe": json.dumps(asdict(recipe)),
         "images_seen": str(len(losses) * recipe.batch),
-        "final_loss": f"{sum(losses[-save_every:]) / len(losses[-save_every:]):.5f}",
+        "final_loss": f"{sum(losses[-lately:]) / len(losses[-lately:]):.5f}",
         "weights_sha256": checkpoint.weights_sha256(half),
         **heldout_figures(network.eval(), objective, dataset, recipe),
     }
     if isinstance(network, Classifier):  # its file says what it makes of real images, so that FD needs no dataset
-        real = statistics(features(network, images))
-        half |= {"real_mean": real.mean.float().cpu(), "real_covariance": real.covariance.float().cpu()}
+        real = statistics(features(network, dataset.images))
+        half |= {"real_mean": real.mean.float(), "real_covariance": real.covariance.float()}
     else:
         metadata |= {"architecture": json.dumps(ZOO[name].architecture), "licence": ZOO[name].licence}
     weights = folder / f"{name}.safetensors"
@@ -185,11 +202,9 @@ def heldout_figures(network: nn.Module, objective: Objective, dataset: Dataset, 
     if not len(dataset.heldout_images):
         return {}
     torch.manual_seed(_seed(recipe, -1))
-    device = next(network.parameters()).device
     losses, hits = [], 0
     for part in range(0, len(dataset.heldout_images), 500):
-        images = dataset.heldout_images[part : part + 500].to(device)
-        labels = dataset.heldout_labels[part : part + 500].to(device)
+        images, labels = dataset.heldout_images[part : part + 500], dataset.heldout_labels[part : part + 500]
         losses.append(objective(network, images, labels).item())
         if isinstance(network, Classifier):
             hits += int((network(images).argmax(1) == labels).sum())

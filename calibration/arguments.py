@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from calibration.cache import Cache
-from calibration.calibrate import TARGETS, Settings
+from calibration.calibrate import CHOSEN, TARGETS, Settings
 from calibration.schedules import SCHEDULES
 from models.precond import Denoiser
 from models.zoo import load
@@ -14,7 +14,7 @@ from runtime.cache import cache_folder
 from runtime.errors import UserError
 
 DEFAULTS = Settings(nfe=1)
-ITERATIONS = 18
+ITERATIONS = 10
 
 
 def add_cache_argument(group: argparse._ActionsContainer) -> None:
@@ -60,7 +60,9 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         "--solver", default=DEFAULTS.solver, help="auto (default: what measures best), ddim, iia-ipndm, …"
     )
     group.add_argument(
-        "--schedule", default=DEFAULTS.schedule, help=f"noise levels: {', '.join(SCHEDULES)} (default: edm)"
+        "--schedule",
+        default=DEFAULTS.schedule,
+        help=f"noise levels: {', '.join(SCHEDULES)}, or {CHOSEN} for this model (default: edm; {CHOSEN} for auto)",
     )
     target_help = f"{' or '.join(TARGETS)}: the paper's, or ours (default: local; global for auto)"
     group.add_argument(*names("target"), dest="fit_target", help=target_help)

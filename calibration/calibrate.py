@@ -11,12 +11,13 @@ from torch import Tensor
 from calibration.cache import NO_CACHE, Cache
 from calibration.distributed import processes, total
 from calibration.fit import FittedStep, Target, fit, rms
+from calibration.grid import Grid, choose
 from calibration.network import Network
 from calibration.noises import Noises, to_fit, to_judge
 from calibration.reference import REFERENCE_STEPS, cost, local_target, solution
 from calibration.refine import refine
 from calibration.schedules import SCHEDULES
-from calibration.solvers import ALL_SOLVERS, find
+from calibration.solvers import find
 from calibration.solvers.base import Scheme, Solver, base_step
 from calibration.trace import trace
 from models.precond import Denoiser
@@ -25,6 +26,8 @@ from runtime.errors import UserError
 from runtime.plan import Plan, sample
 
 TARGETS = ("local", "global")
+CHOSEN = "chosen"  # the schedule that is measured, calibration/grid.py
+AUTO = ("iia-ipndm", "iia-ddim", "iia-dpmpp-2m", "iia-spndm", "ipndm", "iia-edm")  # the best of a study, by NFE
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Settings:
     Args:
         nfe: network evaluations, exactly.
         solver: a name of ``ALL_SOLVERS``, or "auto": whichever measures best for this model and nfe.
-        schedule: a name of ``SCHEDULES``.
+        schedule: a name of ``SCHEDULES``, or "chosen": the levels between which this model's steps err least. None:
+            edm, and chosen for "auto".
         target: "local" is the paper's (fine steps from the coarse state); "global" aims at the fine trajectory from
             the same noise, so that a step also repairs what earlier ones left. None: local, and global for "auto".
         history: the paper's r; None is each solver's own (0 for biia-edm, 1 for the others).
@@ -49,7 +53,7 @@ class Settings:
 
     nfe: int
     solver: str = "auto"
-    schedule: str = "edm"
+    schedule: str | None = None
     target: str | None = None
     history: int | None = None
     fine_steps: int = 10
@@ -81,8 +85,8 @@ class Settings:
                 )
         if not math.isfinite(self.guidance):
             raise UserError(f"guidance is {self.guidance}; it must be a finite number")
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}")
+        if self.schedule not in (*SCHEDULES, CHOSEN, None):
+            raise UserError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}, {CHOSEN}")
         if self.target not in (*TARGETS, None):
             raise UserError(f"unknown target {self.target!r}; known: {', '.join(TARGETS)}")
         if self.history is not None and not 0 <= self.history < self.nfe:
@@ -105,18 +109,27 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
     error, what "auto" compared, refinement's errors, network evaluations (of one image) spent, seconds.
     """
     started = time.perf_counter()
-    solvers = ALL_SOLVERS if settings.solver == "auto" else (find(settings.solver),)
-    schemes = [scheme_of(model, solver, settings) for solver in solvers]
-    if len(solvers) == 1 and solvers[0].history is None and not settings.refine:
-        return trace(schemes[0])
-    target = settings.target or ("global" if settings.solver == "auto" else "local")
+    auto = settings.solver == "auto"
+    solvers = [find(name) for name in (AUTO if auto else [settings.solver])]
+    schedule = settings.schedule or (CHOSEN if auto else "edm")
+    target = settings.target or ("global" if auto else "local")
+    fixed = not auto and solvers[0].history is None and not settings.refine
+    if fixed and schedule != CHOSEN:
+        return trace(scheme_of(solvers[0], grid_of(model, schedule), settings))
+
     noises = to_fit(model, settings.batch, settings.heldout, settings.seed, settings.guidance)
     meter = noises.network.meter
-
-    levels = {sigma for scheme in schemes for sigma in scheme.sigmas if sigma > 0}
-    steps = max(REFERENCE_STEPS, settings.fine_steps * max(len(scheme.sigmas) - 1 for scheme in schemes))
-    with progress("reference trajectory", cost(len(levels), steps) * len(noises)) as meter.progress:
-        fine = solution(noises, levels, steps, cache)
+    steps = max(REFERENCE_STEPS, settings.fine_steps * settings.nfe)
+    if schedule == CHOSEN:
+        grid, fine = choose(noises, settings.nfe, steps, cache, progress)
+        schemes = [scheme_of(solver, grid, settings) for solver in solvers]
+    else:
+        schemes = [scheme_of(solver, grid_of(model, schedule), settings) for solver in solvers]
+        levels = {sigma for scheme in schemes for sigma in scheme.sigmas if sigma > 0}
+        with progress("fine trajectory", cost(len(levels), steps) * len(noises)) as meter.progress:
+            fine = solution(noises, levels, steps, cache)
+    if fixed:
+        return trace(schemes[0])
 
     candidates = []
     for scheme in schemes:
@@ -134,6 +147,7 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
         "weights_sha256": model.spec.weights_sha256,
         "settings": asdict(settings),
         "target": target,
+        "schedule": schedule,
         "heldout_rms_error": min(errors),
         "steps": [asdict(step) for step in best.steps],
         "compared": {candidate.plan.solver: candidate.error for candidate in candidates},
@@ -144,12 +158,15 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
     return Plan(plan.solver + ("-refined" if settings.refine else ""), plan.sigmas, plan.table, report)
 
 
-def scheme_of(model: Denoiser, solver: Solver, settings: Settings) -> Scheme:
-    """The solver on the noise levels that ``settings.nfe`` evaluations pay for, within the model's range."""
-    steps = solver.steps(settings.nfe)
-    sigmas = SCHEDULES[settings.schedule](steps, model.spec.sigma_min, model.spec.sigma_max)
+def grid_of(model: Denoiser, schedule: str) -> Grid:
+    """The grids of one of ``SCHEDULES``, within the model's range."""
+    return lambda steps: SCHEDULES[schedule](steps, model.spec.sigma_min, model.spec.sigma_max)
+
+
+def scheme_of(solver: Solver, grid: Grid, settings: Settings) -> Scheme:
+    """The solver on the noise levels that ``settings.nfe`` evaluations pay for."""
     history = solver.history if settings.history is None or solver.history is None else settings.history
-    return Scheme(solver, sigmas, settings.nfe, history or 0)
+    return Scheme(solver, grid(solver.steps(settings.nfe)), settings.nfe, history or 0)
 
 
 def local_targets(scheme: Scheme, network: Network, fine_steps: int) -> Target:

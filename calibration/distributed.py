@@ -48,6 +48,15 @@ def share(seeds: range) -> list[int]:
     return [seed for place, seed in enumerate(seeds) if place // size % processes() == rank()]
 
 
+def gathered(rows: np.ndarray) -> np.ndarray:
+    """The rows of all processes, one process after the other. Raises what ``total`` raises."""
+    counts = total(np.bincount([rank()], [len(rows)], processes()))
+    before = int(counts[: rank()].sum())
+    every = np.zeros((int(counts.sum()), *rows.shape[1:]))
+    every[before : before + len(rows)] = rows
+    return total(every)
+
+
 def total(values: np.ndarray) -> np.ndarray:
     """The sum over all processes, float64, the same bits in each. Raises BoundError when one of them is gone."""
     if processes() == 1:

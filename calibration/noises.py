@@ -44,7 +44,7 @@ class Noises:
     def blocks(self) -> Iterator[tuple[slice, "Noises"]]:
         """Some at a time, and which: as they are computed, stored and shared among processes."""
         for start in range(0, len(self), BLOCK):
-            images = slice(start, start + BLOCK)
+            images = slice(start, min(start + BLOCK, len(self)))
             yield images, self.part(images)
 
     @property

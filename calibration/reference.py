@@ -47,13 +47,14 @@ def trajectory(network: Network, x: Tensor, levels: Iterable[float], steps: int)
 def solution(noises: Noises, levels: Iterable[float], steps: int, cache: Cache) -> dict[float, Tensor]:
     """``trajectory`` of unit noises from the highest of ``levels``, in float32's precision, kept block by block."""
     grid = sorted({*levels, 0.0}, reverse=True)
+    count = substeps(len(grid) - 1, steps)
 
     def solve(block: Noises) -> dict[str, np.ndarray]:
         states = trajectory(block.network, grid[0] * block.noise, grid, steps)
         return {"states": torch.stack([states[sigma] for sigma in grid]).float().cpu().numpy()}
 
     solved = [
-        cache.recall({"solution": block.key, "levels": grid, "steps": steps}, partial(solve, block))["states"]
+        cache.recall({"solution": block.key, "levels": grid, "substeps": count}, partial(solve, block))["states"]
         for _, block in noises.blocks()
     ]
     states = torch.from_numpy(np.concatenate(solved, axis=1)).to(noises.noise)

@@ -39,9 +39,9 @@ def refine(
 ) -> Refinement:
     """Refines ``plan`` so that its images come near ``converged`` [n, …]; never worse than it on the held-out noises.
 
-    An iteration uses the noises that fit: a quarter of them for the first half of the way, then half, then all. It
-    takes derivatives, and of four dampings the one that brings these images nearest. Each iteration's plan is then
-    judged by the noises held out.
+    An iteration uses the noises that fit: half of them for the first third of the way, then all. It takes
+    derivatives, and of four dampings the one that brings these images nearest. Each iteration's plan is then judged by
+    the noises held out.
     """
     spec, meter = noises.network.model.spec, noises.network.meter
     damping = DAMPING
@@ -52,7 +52,7 @@ def refine(
     heldout = slice(noises.fitting, None)
     made = [(error(plan, heldout), plan)]
     for iteration in range(iterations):
-        used = slice(0, -(-noises.fitting // (4, 4, 4, 2, 1, 1)[6 * iteration // iterations]))
+        used = slice(-(-noises.fitting // (2 if 3 * iteration < iterations else 1)))
         images = len(noises.seeds[used])
         cost = (evaluations(plan.nfe) + plan.nfe * (1 + len(DAMPINGS))) * images + plan.nfe * len(noises.heldout)
         with progress(f"refinement {iteration + 1} of {iterations}", cost) as meter.progress:

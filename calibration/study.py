@@ -9,11 +9,15 @@ import torch
 
 from calibration import frechet
 from calibration.cache import Cache
-from calibration.calibrate import Candidate, Settings, make_candidate, scheme_of
+from calibration.calibrate import Candidate, Settings, grid_of, make_candidate, scheme_of
+from calibration.distributed import gathered
+from calibration.fit import FittedStep, rms
+from calibration.grid import choose
 from calibration.noises import Noises, to_fit, to_judge
 from calibration.reference import REFERENCE_STEPS, cost, solution
 from calibration.refine import refine
 from calibration.solvers import ALL_SOLVERS
+from calibration.trace import trace
 from models import classifier
 from models.precond import Denoiser
 from models.progress import ProgressBars, silent
@@ -22,14 +26,18 @@ from runtime.plan import Plan, sample
 
 RESAMPLES = 1000  # of the bootstrap
 SHOWN = 8  # images of each sampler that are kept for the picture
+CHECKED = 128  # noises whose reference is solved again, in twice its steps
+ON_CHOSEN = " on a chosen grid"
+KINDS = ("fixed", "fitted", "fixed" + ON_CHOSEN, "fitted" + ON_CHOSEN, "refined")
 
 
 @dataclass(frozen=True)
 class Row:
     """One sampler at one NFE: RMSE of its images against the converged ones, a 95 % bootstrap interval, FD-fashion.
 
-    ``kind`` is "fixed", "fitted" (γ by least squares, global target) or "refined". ``steps`` are the RMS errors after
-    each step on the fit's held-out noises, before and after γ; ``fd`` is None where there are no features.
+    ``kind`` is one of ``KINDS``: fixed, or γ fitted by least squares to the global target, on EDM's grid or a chosen
+    one; or refined. ``steps`` are the RMS errors after each step on the fit's held-out noises, before and after γ;
+    ``fd`` is None where there are no features.
     """
 
     solver: str
@@ -61,29 +69,45 @@ class Study:
     def best(self, kind: str, nfe: int) -> Row:
         return min((row for row in self.rows if row.kind == kind and row.nfe == nfe), key=lambda row: row.rmse)
 
+    def kinds(self, nfe: int) -> list[str]:
+        """Those that were measured at ``nfe``."""
+        return [kind for kind in KINDS if any(row.kind == kind and row.nfe == nfe for row in self.rows)]
+
 
 @dataclass(frozen=True)
 class Judge:
-    """Noises, the images they should become, and the classifier that sees 28×28 ones."""
+    """Noises, the images they should become, and the classifier that sees 28×28 ones.
+
+    ``convergence`` is the RMS change of the reference when its steps double.
+    """
 
     noises: Noises
     goal: torch.Tensor
+    convergence: float
     seer: classifier.Classifier | None
     real: classifier.Statistics | None
     cache: Cache
 
-    def row(self, plan: Plan, kind: str, candidate: Candidate | None = None) -> tuple[Row, np.ndarray]:
+    def row(self, plan: Plan, kind: str, fitted: Sequence[FittedStep]) -> tuple[Row, np.ndarray]:
         parts = [
             self.cache.recall({"judged": block.key, "plan": plan.sha256}, partial(self._block, block, images, plan))
             for images, block in self.noises.blocks()
         ]
-        errors = np.concatenate([part["errors"] for part in parts])
+        errors = gathered(np.concatenate([part["errors"] for part in parts]))
         draws = np.random.default_rng(0).integers(len(errors), size=(RESAMPLES, len(errors)))
         low, high = np.sqrt(np.percentile(errors[draws].mean(1), [2.5, 97.5]))
-        fd = self.distance(np.concatenate([part["features"] for part in parts]))
-        steps = tuple((step.error_before, step.error_after) for step in candidate.steps) if candidate else ()
+        fd = self.distance(gathered(np.concatenate([part["features"] for part in parts])))
+        steps = tuple((step.error_before, step.error_after) for step in fitted)
         rmse = float(np.sqrt(errors.mean()))
         return Row(plan.solver, kind, plan.nfe, rmse, float(low), float(high), fd, plan, steps), parts[0]["shown"]
+
+    def check(self, least: float) -> None:
+        """Raises UserError when the reference moves too much to have measured an error of ``least``."""
+        if not self.convergence < 0.5 * least:
+            raise UserError(
+                f"the reference moves by {self.convergence:.2g} when its {REFERENCE_STEPS} steps double, which is not "
+                f"far below the errors that it should measure ({least:.2g}): the model's trajectories do not converge"
+            )
 
     def _block(self, block: Noises, which: slice, plan: Plan) -> dict[str, np.ndarray]:
         images = sample(block.network, block.noise, plan)
@@ -105,6 +129,19 @@ class Judge:
         return frechet.distance(classifier.statistics(torch.from_numpy(features)), self.real)
 
 
+def judging(model: Denoiser, count: int, guidance: float, cache: Cache, progress: ProgressBars) -> Judge:
+    """``count`` noises that no fit sees, solved; some of them again, in twice the steps."""
+    noises = to_judge(model, count, guidance)
+    checked = noises.part(slice(CHECKED))
+    top = [model.spec.sigma_max]
+    spent = cost(1, REFERENCE_STEPS) * len(noises) + cost(1, 2 * REFERENCE_STEPS) * len(checked)
+    with progress("reference, and twice its steps", spent) as noises.network.meter.progress:
+        goal = solution(noises, top, REFERENCE_STEPS, cache)[0.0]
+        convergence = rms(solution(checked, top, 2 * REFERENCE_STEPS, cache)[0.0] - goal[:CHECKED])
+    seer, real = classifier.load() if model.spec.shape == classifier.SHAPE else (None, None)
+    return Judge(noises, goal, convergence, seer, real, cache)
+
+
 def study(
     model: Denoiser,
     nfes: Sequence[int],
@@ -120,44 +157,56 @@ def study(
     UserError when the reference does not converge.
     """
     every = [replace(settings, nfe=nfe, target="global", history=None) for nfe in nfes]
-    schemes = {(s.nfe, solver.name): scheme_of(model, solver, s) for s in every for solver in ALL_SOLVERS}
-    levels = {sigma for scheme in schemes.values() for sigma in scheme.sigmas if sigma > 0}
+    published = {
+        (s.nfe, solver.name): scheme_of(solver, grid_of(model, "edm"), s) for s in every for solver in ALL_SOLVERS
+    }
+    fitted = [scheme for scheme in published.values() if scheme.solver.history is not None]
+    levels = {sigma for scheme in fitted for sigma in scheme.sigmas if sigma > 0}
     noises = to_fit(model, settings.batch, settings.heldout, settings.seed, settings.guidance)
-    with progress("fine trajectory", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
+    with progress("EDM's levels", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
         fine = solution(noises, levels, REFERENCE_STEPS, cache)
+    grid, finer = choose(noises, max(nfes), REFERENCE_STEPS, cache, progress)
+    fine = {**fine, **finer}
 
-    judges = to_judge(model, judged, settings.guidance)
-    top, meter = [model.spec.sigma_max], judges.network.meter
-    spent = cost(1, REFERENCE_STEPS) + cost(1, 2 * REFERENCE_STEPS)
-    with progress("reference, and twice its steps", spent * judged) as meter.progress:
-        goal, finer = (solution(judges, top, steps, cache)[0.0] for steps in (REFERENCE_STEPS, 2 * REFERENCE_STEPS))
-    convergence = (goal - finer).square().mean().sqrt().item()
-    seer, real = classifier.load() if model.spec.shape == classifier.SHAPE else (None, None)
-    judge = Judge(judges, finer, seer, real, cache)
-
+    judge = judging(model, judged, settings.guidance, cache, progress)
+    meter = judge.noises.network.meter
     rows: list[Row] = []
-    pictures = {"reference": finer[:SHOWN].float().cpu().numpy()}
+    pictures = {"reference": judge.goal[:SHOWN].float().cpu().numpy()}
+
+    def measure(plan: Plan, kind: str, steps: Sequence[FittedStep] = ()) -> None:
+        row, shown = judge.row(plan, kind, steps)
+        rows.append(row)
+        pictures[f"{row.solver} {row.nfe}"] = shown
+
     for s in every:
-        with progress(f"{s.nfe} evaluations", s.nfe * len(ALL_SOLVERS) * judged) as meter.progress:
-            candidates = [
-                make_candidate(schemes[s.nfe, solver.name], noises, fine, "global", s) for solver in ALL_SOLVERS
-            ]
-            for solver, candidate in zip(ALL_SOLVERS, candidates, strict=True):
-                row, shown = judge.row(candidate.plan, "fixed" if solver.history is None else "fitted", candidate)
-                rows.append(row)
-                pictures[f"{row.solver} {s.nfe}"] = shown
+        once = [
+            solver for solver in ALL_SOLVERS if solver.steps(s.nfe) >= s.nfe - 1
+        ]  # a step; so are the grids' errors
+        schemes = [(published[s.nfe, solver.name], False) for solver in ALL_SOLVERS]
+        schemes += [(scheme_of(solver, grid, s), True) for solver in once]
+        fits: list[Candidate] = []
+        with progress(f"{s.nfe} evaluations", s.nfe * len(schemes) * len(judge.noises)) as meter.progress:
+            for scheme, chosen in schemes:
+                if scheme.solver.history is None:
+                    measure(named(trace(scheme), chosen), "fixed" + ON_CHOSEN * chosen)
+                    continue
+                fits.append(make_candidate(scheme, noises, fine, "global", s))
+                measure(named(fits[-1].plan, chosen), "fitted" + ON_CHOSEN * chosen, fits[-1].steps)
         if s.nfe in refined:
-            start = min(candidates, key=lambda candidate: candidate.error).plan  # by the fit's own held-out noises
+            start = min(fits, key=lambda fit: fit.error).plan  # by the fit's own held-out noises
             last = refine(start, noises, fine[0.0], settings.refine, cache, progress).plan
-            row, shown = judge.row(Plan("refined", last.sigmas, last.table), "refined")
-            rows.append(row)
-            pictures[f"refined {s.nfe}"] = shown
-    best = min(row.rmse for row in rows)
-    if not convergence < 0.5 * best:
-        raise UserError(
-            f"the reference moves by {convergence:.2g} when its {REFERENCE_STEPS} steps double, which is not far below "
-            f"the errors that it should measure ({best:.2g}): the model's trajectories do not converge"
-        )
+            measure(replace(last, solver="refined", calibration={}), "refined")
+    judge.check(min(row.rmse for row in rows))
     return Study(
-        model.spec.name, settings, judged, convergence, judge.distance(judge.features(finer)), tuple(rows), pictures
+        model.spec.name,
+        settings,
+        judged,
+        judge.convergence,
+        judge.distance(gathered(judge.features(judge.goal))),
+        tuple(rows),
+        pictures,
     )
+
+
+def named(plan: Plan, chosen: bool) -> Plan:
+    return replace(plan, solver=plan.solver + "-chosen" * chosen, calibration={})

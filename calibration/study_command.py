@@ -1,7 +1,7 @@
 """Measures every solver at several numbers of evaluations on held-out noises, and draws what it found.
 
 python -m calibration study --model edm-digits
-python -m calibration study --model edm-fashion --refined 5,6,8,10 --out study/edm-fashion
+torchrun --nproc-per-node 2 -m calibration study --model edm-fashion --refined 5,6,8,10 --out study/edm-fashion
 """
 
 import argparse
@@ -9,8 +9,9 @@ from pathlib import Path
 
 from calibration.arguments import DEFAULTS, ITERATIONS, add_cache_argument, add_model_arguments, cache, load_model
 from calibration.calibrate import Settings
-from calibration.study import study
-from models.progress import bar
+from calibration.distributed import joined, rank
+from calibration.study import Study, study
+from models.progress import ProgressBars, bar, silent
 from runtime.errors import Parser, UserError, whole_numbers
 from runtime.output import writable
 
@@ -23,8 +24,12 @@ def main() -> None:
     )
     add_model_arguments(parser)
     group = parser.add_argument_group("study")
-    group.add_argument("--nfe", default=NFES, help=f"numbers of network evaluations (default: {NFES})")
-    group.add_argument("--refined", default="5,6,8,10", help="of them, those to refine at (default: 5,6,8,10)")
+    group.add_argument(
+        "--nfe", type=whole_numbers, default=NFES, help=f"numbers of network evaluations (default: {NFES})"
+    )
+    group.add_argument(
+        "--refined", type=whole_numbers, default="5,6,8,10", help="of them, those to refine at (default: 5,6,8,10)"
+    )
     group.add_argument("--noises", type=int, default=1024, help="to judge by (default: 1024)")
     group.add_argument("--batch", type=int, default=512, help="noises to fit on (default: 512)")
     group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to hold out of the fit")
@@ -33,7 +38,7 @@ def main() -> None:
     add_cache_argument(group)
     group.add_argument("--out", type=Path, help="a new folder (default: study-MODEL)")
     arguments = parser.parse_args()
-    nfes, refined = (sorted(set(whole_numbers(text))) for text in (arguments.nfe, arguments.refined))
+    nfes, refined = (sorted(set(numbers)) for numbers in (arguments.nfe, arguments.refined))
     if not set(refined) <= set(nfes) or arguments.noises < 2:
         raise UserError(f"--refined {refined} must be among --nfe {nfes}, and --noises at least 2")
     settings = Settings(
@@ -45,10 +50,19 @@ def main() -> None:
         refine=arguments.iterations,
     )
     target = arguments.out or Path(f"study-{Path(arguments.model).stem}")
-    with writable(target) as folder:
-        found = study(load_model(arguments), nfes, refined, settings, arguments.noises, cache(arguments), bar)
-        from calibration.study_report import write  # late: Matplotlib takes a second
+    model = load_model(arguments)
 
-        folder.mkdir()
-        write(found, folder)
+    def found(progress: ProgressBars) -> Study:
+        return study(model, nfes, refined, settings, arguments.noises, cache(arguments), progress)
+
+    with joined(next(model.parameters()).device):
+        if rank():
+            found(silent)
+            return
+        with writable(target) as folder:
+            written = found(bar)
+            from calibration.study_report import write  # late: Matplotlib takes a second
+
+            folder.mkdir()
+            write(written, folder)
     print(f"{target}: see study.md, error.png and samples.png; plans/ can be exported with --plan")

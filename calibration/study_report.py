@@ -10,13 +10,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from calibration.study import Row, Study
+from calibration.study import KINDS, Study
 
 matplotlib.use("Agg")
 
-KINDS = {"fixed": "tab:gray", "fitted": "tab:blue", "refined": "tab:red"}
-NAMED = 4  # solvers of a kind that get a line style and a name of their own; the others share one
-STYLES = ("-", "--", "-.", ":")
+COLOURS = dict(zip(KINDS, ("tab:gray", "tab:blue", "tab:olive", "tab:green", "tab:red"), strict=True))
+NAMED = 2  # solvers of a kind that get a line style and a name of their own; the others share one
+STYLES = ("-", "--")
 
 
 def write(study: Study, folder: Path) -> None:
@@ -65,7 +65,8 @@ def markdown(study: Study) -> str:
         f"# {study.model}: RMS error of final images, {study.judged} held-out noises",
         "",
         f"Against the converged images, which move by {study.convergence:.1e} when their solver's steps double; in "
-        "brackets the 95 % bootstrap interval. Bold: the best of its kind. Fitted: γ by least squares, global target.",
+        "brackets the 95 % bootstrap interval. Bold: the best of its kind. Fitted (iia-, biia-): γ by least squares, "
+        "global target; -chosen: noise levels chosen for the model; refined: all of it jointly.",
         "",
         *_table(study, columns, lambda row: f"{row.rmse:.4f} [{row.low:.4f}, {row.high:.4f}]", "rmse"),
         "",
@@ -74,7 +75,7 @@ def markdown(study: Study) -> str:
         "| | " + " | ".join(map(str, columns)) + " |",
         "| --- " * (len(columns) + 1) + "|",
     ]
-    for kind in ("fitted", "refined"):
+    for kind in KINDS[1:]:
         cells = []
         for nfe in columns:
             own = [row for row in study.rows if row.kind == kind and row.nfe == nfe]
@@ -105,7 +106,7 @@ def _table(study: Study, columns: Sequence[int], show: object, field: str) -> li
 def plot_against_nfe(study: Study, field: str, label: str, path: Path) -> None:
     """One line a solver, log scale; a band for the bootstrap interval of the best of each kind."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for kind, colour in KINDS.items():
+    for kind, colour in COLOURS.items():
         by_solver = {
             solver: [row for row in study.rows if row.solver == solver]
             for solver in dict.fromkeys(row.solver for row in study.rows if row.kind == kind)
@@ -123,7 +124,7 @@ def plot_against_nfe(study: Study, field: str, label: str, path: Path) -> None:
                 linewidth=2 if place == 0 else 1.2,
                 marker="o" if place == 0 else None,
                 markersize=4,
-                label=f"{solver} ({kind})" if kind != "refined" and named else solver if named else None,
+                label=solver if named else None,
             )
         if ranked and field == "rmse":
             rows = by_solver[ranked[0]]
@@ -147,9 +148,9 @@ def _finish(axes: Axes, study: Study, label: str) -> None:
 
 def plot_gamma(study: Study, nfe: int, path: Path) -> None:
     """The tables of the best fixed, fitted and refined samplers: what each state takes of each past image."""
-    kinds = [kind for kind in KINDS if any(row.kind == kind and row.nfe == nfe for row in study.rows)]
+    kinds = study.kinds(nfe)
     figure, every = plt.subplots(
-        1, len(kinds), figsize=(4.2 * len(kinds) + 1, 4.4), layout="constrained", squeeze=False
+        1, len(kinds), figsize=(3.4 * len(kinds) + 1, 3.8), layout="constrained", squeeze=False
     )
     for axes, kind in zip(every[0], kinds, strict=True):
         row = study.best(kind, nfe)
@@ -165,16 +166,16 @@ def plot_gamma(study: Study, nfe: int, path: Path) -> None:
 
 def plot_steps(study: Study, nfe: int, path: Path) -> None:
     """RMS error against the fine trajectory after each step, without and with that step's γ."""
-    fitted = [row for row in study.rows if row.kind == "fitted" and row.nfe == nfe and row.steps]
-    columns = min(3, len(fitted))
+    fitted = [row for row in study.rows if row.nfe == nfe and row.steps]
+    columns = min(4, len(fitted))
     count = -(-len(fitted) // columns)
     figure, every = plt.subplots(
         count, columns, figsize=(3.6 * columns, 2.6 * count), layout="constrained", squeeze=False, sharey=True
     )
     for axes, row in zip(every.flat, fitted, strict=False):
         before, after = zip(*row.steps, strict=True)
-        axes.semilogy(before, "o--", color=KINDS["fixed"], markersize=3, label="the step alone")
-        axes.semilogy(after, "o-", color=KINDS["fitted"], markersize=3, label="with γ")
+        axes.semilogy(before, "o--", color=COLOURS["fixed"], markersize=3, label="the step alone")
+        axes.semilogy(after, "o-", color=COLOURS["fitted"], markersize=3, label="with γ")
         axes.set_title(f"{row.solver}, NFE {nfe}", fontsize=9)
         axes.grid(visible=True, alpha=0.2)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -189,7 +190,7 @@ def plot_steps(study: Study, nfe: int, path: Path) -> None:
 
 def plot_samples(study: Study, nfe: int, path: Path) -> None:
     """The same noises in each row of images: converged, and the best sampler of each kind."""
-    best: list[Row] = [study.best(k, nfe) for k in KINDS if any(r.kind == k and r.nfe == nfe for r in study.rows)]
+    best = [study.best(kind, nfe) for kind in study.kinds(nfe)]
     lines = [("converged", study.pictures["reference"])]
     lines += [(f"{row.solver}\nRMSE {row.rmse:.3f}", study.pictures[f"{row.solver} {nfe}"]) for row in best]
     shown = len(lines[0][1])

@@ -80,6 +80,7 @@ def coarse_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reference of few steps, for tests of which the answer does not depend on it."""
     monkeypatch.setattr("calibration.reference.REFERENCE_STEPS", 24)
     monkeypatch.setattr("calibration.calibrate.REFERENCE_STEPS", 24)
+    monkeypatch.setattr("calibration.grid.LEVELS", 16)
 
 
 def run_main(main: Callable[[], object], *arguments: str) -> None:

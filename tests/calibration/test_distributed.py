@@ -19,7 +19,7 @@ from calibration.distributed import joined, rank, total
 from calibration.fit import gram
 from calibration.noises import to_fit
 from calibration.refine import normal_equations
-from calibration.calibrate import Settings, scheme_of
+from calibration.calibrate import Settings, grid_of, scheme_of
 from calibration.solvers import find
 from calibration.trace import trace
 
@@ -28,7 +28,7 @@ with joined(torch.device("cpu")):
     noises = to_fit(model, 64, 64, 0)
     fit = noises.part(slice(0, noises.fitting))
     products = gram([fit.network(fit.noise * sigma, sigma) for sigma in (80.0, 2.0, 0.1)])
-    plan = trace(scheme_of(model, find("ddim"), Settings(3)))
+    plan = trace(scheme_of(find("ddim"), grid_of(model, "edm"), Settings(3)))
     matrix, slope = normal_equations(fit, torch.zeros_like(fit.noise), plan, NO_CACHE)
     if rank() == 0:
         np.savez(sys.argv[1], products=products, matrix=matrix, slope=slope)

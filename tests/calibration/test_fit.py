@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies
 
 import models
-from calibration.calibrate import Settings, calibrate, error_against_converged, scheme_of
+from calibration.calibrate import AUTO, Settings, calibrate, error_against_converged, grid_of, scheme_of
 from calibration.fit import fit, gram, rms, solve
 from calibration.network import Network
 from calibration.noises import to_fit, to_judge
@@ -110,10 +110,12 @@ def test_a_correction_that_does_not_help_is_dropped(network: Network, noise: tor
     torch.testing.assert_close(images, bases[-1])
 
 
+@pytest.mark.usefixtures("coarse_reference")
 def test_auto_takes_what_measured_best(digits: Denoiser) -> None:
     plan = calibrate(digits, small(5, "auto"))
     compared = plan.calibration["compared"]
-    assert set(compared) == {solver.name for solver in ALL_SOLVERS}
+    assert set(compared) == set(AUTO)
+    assert plan.calibration["schedule"] == "chosen"
     assert compared[plan.solver] == min(compared.values()) == plan.calibration["heldout_rms_error"]
 
 
@@ -223,6 +225,6 @@ def test_guidance_is_fitted_for(digits: Denoiser) -> None:
 
 
 def test_grids_have_the_models_own_range(digits: Denoiser) -> None:
-    sigmas = scheme_of(digits, find("ddim"), Settings(4, "ddim")).sigmas
+    sigmas = scheme_of(find("ddim"), grid_of(digits, "edm"), Settings(4, "ddim")).sigmas
     assert sigmas[0] == pytest.approx(digits.spec.sigma_max)
     assert sigmas[-2] == pytest.approx(digits.spec.sigma_min)

@@ -9,7 +9,7 @@ import torch
 
 from calibration import refine as refining
 from calibration.cache import NO_CACHE, Cache
-from calibration.calibrate import Settings, calibrate, scheme_of
+from calibration.calibrate import Settings, calibrate, grid_of, scheme_of
 from calibration.fit import rms
 from calibration.noises import Noises, to_fit
 from calibration.reference import solution
@@ -31,7 +31,7 @@ def converged(noises: Noises, digits: Denoiser) -> torch.Tensor:
 
 
 def plan_of(digits: Denoiser, nfe: int) -> Plan:
-    return trace(scheme_of(digits, find("ddim"), Settings(nfe)))
+    return trace(scheme_of(find("ddim"), grid_of(digits, "edm"), Settings(nfe)))
 
 
 def test_parameters_are_the_whole_plan(digits: Denoiser) -> None:

@@ -10,7 +10,7 @@ from calibration.trace import corrected_by, trace
 from runtime.errors import UserError
 from runtime.plan import sample
 
-NFES = (1, 2, 3, 4, 5, 6, 9, 10, 18, 25)
+NFES = (1, 2, 3, 4, 5, 10, 25)
 CENTRES = np.random.default_rng(0).normal(size=(5, 48)) * 0.5
 WIDTH = 0.2
 NOISE = np.random.default_rng(1).normal(size=(16, 48))

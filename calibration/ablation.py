@@ -1,0 +1,151 @@
+"""What each part of a fitted sampler is worth, and what a fit is worth elsewhere: one change at a time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from calibration.cache import Cache
+from calibration.calibrate import CHOSEN, Settings, calibrate, grid_of, scheme_of
+from calibration.schedules import SCHEDULES
+from calibration.solvers import ALL_SOLVERS, find
+from calibration.study import Judge, judging
+from calibration.trace import trace
+from models.precond import Denoiser
+from models.progress import ProgressBars, silent
+from runtime.plan import Plan
+
+SEEDS = 5  # of fits whose spread is asked for
+BATCHES = (8, 16, 32, 64, 128, 256)
+HISTORIES = (1, 2, 3, 4)
+ITERATIONS = 10
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One line of a table: what changes of the settings it makes, and with how many seeds it is fitted."""
+
+    label: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A table of RMS errors against the converged images: a line's label, and per NFE those of each seed."""
+
+    question: str
+    lines: Sequence[tuple[str, Sequence[Sequence[float]]]]
+    columns: Sequence[str]
+
+
+def questions(history: Sequence[int]) -> dict[str, list[Trial]]:
+    """By question, the trials; what they do not change is iia-ipndm with r = 1, the global target and EDM's grid."""
+    return {
+        "What γ may weigh": [
+            Trial("nothing: fixed step sizes (ddim)", {"solver": "ddim"}),
+            Trial("the current gradient (iia-ddim-guided)", {"solver": "iia-ddim-guided", "history": 0}),
+            *(Trial(f"r = {r} past gradients (iia-ddim)", {"solver": "iia-ddim", "history": r}) for r in history),
+            Trial("Heun (heun)", {"solver": "heun"}),
+            Trial("Heun, its own increments (biia-edm)", {"solver": "biia-edm", "history": 0}),
+            *(Trial(f"Heun, r = {r} (iia-edm)", {"solver": "iia-edm", "history": r}) for r in (0, *history)),
+        ],
+        "Ridge and its centre": [
+            Trial(f"{centre}: ridge {ridge:g}", {"solver": f"iia-{centre}", "history": max(history), "ridge": ridge})
+            for centre in ("ddim", "ipndm")
+            for ridge in (0.0, 1e-6, 1e-4, 1e-2, 1.0)
+        ],
+        "Target, and its fine steps M": [
+            *(Trial(f"local, M = {m}", {"target": "local", "fine_steps": m}) for m in (2, 5, 10, 20)),
+            Trial("global"),
+        ],
+        "Noise levels": [
+            Trial(f"{schedule}, {solver}", {"schedule": schedule, "solver": solver})
+            for schedule in (*SCHEDULES, CHOSEN)
+            for solver in ("ipndm", "iia-ipndm")
+        ],
+        "Other solvers (chosen levels)": [
+            Trial(f"{solver.name}", {"schedule": CHOSEN, "solver": solver.name})
+            for solver in ALL_SOLVERS
+            if solver.steps(10) >= 9  # one evaluation a step, which chosen levels are made for
+        ],
+        "Refinement": [
+            Trial(f"{schedule}, {iterations} iterations", {"schedule": schedule, "refine": iterations})
+            for schedule in ("edm", CHOSEN)
+            for iterations in (0, ITERATIONS)
+        ],
+        f"Noises to fit on, over {SEEDS} seeds": [
+            Trial(f"r = {r}, {batch} noises", {"batch": batch, "history": r, "schedule": CHOSEN}, SEEDS)
+            for r in (min(history), max(history))
+            for batch in BATCHES
+        ],
+    }
+
+
+def ablate(
+    model: Denoiser, nfes: Sequence[int], batch: int, judged: int, cache: Cache, progress: ProgressBars = silent
+) -> list[Answer]:
+    """Answers every one of ``questions`` at each of ``nfes``, by ``judged`` noises; what it computes is kept."""
+    judge = judging(model, judged, 1.0, cache, progress)
+    history = [r for r in HISTORIES if r < min(nfes)]
+
+    def errors(trial: Trial, nfe: int) -> list[float]:
+        base = Settings(nfe, "iia-ipndm", "edm", "global", batch=batch)
+        every = [replace(base, seed=seed, **trial.changes) for seed in range(trial.seeds)]
+        return [error(judge, calibrate(model, settings, progress, cache)) for settings in every]
+
+    return [
+        Answer(question, [(trial.label, [errors(trial, nfe) for nfe in nfes]) for trial in trials], columns(nfes))
+        for question, trials in questions(history).items()
+    ]
+
+
+def transfer(
+    models: Sequence[Denoiser], nfe: int, batch: int, judged: int, cache: Cache, progress: ProgressBars = silent
+) -> list[Answer]:
+    """Plans of each model, used on each; and the γ of each grid of the first one, used on its other grids."""
+    judges = [judging(model, judged, 1.0, cache, progress) for model in models]
+    names = [f"on {model.spec.name}" for model in models]
+    answers = []
+    for schedule in ("edm", CHOSEN):
+        settings = Settings(nfe, "iia-ipndm", schedule, "global", batch=batch)
+        lines = [("not fitted: ipndm, EDM's grid", [[error(judge, fixed(judge, nfe))] for judge in judges])]
+        for model in models:
+            plan = calibrate(model, settings, progress, cache)
+            lines.append((f"fitted on {model.spec.name}", [[error(judge, plan)] for judge in judges]))
+        answers.append(Answer(f"γ of one model on another, {schedule} grid, NFE {nfe}", lines, names))
+
+    model, solver, lines = models[0], find("iia-ipndm"), []
+    for origin in SCHEDULES:
+        settings = Settings(nfe, solver.name, origin, "global", batch=batch)
+        gammas = [step["gamma"] for step in calibrate(model, settings, progress, cache).calibration["steps"]]
+        used = [trace(scheme_of(solver, grid_of(model, schedule), settings), gammas) for schedule in SCHEDULES]
+        lines.append((f"fitted on {origin}", [[error(judges[0], plan)] for plan in used]))
+    plain = [trace(scheme_of(find("ipndm"), grid_of(model, schedule), settings)) for schedule in SCHEDULES]
+    lines.insert(0, ("not fitted: ipndm", [[error(judges[0], plan)] for plan in plain]))
+    question = f"γ of one grid on another, {model.spec.name}, NFE {nfe}"
+    return [*answers, Answer(question, lines, [f"on {schedule}" for schedule in SCHEDULES])]
+
+
+def fixed(judge: Judge, nfe: int) -> Plan:
+    model = judge.noises.network.model
+    return trace(scheme_of(find("ipndm"), grid_of(model, "edm"), Settings(nfe, "ipndm")))
+
+
+def error(judge: Judge, plan: Plan) -> float:
+    return judge.row(replace(plan, calibration={}), "", ())[0].rmse
+
+
+def columns(nfes: Sequence[int]) -> list[str]:
+    return [f"NFE {nfe}" for nfe in nfes]
+
+
+def markdown(answer: Answer) -> str:
+    """The table; of several seeds the mean and the standard deviation."""
+    lines = [f"## {answer.question}", "", "| | " + " | ".join(answer.columns) + " |"]
+    lines.append("| --- " * (len(answer.columns) + 1) + "|")
+    for label, every in answer.lines:
+        cells = [f"{np.mean(e):.4f}" + (f" ± {np.std(e, ddof=1):.4f}" if len(e) > 1 else "") for e in every]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

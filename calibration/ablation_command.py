@@ -1,0 +1,45 @@
+"""Measures what each part of a fit is worth, and what a fit is worth on another model or grid.
+
+python -m calibration ablation --model edm-digits --nfe 5,10
+python -m calibration ablation --model edm-digits --nfe 5,10 --also edm-fashion
+"""
+
+import argparse
+from pathlib import Path
+
+from calibration.ablation import ablate, markdown, transfer
+from calibration.arguments import DEFAULTS, add_cache_argument, add_model_arguments, cache, load_model
+from models import load
+from models.progress import bar
+from runtime.errors import Parser, UserError, whole_numbers
+from runtime.output import writable
+
+
+def main() -> None:
+    parser = Parser(
+        prog="python -m calibration ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_arguments(parser)
+    group = parser.add_argument_group("ablation")
+    group.add_argument("--nfe", type=whole_numbers, default="5,10", help="numbers of evaluations (default: 5,10)")
+    group.add_argument("--also", default="", help="names of models to try each other's fits on, by comma")
+    group.add_argument("--noises", type=int, default=1024, help="to judge by (default: 1024)")
+    group.add_argument("--batch", type=int, default=DEFAULTS.batch, help="noises to fit on (default: 256)")
+    add_cache_argument(group)
+    group.add_argument("--out", type=Path, help="a new Markdown file (default: ablation-MODEL.md)")
+    arguments = parser.parse_args()
+    nfes = sorted(set(arguments.nfe))
+    if nfes[0] < 2 or arguments.noises < 2:
+        raise UserError(f"--nfe {nfes} and --noises {arguments.noises}: both take at least 2")
+    target = arguments.out or Path(f"ablation-{Path(arguments.model).stem}.md")
+    with writable(target) as path:
+        kept, first = cache(arguments), load_model(arguments)
+        others = [load(name).to(next(first.parameters()).device) for name in arguments.also.split(",") if name]
+        answers = ablate(first, nfes, arguments.batch, arguments.noises, kept, bar)
+        for nfe in nfes:
+            answers += transfer([first, *others], nfe, arguments.batch, arguments.noises, kept, bar)
+        path.write_text(
+            f"# {first.spec.name}: RMS error of final images, {arguments.noises} held-out noises\n\n"
+            + "\n".join(map(markdown, answers))
+        )
+    print(f"{target}: {len(answers)} tables")

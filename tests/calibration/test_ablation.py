@@ -1,0 +1,30 @@
+"""The tables of an ablation hold the errors of what their lines name."""
+
+from pathlib import Path
+
+import pytest
+
+from calibration import ablation_command
+from calibration.calibrate import Settings, calibrate, error_against_converged
+from models.precond import Denoiser
+from tests.conftest import run_main
+
+
+def test_tables(digits: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "grid.LEVELS": 8, "study.REFERENCE_STEPS": 48, "calibrate.REFERENCE_STEPS": 48,
+        "ablation.BATCHES": (8,), "ablation.SEEDS": 2, "ablation.ITERATIONS": 1,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(f"calibration.{name}", value)
+    out = tmp_path / "tables.md"
+    run_main(
+        ablation_command.main, "--model", "edm-digits", "--also", "edm-digits", "--nfe", "3",
+        "--batch", "8", "--noises", "16", "--cache", str(tmp_path / "cache"), "--out", str(out),
+    )  # fmt: skip
+    text = out.read_text()
+    cells = {cells[1].strip(): cells[2].strip() for line in text.splitlines() if len(cells := line.split("|")) > 3}
+    assert "vp, ipndm" in cells
+    assert "± " in cells["r = 1, 8 noises"]
+    heun = calibrate(digits, Settings(3, "heun"))
+    assert float(cells["Heun (heun)"]) == pytest.approx(error_against_converged(digits, heun, 16), rel=0.02)
+    assert cells["fitted on edm-digits"] != cells["not fitted: ipndm, EDM's grid"]

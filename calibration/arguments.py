@@ -7,6 +7,7 @@ import torch
 
 from calibration.cache import Cache
 from calibration.calibrate import CHOSEN, TARGETS, Settings
+from calibration.refine import VIEWS
 from calibration.schedules import SCHEDULES
 from models.precond import Denoiser
 from models.zoo import load
@@ -19,6 +20,11 @@ ITERATIONS = 10
 
 def add_cache_argument(group: argparse._ActionsContainer) -> None:
     group.add_argument("--cache", type=Path, help="where a killed run is taken up from (default: the user's cache)")
+
+
+def add_refine_on_argument(group: argparse._ActionsContainer) -> None:
+    view_help = f"{' (default) or '.join(VIEWS)}: of the images, those of a classifier of 28×28 ones"
+    group.add_argument("--refine-on", default=DEFAULTS.refine_on, help=view_help)
 
 
 def cache(arguments: argparse.Namespace) -> Cache:
@@ -87,6 +93,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         metavar="N",
         help=f"refine noise levels and γ jointly, on the images' error, in N iterations (without N: {ITERATIONS})",
     )
+    add_refine_on_argument(group)
     add_cache_argument(group)
 
 
@@ -104,5 +111,6 @@ def settings(arguments: argparse.Namespace) -> Settings:
         ridge=arguments.ridge,
         seed=arguments.seed,
         refine=arguments.refine,
+        refine_on=arguments.refine_on,
         guidance=getattr(arguments, "guidance", DEFAULTS.guidance),
     )

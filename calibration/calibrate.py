@@ -15,7 +15,7 @@ from calibration.grid import Grid, choose
 from calibration.network import Network
 from calibration.noises import Noises, to_fit, to_judge
 from calibration.reference import REFERENCE_STEPS, cost, local_target, solution
-from calibration.refine import refine
+from calibration.refine import VIEWS, refine, viewer
 from calibration.schedules import SCHEDULES
 from calibration.solvers import find
 from calibration.solvers.base import Scheme, Solver, base_step
@@ -48,6 +48,7 @@ class Settings:
             largest γ, and with it float32's rounding, where past gradients hardly differ.
         seed: of the noises, and of the classes where the model has some.
         refine: iterations of joint refinement after the fit; 0: none.
+        refine_on: one of ``VIEWS``: the error of pixels, or of a classifier's features (28×28 images alone).
         guidance: S of classifier-free guidance; 1: none.
     """
 
@@ -62,6 +63,7 @@ class Settings:
     ridge: float = 1e-4
     seed: int = 0
     refine: int = 0
+    refine_on: str = "pixels"
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
@@ -89,6 +91,8 @@ class Settings:
             raise UserError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}, {CHOSEN}")
         if self.target not in (*TARGETS, None):
             raise UserError(f"unknown target {self.target!r}; known: {', '.join(TARGETS)}")
+        if self.refine_on not in VIEWS:
+            raise UserError(f"unknown refine-on {self.refine_on!r}; known: {', '.join(VIEWS)}")
         if self.history is not None and not 0 <= self.history < self.nfe:
             raise UserError(f"history is {self.history}; with nfe {self.nfe} it may be 0 to {self.nfe - 1}")
 
@@ -109,6 +113,7 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
     error, what "auto" compared, refinement's errors, network evaluations (of one image) spent, seconds.
     """
     started = time.perf_counter()
+    viewer(settings.refine_on, model.spec.shape)  # says at once what cannot be
     auto = settings.solver == "auto"
     solvers = [find(name) for name in (AUTO if auto else [settings.solver])]
     schedule = settings.schedule or (CHOSEN if auto else "edm")
@@ -139,16 +144,17 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
         with progress(f"{scheme.solver.name}, {settings.nfe} evaluations", spent * len(noises)) as meter.progress:
             candidates.append(make_candidate(scheme, noises, fine, target, settings))
     best = min(candidates, key=lambda candidate: candidate.error)
-    plan, errors = best.plan, [best.error]
+    plan, error, errors = best.plan, best.error, [best.error]
     if settings.refine:
-        refined = refine(plan, noises, fine[0.0], settings.refine, cache, progress)
+        refined = refine(plan, noises, fine[0.0], settings.refine, cache, progress, settings.refine_on)
         plan, errors = refined.plan, list(refined.errors)
+        error = rms(sample(noises.heldout.network, noises.heldout.noise, plan) - fine[0.0][noises.fitting :])
     report = {
         "weights_sha256": model.spec.weights_sha256,
         "settings": asdict(settings),
         "target": target,
         "schedule": schedule,
-        "heldout_rms_error": min(errors),
+        "heldout_rms_error": error,
         "steps": [asdict(step) for step in best.steps],
         "compared": {candidate.plan.solver: candidate.error for candidate in candidates},
         "refinement": errors,

@@ -2,8 +2,8 @@
 
 A fine solution tells the error of an Euler step between any two of its levels, for one evaluation at each level; the
 best way down in n steps is then a shortest path, by dynamic programming. The idea is GITS's (Chen et al., "On the
-Trajectory Regularity of ODE-based Diffusion Sampling", arXiv 2405.11326); what a path costs here is the sum of its
-steps' squared errors, over all fitting noises.
+Trajectory Regularity of ODE-based Diffusion Sampling", arXiv 2405.11326). What a step costs here is the square of its
+RMS error, summed over the fitting noises: a sum of squares would leave the choice to the few that err most.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,11 +37,11 @@ def choose(
     with progress("fine trajectory", spent) as noises.network.meter.progress:
         fine = solution(noises, levels, fine_steps, cache)
         errors = step_errors(noises.part(slice(noises.fitting)), fine, cache)
-    return lambda steps: [levels[place] for place in shortest(errors, steps)], fine
+    return lambda steps: [levels[place] for place in shortest(errors**2, steps)], fine
 
 
 def step_errors(noises: Noises, fine: Mapping[float, Tensor], cache: Cache) -> np.ndarray:
-    """[levels, levels]: squared error of an Euler step from one level of ``fine`` to another, summed over all noises.
+    """[levels, levels]: RMS error of an Euler step from one level of ``fine`` to another, summed over all noises.
 
     ``fine`` has the same-noise solution [n, …] at each level. Entries that do not go down are infinite.
     """
@@ -54,12 +54,12 @@ def step_errors(noises: Noises, fine: Mapping[float, Tensor], cache: Cache) -> n
         for i, sigma in enumerate(sigmas[:-1]):
             slope = (states[i] - block.network(states[i], sigma)) / sigma
             reached = states[i] + (below[i + 1 :].to(slope) - sigma) * slope
-            errors[i, i + 1 :] = (reached - states[i + 1 :]).square().flatten(1).sum(1).cpu().numpy()
+            errors[i, i + 1 :] = (reached - states[i + 1 :]).square().flatten(2).mean(2).sqrt().sum(1).cpu().numpy()
         return {"errors": errors}
 
     summed = np.zeros((len(sigmas), len(sigmas)))
     for images, block in noises.blocks():
-        key = {"step errors": block.key, "levels": sigmas}
+        key = {"Euler step errors": block.key, "levels": sigmas}
         summed += cache.recall(key, partial(sums, block, images))["errors"]
     return total(summed)
 

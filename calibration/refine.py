@@ -3,11 +3,16 @@
 A plan is a table, so there is nothing else to choose in a sampler: noise levels told to the network, states' scales and
 weights of past evaluations are all entries of it. Refinement is Levenberg-Marquardt (Moré 1978) over all of them at
 once, started from a fitted plan, and ends in a plan.
+
+What it makes small is the mean over images of each one's RMS error, by weighing an image with the inverse of its error
+(iteratively reweighted least squares). A few noises err ten times as much as the others; plain squares would fit those
+few, which are not the ones to come.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -15,55 +20,89 @@ from torch import Tensor
 
 from calibration.cache import Cache
 from calibration.distributed import total
-from calibration.fit import rms
 from calibration.network import Network
 from calibration.noises import Noises
+from models import classifier
 from models.progress import ProgressBars, silent
+from runtime.errors import UserError
 from runtime.plan import Plan, sample, weighted_sum
 
 PROBE = 0.03  # size of finite differences, in units of the noise level that they disturb
+LEAST = 1e-6  # error of an image that is told from none
+VIEWS = ("pixels", "features")  # of an image, whose error is made small
 DAMPING = 1e-3  # at first; relative to the diagonal
-DAMPINGS = (0.03, 0.3, 3.0, 30.0)  # times the last one, tried each time
+DAMPINGS = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the last one, tried each time
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """The plan that did best on the held-out noises, and each iteration's RMS error there, the first before any."""
+    """The plan that did best on the held-out noises, and each iteration's mean error there, the first before any."""
 
     plan: Plan
     errors: tuple[float, ...]
 
 
 def refine(
-    plan: Plan, noises: Noises, converged: Tensor, iterations: int, cache: Cache, progress: ProgressBars = silent
+    plan: Plan,
+    noises: Noises,
+    converged: Tensor,
+    iterations: int,
+    cache: Cache,
+    progress: ProgressBars = silent,
+    view: str = "pixels",
 ) -> Refinement:
     """Refines ``plan`` so that its images come near ``converged`` [n, …]; never worse than it on the held-out noises.
 
-    An iteration uses the noises that fit: half of them for the first third of the way, then all. It takes
-    derivatives, and of four dampings the one that brings these images nearest. Each iteration's plan is then judged by
-    the noises held out.
+    An iteration takes derivatives on the noises that fit, and of five dampings the one that brings their images
+    nearest; its plan is then judged by the noises held out. Errors are those of ``view``, one of ``VIEWS``. Raises
+    UserError where it does not exist.
     """
     spec, meter = noises.network.model.spec, noises.network.meter
-    damping = DAMPING
+    damping, see = DAMPING, viewer(view, spec.shape)
+    goal = see(converged)
 
     def error(plan: Plan, some: slice) -> float:
-        return rms(sample(noises.network.part(some), noises.noise[some], plan) - converged[some])
+        return mean_error(see(sample(noises.network.part(some), noises.noise[some], plan)) - goal[some])
 
-    heldout = slice(noises.fitting, None)
+    fitting, heldout = slice(noises.fitting), slice(noises.fitting, None)
+    cost = (evaluations(plan.nfe) + plan.nfe * (1 + len(DAMPINGS))) * noises.fitting + plan.nfe * len(noises.heldout)
     made = [(error(plan, heldout), plan)]
     for iteration in range(iterations):
-        used = slice(-(-noises.fitting // (2 if 3 * iteration < iterations else 1)))
-        images = len(noises.seeds[used])
-        cost = (evaluations(plan.nfe) + plan.nfe * (1 + len(DAMPINGS))) * images + plan.nfe * len(noises.heldout)
         with progress(f"refinement {iteration + 1} of {iterations}", cost) as meter.progress:
-            matrix, slope = normal_equations(noises.part(used), converged[used], plan, cache)
-            tried = [(error(plan, used), damping * 100, plan)]  # staying is allowed, and damps more
+            matrix, slope = normal_equations(noises.part(fitting), goal[fitting], plan, view, cache)
+            tried = [(error(plan, fitting), damping * 1000, plan)]  # staying is allowed, and damps more
             for factor in DAMPINGS:
                 moved = step(plan, matrix, slope, damping * factor, (spec.sigma_min, spec.sigma_max))
-                tried.append((error(moved, used), damping * factor, moved))
+                tried.append((error(moved, fitting), damping * factor, moved))
             _, damping, plan = min(tried, key=lambda trial: trial[0])
             made.append((error(plan, heldout), plan))
     return Refinement(min(made, key=lambda one: one[0])[1], tuple(one[0] for one in made))
+
+
+def image_errors(difference: Tensor) -> Tensor:
+    """RMS of each image's ``difference`` [n, …]: [n]."""
+    return difference.square().flatten(1).mean(1).sqrt()
+
+
+def mean_error(difference: Tensor) -> float:
+    """Mean of ``image_errors`` over all processes."""
+    errors, count = total(np.array([image_errors(difference).sum().item(), len(difference)]))
+    return float(errors / count)
+
+
+def viewer(view: str, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    """What one of ``VIEWS`` makes of images [n, …]: themselves, or features [n, 64].
+
+    Raises UserError where images of ``shape`` have no features.
+    """
+    if view == "pixels":
+        return lambda images: images
+    if shape != classifier.SHAPE:
+        raise UserError(
+            f"images are {shape}: features to refine on are there for {classifier.SHAPE} alone; refine on pixels"
+        )
+    network, _ = classifier.load()
+    return lambda images: classifier.features(network, images.cpu()).to(images)
 
 
 def step(plan: Plan, matrix: np.ndarray, slope: np.ndarray, damping: float, limits: tuple[float, float]) -> Plan:
@@ -74,19 +113,32 @@ def step(plan: Plan, matrix: np.ndarray, slope: np.ndarray, damping: float, limi
     return with_parameters(plan, parameters(plan) - change, limits)
 
 
-def normal_equations(noises: Noises, converged: Tensor, plan: Plan, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
-    """JᵀJ [p, p] and Jᵀr [p], summed over images, pixels and processes; kept block by block."""
+def normal_equations(
+    noises: Noises, goal: Tensor, plan: Plan, view: str, cache: Cache
+) -> tuple[np.ndarray, np.ndarray]:
+    """JᵀJ [p, p] and Jᵀr [p] of the ``view``, whose ``goal`` is [n, …]; kept block by block.
+
+    Summed over what is seen of an image, over images, each weighed by the inverse of its error, and over processes.
+    """
+    see = viewer(view, noises.network.model.spec.shape)
 
     def sums(block: Noises, goal: Tensor) -> dict[str, np.ndarray]:
         images, derivative = derivatives(block.network, block.noise, plan)
-        flat = torch.cat([derivative, (images - goal)[None]]).flatten(1)
+        seen = see(images)
+        wrong = seen - goal
+        weights = image_errors(wrong).clamp_min(LEAST).rsqrt().view(-1, *[1] * (wrong.dim() - 1))
+        step = PROBE / derivative.flatten(1).square().mean(1).sqrt().clamp_min(1e-30)
+        moved = images + step.view(-1, *[1] * images.dim()) * derivative
+        changed = see(moved.flatten(0, 1)).view(len(step), *seen.shape) - seen
+        flat = torch.cat([(weights * changed).flatten(1) / step[:, None], (weights * wrong).reshape(1, -1)])
         return {"products": (flat @ flat.T).cpu().numpy()}
 
     size = len(parameters(plan)) + 1
     products = np.zeros((size, size))
     for images, block in noises.blocks():
-        key = {"normal equations": block.key, "plan": plan.sha256}
-        products += cache.recall(key, partial(sums, block, converged[images]))["products"]
+        aim = sha256(goal[images].cpu().numpy().tobytes()).hexdigest()
+        key = {"weighted normal equations": block.key, "goal": aim, "plan": plan.sha256, "view": view}
+        products += cache.recall(key, partial(sums, block, goal[images]))["products"]
     summed = total(products)
     return summed[:-1, :-1], summed[:-1, -1]
 

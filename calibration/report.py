@@ -24,7 +24,7 @@ def show(plan: Plan) -> None:
             table.add_row(str(index), f"{step['error_before']:.2e}", f"{step['error_after']:.2e}", gamma)
         console.print(table)
     if len(report["refinement"]) > 1:
-        console.print("refinement, RMS error held out: " + " → ".join(f"{e:.4f}" for e in report["refinement"]))
+        console.print("refinement, mean error held out: " + " → ".join(f"{e:.4f}" for e in report["refinement"]))
     console.print(
         f"images: RMS error {report['heldout_rms_error']:.4f} on {report['settings']['heldout']} held-out noises; "
         f"{report['evaluations']} evaluations of one image, {report['seconds']:.0f} s"

@@ -15,7 +15,7 @@ from calibration.fit import FittedStep, rms
 from calibration.grid import choose
 from calibration.noises import Noises, to_fit, to_judge
 from calibration.reference import REFERENCE_STEPS, cost, solution
-from calibration.refine import refine
+from calibration.refine import refine, viewer
 from calibration.solvers import ALL_SOLVERS
 from calibration.trace import trace
 from models import classifier
@@ -156,6 +156,7 @@ def study(
     ``settings`` says what to fit on; its solver and NFE do not matter. Everything is kept in ``cache``. Raises
     UserError when the reference does not converge.
     """
+    viewer(settings.refine_on, model.spec.shape)  # says at once what cannot be
     every = [replace(settings, nfe=nfe, target="global", history=None) for nfe in nfes]
     published = {
         (s.nfe, solver.name): scheme_of(solver, grid_of(model, "edm"), s) for s in every for solver in ALL_SOLVERS
@@ -179,11 +180,9 @@ def study(
         pictures[f"{row.solver} {row.nfe}"] = shown
 
     for s in every:
-        once = [
-            solver for solver in ALL_SOLVERS if solver.steps(s.nfe) >= s.nfe - 1
-        ]  # a step; so are the grids' errors
+        one_a_step = [solver for solver in ALL_SOLVERS if solver.steps(s.nfe) >= s.nfe - 1]  # as chosen grids expect
         schemes = [(published[s.nfe, solver.name], False) for solver in ALL_SOLVERS]
-        schemes += [(scheme_of(solver, grid, s), True) for solver in once]
+        schemes += [(scheme_of(solver, grid, s), True) for solver in one_a_step]
         fits: list[Candidate] = []
         with progress(f"{s.nfe} evaluations", s.nfe * len(schemes) * len(judge.noises)) as meter.progress:
             for scheme, chosen in schemes:
@@ -194,7 +193,7 @@ def study(
                 measure(named(fits[-1].plan, chosen), "fitted" + ON_CHOSEN * chosen, fits[-1].steps)
         if s.nfe in refined:
             start = min(fits, key=lambda fit: fit.error).plan  # by the fit's own held-out noises
-            last = refine(start, noises, fine[0.0], settings.refine, cache, progress).plan
+            last = refine(start, noises, fine[0.0], settings.refine, cache, progress, settings.refine_on).plan
             measure(replace(last, solver="refined", calibration={}), "refined")
     judge.check(min(row.rmse for row in rows))
     return Study(

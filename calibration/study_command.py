@@ -7,7 +7,15 @@ torchrun --nproc-per-node 2 -m calibration study --model edm-fashion --refined 5
 import argparse
 from pathlib import Path
 
-from calibration.arguments import DEFAULTS, ITERATIONS, add_cache_argument, add_model_arguments, cache, load_model
+from calibration.arguments import (
+    DEFAULTS,
+    ITERATIONS,
+    add_cache_argument,
+    add_model_arguments,
+    add_refine_on_argument,
+    cache,
+    load_model,
+)
 from calibration.calibrate import Settings
 from calibration.distributed import joined, rank
 from calibration.study import Study, study
@@ -31,10 +39,11 @@ def main() -> None:
         "--refined", type=whole_numbers, default="5,6,8,10", help="of them, those to refine at (default: 5,6,8,10)"
     )
     group.add_argument("--noises", type=int, default=1024, help="to judge by (default: 1024)")
-    group.add_argument("--batch", type=int, default=512, help="noises to fit on (default: 512)")
+    group.add_argument("--batch", type=int, default=DEFAULTS.batch, help="noises to fit on (default: 256)")
     group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to hold out of the fit")
     group.add_argument("--iterations", type=int, default=ITERATIONS, help=f"of refinement (default: {ITERATIONS})")
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises to fit on (default: 0)")
+    add_refine_on_argument(group)
     add_cache_argument(group)
     group.add_argument("--out", type=Path, help="a new folder (default: study-MODEL)")
     arguments = parser.parse_args()
@@ -48,6 +57,7 @@ def main() -> None:
         heldout=arguments.heldout,
         seed=arguments.seed,
         refine=arguments.iterations,
+        refine_on=arguments.refine_on,
     )
     target = arguments.out or Path(f"study-{Path(arguments.model).stem}")
     model = load_model(arguments)

@@ -189,20 +189,22 @@ def plot_steps(study: Study, nfe: int, path: Path) -> None:
 
 
 def plot_samples(study: Study, nfe: int, path: Path) -> None:
-    """The same noises in each row of images: converged, and the best sampler of each kind."""
+    """The same noise in each row: the converged image, and that of the best sampler of each kind."""
     best = [study.best(kind, nfe) for kind in study.kinds(nfe)]
-    lines = [("converged", study.pictures["reference"])]
-    lines += [(f"{row.solver}\nRMSE {row.rmse:.3f}", study.pictures[f"{row.solver} {nfe}"]) for row in best]
-    shown = len(lines[0][1])
+    columns = [("converged", study.pictures["reference"])]
+    for row in best:
+        title = "\n".join([*row.kind.split(maxsplit=1), row.solver, f"RMSE {row.rmse:.3f}"])
+        columns.append((title, study.pictures[f"{row.solver} {nfe}"]))
+    shown = len(columns[0][1])
     figure, every = plt.subplots(
-        len(lines), shown, figsize=(1.1 * shown + 1.4, 1.15 * len(lines) + 0.3), layout="constrained", squeeze=False
+        shown, len(columns), figsize=(1.25 * len(columns), 1.15 * shown + 0.9), layout="constrained", squeeze=False
     )
-    for row, (name, images) in zip(every, lines, strict=True):
-        for axes, image in zip(row, images, strict=True):
+    for column, (name, images) in zip(every.T, columns, strict=True):
+        for axes, image in zip(column, images, strict=True):
             pixels = np.clip(image.transpose(1, 2, 0) / 2 + 0.5, 0, 1)
             axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    figure.suptitle(f"{study.model}, NFE {nfe}: the same noise in each column", fontsize=10)
+        column[0].set_title(name, fontsize=7)
+    figure.suptitle(f"{study.model}, NFE {nfe}: the same noise in each row", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -8,6 +8,7 @@ import numpy as np
 
 from calibration.cache import Cache
 from calibration.calibrate import CHOSEN, Settings, calibrate, grid_of, scheme_of
+from calibration.refine import ITERATIONS
 from calibration.schedules import SCHEDULES
 from calibration.solvers import ALL_SOLVERS, find
 from calibration.study import Judge, judging
@@ -19,7 +20,7 @@ from runtime.plan import Plan
 SEEDS = 5  # of fits whose spread is asked for
 BATCHES = (8, 16, 32, 64, 128, 256)
 HISTORIES = (1, 2, 3, 4)
-ITERATIONS = 10
+CLASSES = 3  # the first ones of a model, that try each other's fits
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,23 @@ def questions(history: Sequence[int]) -> dict[str, list[Trial]]:
 
 
 def ablate(
-    model: Denoiser, nfes: Sequence[int], batch: int, judged: int, cache: Cache, progress: ProgressBars = silent
+    model: Denoiser,
+    nfes: Sequence[int],
+    settings: Settings,
+    judged: int,
+    cache: Cache,
+    progress: ProgressBars = silent,
 ) -> list[Answer]:
-    """Answers every one of ``questions`` at each of ``nfes``, by ``judged`` noises; what it computes is kept."""
-    judge = judging(model, judged, 1.0, cache, progress)
+    """Answers every one of ``questions`` at each of ``nfes``, by ``judged`` noises; what it computes is kept.
+
+    ``settings`` are those that a trial departs from.
+    """
+    judge = judging(model, judged, settings, cache, progress)
     history = [r for r in HISTORIES if r < min(nfes)]
 
     def errors(trial: Trial, nfe: int) -> list[float]:
-        base = Settings(nfe, "iia-ipndm", "edm", "global", batch=batch)
-        every = [replace(base, seed=seed, **trial.changes) for seed in range(trial.seeds)]
-        return [error(judge, calibrate(model, settings, progress, cache)) for settings in every]
+        every = [replace(settings, nfe=nfe, seed=seed, **trial.changes) for seed in range(trial.seeds)]
+        return [error(judge, calibrate(model, one, progress, cache)) for one in every]
 
     return [
         Answer(question, [(trial.label, [errors(trial, nfe) for nfe in nfes]) for trial in trials], columns(nfes))
@@ -101,36 +109,46 @@ def ablate(
     ]
 
 
-def transfer(
-    models: Sequence[Denoiser], nfe: int, batch: int, judged: int, cache: Cache, progress: ProgressBars = silent
+def between_models(
+    models: Sequence[Denoiser], settings: Settings, judged: int, cache: Cache, progress: ProgressBars = silent
 ) -> list[Answer]:
-    """Plans of each model, used on each; and the γ of each grid of the first one, used on its other grids."""
-    judges = [judging(model, judged, 1.0, cache, progress) for model in models]
-    names = [f"on {model.spec.name}" for model in models]
+    """The plans of each model, used on each; and those of some classes, where a model has classes, on each of these."""
     answers = []
-    for schedule in ("edm", CHOSEN):
-        settings = Settings(nfe, "iia-ipndm", schedule, "global", batch=batch)
-        lines = [("not fitted: ipndm, EDM's grid", [[error(judge, fixed(judge, nfe))] for judge in judges])]
-        for model in models:
-            plan = calibrate(model, settings, progress, cache)
-            lines.append((f"fitted on {model.spec.name}", [[error(judge, plan)] for judge in judges]))
-        answers.append(Answer(f"γ of one model on another, {schedule} grid, NFE {nfe}", lines, names))
+    for groups in [
+        {model.spec.name: (model, settings) for model in models},
+        *(
+            {f"{model.spec.name}, class {k}": (model, replace(settings, class_label=k)) for k in range(CLASSES)}
+            for model in models
+            if model.spec.classes
+        ),
+    ]:
+        judges = [judging(model, judged, own, cache, progress) for model, own in groups.values()]
+        for schedule in ("edm", CHOSEN):
+            plans = {"not fitted: ipndm, EDM's grid": fixed(models[0], "edm", settings)}
+            for name, (model, own) in groups.items():
+                plans[f"fitted on {name}"] = calibrate(model, replace(own, schedule=schedule), progress, cache)
+            lines = [(name, [[error(judge, plan)] for judge in judges]) for name, plan in plans.items()]
+            question = f"Fitted on one, used on another: {schedule} grid, NFE {settings.nfe}"
+            answers.append(Answer(question, lines, [f"on {name}" for name in groups]))
+    return answers
 
-    model, solver, lines = models[0], find("iia-ipndm"), []
+
+def between_grids(
+    model: Denoiser, settings: Settings, judged: int, cache: Cache, progress: ProgressBars = silent
+) -> Answer:
+    """The γ of each grid, used on each."""
+    judge = judging(model, judged, settings, cache, progress)
+    lines = [("not fitted: ipndm", [[error(judge, fixed(model, schedule, settings))] for schedule in SCHEDULES])]
     for origin in SCHEDULES:
-        settings = Settings(nfe, solver.name, origin, "global", batch=batch)
-        gammas = [step["gamma"] for step in calibrate(model, settings, progress, cache).calibration["steps"]]
-        used = [trace(scheme_of(solver, grid_of(model, schedule), settings), gammas) for schedule in SCHEDULES]
-        lines.append((f"fitted on {origin}", [[error(judges[0], plan)] for plan in used]))
-    plain = [trace(scheme_of(find("ipndm"), grid_of(model, schedule), settings)) for schedule in SCHEDULES]
-    lines.insert(0, ("not fitted: ipndm", [[error(judges[0], plan)] for plan in plain]))
-    question = f"γ of one grid on another, {model.spec.name}, NFE {nfe}"
-    return [*answers, Answer(question, lines, [f"on {schedule}" for schedule in SCHEDULES])]
+        steps = calibrate(model, replace(settings, schedule=origin), progress, cache).calibration["steps"]
+        gammas = [step["gamma"] for step in steps]
+        schemes = [scheme_of(find(settings.solver), grid_of(model, schedule), settings) for schedule in SCHEDULES]
+        lines.append((f"γ of {origin}", [[error(judge, trace(scheme, gammas))] for scheme in schemes]))
+    return Answer(f"γ of one grid on another, NFE {settings.nfe}", lines, [f"on {schedule}" for schedule in SCHEDULES])
 
 
-def fixed(judge: Judge, nfe: int) -> Plan:
-    model = judge.noises.network.model
-    return trace(scheme_of(find("ipndm"), grid_of(model, "edm"), Settings(nfe, "ipndm")))
+def fixed(model: Denoiser, schedule: str, settings: Settings) -> Plan:
+    return trace(scheme_of(find("ipndm"), grid_of(model, schedule), settings))
 
 
 def error(judge: Judge, plan: Plan) -> float:

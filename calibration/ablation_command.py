@@ -5,10 +5,12 @@ python -m calibration ablation --model edm-digits --nfe 5,10 --also edm-fashion
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from calibration.ablation import ablate, markdown, transfer
+from calibration.ablation import ablate, between_grids, between_models, markdown
 from calibration.arguments import DEFAULTS, add_cache_argument, add_model_arguments, cache, load_model
+from calibration.calibrate import Settings
 from models import load
 from models.progress import bar
 from runtime.errors import Parser, UserError, whole_numbers
@@ -25,19 +27,22 @@ def main() -> None:
     group.add_argument("--also", default="", help="names of models to try each other's fits on, by comma")
     group.add_argument("--noises", type=int, default=1024, help="to judge by (default: 1024)")
     group.add_argument("--batch", type=int, default=DEFAULTS.batch, help="noises to fit on (default: 256)")
+    group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to hold out of the fit")
     add_cache_argument(group)
     group.add_argument("--out", type=Path, help="a new Markdown file (default: ablation-MODEL.md)")
     arguments = parser.parse_args()
     nfes = sorted(set(arguments.nfe))
     if nfes[0] < 2 or arguments.noises < 2:
         raise UserError(f"--nfe {nfes} and --noises {arguments.noises}: both take at least 2")
+    settings = Settings(nfes[0], "iia-ipndm", "edm", "global", batch=arguments.batch, heldout=arguments.heldout)
     target = arguments.out or Path(f"ablation-{Path(arguments.model).stem}.md")
     with writable(target) as path:
         kept, first = cache(arguments), load_model(arguments)
         others = [load(name).to(next(first.parameters()).device) for name in arguments.also.split(",") if name]
-        answers = ablate(first, nfes, arguments.batch, arguments.noises, kept, bar)
-        for nfe in nfes:
-            answers += transfer([first, *others], nfe, arguments.batch, arguments.noises, kept, bar)
+        answers = ablate(first, nfes, settings, arguments.noises, kept, bar)
+        for own in (replace(settings, nfe=nfe) for nfe in nfes):
+            answers.append(between_grids(first, own, arguments.noises, kept, bar))
+            answers += between_models([first, *others], own, arguments.noises, kept, bar)
         path.write_text(
             f"# {first.spec.name}: RMS error of final images, {arguments.noises} held-out noises\n\n"
             + "\n".join(map(markdown, answers))

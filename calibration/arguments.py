@@ -7,7 +7,7 @@ import torch
 
 from calibration.cache import Cache
 from calibration.calibrate import CHOSEN, TARGETS, Settings
-from calibration.refine import VIEWS
+from calibration.refine import ITERATIONS, VIEWS
 from calibration.schedules import SCHEDULES
 from models.precond import Denoiser
 from models.zoo import load
@@ -15,7 +15,6 @@ from runtime.cache import cache_folder
 from runtime.errors import UserError
 
 DEFAULTS = Settings(nfe=1)
-ITERATIONS = 10
 
 
 def add_cache_argument(group: argparse._ActionsContainer) -> None:
@@ -81,9 +80,10 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
     group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to judge by (default: 128)")
     group.add_argument("--ridge", type=float, default=DEFAULTS.ridge, help="relative (default: 1e-4)")
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises (default: 0)")
-    if not exporting:  # the graph has no guidance
+    if not exporting:  # the graph has no guidance and takes any class
         guidance_help = "S of classifier-free guidance, two network calls an evaluation (default: 1, none)"
         group.add_argument("--guidance", type=float, default=DEFAULTS.guidance, metavar="S", help=guidance_help)
+        group.add_argument("--class-label", type=int, metavar="K", help="the class to fit for (default: all)")
     group.add_argument(
         "--refine",
         type=int,
@@ -113,4 +113,5 @@ def settings(arguments: argparse.Namespace) -> Settings:
         refine=arguments.refine,
         refine_on=arguments.refine_on,
         guidance=getattr(arguments, "guidance", DEFAULTS.guidance),
+        class_label=getattr(arguments, "class_label", None),
     )

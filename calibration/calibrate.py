@@ -50,6 +50,7 @@ class Settings:
         refine: iterations of joint refinement after the fit; 0: none.
         refine_on: one of ``VIEWS``: the error of pixels, or of a classifier's features (28×28 images alone).
         guidance: S of classifier-free guidance; 1: none.
+        class_label: what to fit for, where the model has classes; None: all of them.
     """
 
     nfe: int
@@ -65,6 +66,7 @@ class Settings:
     refine: int = 0
     refine_on: str = "pixels"
     guidance: float = 1.0
+    class_label: int | None = None
 
     def __post_init__(self) -> None:
         if self.solver != "auto":
@@ -122,7 +124,7 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
     if fixed and schedule != CHOSEN:
         return trace(scheme_of(solvers[0], grid_of(model, schedule), settings))
 
-    noises = to_fit(model, settings.batch, settings.heldout, settings.seed, settings.guidance)
+    noises = noises_of(model, settings)
     meter = noises.network.meter
     steps = max(REFERENCE_STEPS, settings.fine_steps * settings.nfe)
     if schedule == CHOSEN:
@@ -162,6 +164,11 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
         "seconds": round(time.perf_counter() - started, 2),
     }
     return Plan(plan.solver + ("-refined" if settings.refine else ""), plan.sigmas, plan.table, report)
+
+
+def noises_of(model: Denoiser, settings: Settings) -> Noises:
+    """Those to fit on."""
+    return to_fit(model, settings.batch, settings.heldout, settings.seed, settings.guidance, settings.class_label)
 
 
 def grid_of(model: Denoiser, schedule: str) -> Grid:

@@ -60,27 +60,37 @@ class Noises:
         }
 
 
-def to_fit(model: Denoiser, batch: int, heldout: int, seed: int, guidance: float = 1.0) -> Noises:
-    """This process's share of ``batch`` noises to fit on and of ``heldout`` more."""
+def to_fit(
+    model: Denoiser, batch: int, heldout: int, seed: int, guidance: float = 1.0, class_label: int | None = None
+) -> Noises:
+    """This process's share of ``batch`` noises to fit on and of ``heldout`` more, of one class or of all."""
     first = seed << 20
     fitting = share(range(first, first + batch))
     kept = share(range(first + HELDOUT_SEEDS, first + HELDOUT_SEEDS + heldout))
-    return _noises(model, [*fitting, *kept], CALIBRATION_STREAM, guidance, len(fitting))
+    return _noises(model, [*fitting, *kept], CALIBRATION_STREAM, guidance, class_label, len(fitting))
 
 
-def to_judge(model: Denoiser, count: int, guidance: float = 1.0) -> Noises:
-    """This process's share of ``count`` noises that no fit sees."""
-    return _noises(model, [*share(range(count))], CHECK_STREAM, guidance)
+def to_judge(model: Denoiser, count: int, guidance: float = 1.0, class_label: int | None = None) -> Noises:
+    """This process's share of ``count`` noises that no fit sees, of one class or of all."""
+    return _noises(model, [*share(range(count))], CHECK_STREAM, guidance, class_label)
 
 
-def _noises(model: Denoiser, seeds: Sequence[int], stream: int, guidance: float, fitting: int = 0) -> Noises:
+def _noises(
+    model: Denoiser, seeds: Sequence[int], stream: int, guidance: float, class_label: int | None, fitting: int = 0
+) -> Noises:
     """Classes are drawn by seed too, so that an image stays the same in any set."""
-    if guidance != 1 and not model.spec.classes:
-        raise UserError(f"guidance {guidance:g} needs a model with classes, and {model.spec.name} has none")
+    name, classes = model.spec.name, model.spec.classes
+    if guidance != 1 and not classes:
+        raise UserError(f"guidance {guidance:g} needs a model with classes, and {name} has none")
+    if class_label is not None and not 0 <= class_label < classes:
+        raise UserError(
+            f"class-label is {class_label}; {name} has {f'classes 0 to {classes - 1}' if classes else 'none'}"
+        )
     device = next(model.parameters()).device
     noise = torch.from_numpy(unit_noise(seeds, model.spec.shape, stream)).double().to(device)
     labels = None
-    if model.spec.classes:
-        drawn = [np.random.default_rng([stream, seed]).integers(model.spec.classes) for seed in seeds]
-        labels = torch.tensor(drawn, dtype=torch.int64).to(device)
+    if classes:
+        drawn = [np.random.default_rng([stream, seed]).integers(classes) for seed in seeds]
+        of_each = drawn if class_label is None else [class_label] * len(seeds)
+        labels = torch.tensor(of_each, dtype=torch.int64).to(device)
     return Noises(Network(model, labels, guidance), seeds, stream, noise, fitting)

@@ -29,6 +29,7 @@ from runtime.plan import Plan, sample, weighted_sum
 
 PROBE = 0.03  # size of finite differences, in units of the noise level that they disturb
 LEAST = 1e-6  # error of an image that is told from none
+ITERATIONS = 10  # unless others are asked for
 VIEWS = ("pixels", "features")  # of an image, whose error is made small
 DAMPING = 1e-3  # at first; relative to the diagonal
 DAMPINGS = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the last one, tried each time

@@ -9,11 +9,11 @@ import torch
 
 from calibration import frechet
 from calibration.cache import Cache
-from calibration.calibrate import Candidate, Settings, grid_of, make_candidate, scheme_of
+from calibration.calibrate import Candidate, Settings, grid_of, make_candidate, noises_of, scheme_of
 from calibration.distributed import gathered
 from calibration.fit import FittedStep, rms
 from calibration.grid import choose
-from calibration.noises import Noises, to_fit, to_judge
+from calibration.noises import Noises, to_judge
 from calibration.reference import REFERENCE_STEPS, cost, solution
 from calibration.refine import refine, viewer
 from calibration.solvers import ALL_SOLVERS
@@ -129,9 +129,9 @@ class Judge:
         return frechet.distance(classifier.statistics(torch.from_numpy(features)), self.real)
 
 
-def judging(model: Denoiser, count: int, guidance: float, cache: Cache, progress: ProgressBars) -> Judge:
+def judging(model: Denoiser, count: int, settings: Settings, cache: Cache, progress: ProgressBars) -> Judge:
     """``count`` noises that no fit sees, solved; some of them again, in twice the steps."""
-    noises = to_judge(model, count, guidance)
+    noises = to_judge(model, count, settings.guidance, settings.class_label)
     checked = noises.part(slice(CHECKED))
     top = [model.spec.sigma_max]
     spent = cost(1, REFERENCE_STEPS) * len(noises) + cost(1, 2 * REFERENCE_STEPS) * len(checked)
@@ -163,13 +163,13 @@ def study(
     }
     fitted = [scheme for scheme in published.values() if scheme.solver.history is not None]
     levels = {sigma for scheme in fitted for sigma in scheme.sigmas if sigma > 0}
-    noises = to_fit(model, settings.batch, settings.heldout, settings.seed, settings.guidance)
+    noises = noises_of(model, settings)
     with progress("EDM's levels", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
         fine = solution(noises, levels, REFERENCE_STEPS, cache)
     grid, finer = choose(noises, max(nfes), REFERENCE_STEPS, cache, progress)
     fine = {**fine, **finer}
 
-    judge = judging(model, judged, settings.guidance, cache, progress)
+    judge = judging(model, judged, settings, cache, progress)
     meter = judge.noises.network.meter
     rows: list[Row] = []
     pictures = {"reference": judge.goal[:SHOWN].float().cpu().numpy()}

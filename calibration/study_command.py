@@ -9,7 +9,6 @@ from pathlib import Path
 
 from calibration.arguments import (
     DEFAULTS,
-    ITERATIONS,
     add_cache_argument,
     add_model_arguments,
     add_refine_on_argument,
@@ -18,12 +17,14 @@ from calibration.arguments import (
 )
 from calibration.calibrate import Settings
 from calibration.distributed import joined, rank
+from calibration.refine import ITERATIONS
 from calibration.study import Study, study
 from models.progress import ProgressBars, bar, silent
 from runtime.errors import Parser, UserError, whole_numbers
 from runtime.output import writable
 
 NFES = "4,5,6,8,10,12,15,20,25"
+REFINED = (5, 6, 8, 10)
 
 
 def main() -> None:
@@ -36,18 +37,21 @@ def main() -> None:
         "--nfe", type=whole_numbers, default=NFES, help=f"numbers of network evaluations (default: {NFES})"
     )
     group.add_argument(
-        "--refined", type=whole_numbers, default="5,6,8,10", help="of them, those to refine at (default: 5,6,8,10)"
+        "--refined", type=whole_numbers, help="of them, those to refine at (default: as many of 5,6,8,10 as there are)"
     )
     group.add_argument("--noises", type=int, default=1024, help="to judge by (default: 1024)")
     group.add_argument("--batch", type=int, default=DEFAULTS.batch, help="noises to fit on (default: 256)")
     group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to hold out of the fit")
-    group.add_argument("--iterations", type=int, default=ITERATIONS, help=f"of refinement (default: {ITERATIONS})")
+    group.add_argument(
+        "--iterations", type=int, default=ITERATIONS, help=f"of refinement (default: {ITERATIONS}; 0: none)"
+    )
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises to fit on (default: 0)")
     add_refine_on_argument(group)
     add_cache_argument(group)
     group.add_argument("--out", type=Path, help="a new folder (default: study-MODEL)")
     arguments = parser.parse_args()
-    nfes, refined = (sorted(set(numbers)) for numbers in (arguments.nfe, arguments.refined))
+    nfes = sorted(set(arguments.nfe))
+    refined = sorted(set(arguments.refined or {*REFINED} & {*nfes})) if arguments.iterations else []
     if not set(refined) <= set(nfes) or arguments.noises < 2:
         raise UserError(f"--refined {refined} must be among --nfe {nfes}, and --noises at least 2")
     settings = Settings(

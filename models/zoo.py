@@ -151,7 +151,7 @@ def load(model: str, weights: str | Path | None = None, random_weights: bool = F
         licence = (own.metadata or {}).get("licence", "unknown")
     else:
         near = difflib.get_close_matches(model, ZOO, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(ZOO)}"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(ZOO)}."
         raise UserError(f"unknown model {model!r}: {hint} A path to a {'/'.join(checkpoint.FORMATS)} file works too")
 
     if random_weights:

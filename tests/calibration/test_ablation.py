@@ -7,7 +7,7 @@ import pytest
 from calibration import ablation_command
 from calibration.calibrate import Settings, calibrate, error_against_converged
 from models.precond import Denoiser
-from tests.conftest import run_main
+from tests.conftest import TINY, run_main
 
 
 def test_tables(digits: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,8 +18,8 @@ def test_tables(digits: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(f"calibration.{name}", value)
     out = tmp_path / "tables.md"
     run_main(
-        ablation_command.main, "--model", "edm-digits", "--also", "edm-digits", "--nfe", "3",
-        "--batch", "8", "--noises", "16", "--cache", str(tmp_path / "cache"), "--out", str(out),
+        ablation_command.main, "--model", "edm-digits", "--also", TINY, "--nfe", "3",
+        "--batch", "8", "--heldout", "4", "--noises", "16", "--cache", str(tmp_path / "cache"), "--out", str(out),
     )  # fmt: skip
     text = out.read_text()
     cells = {cells[1].strip(): cells[2].strip() for line in text.splitlines() if len(cells := line.split("|")) > 3}
@@ -28,3 +28,4 @@ def test_tables(digits: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     heun = calibrate(digits, Settings(3, "heun"))
     assert float(cells["Heun (heun)"]) == pytest.approx(error_against_converged(digits, heun, 16), rel=0.02)
     assert cells["fitted on edm-digits"] != cells["not fitted: ipndm, EDM's grid"]
+    assert len({cells[f"fitted on {Path(TINY).stem}, class {k}"] for k in range(3)}) == 3

@@ -202,6 +202,16 @@ def test_a_noise_keeps_its_class_in_any_set() -> None:
     assert few is not None
     assert many is not None
     assert few.tolist() == many[:3].tolist()
+    one = to_fit(model, 3, 2, 0, class_label=1)
+    assert one.network.class_labels is not None
+    assert one.network.class_labels.tolist() == [1] * 5
+    torch.testing.assert_close(one.noise, to_fit(model, 3, 2, 0).noise)
+
+
+def test_a_class_that_is_not_there(digits: Denoiser) -> None:
+    for model, allowed in ((models.load(TINY), "classes 0 to"), (digits, "has none")):
+        with pytest.raises(UserError, match=f"class-label is 99; .*{allowed}"):
+            calibrate(model, Settings(3, "iia-ddim", class_label=99))
 
 
 def test_guidance_moves_along_the_difference_that_the_class_makes() -> None:

@@ -29,7 +29,7 @@ with joined(torch.device("cpu")):
     fit = noises.part(slice(0, noises.fitting))
     products = gram([fit.network(fit.noise * sigma, sigma) for sigma in (80.0, 2.0, 0.1)])
     plan = trace(scheme_of(find("ddim"), grid_of(model, "edm"), Settings(3)))
-    matrix, slope = normal_equations(fit, torch.zeros_like(fit.noise), plan, NO_CACHE)
+    matrix, slope = normal_equations(fit, torch.zeros_like(fit.noise), plan, "pixels", NO_CACHE)
     if rank() == 0:
         np.savez(sys.argv[1], products=products, matrix=matrix, slope=slope)
     if len(sys.argv) > 2 and rank() == 1:
@@ -68,6 +68,18 @@ def test_two_processes_make_the_plan_of_one(tmp_path: Path) -> None:
     for one, two in zip(plans[0]["table"], plans[1]["table"], strict=True):
         assert one == pytest.approx(two, rel=1e-3, abs=1e-4)  # float32 networks see other batches
     assert plans[0]["calibration"]["evaluations"] == plans[1]["calibration"]["evaluations"]
+
+
+def test_two_processes_measure_what_one_measures(tmp_path: Path) -> None:
+    few = ["--nfe", "3", "--iterations", "0", "--noises", "9", "--batch", "16", "--heldout", "8"]
+    found = []
+    for name, command in (("one", [sys.executable]), ("two", TORCHRUN)):
+        out = tmp_path / f"{name}-out"
+        study = ["-m", "calibration", "study", "--model", "edm-digits", *few, "--out", str(out)]
+        done = run([*command, *study], tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        found.append({row["solver"]: row["rmse"] for row in json.loads((out / "study.json").read_text())["rows"]})
+    assert found[1] == pytest.approx(found[0], rel=1e-2)
 
 
 def test_a_process_that_dies_is_reported(tmp_path: Path) -> None:

@@ -63,7 +63,14 @@ def refine(
     goal = see(converged)
 
     def error(plan: Plan, some: slice) -> float:
-        return mean_error(see(sample(noises.network.part(some), noises.noise[some], plan)) - goal[some])
+        def sums() -> dict[str, np.ndarray]:
+            errors = image_errors(see(sample(part.network, part.noise, plan)) - goal[some])
+            return {"sums": np.array([errors.sum().item(), len(errors)])}
+
+        part = noises.part(some)
+        key = {"mean error": part.key, "goal": digest(goal[some]), "plan": plan.sha256, "view": view}
+        errors, count = total(cache.recall(key, sums)["sums"])
+        return float(errors / count)
 
     fitting, heldout = slice(noises.fitting), slice(noises.fitting, None)
     cost = (evaluations(plan.nfe) + plan.nfe * (1 + len(DAMPINGS))) * noises.fitting + plan.nfe * len(noises.heldout)
@@ -83,12 +90,6 @@ def refine(
 def image_errors(difference: Tensor) -> Tensor:
     """RMS of each image's ``difference`` [n, …]: [n]."""
     return difference.square().flatten(1).mean(1).sqrt()
-
-
-def mean_error(difference: Tensor) -> float:
-    """Mean of ``image_errors`` over all processes."""
-    errors, count = total(np.array([image_errors(difference).sum().item(), len(difference)]))
-    return float(errors / count)
 
 
 def viewer(view: str, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
@@ -137,11 +138,14 @@ def normal_equations(
     size = len(parameters(plan)) + 1
     products = np.zeros((size, size))
     for images, block in noises.blocks():
-        aim = sha256(goal[images].cpu().numpy().tobytes()).hexdigest()
-        key = {"weighted normal equations": block.key, "goal": aim, "plan": plan.sha256, "view": view}
+        key = {"weighted normal equations": block.key, "goal": digest(goal[images]), "plan": plan.sha256, "view": view}
         products += cache.recall(key, partial(sums, block, goal[images]))["products"]
     summed = total(products)
     return summed[:-1, :-1], summed[:-1, -1]
+
+
+def digest(goal: Tensor) -> str:
+    return sha256(goal.cpu().numpy().tobytes()).hexdigest()
 
 
 def parameters(plan: Plan) -> np.ndarray:

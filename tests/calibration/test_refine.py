@@ -16,7 +16,7 @@ from calibration.reference import solution
 from calibration.refine import (
     derivatives,
     evaluations,
-    mean_error,
+    image_errors,
     normal_equations,
     parameters,
     refine,
@@ -78,7 +78,9 @@ def test_refinement_lowers_the_error_and_never_raises_it(
     assert min(refined.errors) < 0.7 * refined.errors[0]
     heldout = noises.heldout
     images = sample(heldout.network, heldout.noise, refined.plan)
-    assert mean_error(images - converged[noises.fitting :]) == pytest.approx(min(refined.errors), rel=1e-4)
+    assert image_errors(images - converged[noises.fitting :]).mean().item() == pytest.approx(
+        min(refined.errors), rel=1e-4
+    )
 
 
 def test_a_killed_refinement_goes_on_where_it_was(
@@ -113,7 +115,7 @@ def test_the_slope_is_that_of_the_mean_error(digits: Denoiser, noises: Noises, c
     values = parameters(plan)
 
     def error(change: np.ndarray) -> float:
-        return mean_error(sample(few.network, few.noise, with_parameters(plan, values + change)) - goal)
+        return image_errors(sample(few.network, few.noise, with_parameters(plan, values + change)) - goal).mean().item()
 
     for index in np.argsort(-np.abs(slope))[:4]:
         move = 1e-3 * np.eye(len(values))[index]
@@ -129,7 +131,9 @@ def test_refinement_on_features_lowers_their_error() -> None:
     see, heldout = viewer("features", fashion.spec.shape), noises.heldout
 
     def apart(plan: Plan) -> float:
-        return mean_error(see(sample(heldout.network, heldout.noise, plan)) - see(goal[noises.fitting :]))
+        return (
+            image_errors(see(sample(heldout.network, heldout.noise, plan)) - see(goal[noises.fitting :])).mean().item()
+        )
 
     assert apart(refined.plan) == pytest.approx(min(refined.errors), rel=1e-3)
     assert apart(refined.plan) < 0.95 * apart(plan)

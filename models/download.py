@@ -14,13 +14,18 @@ TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 20
 
 
+def cached(url: str) -> Path:
+    """Where the file of ``url`` is kept, once it is there."""
+    return cache_folder() / url.rsplit("/", maxsplit=1)[-1]
+
+
 def fetch(url: str) -> Path:
     """The cached file of ``url``, downloaded first if it is not there.
 
     An interrupted download leaves ``NAME.part``, from which the next call goes on. Raises UserError naming the URL
     and the cache path when the file can be had from neither.
     """
-    target = cache_folder() / url.rsplit("/", maxsplit=1)[-1]
+    target = cached(url)
     if target.is_file():
         return target
     partial = target.with_name(target.name + ".part")

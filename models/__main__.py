@@ -1,0 +1,11 @@
+"""Lists the models that are known by name, or verifies one (``command.py``). Training is ``python -m models.train``.
+
+python -m models --help
+"""
+
+from importlib import import_module
+
+from runtime.errors import run_command
+
+if __name__ == "__main__":
+    run_command(lambda: import_module("models.command").main())  # imported late: a missing library is one clear line

@@ -1,0 +1,94 @@
+"""Lists the models that are known by name, or verifies one.
+
+python -m models list
+python -m models verify edm-digits
+python -m models verify edm-cifar10-32x32-uncond-vp.pkl
+"""
+
+import argparse
+
+import numpy as np
+import torch
+
+from models import checkpoint
+from models.download import cached
+from models.precond import Denoiser
+from models.zoo import EDM_URL, ZOO, ZooRow, build, load
+from runtime.cache import cache_folder
+from runtime.errors import BoundError, Parser
+from runtime.noise import unit_noise
+
+CHECK_STREAM = 3  # of noise
+CHECKED_LEVELS, CHECKED_IMAGES = 6, 16
+LEAST_LEVEL = 0.02  # of noise that is looked at; less is lost in rounding
+
+
+def main() -> None:
+    parser = Parser(prog="python -m models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("list", help="the models that are known by name").set_defaults(run=lambda arguments: show())
+    command = commands.add_parser("verify", help="what a model is, and whether it removes noise")
+    command.add_argument("model", help="a name of the list, or a file")
+    command.add_argument("--weights", help="a checkpoint to load into the model instead of its own")
+    command.set_defaults(run=lambda arguments: verify(load(arguments.model, arguments.weights)))
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+def show() -> None:
+    line = "{:20} {:8} {:>7} {:>10}  {:15} {}"
+    print(line.format("name", "images", "classes", "parameters", "weights", "licence"))
+    for name, row in ZOO.items():
+        with torch.device("meta"):
+            network = build(row.architecture, name)
+        cells = (size(network), network.label_dim or "-", parameters(network), where(row), row.licence)
+        print(line.format(name, *cells))
+    print(f"\nWeights that are not there are downloaded when first used, into {cache_folder()}: {EDM_URL}")
+
+
+def verify(model: Denoiser) -> None:
+    """Prints what the model is, and its denoising errors. Raises BoundError when it leaves more noise than came."""
+    spec = model.spec
+    print(f"{spec.name}: {type(model.model).__name__} of {parameters(model)} parameters")
+    print(f"images {size(model)}, classes {spec.classes or 'none'}")
+    print(f"licence {spec.licence}; noise levels {spec.sigma_min:g} to {spec.sigma_max:g}")
+    print(f"shapes SHA-256  {checkpoint.shapes_sha256(model.state_dict())}")
+    print(f"weights SHA-256 {spec.weights_sha256}")
+    errors = denoising_errors(model)
+    for sigma, error in errors.items():
+        print(f"noise level {sigma:8.3f}: of the noise, {error:.3f} is left")
+    if not max(errors.values()) < 1:
+        raise BoundError(f"{spec.name} leaves more noise than came: its weights are of something else, or untrained")
+
+
+@torch.inference_mode()
+def denoising_errors(model: Denoiser) -> dict[float, float]:
+    """By noise level, the RMS error of denoised images, as a part of the noise that was added to them.
+
+    The images are the model's own: what it made of the noise of the level before, of black ones at first.
+    """
+    spec = model.spec
+    classes = torch.arange(CHECKED_IMAGES) % spec.classes if spec.classes else None
+    images, errors = torch.zeros(CHECKED_IMAGES, *spec.shape), {}
+    levels = np.geomspace(spec.sigma_max, max(spec.sigma_min, LEAST_LEVEL), CHECKED_LEVELS).tolist()
+    for k, sigma in enumerate(levels):
+        seeds = range(k * CHECKED_IMAGES, (k + 1) * CHECKED_IMAGES)
+        noise = torch.from_numpy(unit_noise(seeds, spec.shape, CHECK_STREAM)).float()
+        denoised = model(images + sigma * noise, sigma, classes)
+        errors[sigma] = (denoised - images).square().mean().sqrt().item() / sigma
+        images = denoised
+    return errors
+
+
+def size(model: Denoiser) -> str:
+    return "×".join(map(str, model.shape))
+
+
+def parameters(model: Denoiser) -> str:
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
+
+
+def where(row: ZooRow) -> str:
+    if "://" not in row.source:
+        return "shipped"
+    return "downloaded" if cached(row.source).is_file() else "not downloaded"

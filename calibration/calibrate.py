@@ -27,7 +27,7 @@ from runtime.plan import Plan, sample
 
 TARGETS = ("local", "global")
 CHOSEN = "chosen"  # the schedule that is measured, calibration/grid.py
-AUTO = ("iia-ipndm", "iia-ddim", "iia-dpmpp-2m", "iia-spndm", "ipndm", "iia-edm")  # the best of a study, by NFE
+AUTO = ("iia-ipndm", "iia-ddim", "iia-dpmpp-2m", "ipndm")  # the best on chosen levels, docs/study.md
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from calibration.grid import choose
 from calibration.noises import Noises, to_judge
 from calibration.reference import REFERENCE_STEPS, cost, solution
 from calibration.refine import refine, viewer
-from calibration.solvers import ALL_SOLVERS
+from calibration.solvers import ALL_SOLVERS, ONE_A_STEP
 from calibration.trace import trace
 from models import classifier
 from models.precond import Denoiser
@@ -35,6 +35,8 @@ KINDS = ("fixed", "fitted", "fixed" + ON_CHOSEN, "fitted" + ON_CHOSEN, "refined"
 class Row:
     """One sampler at one NFE: RMSE of its images against the converged ones, a 95 % bootstrap interval, FD-fashion.
 
+    ``median`` is that of the images' own RMSE, which a few images do not move.
+
     ``kind`` is one of ``KINDS``: fixed, or γ fitted by least squares to the global target, on EDM's grid or a chosen
     one; or refined. ``steps`` are the RMS errors after each step on the fit's held-out noises, before and after γ;
     ``fd`` is None where there are no features.
@@ -46,6 +48,7 @@ class Row:
     rmse: float
     low: float
     high: float
+    median: float
     fd: float | None
     plan: Plan
     steps: tuple[tuple[float, float], ...] = ()
@@ -99,7 +102,9 @@ class Judge:
         fd = self.distance(gathered(np.concatenate([part["features"] for part in parts])))
         steps = tuple((step.error_before, step.error_after) for step in fitted)
         rmse = float(np.sqrt(errors.mean()))
-        return Row(plan.solver, kind, plan.nfe, rmse, float(low), float(high), fd, plan, steps), parts[0]["shown"]
+        median = float(np.sqrt(np.median(errors)))
+        row = Row(plan.solver, kind, plan.nfe, rmse, float(low), float(high), median, fd, plan, steps)
+        return row, parts[0]["shown"]
 
     def check(self, least: float) -> None:
         """Raises UserError when the reference moves too much to have measured an error of ``least``."""
@@ -180,9 +185,8 @@ def study(
         pictures[f"{row.solver} {row.nfe}"] = shown
 
     for s in every:
-        one_a_step = [solver for solver in ALL_SOLVERS if solver.steps(s.nfe) >= s.nfe - 1]  # as chosen grids expect
         schemes = [(published[s.nfe, solver.name], False) for solver in ALL_SOLVERS]
-        schemes += [(scheme_of(solver, grid, s), True) for solver in one_a_step]
+        schemes += [(scheme_of(solver, grid, s), True) for solver in ONE_A_STEP]
         fits: list[Candidate] = []
         with progress(f"{s.nfe} evaluations", s.nfe * len(schemes) * len(judge.noises)) as meter.progress:
             for scheme, chosen in schemes:

@@ -59,7 +59,7 @@ def as_json(study: Study) -> dict[str, object]:
 
 
 def markdown(study: Study) -> str:
-    """RMSE by solver and NFE, the best of each kind in bold, and ratios to the best fixed solver."""
+    """RMSE and medians by solver and NFE, the best of each kind in bold, and ratios to the best fixed solver."""
     columns = nfes(study)
     lines = [
         f"# {study.model}: RMS error of final images, {study.judged} held-out noises",
@@ -81,6 +81,8 @@ def markdown(study: Study) -> str:
             own = [row for row in study.rows if row.kind == kind and row.nfe == nfe]
             cells.append(f"{study.best(kind, nfe).rmse / study.best('fixed', nfe).rmse:.2f}" if own else "")
         lines.append(f"| best {kind} | " + " | ".join(cells) + " |")
+    lines += ["", "Median of the images' RMS errors:", ""]
+    lines += _table(study, columns, lambda row: f"{row.median:.4f}", "median")
     if study.reference_fd is not None:
         lines += ["", f"FD-fashion (the converged images: {study.reference_fd:.2f}):", ""]
         lines += _table(study, columns, lambda row: f"{row.fd:.2f}", "fd")
@@ -193,7 +195,7 @@ def plot_samples(study: Study, nfe: int, path: Path) -> None:
     best = [study.best(kind, nfe) for kind in study.kinds(nfe)]
     columns = [("converged", study.pictures["reference"])]
     for row in best:
-        title = "\n".join([*row.kind.split(maxsplit=1), row.solver, f"RMSE {row.rmse:.3f}"])
+        title = "\n".join([*dict.fromkeys([*row.kind.split(maxsplit=1), row.solver]), f"RMSE {row.rmse:.3f}"])
         columns.append((title, study.pictures[f"{row.solver} {nfe}"]))
     shown = len(columns[0][1])
     figure, every = plt.subplots(

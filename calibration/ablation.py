@@ -13,7 +13,7 @@ from calibration.schedules import SCHEDULES
 from calibration.solvers import ONE_A_STEP, find
 from calibration.study import Judge, judging
 from calibration.trace import trace
-from models.precond import Denoiser
+from models.denoiser import Denoiser, conditioned
 from models.progress import ProgressBars, silent
 from runtime.plan import Plan
 
@@ -94,7 +94,7 @@ def ablate(
 
     ``settings`` are those that a trial departs from.
     """
-    judge = judging(model, judged, settings, cache, progress)
+    judge = judging(model, judged, cache, progress)
     history = [r for r in HISTORIES if r < min(nfes)]
 
     def errors(trial: Trial, nfe: int) -> list[float]:
@@ -113,18 +113,18 @@ def between_models(
     """The plans of each model, used on each; and those of some classes, where a model has classes, on each of these."""
     answers = []
     for groups in [
-        {model.spec.name: (model, settings) for model in models},
+        {model.spec.name: model for model in models},
         *(
-            {f"{model.spec.name}, class {k}": (model, replace(settings, class_label=k)) for k in range(CLASSES)}
+            {f"{model.spec.name}, class {k}": conditioned(model, k) for k in range(CLASSES)}
             for model in models
             if model.spec.classes
         ),
     ]:
-        judges = [judging(model, judged, own, cache, progress) for model, own in groups.values()]
+        judges = [judging(model, judged, cache, progress) for model in groups.values()]
         for schedule in ("edm", CHOSEN):
             plans = {"not fitted: ipndm, EDM's grid": fixed(models[0], "edm", settings)}
-            for name, (model, own) in groups.items():
-                plans[f"fitted on {name}"] = calibrate(model, replace(own, schedule=schedule), progress, cache)
+            for name, model in groups.items():
+                plans[f"fitted on {name}"] = calibrate(model, replace(settings, schedule=schedule), progress, cache)
             lines = [(name, [[error(judge, plan)] for judge in judges]) for name, plan in plans.items()]
             question = f"Fitted on one, used on another: {schedule} grid, NFE {settings.nfe}"
             answers.append(Answer(question, lines, [f"on {name}" for name in groups]))
@@ -135,7 +135,7 @@ def between_grids(
     model: Denoiser, settings: Settings, judged: int, cache: Cache, progress: ProgressBars = silent
 ) -> Answer:
     """The γ of each grid, used on each."""
-    judge = judging(model, judged, settings, cache, progress)
+    judge = judging(model, judged, cache, progress)
     lines = [("not fitted: ipndm", [[error(judge, fixed(model, schedule, settings))] for schedule in SCHEDULES])]
     for origin in SCHEDULES:
         steps = calibrate(model, replace(settings, schedule=origin), progress, cache).calibration["steps"]

@@ -38,7 +38,7 @@ def main() -> None:
     target = arguments.out or Path(f"ablation-{Path(arguments.model).stem}.md")
     with writable(target) as path:
         kept, first = cache(arguments), load_model(arguments)
-        others = [load(name).to(next(first.parameters()).device) for name in arguments.also.split(",") if name]
+        others = [load(name).to(first.device) for name in arguments.also.split(",") if name]
         answers = ablate(first, nfes, settings, arguments.noises, kept, bar)
         for own in (replace(settings, nfe=nfe) for nfe in nfes):
             answers.append(between_grids(first, own, arguments.noises, kept, bar))

@@ -9,7 +9,7 @@ from calibration.cache import Cache
 from calibration.calibrate import CHOSEN, TARGETS, Settings
 from calibration.refine import ITERATIONS, VIEWS
 from calibration.schedules import SCHEDULES
-from models.precond import Denoiser
+from models.denoiser import Denoiser, conditioned
 from models.zoo import load
 from runtime.cache import cache_folder
 from runtime.errors import UserError
@@ -33,19 +33,28 @@ def cache(arguments: argparse.Namespace) -> Cache:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", required=True, help="a name of the zoo, a .pkl or .safetensors file, or a .json of arguments"
+        "--model",
+        required=True,
+        help="a name of `python -m models list`, a .pkl or .safetensors file or its URL, a .json of arguments, a "
+        "folder or hub's OWNER/NAME of a diffusers pipeline, or FILE.py:FUNCTION",
     )
     group.add_argument("--weights", help="a checkpoint to load into the model instead of its own")
     group.add_argument("--random-weights", action="store_true", help="a dry run without the model's weights")
+    guidance_help = "S of classifier-free guidance, two network calls an evaluation (default: 1, none)"
+    group.add_argument("--guidance", type=float, default=1.0, metavar="S", help=guidance_help)
+    passes_help = "guidance calls the network twice, instead of once on twice as many images, which takes more memory"
+    group.add_argument("--two-passes", action="store_true", help=passes_help)
+    group.add_argument("--class-label", type=int, metavar="K", help="the one class to make (default: the caller's)")
     group.add_argument("--device", default="auto", help="where PyTorch calibrates: auto (default), cpu, cuda, …")
 
 
 def load_model(arguments: argparse.Namespace) -> Denoiser:
-    """The model, on the device that was asked for."""
+    """The model, its class and guidance built in, on the device that was asked for."""
     name = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.weights and arguments.random_weights:
         raise UserError("--weights and --random-weights exclude each other")
     model = load(arguments.model, arguments.weights, arguments.random_weights)
+    model = conditioned(model, arguments.class_label, arguments.guidance, not arguments.two_passes)
     try:
         return model.to(torch.device(name))
     except (RuntimeError, AssertionError) as error:
@@ -80,10 +89,6 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
     group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to judge by (default: 128)")
     group.add_argument("--ridge", type=float, default=DEFAULTS.ridge, help="relative (default: 1e-4)")
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises (default: 0)")
-    if not exporting:  # the graph has no guidance and takes any class
-        guidance_help = "S of classifier-free guidance, two network calls an evaluation (default: 1, none)"
-        group.add_argument("--guidance", type=float, default=DEFAULTS.guidance, metavar="S", help=guidance_help)
-        group.add_argument("--class-label", type=int, metavar="K", help="the class to fit for (default: all)")
     group.add_argument(
         "--refine",
         type=int,
@@ -112,6 +117,4 @@ def settings(arguments: argparse.Namespace) -> Settings:
         seed=arguments.seed,
         refine=arguments.refine,
         refine_on=arguments.refine_on,
-        guidance=getattr(arguments, "guidance", DEFAULTS.guidance),
-        class_label=getattr(arguments, "class_label", None),
     )

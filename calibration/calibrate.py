@@ -1,16 +1,16 @@
 """A model, a solver and a number of evaluations in; a Plan out, with a report of how it was fitted."""
 
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from calibration.cache import NO_CACHE, Cache
 from calibration.distributed import processes, total
-from calibration.fit import FittedStep, Target, fit, rms
+from calibration.fit import FittedStep, Target, fit, mean_error, rms
 from calibration.grid import Grid, choose
 from calibration.network import Network
 from calibration.noises import Noises, to_fit, to_judge
@@ -20,7 +20,7 @@ from calibration.schedules import SCHEDULES
 from calibration.solvers import find
 from calibration.solvers.base import Scheme, Solver, base_step
 from calibration.trace import trace
-from models.precond import Denoiser
+from models.denoiser import Denoiser
 from models.progress import ProgressBars, silent
 from runtime.errors import UserError
 from runtime.plan import Plan, sample
@@ -49,8 +49,6 @@ class Settings:
         seed: of the noises, and of the classes where the model has some.
         refine: iterations of joint refinement after the fit; 0: none.
         refine_on: one of ``VIEWS``: the error of pixels, or of a classifier's features (28×28 images alone).
-        guidance: S of classifier-free guidance; 1: none.
-        class_label: what to fit for, where the model has classes; None: all of them.
     """
 
     nfe: int
@@ -65,8 +63,6 @@ class Settings:
     seed: int = 0
     refine: int = 0
     refine_on: str = "pixels"
-    guidance: float = 1.0
-    class_label: int | None = None
 
     def __post_init__(self) -> None:
         if self.solver != "auto":
@@ -87,8 +83,6 @@ class Settings:
                 raise UserError(
                     f"{name} is {getattr(self, name)}: {processes()} processes need one noise each, or more"
                 )
-        if not math.isfinite(self.guidance):
-            raise UserError(f"guidance is {self.guidance}; it must be a finite number")
         if self.schedule not in (*SCHEDULES, CHOSEN, None):
             raise UserError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}, {CHOSEN}")
         if self.target not in (*TARGETS, None):
@@ -101,15 +95,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A solver made ready: its plan, and its final images' RMS error on the held-out noises."""
+    """A solver made ready: its plan, and its final images' errors on the held-out noises.
+
+    ``error`` is the mean of each image's RMS error, which a few do not decide: the least is the best.
+    """
 
     plan: Plan
     error: float
+    rms_error: float
     steps: tuple[FittedStep, ...]
 
 
 def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = silent, cache: Cache = NO_CACHE) -> Plan:
-    """The plan of ``settings.solver``, its γ fitted; a fixed solver, unless refined, costs no evaluation.
+    """The plan of ``settings.solver``, its γ fitted; a fixed solver on a fixed schedule costs no evaluation.
 
     Deterministic for a seed, on one machine. ``plan.calibration`` is the report: settings, per-step γ and errors, final
     error, what "auto" compared, refinement's errors, network evaluations (of one image) spent, seconds.
@@ -120,39 +118,34 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
     solvers = [find(name) for name in (AUTO if auto else [settings.solver])]
     schedule = settings.schedule or (CHOSEN if auto else "edm")
     target = settings.target or ("global" if auto else "local")
-    fixed = not auto and solvers[0].history is None and not settings.refine
-    if fixed and schedule != CHOSEN:
+    if not auto and solvers[0].history is None and schedule != CHOSEN and not settings.refine:
         return trace(scheme_of(solvers[0], grid_of(model, schedule), settings))
 
     noises = noises_of(model, settings)
     meter = noises.network.meter
     steps = max(REFERENCE_STEPS, settings.fine_steps * settings.nfe)
     if schedule == CHOSEN:
-        grid, fine = choose(noises, settings.nfe, steps, cache, progress)
-        schemes = [scheme_of(solver, grid, settings) for solver in solvers]
+        grids, fine = choose(noises, settings.nfe, steps, cache, progress)
     else:
-        schemes = [scheme_of(solver, grid_of(model, schedule), settings) for solver in solvers]
-        levels = {sigma for scheme in schemes for sigma in scheme.sigmas if sigma > 0}
+        grids = [grid_of(model, schedule)]
+        levels = {sigma for solver in solvers for sigma in scheme_of(solver, grids[0], settings).sigmas if sigma > 0}
         with progress("fine trajectory", cost(len(levels), steps) * len(noises)) as meter.progress:
             fine = solution(noises, levels, steps, cache)
-    if fixed:
-        return trace(schemes[0])
 
     candidates = []
-    for scheme in schemes:
-        spent = settings.nfe * (
-            1 + settings.fine_steps if target == "local" and scheme.solver.history is not None else 1
-        )
-        with progress(f"{scheme.solver.name}, {settings.nfe} evaluations", spent * len(noises)) as meter.progress:
-            candidates.append(make_candidate(scheme, noises, fine, target, settings))
+    for solver in solvers:
+        spent = settings.nfe * (1 + settings.fine_steps if target == "local" and solver.history is not None else 1)
+        title = f"{solver.name}, {settings.nfe} evaluations"
+        with progress(title, spent * len(noises) * len(grids)) as meter.progress:
+            candidates.append(best_candidate(solver, grids, noises, fine, target, settings))
     best = min(candidates, key=lambda candidate: candidate.error)
-    plan, error, errors = best.plan, best.error, [best.error]
+    plan, error, errors = best.plan, best.rms_error, [best.error]
     if settings.refine:
         refined = refine(plan, noises, fine[0.0], settings.refine, cache, progress, settings.refine_on)
         plan, errors = refined.plan, list(refined.errors)
         error = rms(sample(noises.heldout.network, noises.heldout.noise, plan) - fine[0.0][noises.fitting :])
     report = {
-        "weights_sha256": model.spec.weights_sha256,
+        **fitted_to(model),
         "settings": asdict(settings),
         "target": target,
         "schedule": schedule,
@@ -166,9 +159,15 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
     return Plan(plan.solver + ("-refined" if settings.refine else ""), plan.sigmas, plan.table, report)
 
 
+def fitted_to(model: Denoiser) -> dict[str, Any]:
+    """What a fit belongs to."""
+    spec = model.spec
+    return {"weights_sha256": spec.weights_sha256, "class_label": spec.class_label, "guidance": spec.guidance}
+
+
 def noises_of(model: Denoiser, settings: Settings) -> Noises:
     """Those to fit on."""
-    return to_fit(model, settings.batch, settings.heldout, settings.seed, settings.guidance, settings.class_label)
+    return to_fit(model, settings.batch, settings.heldout, settings.seed)
 
 
 def grid_of(model: Denoiser, schedule: str) -> Grid:
@@ -205,8 +204,18 @@ def make_candidate(
         if target == "local":
             goals = local_targets(scheme, noises.network, settings.fine_steps)
         steps, images = fit(scheme, noises.network, x, goals, noises.fitting, settings.ridge)
-    error = rms((images - fine[0.0])[noises.fitting :])
-    return Candidate(trace(scheme, [step.gamma for step in steps]), error, tuple(steps))
+    wrong = (images - fine[0.0])[noises.fitting :]
+    plan = trace(scheme, [step.gamma for step in steps])
+    return Candidate(plan, mean_error(wrong), rms(wrong), tuple(steps))
+
+
+def best_candidate(
+    solver: Solver, grids: Sequence[Grid], noises: Noises, fine: Mapping[float, Tensor], target: str, settings: Settings
+) -> Candidate:
+    """The solver on whichever of the grids its final images err least."""
+    schemes = [scheme_of(solver, grid, settings) for grid in grids]
+    candidates = [make_candidate(scheme, noises, fine, target, settings) for scheme in schemes]
+    return min(candidates, key=lambda candidate: candidate.error)
 
 
 def error_against_converged(

@@ -31,7 +31,7 @@ def main() -> None:
     name = f"{Path(arguments.model).stem}-{arguments.solver}-nfe{arguments.nfe}.json"
     target = arguments.out or Path(name)
     model = load_model(arguments)
-    with joined(next(model.parameters()).device):
+    with joined(model.device):
         if rank():
             calibrate(model, wanted, silent, cache(arguments))
             return

@@ -54,6 +54,17 @@ def rms(difference: Tensor) -> float:
     return float(np.sqrt(squares / count))
 
 
+def image_errors(difference: Tensor) -> Tensor:
+    """[n]: the RMS of each image, or each image's features."""
+    return difference.square().flatten(1).mean(1).sqrt()
+
+
+def mean_error(difference: Tensor) -> float:
+    """The mean over every image, of all processes, of its RMS."""
+    summed, count = total(np.array([image_errors(difference).sum().item(), len(difference)]))
+    return float(summed / count)
+
+
 def fit(
     scheme: Scheme, network: Network, x: Tensor, target: Target, fitting: int, ridge: float
 ) -> tuple[list[FittedStep], Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from calibration.cache import Cache
 from calibration.distributed import total
+from calibration.fit import image_errors
 from calibration.network import Network
 from calibration.noises import Noises
 from models import classifier
@@ -85,11 +86,6 @@ def refine(
             _, damping, plan = min(tried, key=lambda trial: trial[0])
             made.append((error(plan, heldout), plan))
     return Refinement(min(made, key=lambda one: one[0])[1], tuple(one[0] for one in made))
-
-
-def image_errors(difference: Tensor) -> Tensor:
-    """RMS of each image's ``difference`` [n, …]: [n]."""
-    return difference.square().flatten(1).mean(1).sqrt()
 
 
 def viewer(view: str, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 from calibration import frechet
 from calibration.cache import Cache
-from calibration.calibrate import Candidate, Settings, grid_of, make_candidate, noises_of, scheme_of
+from calibration.calibrate import Candidate, Settings, best_candidate, grid_of, noises_of, scheme_of
 from calibration.distributed import gathered
 from calibration.fit import FittedStep, rms
 from calibration.grid import choose
@@ -19,14 +19,16 @@ from calibration.refine import refine, viewer
 from calibration.solvers import ALL_SOLVERS, ONE_A_STEP
 from calibration.trace import trace
 from models import classifier
-from models.precond import Denoiser
+from models.denoiser import Denoiser
 from models.progress import ProgressBars, silent
 from runtime.errors import UserError
 from runtime.plan import Plan, sample
 
 RESAMPLES = 1000  # of the bootstrap
 SHOWN = 8  # images of each sampler that are kept for the picture
-CHECKED = 128  # noises whose reference is solved again, in twice its steps
+CHECKED = 128  # noises that tell how many steps the reference takes
+CONVERGED = 0.01  # RMS change of its images when its steps double, or less
+MOST_STEPS = 768  # that it may take
 ON_CHOSEN = " on a chosen grid"
 KINDS = ("fixed", "fitted", "fixed" + ON_CHOSEN, "fitted" + ON_CHOSEN, "refined")
 
@@ -56,7 +58,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """``convergence`` is the RMS change of the reference when its steps double, ``reference_fd`` its own distance.
+    """``reference_steps`` are Heun's, ``convergence`` the RMS change of the reference when they double.
+
+    ``reference_fd`` is its own distance.
 
     ``pictures`` has the first images of each row, and of the reference, by "SOLVER NFE" and "reference".
     """
@@ -64,6 +68,7 @@ class Study:
     model: str
     settings: Settings
     judged: int
+    reference_steps: int
     convergence: float
     reference_fd: float | None
     rows: tuple[Row, ...]
@@ -81,11 +86,12 @@ class Study:
 class Judge:
     """Noises, the images they should become, and the classifier that sees 28×28 ones.
 
-    ``convergence`` is the RMS change of the reference when its steps double.
+    ``convergence`` is the RMS change of the goal when its ``steps`` of Heun's method double.
     """
 
     noises: Noises
     goal: torch.Tensor
+    steps: int
     convergence: float
     seer: classifier.Classifier | None
     real: classifier.Statistics | None
@@ -93,7 +99,10 @@ class Judge:
 
     def row(self, plan: Plan, kind: str, fitted: Sequence[FittedStep]) -> tuple[Row, np.ndarray]:
         parts = [
-            self.cache.recall({"judged": block.key, "plan": plan.sha256}, partial(self._block, block, images, plan))
+            self.cache.recall(
+                {"judged": block.key, "plan": plan.sha256, "reference steps": self.steps},
+                partial(self._block, block, images, plan),
+            )
             for images, block in self.noises.blocks()
         ]
         errors = gathered(np.concatenate([part["errors"] for part in parts]))
@@ -110,7 +119,7 @@ class Judge:
         """Raises UserError when the reference moves too much to have measured an error of ``least``."""
         if not self.convergence < 0.5 * least:
             raise UserError(
-                f"the reference moves by {self.convergence:.2g} when its {REFERENCE_STEPS} steps double, which is not "
+                f"the reference moves by {self.convergence:.2g} when its {self.steps} steps double, which is not "
                 f"far below the errors that it should measure ({least:.2g}): the model's trajectories do not converge"
             )
 
@@ -134,17 +143,33 @@ class Judge:
         return frechet.distance(classifier.statistics(torch.from_numpy(features)), self.real)
 
 
-def judging(model: Denoiser, count: int, settings: Settings, cache: Cache, progress: ProgressBars) -> Judge:
-    """``count`` noises that no fit sees, solved; some of them again, in twice the steps."""
-    noises = to_judge(model, count, settings.guidance, settings.class_label)
-    checked = noises.part(slice(CHECKED))
-    top = [model.spec.sigma_max]
-    spent = cost(1, REFERENCE_STEPS) * len(noises) + cost(1, 2 * REFERENCE_STEPS) * len(checked)
-    with progress("reference, and twice its steps", spent) as noises.network.meter.progress:
-        goal = solution(noises, top, REFERENCE_STEPS, cache)[0.0]
-        convergence = rms(solution(checked, top, 2 * REFERENCE_STEPS, cache)[0.0] - goal[:CHECKED])
+def judging(model: Denoiser, count: int, cache: Cache, progress: ProgressBars) -> Judge:
+    """``count`` noises that no fit sees, solved."""
+    noises = to_judge(model, count)
+    steps, convergence = converging(noises.part(slice(CHECKED)), cache, progress)
+    goal = reference(noises, steps, cache, progress)
     seer, real = classifier.load() if model.spec.shape == classifier.SHAPE else (None, None)
-    return Judge(noises, goal, convergence, seer, real, cache)
+    return Judge(noises, goal, steps, convergence, seer, real, cache)
+
+
+def reference(noises: Noises, steps: int, cache: Cache, progress: ProgressBars) -> torch.Tensor:
+    """Images [n, …] of the noises, by so many steps of Heun's method."""
+    title = f"reference, {len(noises)} noises, {steps} steps"
+    with progress(title, cost(1, steps) * len(noises)) as noises.network.meter.progress:
+        return solution(noises, [noises.network.model.spec.sigma_max], steps, cache)[0.0]
+
+
+def converging(noises: Noises, cache: Cache, progress: ProgressBars) -> tuple[int, float]:
+    """How many steps the reference takes, and how its images move, by RMS, when these double: ``CONVERGED`` or less.
+
+    Where that takes more than ``MOST_STEPS``, these and what their images move.
+    """
+    steps, moved, fine = REFERENCE_STEPS // 2, np.inf, reference(noises, REFERENCE_STEPS, cache, progress)
+    while moved > CONVERGED and steps < MOST_STEPS:
+        steps, coarse = 2 * steps, fine
+        fine = reference(noises, 2 * steps, cache, progress)
+        moved = rms(fine - coarse)
+    return steps, moved
 
 
 def study(
@@ -163,18 +188,16 @@ def study(
     """
     viewer(settings.refine_on, model.spec.shape)  # says at once what cannot be
     every = [replace(settings, nfe=nfe, target="global", history=None) for nfe in nfes]
-    published = {
-        (s.nfe, solver.name): scheme_of(solver, grid_of(model, "edm"), s) for s in every for solver in ALL_SOLVERS
-    }
-    fitted = [scheme for scheme in published.values() if scheme.solver.history is not None]
-    levels = {sigma for scheme in fitted for sigma in scheme.sigmas if sigma > 0}
+    edm = grid_of(model, "edm")
+    fitted = [solver for solver in ALL_SOLVERS if solver.history is not None]
+    levels = {sigma for s in every for solver in fitted for sigma in scheme_of(solver, edm, s).sigmas if sigma > 0}
     noises = noises_of(model, settings)
     with progress("EDM's levels", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
         fine = solution(noises, levels, REFERENCE_STEPS, cache)
-    grid, finer = choose(noises, max(nfes), REFERENCE_STEPS, cache, progress)
+    grids, finer = choose(noises, max(nfes), REFERENCE_STEPS, cache, progress)
     fine = {**fine, **finer}
 
-    judge = judging(model, judged, settings, cache, progress)
+    judge = judging(model, judged, cache, progress)
     meter = judge.noises.network.meter
     rows: list[Row] = []
     pictures = {"reference": judge.goal[:SHOWN].float().cpu().numpy()}
@@ -185,16 +208,18 @@ def study(
         pictures[f"{row.solver} {row.nfe}"] = shown
 
     for s in every:
-        schemes = [(published[s.nfe, solver.name], False) for solver in ALL_SOLVERS]
-        schemes += [(scheme_of(solver, grid, s), True) for solver in ONE_A_STEP]
         fits: list[Candidate] = []
-        with progress(f"{s.nfe} evaluations", s.nfe * len(schemes) * len(judge.noises)) as meter.progress:
-            for scheme, chosen in schemes:
-                if scheme.solver.history is None:
-                    measure(named(trace(scheme), chosen), "fixed" + ON_CHOSEN * chosen)
+        every_solver = [*((solver, False) for solver in ALL_SOLVERS), *((solver, True) for solver in ONE_A_STEP)]
+        with progress(f"{s.nfe} evaluations", s.nfe * len(every_solver) * len(judge.noises)) as meter.progress:
+            for solver, chosen in every_solver:
+                if solver.history is None and not chosen:
+                    measure(trace(scheme_of(solver, edm, s)), "fixed")
                     continue
-                fits.append(make_candidate(scheme, noises, fine, "global", s))
-                measure(named(fits[-1].plan, chosen), "fitted" + ON_CHOSEN * chosen, fits[-1].steps)
+                fit = best_candidate(solver, grids if chosen else [edm], noises, fine, "global", s)
+                kind = "fixed" if solver.history is None else "fitted"
+                measure(named(fit.plan, chosen), kind + ON_CHOSEN * chosen, fit.steps)
+                if solver.history is not None:
+                    fits.append(fit)
         if s.nfe in refined:
             start = min(fits, key=lambda fit: fit.error).plan  # by the fit's own held-out noises
             last = refine(start, noises, fine[0.0], settings.refine, cache, progress, settings.refine_on).plan
@@ -204,6 +229,7 @@ def study(
         model.spec.name,
         settings,
         judged,
+        judge.steps,
         judge.convergence,
         judge.distance(gathered(judge.features(judge.goal))),
         tuple(rows),

@@ -69,7 +69,7 @@ def main() -> None:
     def found(progress: ProgressBars) -> Study:
         return study(model, nfes, refined, settings, arguments.noises, cache(arguments), progress)
 
-    with joined(next(model.parameters()).device):
+    with joined(model.device):
         if rank():
             found(silent)
             return

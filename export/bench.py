@@ -26,7 +26,7 @@ from export.denoiser import OPSET
 from export.engine import build, read_graph
 from export.engine_command import add_engine_arguments, additions_of
 from export.extend import Additions
-from models.precond import Denoiser
+from models.denoiser import Denoiser
 from models.zoo import load
 from runtime.bundle import Bundle
 from runtime.engines import Engine
@@ -85,7 +85,8 @@ def measure(model: Denoiser, nfe: int, additions: Additions | None) -> dict[str,
             result: dict[str, Any] = {}
         else:
             graphs = write_graphs(model, plan, Path(folder))
-            result = {"size": graphs.sampler_bytes / graphs.denoiser_bytes, "nodes": graphs.nodes / nfe}
+            size = graphs.sampler_bytes
+            result = {"bytes": size, "size": size / graphs.denoiser_bytes, "nodes": graphs.nodes / nfe}
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
         if plan and additions and additions.engine:

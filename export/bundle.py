@@ -14,7 +14,7 @@ from export.denoiser import OPSET, export_denoiser
 from export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm
 from export.save import save_checked
 from export.unroll import unroll
-from models.precond import Denoiser
+from models.denoiser import Denoiser
 from runtime.bundle import MANIFEST, Bundle, describe_files, write_manifest
 from runtime.compare import PYTORCH, Difference, compare, worst
 from runtime.errors import UserError
@@ -61,7 +61,7 @@ def write_reference(model: Denoiser, plan: Plan, folder: Path, output: str) -> N
     """PyTorch's own output for a few seeds: float64 states, the network in float32."""
     seeds = list(REFERENCE_SEEDS)
     classes = model.spec.classes
-    device = next(model.parameters()).device
+    device = model.device
     labels = torch.arange(len(seeds), device=device) % classes if classes else None
     network = Network(model, labels)
     denoised: list[np.ndarray] = []

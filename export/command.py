@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from calibration.arguments import add_model_arguments, add_settings_arguments, cache, load_model, settings
-from calibration.calibrate import calibrate, error_against_converged
+from calibration.calibrate import calibrate, error_against_converged, fitted_to
 from calibration.report import show
 from export.bundle import close, parity, write_graphs, write_reference, write_samples
 from export.engine_command import add_engine_arguments, additions_of
 from export.extend import add
 from export.unroll import OUTPUTS
-from models.precond import Denoiser
+from models.denoiser import Denoiser
 from models.progress import bar
 from runtime.bundle import Bundle
 from runtime.errors import Parser, UserError
@@ -55,11 +55,10 @@ def main() -> None:
     model = load_model(arguments)
     plan = calibrate(model, wanted, bar, cache(arguments)) if wanted else stored
     assert plan is not None
-    if plan.calibration.get("weights_sha256", model.spec.weights_sha256) != model.spec.weights_sha256:
-        raise UserError(f"{arguments.plan} was fitted to other weights than those of {arguments.model}: fit it again")
-    guidance = plan.calibration.get("settings", {}).get("guidance", 1)
-    if guidance != 1:
-        raise UserError(f"{arguments.plan} was fitted to guidance {guidance:g}; graphs are made without guidance")
+    for what, own in fitted_to(model).items():
+        fitted = plan.calibration.get(what, own)
+        if fitted != own:
+            raise UserError(f"{arguments.plan} was fitted to another {what}, {fitted} instead of {own}: fit it again")
     show(plan)
     out = target(arguments, plan.solver, plan.nfe)
     with writable(out, arguments.force) as folder:
@@ -73,6 +72,8 @@ def main() -> None:
 def target(arguments: argparse.Namespace, solver: str, nfe: int) -> Path:
     """Where the bundle goes."""
     parts = [Path(arguments.model).stem, solver, f"nfe{nfe}"]
+    parts += [f"class{arguments.class_label}"] if arguments.class_label is not None else []
+    parts += [f"guidance{arguments.guidance:g}"] if arguments.guidance != 1 else []
     parts += [arguments.output] if arguments.output != "float32" else []
     parts += ["random-weights"] if arguments.random_weights else []
     return arguments.out or Path("artifacts") / "-".join(parts)

@@ -9,7 +9,8 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
 
-from models.precond import Denoiser
+from models.denoiser import Denoiser
+from runtime.errors import UserError
 
 OPSET = 21  # the first in which GroupNormalization is one node that engines take
 
@@ -17,7 +18,7 @@ OPSET = 21  # the first in which GroupNormalization is one node that engines tak
 def export_denoiser(model: Denoiser) -> ir.Model:
     """Graph: x float32 [batch, C, H, W], sigma float32 [], class_labels int64 [batch] if any → denoised, as x.
 
-    The weights are the model's own tensors, not copies.
+    The weights are the model's own tensors, not copies. Raises UserError for a network that fixes the batch size.
     """
     example = [torch.zeros(2, *model.spec.shape), torch.tensor(1.0)]
     batch = torch.export.Dim("batch")
@@ -41,6 +42,12 @@ def export_denoiser(model: Denoiser) -> ir.Model:
         )
     assert program is not None
     exported = program.model
+    denoised = exported.graph.outputs[0]
+    if denoised.shape is None or isinstance(denoised.shape[0], int):
+        raise UserError(
+            f"{model.spec.name} computes with a fixed number of images, so that its graph takes no other: let its "
+            "forward use x.shape[0] instead of len(x), and make no Python number of it"
+        )
     DeduplicateInitializersPass()(exported)
     ClearMetadataAndDocStringPass()(exported)  # about 1.3 KB a node
     exported.graph.name = "denoiser"

@@ -1,5 +1,7 @@
 """Rewrites of an exported graph for the engines that will read it."""
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
@@ -19,15 +21,15 @@ def lower_group_norm(model: ir.Model) -> None:
         assert x is not None
         assert x.shape is not None
         groups, epsilon = node.attributes["num_groups"].as_int(), node.attributes["epsilon"].as_float()
-        channels, height, width = (size for size in x.shape if isinstance(size, int))  # all but the batch
+        channels, *spatial = (int(size) for size in x.shape[1:])  # type: ignore[arg-type]
         per_group = (groups, channels // groups, 1)
-        grouped = ir.node("Reshape", [x, _constant(graph, [0, *per_group[:2], height * width])])
+        grouped = ir.node("Reshape", [x, _constant(graph, [0, *per_group[:2], math.prod(spatial)])])
         normalised = ir.node(
             "LayerNormalization",
             [grouped.outputs[0], *(_reshaped(graph, weight, per_group, "by_group") for weight in (scale, bias))],
             {"axis": 2, "epsilon": epsilon},
         )
-        back = ir.node("Reshape", [normalised.outputs[0], _constant(graph, [0, channels, height, width])])
+        back = ir.node("Reshape", [normalised.outputs[0], _constant(graph, [0, channels, *spatial])])
         for step, suffix in ((grouped, "grouped"), (normalised, "normalised"), (back, "norm")):
             step.outputs[0].name = f"{node.outputs[0].name}_{suffix}"
         ir.convenience.replace_nodes_and_values(
@@ -99,7 +101,10 @@ def fix_batch(model: ir.Model, batch: int) -> None:
 
 
 def raise_group_norm(graph: ir.Graph) -> None:
-    """Reshape, LayerNormalization, Reshape → GroupNormalization, in place: ``lower_group_norm`` backward."""
+    """Reshape, LayerNormalization, Reshape → GroupNormalization, in place: ``lower_group_norm`` backward.
+
+    TensorRT takes it of images alone, not of the rows of positions that diffusers' attention normalizes.
+    """
     for node in list(graph):
         if node.op_type != "LayerNormalization":
             continue
@@ -108,6 +113,11 @@ def raise_group_norm(graph: ir.Graph) -> None:
         into = grouped.producer()
         assert into is not None
         assert (into.op_type, back.op_type) == ("Reshape", "Reshape")
+        target = back.inputs[1]
+        assert target is not None
+        assert target.const_value is not None
+        if target.const_value.size != len(("batch", "channels", "height", "width")):
+            continue
         scale = node.inputs[1]
         assert scale is not None
         assert scale.const_value is not None

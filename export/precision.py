@@ -15,6 +15,7 @@ from runtime.errors import UserError
 LOW = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # a network begins and ends with one that has weights
 FLOAT32_INSIDE = {"fp16": ("Softmax",), "bf16": ("Softmax", "ConvTranspose")}  # TensorRT-RTX 1.7 fails on the latter
+FLOAT32_INPUTS = {"Resize": (1, 2)}  # regions and scales, which ONNX has in float32 alone
 BFLOAT16_OPSET = 22  # the first whose convolutions take bfloat16
 
 
@@ -41,7 +42,7 @@ def _lower(graph: ir.Graph, precision: str) -> None:
             if value is None or value.dtype != ir.DataType.FLOAT:
                 continue
             if value.is_initializer():
-                if node in low:
+                if node in low and index not in FLOAT32_INPUTS.get(node.op_type, ()):
                     node.replace_input_with(index, _lowered_weight(graph, value, precision))
             elif (value in lowered) != (node in low):
                 if (value, wanted) not in casts:
@@ -61,8 +62,9 @@ def round_activations(model: ir.Model, precision: str) -> None:
     ShapeInferencePass()(model)
     graph = model.graph
     for node in inside_network(graph, precision):
+        kept = FLOAT32_INPUTS.get(node.op_type, ())
         for index, value in enumerate(node.inputs):
-            if value is not None and value.is_initializer() and value.dtype == ir.DataType.FLOAT:
+            if value is not None and value.is_initializer() and value.dtype == ir.DataType.FLOAT and index not in kept:
                 lowered = _lowered_weight(graph, value, precision)
                 assert lowered.const_value is not None
                 rounded = lowered.const_value.numpy().astype(np.float32)

@@ -191,6 +191,7 @@ def add_shifts_to_biases(graph: ir.Graph) -> None:
             ir.convenience.replace_all_uses_with(node.outputs[0], convolved)
             graph.remove(node, safe=True)
             break
+    graph.sort()  # a shift may have stood after its convolution
 
 
 def evaluate(graph: ir.Graph, names: Sequence[str], sigmas: Sequence[float]) -> dict[float, dict[str, np.ndarray]]:
@@ -205,8 +206,12 @@ def evaluate(graph: ir.Graph, names: Sequence[str], sigmas: Sequence[float]) -> 
 
 
 def stamp_denoiser(parts: Parts, canvas: Canvas, x: ir.Value, sigma: float, evaluation: int) -> ir.Value:
-    """One more copy of the denoiser's nodes, reading x; its output is called denoised_``evaluation``."""
+    """One more copy of the denoiser's nodes, reading x; its output is called denoised_``evaluation``.
+
+    The others get an @, which no weight has in its name.
+    """
     values: dict[ir.Value | None, ir.Value | None] = {None: None}
+    last = parts.graph.outputs[0]
     for graph_input in parts.graph.inputs:
         if graph_input.name != "sigma":
             values[graph_input] = x if graph_input.name == "x" else canvas.inputs[str(graph_input.name)]
@@ -215,7 +220,7 @@ def stamp_denoiser(parts: Parts, canvas: Canvas, x: ir.Value, sigma: float, eval
             if value not in values:
                 assert value is not None
                 values[value] = _bring(parts, canvas, value, sigma)
-        outputs = [ir.Value(name=f"{value.name}_{evaluation}") for value in node.outputs]
+        outputs = [ir.Value(name=f"{value.name}{'_' if value is last else '@'}{evaluation}") for value in node.outputs]
         canvas.nodes.append(
             ir.Node(
                 node.domain,
@@ -227,7 +232,7 @@ def stamp_denoiser(parts: Parts, canvas: Canvas, x: ir.Value, sigma: float, eval
             )
         )
         values.update(zip(node.outputs, outputs, strict=True))
-    denoised = values[parts.graph.outputs[0]]
+    denoised = values[last]
     assert denoised is not None, "the exported denoiser does not depend on x"
     return denoised
 

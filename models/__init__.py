@@ -4,14 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from models.precond import Denoiser, ModelSpec
+    from models.denoiser import Denoiser, ModelSpec
+    from models.own import adapt
     from models.zoo import ZOO, load
 
-__all__ = ["ZOO", "Denoiser", "ModelSpec", "load"]
+__all__ = ["ZOO", "Denoiser", "ModelSpec", "adapt", "load"]
+HOMES = {"ZOO": "models.zoo", "load": "models.zoo", "adapt": "models.own"}  # the others' is models.denoiser
 
 
 def __getattr__(name: str) -> Any:
     """Imports late, since PyTorch takes a second, and ``models.progress`` does without it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("models.zoo" if name in ("ZOO", "load") else "models.precond"), name)
+    return getattr(import_module(HOMES.get(name, "models.denoiser")), name)

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
-FORMATS = (".pkl", ".safetensors", ".pt", ".pth")
+FORMATS = (".pkl", ".safetensors", ".pt", ".pth", ".bin")
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ def read(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise UserError(f"no weights file at {path}")
-    readers = {".pkl": _read_edm_pickle, ".safetensors": _read_safetensors, ".pt": _read_state_dict}
-    reader = readers.get(path.suffix.replace(".pth", ".pt"))
-    if reader is None:
+    readers = {".pkl": _read_edm_pickle, ".safetensors": _read_safetensors}
+    reader = readers.get(path.suffix, _read_state_dict)
+    if path.suffix not in FORMATS:
         raise UserError(f"{path}: unknown weights format {path.suffix!r}; allowed: {', '.join(FORMATS)}")
     try:
         return reader(path)
@@ -162,7 +163,12 @@ def _read_safetensors(path: Path) -> Checkpoint:
 def _read_state_dict(path: Path) -> Checkpoint:
     if not zipfile.is_zipfile(path):
         raise UserError("not a PyTorch file, or truncated")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = named[1] if named else "an object"
+        raise UserError(f"refused: the pickle names {what}, which no state dict needs; nothing was executed") from error
     for key in ("ema", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

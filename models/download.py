@@ -2,6 +2,7 @@
 
 import urllib.error
 import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 
 from rich.console import Console
@@ -15,17 +16,21 @@ CHUNK = 1 << 20
 
 
 def cached(url: str) -> Path:
-    """Where the file of ``url`` is kept, once it is there."""
-    return cache_folder() / url.rsplit("/", maxsplit=1)[-1]
+    """Where the file of ``url`` is kept, once it is there: in folders named as the address is."""
+    return cache_folder() / url.split("://")[1]
 
 
-def fetch(url: str) -> Path:
-    """The cached file of ``url``, downloaded first if it is not there.
+class NotFoundError(UserError):
+    """The server says that there is no such file."""
+
+
+def fetch(url: str, target: Path | None = None) -> Path:
+    """The file of ``url``, kept at ``target`` (by default in the cache), downloaded first if it is not there.
 
     An interrupted download leaves ``NAME.part``, from which the next call goes on. Raises UserError naming the URL
-    and the cache path when the file can be had from neither.
+    and the place when the file can be had from neither.
     """
-    target = cached(url)
+    target = target or cached(url)
     if target.is_file():
         return target
     partial = target.with_name(target.name + ".part")
@@ -34,9 +39,8 @@ def fetch(url: str) -> Path:
         _download(url, partial)
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise UserError(
-            f"cannot download {url} ({reason}); put the file at {target}, or pass --weights FILE"
-        ) from error
+        kind = NotFoundError if getattr(error, "code", None) == HTTPStatus.NOT_FOUND else UserError
+        raise kind(f"cannot download {url} ({reason}); put the file at {target}, or pass --weights FILE") from error
     partial.replace(target)
     return target
 

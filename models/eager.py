@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from models.denoiser import conditioned
 from models.zoo import load
 from runtime.bundle import Bundle
 from runtime.errors import UserError
@@ -19,6 +20,7 @@ def make(bundle: Bundle, weights: str | None) -> Callable[[np.ndarray, np.ndarra
     """
     recorded = bundle.manifest["model"]
     model = load(weights or recorded["name"], random_weights=bundle.random_weights)
+    model = conditioned(model, recorded.get("class_label"), recorded.get("guidance", 1.0))
     if model.spec.weights_sha256 != recorded["weights_sha256"]:
         raise UserError("the weights found are not those of the bundle")
 

@@ -1,22 +1,17 @@
-"""The denoiser contract, and the preconditionings that turn a raw network into one.
+"""Preconditionings: what a raw network F predicts, at which scale it sees its input, and what it is told of the noise.
 
-Each preconditioning is a column of Table 1 in Karras et al., "Elucidating the Design Space" (arXiv 2206.00364), for
-its eq. 7: D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise).
+Each turns F into a denoiser, D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise), which is eq. 7 of Karras et al.,
+"Elucidating the Design Space" (arXiv 2206.00364). x is clean images with noise of standard deviation σ, always; that a
+process shrinks them is in c_in.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-from models.dhariwal_unet import DhariwalUNet
-from models.song_unet import SongUNet
-
-NETWORKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,126 +19,149 @@ class Coefficients:
     """The four factors of eq. 7, each [n or 1] or a plain number."""
 
     skip: Tensor | float
-    out: Tensor
+    out: Tensor | float
     in_: Tensor | float
     noise: Tensor
 
 
 @dataclass(frozen=True)
 class Preconditioning:
-    coefficients: Callable[[Tensor, float], Coefficients]  # of sigma [n or 1] and sigma_data
+    coefficients: Callable[[Tensor], Coefficients]  # of sigma [n or 1]
     sigma_limits: tuple[float, float]  # what noise levels the network knows
-    default_network: str
 
 
-def edm(sigma: Tensor, sigma_data: float) -> Coefficients:
-    variance = sigma**2 + sigma_data**2
-    scale = variance.rsqrt()
-    return Coefficients(sigma_data**2 / variance, sigma * sigma_data * scale, scale, sigma.log() / 4)
+def denoised() -> Preconditioning:
+    """The network predicts the clean images, and is told σ."""
+    return Preconditioning(lambda sigma: Coefficients(0.0, 1.0, 1.0, sigma), (0.0, math.inf))
 
 
-VP_BETA_D, VP_BETA_MIN, VP_LAST_STEP = 19.9, 0.1, 999
+def edm(sigma_data: float = 0.5) -> Preconditioning:
+    """EDM's (arXiv 2206.00364, Table 1, last column)."""
+
+    def coefficients(sigma: Tensor) -> Coefficients:
+        variance = sigma**2 + sigma_data**2
+        scale = variance.rsqrt()
+        return Coefficients(sigma_data**2 / variance, sigma * sigma_data * scale, scale, sigma.log() / 4)
+
+    return Preconditioning(coefficients, (0.0, math.inf))
 
 
-def vp(sigma: Tensor, sigma_data: float) -> Coefficients:
-    """The network predicts the noise and is told 999·t, t being σ's time in the variance-preserving process."""
-    log_variance = (1 + sigma**2).log()
-    time = ((VP_BETA_MIN**2 + 2 * VP_BETA_D * log_variance).sqrt() - VP_BETA_MIN) / VP_BETA_D
-    return Coefficients(1.0, -sigma, (1 + sigma**2).rsqrt(), VP_LAST_STEP * time)
+VP_BETA_D, VP_BETA_MIN = 19.9, 0.1
 
 
-def vp_sigma(time: float) -> float:
-    return math.sqrt(math.expm1(VP_BETA_D * time**2 / 2 + VP_BETA_MIN * time))
+def vp_sigma(time: float, beta_d: float = VP_BETA_D, beta_min: float = VP_BETA_MIN) -> float:
+    """σ at a time of the variance-preserving process (arXiv 2011.13456, eq. 32)."""
+    return math.sqrt(math.expm1(beta_d * time**2 / 2 + beta_min * time))
 
 
-DDPM_BETAS = np.linspace(1e-4, 0.02, 1000)
-DDPM_SIGMAS = np.sqrt(1 / np.cumprod(1 - DDPM_BETAS) - 1)  # √((1 - ᾱ_t)/ᾱ_t) at the 1,000 steps of arXiv 2006.11239
+def vp(
+    beta_d: float = VP_BETA_D,
+    beta_min: float = VP_BETA_MIN,
+    M: int = 1000,  # noqa: N803 (the checkpoints' name)
+    epsilon_t: float = 1e-5,
+) -> Preconditioning:
+    """The network predicts the noise and is told (M - 1)·t, t being σ's time in the variance-preserving process."""
+
+    def coefficients(sigma: Tensor) -> Coefficients:
+        log_variance = (1 + sigma**2).log()
+        time = ((beta_min**2 + 2 * beta_d * log_variance).sqrt() - beta_min) / beta_d
+        return Coefficients(1.0, -sigma, (1 + sigma**2).rsqrt(), (M - 1) * time)
+
+    return Preconditioning(coefficients, (vp_sigma(epsilon_t, beta_d, beta_min), vp_sigma(1.0, beta_d, beta_min)))
 
 
-def ddpm(sigma: Tensor, sigma_data: float) -> Coefficients:
-    """The network predicts the noise and is told its discrete step t, between two steps interpolated in ln σ."""
-    known = torch.tensor(np.log(DDPM_SIGMAS), dtype=sigma.dtype, device=sigma.device)
-    level = sigma.log()
-    below = ((level[:, None] >= known).sum(dim=1) - 1).clamp(0, len(known) - 2)
-    between = (level - known[below]) / (known[below + 1] - known[below])
-    return Coefficients(1.0, -sigma, (1 + sigma**2).rsqrt(), below + between.clamp(0, 1))
+def ve() -> Preconditioning:
+    """The network predicts the noise, with the other sign, and is told ln(σ/2) (arXiv 2206.00364, Table 1)."""
+    return Preconditioning(lambda sigma: Coefficients(1.0, sigma, 1.0, (sigma / 2).log()), (0.02, 100.0))
 
 
-def ve(sigma: Tensor, sigma_data: float) -> Coefficients:
-    return Coefficients(1.0, sigma, 1.0, (sigma / 2).log())
-
-
-PRECONDITIONINGS = {
-    "EDMPrecond": Preconditioning(edm, (0.0, math.inf), "DhariwalUNet"),
-    "VPPrecond": Preconditioning(vp, (vp_sigma(1e-5), vp_sigma(1.0)), "SongUNet"),
-    "DDPMPrecond": Preconditioning(ddpm, (float(DDPM_SIGMAS[0]), float(DDPM_SIGMAS[-1])), "SongUNet"),
-    "VEPrecond": Preconditioning(ve, (0.02, 100.0), "SongUNet"),
+BETA_SCHEDULES: dict[str, Callable[[float, float, int], np.ndarray]] = {  # the names are those of diffusers
+    "linear": np.linspace,  # arXiv 2006.11239
+    "scaled_linear": lambda start, end, steps: np.linspace(start**0.5, end**0.5, steps) ** 2,  # 2112.10752
+    "squaredcos_cap_v2": lambda start, end, steps: cosine_betas(steps),  # 2102.09672
+}
+PREDICTIONS: dict[str, Callable[[Tensor], tuple[Tensor | float, Tensor | float]]] = {  # c_skip and c_out of sigma
+    "epsilon": lambda sigma: (1.0, -sigma),
+    "v_prediction": lambda sigma: (1 / (1 + sigma**2), -sigma * (1 + sigma**2).rsqrt()),  # arXiv 2202.00512
+    "sample": lambda sigma: (0.0, 1.0),
 }
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """What a denoiser is, apart from the values of its weights."""
-
-    name: str
-    shape: tuple[int, int, int]  # channels, height, width
-    classes: int  # 0: unconditional
-    sigma_min: float  # the noise levels to sample between, in pixel units
-    sigma_max: float
-    sigma_data: float  # standard deviation of the training images
-    licence: str
-    weights_sha256: str  # of names, shapes and float32 values, so the same in every file format
-    random_weights: bool  # True: a dry run, whose images mean nothing
+def cosine_betas(steps: int, shift: float = 0.008, least_ratio: float = 0.001) -> np.ndarray:
+    """Improved DDPM's (arXiv 2102.09672, eq. 17): ᾱ falls as a cosine, but never below ``least_ratio`` of the last."""
+    level = np.cos((np.arange(steps + 1) / steps + shift) / (1 + shift) * np.pi / 2) ** 2
+    return 1 - np.maximum(level[1:] / level[:-1], least_ratio)
 
 
-class Denoiser(nn.Module):
-    """``denoised = model(x, sigma, class_labels=None)``: what every model of this project is.
+def discrete_sigmas(betas: np.ndarray) -> np.ndarray:
+    """√((1 - ᾱ_t)/ᾱ_t) of each discrete step t, as far as it is finite."""
+    kept = np.cumprod(1 - betas)
+    return np.sqrt(1 / kept[kept > 0] - 1)
 
-    Args of a call:
-        x: noisy images, float32 [n, channels, height, width].
-        sigma: noise level, standard deviation in pixel units; a number, a scalar tensor, or [n].
-        class_labels: int64 [n], -1 meaning "no class"; None is -1 for every image.
 
-    Returns the expected clean images, float32, shaped as x. ``spec`` describes the model; ``zoo.load`` sets it.
+DDPM_SIGMAS = discrete_sigmas(BETA_SCHEDULES["linear"](1e-4, 0.02, 1000))  # of arXiv 2006.11239
+
+
+def ddpm(
+    beta_schedule: str = "linear",
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    num_train_timesteps: int = 1000,
+    prediction_type: str = "epsilon",
+) -> Preconditioning:
+    """DDPM's family: the network sees images shrunk to unit variance and is told its discrete step.
+
+    Between two steps that is interpolated in ln σ. The arguments are those of diffusers' schedulers. Raises ValueError
+    for an unknown schedule or prediction.
+    """
+    for argument, value, known in (
+        ("beta_schedule", beta_schedule, BETA_SCHEDULES),
+        ("prediction_type", prediction_type, PREDICTIONS),
+    ):
+        if value not in known:
+            raise ValueError(f"{argument} is {value!r}; allowed: {', '.join(known)}")
+    return discrete(BETA_SCHEDULES[beta_schedule](beta_start, beta_end, num_train_timesteps), prediction_type)
+
+
+def iddpm(C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Preconditioning:  # noqa: N803
+    """Improved DDPM as EDM's baseline files have it (arXiv 2206.00364, Table 1): cosine steps, the noise predicted."""
+    return discrete(cosine_betas(M, C_2, C_1), "epsilon")
+
+
+def discrete(betas: np.ndarray, prediction_type: str) -> Preconditioning:
+    """A network of so many discrete steps."""
+    sigmas = discrete_sigmas(betas)
+
+    def coefficients(sigma: Tensor) -> Coefficients:
+        known = torch.tensor(np.log(sigmas), dtype=sigma.dtype, device=sigma.device)
+        level = sigma.log()
+        below = ((level[:, None] >= known).sum(dim=1) - 1).clamp(0, len(known) - 2)
+        between = (level - known[below]) / (known[below + 1] - known[below])
+        step = below + between.clamp(0, 1)
+        return Coefficients(*PREDICTIONS[prediction_type](sigma), (1 + sigma**2).rsqrt(), step)
+
+    return Preconditioning(coefficients, (float(sigmas[0]), float(sigmas[-1])))
+
+
+def flow(num_train_timesteps: float = 1000.0) -> Preconditioning:
+    """Rectified flow (arXiv 2209.03003): x_t = (1 - t)·image + t·noise, the network predicts noise - image.
+
+    It is told num_train_timesteps·t. σ = t/(1 - t), so that t = σ/(1 + σ) and x_t = x/(1 + σ).
     """
 
-    spec: ModelSpec
+    def coefficients(sigma: Tensor) -> Coefficients:
+        shrink = 1 / (1 + sigma)
+        return Coefficients(shrink, -sigma * shrink, shrink, num_train_timesteps * sigma * shrink)
 
-    def __init__(
-        self,
-        precond: str,
-        img_resolution: int,
-        img_channels: int,
-        label_dim: int = 0,
-        model_type: str | None = None,
-        sigma_data: float = 0.5,
-        **network_arguments: Any,
-    ) -> None:
-        super().__init__()
-        if precond not in PRECONDITIONINGS:
-            raise ValueError(f"precond is {precond!r}; allowed: {', '.join(PRECONDITIONINGS)}")
-        self.preconditioning = PRECONDITIONINGS[precond]
-        model_type = model_type or self.preconditioning.default_network
-        if model_type not in NETWORKS:
-            raise ValueError(f"model_type is {model_type!r}; allowed: {', '.join(NETWORKS)}")
-        self.shape, self.label_dim, self.sigma_data = (
-            (img_channels, img_resolution, img_resolution),
-            label_dim,
-            sigma_data,
-        )
-        self.model = NETWORKS[model_type](img_resolution, img_channels, img_channels, label_dim, **network_arguments)
-
-    def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
-        c = self.preconditioning.coefficients(sigma, self.sigma_data)
-        classes = None
-        if self.label_dim:
-            classes = torch.zeros(1, self.label_dim, device=x.device)
-            if class_labels is not None:
-                classes = (class_labels[:, None] == torch.arange(self.label_dim, device=x.device)).float()
-        return per_image(c.skip) * x + per_image(c.out) * self.model(per_image(c.in_) * x, c.noise, classes)
+    return Preconditioning(coefficients, (0.0, math.inf))
 
 
-def per_image(value: Tensor | float) -> Tensor | float:
-    """[n] → [n, 1, 1, 1], to multiply images with."""
-    return value if isinstance(value, float) else value[:, None, None, None]
+PRECONDITIONINGS: dict[str, Callable[..., Preconditioning]] = {  # the names of EDM's checkpoints where they have one
+    "EDMPrecond": edm,
+    "VPPrecond": vp,
+    "VEPrecond": ve,
+    "iDDPMPrecond": iddpm,
+    "DDPMPrecond": ddpm,
+    "FlowPrecond": flow,
+    "Denoised": denoised,
+}

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from models import checkpoint, objectives
+from models.architecture import build
 from models.classifier import Classifier, features, statistics
 from models.datasets import DATASETS, Dataset
 from models.objectives import Objective
 from models.progress import bar
-from models.zoo import WEIGHTS, ZOO, build
+from models.zoo import WEIGHTS, ZOO
 from runtime.errors import Parser, UserError, run_command
 
 
@@ -60,6 +61,7 @@ class Recipe:
 
 RECIPES = {
     "edm-digits": Recipe("digits", images_seen=900_000, batch=128, warmup_steps=100),
+    "flow-digits": Recipe("digits", images_seen=450_000, batch=128, warmup_steps=100),
     "edm-fashion": Recipe("fashion", images_seen=600_000),
     "edm-fashion-cond": Recipe("fashion", images_seen=300_000, start="edm-fashion"),
     "ddim-fashion": Recipe("fashion", images_seen=600_000),
@@ -73,7 +75,7 @@ def untrained(name: str) -> tuple[nn.Module, Objective]:
         return Classifier(), objectives.classification
     model = build(ZOO[name].architecture, name)
     initialise(model)
-    return model, objectives.ddpm if ZOO[name].architecture["precond"] == "DDPMPrecond" else objectives.edm
+    return model, objectives.OF_PRECONDITIONING[ZOO[name].architecture["precond"]]
 
 
 def initialise(network: nn.Module) -> None:

@@ -2,22 +2,21 @@
 
 import difflib
 import json
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from models import checkpoint
+from models import checkpoint, own, pipeline
+from models.architecture import build, randomise
 from models.checkpoint import Checkpoint
+from models.denoiser import Denoiser, Preconditioned
 from models.download import fetch
-from models.layers import FourierEmbedding
-from models.precond import Denoiser, ModelSpec
 from runtime.errors import UserError
 
 WEIGHTS = Path(__file__).parent / "weights"
-SAMPLING_RANGE = (0.002, 80.0)  # arXiv 2206.00364, Table 1; a network's own limits narrow it
 
 EDM_URL = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 EDM_LICENCE = "CC BY-NC-SA 4.0"
@@ -76,21 +75,48 @@ FASHION: dict[str, Any] = {
     "attn_resolutions": [7],
     "dropout": 0.0,
 }
+DDPM: dict[str, Any] = {  # of arXiv 2006.11239, as diffusers has it
+    "precond": "DDPMPrecond",
+    "model_type": "UNet2DModel",
+    "img_channels": 3,
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+}
+DDPM_CIFAR10: dict[str, Any] = DDPM | {
+    "img_resolution": 32,
+    "block_out_channels": [128, 256, 256, 256],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+}
+DDPM_256: dict[str, Any] = DDPM | {
+    "img_resolution": 256,
+    "block_out_channels": [128, 128, 256, 256, 512, 512],
+    "down_block_types": [*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4],
+}
+DIGITS_LICENCE = "Apache-2.0; trained on scikit-learn's digits (CC BY 4.0)"
 FASHION_LICENCE = "Apache-2.0; trained on Fashion-MNIST (MIT)"
 
 
 @dataclass(frozen=True)
 class ZooRow:
-    """One model. ``source`` is a file of models/weights or a URL; ``shapes_sha256`` tells its architecture."""
+    """One model. ``source`` is a file of models/weights, a URL, or a page of the hub."""
 
     architecture: dict[str, Any]
     source: str
     licence: str
-    shapes_sha256: str | None = None
+    shapes_sha256: str | None = None  # of the tensors' names and shapes
 
 
 def _official(architecture: dict[str, Any], file: str, shapes_sha256: str) -> ZooRow:
     return ZooRow(architecture, EDM_URL + file, EDM_LICENCE, shapes_sha256)
+
+
+def _hub(architecture: dict[str, Any], name: str) -> ZooRow:
+    return ZooRow(architecture, pipeline.HUB + name, "Apache-2.0")
 
 
 CIFAR10_VP = "5b64854adf30015fc75adc6c061a84a176303695d0be57736e9ec7344e4f6f6d"
@@ -102,7 +128,8 @@ FACES_VE = "e4fe182e5798b3d949ae846df8496137a3138a54d2f56fccf651427f36a6bcd7"
 IMAGENET = "462dae53f27654f3f7f3167272cd08cacea1aa52fa444c18ace4a3e3e682a4ae"
 
 ZOO: dict[str, ZooRow] = {
-    "edm-digits": ZooRow(DIGITS, "edm-digits.safetensors", "Apache-2.0; trained on scikit-learn's digits (CC BY 4.0)"),
+    "edm-digits": ZooRow(DIGITS, "edm-digits.safetensors", DIGITS_LICENCE),
+    "flow-digits": ZooRow(DIGITS | {"precond": "FlowPrecond"}, "flow-digits.safetensors", DIGITS_LICENCE),
     "edm-fashion": ZooRow(FASHION, "edm-fashion.safetensors", FASHION_LICENCE),
     "edm-fashion-cond": ZooRow(FASHION | {"label_dim": 10}, "edm-fashion-cond.safetensors", FASHION_LICENCE),
     "ddim-fashion": ZooRow(FASHION | {"precond": "DDPMPrecond"}, "ddim-fashion.safetensors", FASHION_LICENCE),
@@ -119,6 +146,13 @@ ZOO: dict[str, ZooRow] = {
     "edm-afhqv2": _official(DDPMPP | AFHQV2, "edm-afhqv2-64x64-uncond-vp.pkl", FACES_VP),
     "edm-afhqv2-ve": _official(NCSNPP | AFHQV2, "edm-afhqv2-64x64-uncond-ve.pkl", FACES_VE),
     "edm-imagenet64": _official(IMAGENET64, "edm-imagenet-64x64-cond-adm.pkl", IMAGENET),
+    "ddim-cifar10": _hub(DDPM_CIFAR10, "google/ddpm-cifar10-32"),
+    "ddim-lsun-bedroom": _hub(DDPM_256, "google/ddpm-bedroom-256"),
+    "ddim-lsun-bedroom-ema": _hub(DDPM_256, "google/ddpm-ema-bedroom-256"),
+    "ddim-lsun-church": _hub(DDPM_256, "google/ddpm-church-256"),
+    "ddim-lsun-church-ema": _hub(DDPM_256, "google/ddpm-ema-church-256"),
+    "ddim-celebahq": _hub(DDPM_256, "google/ddpm-celebahq-256"),
+    "ddim-celebahq-ema": _hub(DDPM_256, "google/ddpm-ema-celebahq-256"),
 }
 
 
@@ -126,58 +160,81 @@ def load(model: str, weights: str | Path | None = None, random_weights: bool = F
     """A denoiser in evaluation mode, on the CPU, float32.
 
     Args:
-        model: a name of ``ZOO``; a checkpoint that describes itself (EDM .pkl, .safetensors with metadata); or a
-            .json file with an architecture's arguments.
+        model: a name of ``ZOO``; a checkpoint that describes itself (EDM .pkl, .safetensors with metadata), by its path
+            or URL; a .json file with an architecture's arguments; a folder of a diffusers pipeline, or its OWNER/NAME
+            on the hub; or FILE.py:FUNCTION, which makes a denoiser (``models.adapt``) and is run.
         weights: the checkpoint to load into that architecture, instead of the model's own.
         random_weights: random weights, seeded by ``seed``: a dry run, marked so in ``spec``.
 
     Raises UserError for an unknown name, a bad file, or weights of another architecture.
     """
-    row = ZOO.get(model)
-    own: Checkpoint | None = None
-    if row is not None:
-        name, architecture, licence = model, row.architecture, row.licence
-    elif Path(model).suffix == ".json":
-        name, architecture, licence = Path(model).stem, _read_architecture(Path(model)), "unknown"
-        if weights is None and not random_weights:
+    if own.is_named(model):
+        if weights is not None or random_weights:
+            raise UserError(f"{model} brings its own weights; leave --weights and --random-weights out")
+        return own.load(model)
+    origin = _find(model)
+    if random_weights:
+        network = build(origin.architecture(), origin.name)
+        randomise(network, seed)
+        licence = "none: random weights"
+    else:
+        if weights is not None:
+            source = checkpoint.read(Path(weights))
+        elif origin.read is not None:
+            source = origin.read()
+        else:
             raise UserError(f"{model} is an architecture without weights; add --weights FILE or --random-weights")
-    elif Path(model).suffix in checkpoint.FORMATS:
-        own = checkpoint.read(Path(model))
-        if own.architecture is None:
+        with torch.device("meta"):  # shapes without memory: the checkpoint brings the values
+            network = build(origin.architecture(), origin.name)
+        _fill(network, source, origin)
+        licence = origin.licence
+    digest = checkpoint.weights_sha256(network.state_dict())
+    return network.describe(origin.name, licence, digest, random_weights)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a model's parts come from; ``read`` is None where no weights belong to it."""
+
+    name: str
+    architecture: Callable[[], dict[str, Any]]
+    read: Callable[[], Checkpoint] | None
+    licence: str = "unknown"
+    shapes_sha256: str | None = None  # of the tensors' names and shapes
+
+
+def _find(model: str) -> _Origin:
+    path = Path(model)
+    if row := ZOO.get(model):
+        return _Origin(model, lambda: row.architecture, lambda: _read(row.source), row.licence, row.shapes_sha256)
+    if path.suffix == ".json":
+        return _Origin(path.stem, lambda: _read_architecture(path), None)
+    if path.suffix in checkpoint.FORMATS:
+        found = checkpoint.read(fetch(model) if "://" in model else path)
+        if found.architecture is None:
             raise UserError(
                 f"{model} does not say its architecture; use --model NAME or ARCHITECTURE.json --weights {model}"
             )
-        name, architecture = Path(model).stem, own.architecture
-        licence = (own.metadata or {}).get("licence", "unknown")
-    else:
-        near = difflib.get_close_matches(model, ZOO, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(ZOO)}."
-        raise UserError(f"unknown model {model!r}: {hint} A path to a {'/'.join(checkpoint.FORMATS)} file works too")
-
-    if random_weights:
-        network = build(architecture, name)
-        randomise(network, seed)
-    else:
-        if weights is not None:
-            own = checkpoint.read(Path(weights))
-        elif own is None:
-            assert row is not None
-            own = checkpoint.read(fetch(row.source) if "://" in row.source else WEIGHTS / row.source)
-        with torch.device("meta"):  # shapes without memory: the checkpoint brings the values
-            network = build(architecture, name)
-        _fill(network, own, name, row.shapes_sha256 if row else None)
-    network.spec = ModelSpec(
-        name=name,
-        shape=network.shape,
-        classes=network.label_dim,
-        sigma_min=max(SAMPLING_RANGE[0], network.preconditioning.sigma_limits[0]),
-        sigma_max=min(SAMPLING_RANGE[1], network.preconditioning.sigma_limits[1]),
-        sigma_data=network.sigma_data,
-        licence="none: random weights" if random_weights else licence,
-        weights_sha256=checkpoint.weights_sha256(network.state_dict()),
-        random_weights=random_weights,
+        architecture = found.architecture
+        return _Origin(path.stem, lambda: architecture, lambda: found, (found.metadata or {}).get("licence", "unknown"))
+    if path.is_dir():
+        return _Origin(path.resolve().name, lambda: pipeline.architecture(path), lambda: pipeline.read(path))
+    if pipeline.HUB_ID.fullmatch(model) and not path.parent.is_dir():
+        folder = pipeline.download(model)
+        return _Origin(path.name, lambda: pipeline.architecture(folder), lambda: pipeline.read(folder))
+    near = difflib.get_close_matches(model, ZOO, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(ZOO)}."
+    files = "/".join(checkpoint.FORMATS)
+    raise UserError(
+        f"unknown model {model!r}: {hint} A path or URL of a {files} file works too, and a pipeline's folder"
     )
-    return network.eval().requires_grad_(False)
+
+
+def _read(source: str) -> Checkpoint:
+    """The weights of a zoo row's source."""
+    if source.startswith(pipeline.HUB):
+        return pipeline.read(pipeline.download(source.removeprefix(pipeline.HUB)))
+    return checkpoint.read(fetch(source) if "://" in source else WEIGHTS / source)
 
 
 def _read_architecture(path: Path) -> dict[str, Any]:
@@ -190,32 +247,11 @@ def _read_architecture(path: Path) -> dict[str, Any]:
     return architecture
 
 
-def build(architecture: dict[str, Any], name: str) -> Denoiser:
-    """The network of these arguments, its weights not yet set. Raises UserError for unusable arguments."""
-    known_to_sampler = ("use_fp16", "sigma_min", "sigma_max")  # of the original class; ours derives or ignores them
-    arguments = {key: value for key, value in architecture.items() if key not in known_to_sampler}
-    try:
-        return Denoiser(**arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: unusable architecture ({error})") from error
-
-
-def randomise(network: Denoiser, seed: int) -> None:
-    """Fills the weights, N(0, 1/fan_in), so that signals keep their size through every layer."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, weight in network.named_parameters():
-        with torch.no_grad():
-            if weight.dim() > 1:
-                weight.normal_(0, 1 / math.sqrt(weight[0].numel()), generator=generator)
-            else:
-                weight.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-    for name, buffer in network.named_buffers():
-        if name.endswith("freqs"):
-            buffer.normal_(0, FourierEmbedding.SCALE, generator=generator)
-
-
-def _fill(network: Denoiser, source: Checkpoint, name: str, shapes_sha256: str | None) -> None:
-    wanted, found = network.state_dict(), source.tensors
+def _fill(network: Preconditioned, source: Checkpoint, origin: _Origin) -> None:
+    wanted, found, name = network.state_dict(), dict(source.tensors), origin.name
+    found.pop("u", None)  # noise levels of EDM's iDDPMPrecond, which models.precond.iddpm computes
+    if any(key.startswith(pipeline.PREFIX) for key in wanted):
+        found = pipeline.named_ours(found)
     problems = (
         [f"{key} is missing" for key in wanted if key not in found]
         + [f"{key} is surplus" for key in found if key not in wanted]
@@ -224,11 +260,12 @@ def _fill(network: Denoiser, source: Checkpoint, name: str, shapes_sha256: str |
             for key in wanted
             if key in found and found[key].shape != wanted[key].shape
         ]
+        + [f"{key} holds {found[key].dtype}" for key in wanted if key in found and not found[key].is_floating_point()]
     )
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise UserError(f"the weights do not fit the architecture of {name}: {'; '.join(problems[:3])}{more}")
-    if shapes_sha256 and checkpoint.shapes_sha256(found) != shapes_sha256:
+    if origin.shapes_sha256 and checkpoint.shapes_sha256(found) != origin.shapes_sha256:
         raise UserError(f"the weights' shapes are not those published for {name}")
     tensors = {key: found[key].to(torch.float32) for key in wanted}
     bad = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
@@ -238,3 +275,6 @@ def _fill(network: Denoiser, source: Checkpoint, name: str, shapes_sha256: str |
     if published and published != checkpoint.weights_sha256(tensors):
         raise UserError(f"the weights of {name} are damaged: their SHA-256 is not the one recorded with them")
     network.load_state_dict(tensors, assign=True)
+    left = [key for key, buffer in network.named_buffers() if buffer.is_meta]
+    if left:
+        raise UserError(f"{name} computes with {left[0]}, which no checkpoint holds: its blocks are not supported")

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -42,6 +43,9 @@ def run_command(main: Callable[[], int | None]) -> None:
             f"{error.name} is not installed; calibration and export need: pip install 'edge-sampler[cpu]', engines of "
             "finished bundles 'edge-sampler[engine]'"
         )
+    except BrokenPipeError:  # whoever reads the output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        sys.exit(141)  # as a shell has it
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise

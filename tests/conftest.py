@@ -1,6 +1,7 @@
 """What several rooms' tests share."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,10 +18,13 @@ import models
 from calibration.network import Network
 from export.command import main as export_main
 from export.denoiser import export_denoiser
-from models.precond import Denoiser
+from models.denoiser import Denoiser
 from runtime.noise import unit_noise
 
 pytest_plugins = ("tests.fakes.cuda",)
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, on as many cores
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 DATA = Path(__file__).parent / "data"
 TINY = str(DATA / "official-format-tiny.pkl")
 GOLDEN = tuple(sorted(path.stem for path in DATA.glob("*cond.npz")))

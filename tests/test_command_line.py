@@ -51,6 +51,12 @@ EXPORT_MISTAKES = [
     (("--model", "edm-digits", "--nfe", "2", *FAST, "--out", "corrupt.json/b"), "cannot write"),
     (("--model", "edm-digits", "--nfe", "2", "--device", "abacus"), "abacus"),
     (("--model", "edm-digits", "--nfe", "2", "--output", "int4"), "invalid choice"),
+    (("--model", "edm-digits", "--nfe", "2", "--guidance", "2"), "guidance 2 needs a model with classes"),
+    (("--model", "edm-digits", "--nfe", "2", "--class-label", "0"), "class-label is 0; edm-digits has none"),
+    (("--model", "edm-fashion-cond", "--nfe", "2", "--class-label", "10"), "classes 0 to 9"),
+    (("--model", "absent.py:make", "--nfe", "2"), "no file absent.py"),
+    (("--model", ".", "--nfe", "2"), "the folder is no pipeline, or not whole"),
+    (("--model", "taken/absent", "--nfe", "2"), "unknown model 'taken/absent'"),
     (("--model", "edm-digits", "--nfe", "2", "--samples", "0"), "--samples is 0"),
 ]
 
@@ -80,8 +86,9 @@ def assert_one_line(failed: subprocess.CompletedProcess[str], message: str) -> N
 
 def test_without_a_network_the_url_and_the_cache_are_named(tmp_path: Path) -> None:
     failed = run(tmp_path, "export", "--model", "edm-cifar10", "--nfe", "2", *FAST)
-    assert_one_line(failed, "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-cifar10-32x32-uncond-vp.pkl")
-    assert str(tmp_path / "cache" / "edm-cifar10-32x32-uncond-vp.pkl") in failed.stderr
+    address = "nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-cifar10-32x32-uncond-vp.pkl"
+    assert_one_line(failed, f"https://{address}")
+    assert str(tmp_path / "cache" / address) in failed.stderr
 
 
 @pytest.mark.parametrize(
@@ -126,7 +133,7 @@ def test_calibration_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "artifacts" / "edm-digits-iia-ddim-nfe2" / "manifest.json").exists()
     refused = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--random-weights")
-    assert_one_line(refused, "fitted to other weights")
+    assert_one_line(refused, "fitted to another weights_sha256")
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -6,7 +6,7 @@ import pytest
 
 from calibration import ablation_command
 from calibration.calibrate import Settings, calibrate, error_against_converged
-from models.precond import Denoiser
+from models.denoiser import Denoiser
 from tests.conftest import TINY, run_main
 
 

@@ -1,18 +1,39 @@
 """Chosen grids: the shortest path is the shortest, and a model's own levels serve it better than EDM's."""
 
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from calibration.cache import NO_CACHE, Cache
-from calibration.calibrate import Settings, calibrate, error_against_converged
-from calibration.grid import LEVELS, choose, shortest, step_errors
+from calibration.calibrate import (
+    Settings,
+    best_candidate,
+    calibrate,
+    error_against_converged,
+    make_candidate,
+    scheme_of,
+)
+from calibration.grid import LEVELS, choose, remainders, shortest, step_errors
 from calibration.noises import to_fit
-from models.precond import Denoiser
+from calibration.schedules import logarithmic
+from calibration.solvers import find
+from models.denoiser import Denoiser
 from models.progress import silent
+
+
+class Gaussian(Denoiser):
+    """The exact denoiser of independent pixels of this deviation."""
+
+    def __init__(self, deviation: float, like: Denoiser) -> None:
+        super().__init__()
+        self.spec, self.deviation = like.spec, deviation
+
+    def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
+        return x * self.deviation**2 / (self.deviation**2 + sigma**2)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 6])
@@ -46,17 +67,41 @@ def test_step_errors_are_those_of_euler_steps(digits: Denoiser) -> None:
             assert errors[i, j] == pytest.approx(each.sum().item(), rel=1e-4)
 
 
+def test_what_is_left_of_an_error_is_what_the_flow_leaves(digits: Denoiser) -> None:
+    """Of Gaussian data, x(σ) = x(0)·√(1 + σ²/s²): at every level, whatever the noise."""
+    noises = to_fit(Gaussian(0.5, digits), 8, 4, 0)
+    sigmas = logarithmic(64, digits.spec.sigma_min, digits.spec.sigma_max)
+    growth = {sigma: (1 + (sigma / 0.5) ** 2) ** 0.5 for sigma in sigmas}
+    fine = {sigma: growth[sigma] * noises.noise for sigma in sigmas}
+    left = remainders(noises.part(slice(noises.fitting)), fine, NO_CACHE)
+    assert left[1:] == pytest.approx([1 / growth[sigma] for sigma in sigmas[1:]], rel=0.25)
+
+
 def test_grids_have_every_length_within_the_models_range(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calibration.grid.LEVELS", 12)
-    grid, fine = choose(to_fit(digits, 4, 4, 0), 8, 24, NO_CACHE, silent)
+    grids, fine = choose(to_fit(digits, 4, 4, 0), 8, 24, NO_CACHE, silent)
     assert len(fine) == 2 * 8 + 1 < LEVELS  # twice as many as steps, and 0
-    for steps in range(1, 9):
+    for grid, steps in product(grids, range(1, 9)):
         levels = grid(steps)
         assert len(levels) == steps + 1
         assert levels == sorted(set(levels), reverse=True)
         assert levels[0] == digits.spec.sigma_max
         assert levels[-1] == 0.0
         assert set(levels) <= set(fine)
+
+
+def test_a_solver_takes_the_grid_that_serves_it_best(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibration.grid.LEVELS", 32)
+    settings = Settings(5, "iia-ipndm", "chosen", "global", batch=8, heldout=8)
+    noises = to_fit(digits, settings.batch, settings.heldout, 0)
+    (chosen, _), fine = choose(noises, settings.nfe, 24, NO_CACHE, silent)
+    levels = sorted(fine, reverse=True)
+    grids = [chosen, lambda steps: [levels[round(place)] for place in np.linspace(0, len(levels) - 1, steps + 1)]]
+    schemes = [scheme_of(find("ipndm"), grid, settings) for grid in grids]
+    good, even = (make_candidate(scheme, noises, fine, "global", settings).error for scheme in schemes)
+    assert good < even
+    for order in (grids, grids[::-1]):
+        assert best_candidate(find("ipndm"), order, noises, fine, "global", settings).error == good
 
 
 @pytest.mark.usefixtures("coarse_reference")

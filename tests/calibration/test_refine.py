@@ -11,12 +11,12 @@ import models
 from calibration import refine as refining
 from calibration.cache import NO_CACHE, Cache
 from calibration.calibrate import Settings, calibrate, grid_of, scheme_of
+from calibration.fit import image_errors
 from calibration.noises import Noises, to_fit
 from calibration.reference import solution
 from calibration.refine import (
     derivatives,
     evaluations,
-    image_errors,
     normal_equations,
     parameters,
     refine,
@@ -25,7 +25,7 @@ from calibration.refine import (
 )
 from calibration.solvers import find
 from calibration.trace import trace
-from models.precond import Denoiser
+from models.denoiser import Denoiser
 from runtime.errors import UserError
 from runtime.plan import Plan, sample
 

@@ -9,10 +9,14 @@ import torch
 
 import models
 from calibration import frechet, study_command
-from calibration.calibrate import error_against_converged
-from calibration.study import KINDS
+from calibration.cache import NO_CACHE, Cache
+from calibration.calibrate import Settings, calibrate, error_against_converged
+from calibration.fit import rms
+from calibration.noises import to_judge
+from calibration.study import KINDS, converging, judging, reference
 from models import classifier
-from models.precond import Denoiser
+from models.denoiser import Denoiser
+from models.progress import silent
 from runtime.plan import Plan
 from tests.conftest import run_main
 
@@ -55,6 +59,35 @@ def test_table_and_pictures_are_there(found: Path) -> None:
     table = (found / "study.md").read_text()
     assert "| refined |" in table
     assert "FD-fashion" not in table  # digits have no features
+
+
+def test_the_reference_takes_the_steps_that_it_needs(
+    digits: Denoiser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    noises, cache = to_judge(digits, 8), Cache(tmp_path)
+    moves = {
+        steps: rms(reference(noises, 2 * steps, cache, silent) - reference(noises, steps, cache, silent))
+        for steps in (4, 8, 16)
+    }
+    assert moves[16] < moves[8] < moves[4]
+    monkeypatch.setattr("calibration.study.REFERENCE_STEPS", 4)
+    for allowed, most, steps in ((1.01 * moves[4], 64, 4), (1.01 * moves[16], 64, 16), (0.0, 8, 8)):
+        monkeypatch.setattr("calibration.study.CONVERGED", allowed)
+        monkeypatch.setattr("calibration.study.MOST_STEPS", most)
+        assert converging(noises, cache, silent) == (steps, moves[steps])
+
+
+def test_what_another_reference_judged_is_not_taken_over(
+    digits: Denoiser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plan = calibrate(digits, Settings(3, "ddim"))
+    monkeypatch.setattr("calibration.study.CONVERGED", np.inf)
+
+    def error(steps: int, cache: Cache) -> float:
+        monkeypatch.setattr("calibration.study.REFERENCE_STEPS", steps)
+        return judging(digits, 4, cache, silent).row(plan, "fixed", ())[0].rmse
+
+    assert error(8, Cache(tmp_path)) != error(16, Cache(tmp_path)) == error(16, NO_CACHE)
 
 
 def test_frechet_distance() -> None:

@@ -14,7 +14,7 @@ from export.extend import precision_error
 from export.lower import drop_unused
 from export.precision import LOW, lower_precision
 from export.save import save_checked
-from models.precond import Denoiser, per_image
+from models.denoiser import Denoiser, Preconditioned, per_image
 from runtime.backends.onnxrt import Session
 from runtime.bundle import FLOAT_IMAGES, Bundle
 from runtime.errors import UserError
@@ -97,11 +97,12 @@ def test_the_predicted_error_is_that_of_pytorch(made: Path, digits: Denoiser, pr
     bundle = Bundle.open(made)
     noise = torch.from_numpy(unit_noise(range(64), bundle.shape))
     low = copy.deepcopy(digits)
+    assert isinstance(low, Preconditioned)
     low.model.to(dtype)
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        c = low.preconditioning.coefficients(torch.tensor([sigma], dtype=torch.float32), low.sigma_data)
-        network = low.model((per_image(c.in_) * x).to(dtype), c.noise.to(dtype), None).float()
+        c = low.preconditioning.coefficients(torch.tensor([sigma], dtype=torch.float32))
+        network = low.model((per_image(c.in_) * x).to(dtype), c.noise.to(dtype)).float()
         return per_image(c.skip) * x + per_image(c.out) * network
 
     with torch.inference_mode():

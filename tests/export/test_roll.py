@@ -12,7 +12,7 @@ from export.precision import LOW, lower_precision
 from export.roll import roll
 from export.save import save_checked
 from export.unroll import unroll
-from models.precond import Denoiser
+from models.denoiser import Denoiser
 from runtime.backends.onnxrt import Session
 from runtime.bundle import Bundle
 from runtime.noise import unit_noise

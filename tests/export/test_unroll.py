@@ -20,11 +20,12 @@ from export.denoiser import export_denoiser
 from export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm
 from export.save import save_checked
 from export.unroll import unroll
-from models.precond import Denoiser
+from models.denoiser import Denoiser, conditioned
 from runtime.backends.onnxrt import Session
+from runtime.errors import UserError
 from runtime.images import to_uint8
 from runtime.plan import Plan, sample
-from tests.conftest import DATA, Golden, relative
+from tests.conftest import DATA, TINY, Golden, relative
 
 NFES = (1, 2, 5, 10)
 
@@ -179,6 +180,38 @@ def test_classes_reach_every_evaluation(tmp_path: Path) -> None:
     expected = sample(Network(model, torch.from_numpy(labels)), torch.from_numpy(noise).double(), plan)
     assert relative(images, expected) < 1e-4
     assert relative(images[0], images[1]) > 1e-3
+
+
+@pytest.mark.parametrize(("one_batch", "class_label"), [(True, None), (True, 3), (False, 3)])
+def test_guidance_and_a_class_are_built_in(one_batch: bool, class_label: int | None, tmp_path: Path) -> None:
+    model = conditioned(models.load(TINY), class_label, 2.0, one_batch)
+    plan = fixed_plan(model, "ipndm", 3)
+    write_graphs(model, plan, tmp_path)
+    noise = np.random.default_rng(0).normal(size=(5, *model.spec.shape)).astype(np.float32)
+    labels = np.array([2, 7, -1, 0, 3])
+    feed = {"noise": noise} | ({"class_labels": labels} if class_label is None else {})
+    with Session(tmp_path / "sampler.onnx") as session:
+        images = session.run(feed)["images"]
+    network = Network(model, torch.from_numpy(labels) if class_label is None else None)
+    assert relative(images, sample(network, torch.from_numpy(noise).double(), plan)) < 1e-4
+
+
+def test_one_class_costs_nothing_in_the_graph(tmp_path: Path) -> None:
+    """What the class does to the embedding is as constant as the noise level."""
+    model = conditioned(models.load(TINY), 3)
+    write_graphs(model, fixed_plan(model, "ddim", 2), tmp_path)
+    graph = onnx.load(tmp_path / "sampler.onnx").graph
+    assert [value.name for value in graph.input] == ["noise"]
+    assert "Gemm" not in {node.op_type for node in graph.node}
+
+
+def test_a_network_that_fixes_the_number_of_images_is_refused() -> None:
+    class Fixed(torch.nn.Module):
+        def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            return x * torch.ones(len(x), 1, 1, 1)
+
+    with pytest.raises(UserError, match=r"Fixed computes with a fixed number of images.*x\.shape\[0\]"):
+        export_denoiser(models.adapt(Fixed(), (1, 4, 4)))
 
 
 def test_equal_noise_levels_share_constants_and_close_ones_do_not(digits: Denoiser, lowered: ir.Model) -> None:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 import runtime
-from models.precond import Denoiser
+from models.denoiser import Denoiser, Preconditioned
 from runtime.backends import BACKENDS
 from runtime.bench import BASELINE, Timing, host_paths
 from runtime.cuda import used_memory
@@ -47,8 +47,8 @@ class Half(torch.nn.Module):
         super().__init__()
         self.network = network.half()
 
-    def forward(self, x: torch.Tensor, noise: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:
-        return self.network(x.half(), noise.half(), classes).float()
+    def forward(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return self.network(x.half(), noise.half()).float()
 
 
 @pytest.mark.parametrize("what", ["PyTorch eager", "torch.compile, max-autotune"])
@@ -58,6 +58,7 @@ def test_pytorch(what: str, denoiser: Denoiser, equip: Equip, pytorch: Expected,
     sigmas = {sigma: torch.tensor([sigma], dtype=torch.float32, device="cuda") for sigma in bundle.plan.sigmas}
     model: Any = denoiser
     if what != "PyTorch eager":
+        assert isinstance(denoiser, Preconditioned)
         denoiser.model, precision = Half(denoiser.model), "fp16"
         model = torch.compile(denoiser, mode="max-autotune")
 

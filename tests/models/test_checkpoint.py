@@ -96,7 +96,7 @@ def test_a_state_dict_file_cannot_run_code_either(tmp_path: Path) -> None:
     path = tmp_path / "hostile.pt"
     path.write_bytes(nested(f"touch {mark}"))
     assert zipfile.is_zipfile(path)
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match=r"names .*which no state dict needs; nothing was executed"):
         checkpoint.read(path)
     assert not mark.exists()
 

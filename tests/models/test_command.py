@@ -18,7 +18,9 @@ def test_the_list_names_every_model_and_what_is_there(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGE_SAMPLER_CACHE", str(tmp_path))
-    cached(ZOO["edm-ffhq"].source).touch()
+    kept = cached(ZOO["edm-ffhq"].source)
+    kept.parent.mkdir(parents=True)
+    kept.touch()
     run_main(main, "list")
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()}
     assert set(ZOO) < set(lines)

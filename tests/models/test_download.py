@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from models.download import fetch
+import models
+from models.download import cached, fetch
+from models.zoo import WEIGHTS
 from runtime.errors import UserError
 
 CONTENT = bytes(range(256)) * 10_000
@@ -17,6 +19,7 @@ CONTENT = bytes(range(256)) * 10_000
 @dataclass
 class Server:
     url: str = ""
+    content: bytes = CONTENT
     send: int = len(CONTENT)  # bytes before the connection is cut
     ranges: list[str | None] = field(default_factory=list)
 
@@ -33,13 +36,13 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
             if self.path.endswith("absent.pkl"):
                 self.send_error(404)
                 return
-            if start >= len(CONTENT):
+            if start >= len(state.content):
                 self.send_error(416)
                 return
             self.send_response(206 if wanted else 200)
-            self.send_header("Content-Length", str(len(CONTENT) - start))
+            self.send_header("Content-Length", str(len(state.content) - start))
             self.end_headers()
-            self.wfile.write(CONTENT[start : start + state.send])
+            self.wfile.write(state.content[start : start + state.send])
 
         def log_message(self, *arguments: object) -> None:
             pass
@@ -52,6 +55,10 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
         http.shutdown()
 
 
+def files(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file()]
+
+
 def test_a_file_is_downloaded_once(server: Server) -> None:
     assert fetch(server.url).read_bytes() == CONTENT
     assert fetch(server.url).read_bytes() == CONTENT
@@ -62,16 +69,17 @@ def test_a_cut_download_goes_on_from_where_it_was(server: Server, tmp_path: Path
     server.send = 1_000_000
     with pytest.raises(UserError, match="1000000 of 2560000 bytes"):
         fetch(server.url)
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["weights.pkl.part"]
+    assert files(tmp_path) == ["weights.pkl.part"]
     server.send = len(CONTENT)
     assert fetch(server.url).read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=1000000-"]
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["weights.pkl"]
+    assert files(tmp_path) == ["weights.pkl"]
 
 
-def test_a_leftover_that_is_too_long_is_dropped(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "weights.pkl.part").write_bytes(CONTENT + b"more")
+def test_a_leftover_that_is_too_long_is_dropped(server: Server) -> None:
+    kept = cached(server.url)
+    kept.parent.mkdir(parents=True)
+    kept.with_name("weights.pkl.part").write_bytes(CONTENT + b"more")
     with pytest.raises(UserError):
         fetch(server.url)
     assert fetch(server.url).read_bytes() == CONTENT
@@ -79,6 +87,19 @@ def test_a_leftover_that_is_too_long_is_dropped(server: Server, tmp_path: Path) 
 
 def test_what_is_not_there_is_named(server: Server, tmp_path: Path) -> None:
     url = server.url.replace("weights", "absent")
-    with pytest.raises(UserError, match=r"absent\.pkl.*put the file at .*cache/absent\.pkl"):
+    with pytest.raises(UserError, match=r"absent\.pkl.*put the file at .*cache/127.*/absent\.pkl"):
         fetch(url)
-    assert not list((tmp_path / "cache").iterdir())
+    assert not files(tmp_path)
+
+
+def test_a_model_is_loaded_from_its_address(server: Server) -> None:
+    server.content = (WEIGHTS / "edm-digits.safetensors").read_bytes()
+    server.send = len(server.content)
+    spec = models.load(server.url.replace("weights.pkl", "their-digits.safetensors")).spec
+    assert (spec.name, spec.weights_sha256) == ("their-digits", models.load("edm-digits").spec.weights_sha256)
+
+
+def test_files_of_one_name_and_two_addresses_are_two() -> None:
+    assert (
+        cached("https://a.org/x/model.pkl") != cached("https://a.org/y/model.pkl") != cached("https://b.org/model.pkl")
+    )

@@ -9,7 +9,7 @@ from calibration.network import Network
 from calibration.schedules import edm
 from calibration.solvers import find
 from calibration.solvers.base import base_step
-from models.precond import Denoiser
+from models.denoiser import Denoiser
 from tests.conftest import DATA, Golden, relative
 
 

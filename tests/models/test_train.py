@@ -32,7 +32,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch:
             raise KeyboardInterrupt
         return loss(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(objectives, "edm", killed)
+    monkeypatch.setitem(objectives.OF_PRECONDITIONING, "EDMPrecond", killed)
     with pytest.raises(KeyboardInterrupt):
         train("edm-digits", short, tmp_path / "cut", save_every=2)
     resumed = safetensors.torch.load_file(train("edm-digits", short, tmp_path / "cut", save_every=2))

@@ -1,5 +1,6 @@
 """Models by name: published shapes, clear refusals, marked dry runs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 
 import models
 from models import checkpoint
-from models.zoo import EDM_URL, WEIGHTS, ZOO, build
+from models.architecture import build, randomise
+from models.zoo import EDM_URL, WEIGHTS, ZOO
 from runtime.errors import UserError
 from tests.conftest import DATA
 
@@ -76,6 +78,7 @@ def test_formats_agree(tmp_path: Path) -> None:
         (lambda state: state.update(extra=torch.zeros(1)), "extra is surplus"),
         (lambda state: state.update({"model.map_layer0.bias": torch.zeros(3)}), r"\[3\] instead of \[128\]"),
         (lambda state: state["model.map_layer0.bias"].fill_(float("nan")), "NaN or infinity"),
+        (lambda state: state.update({"model.map_layer0.bias": torch.zeros(128, dtype=torch.int8)}), "torch.int8"),
     ],
 )
 def test_weights_of_another_architecture_are_refused(damage: Any, message: str, tmp_path: Path) -> None:
@@ -84,6 +87,27 @@ def test_weights_of_another_architecture_are_refused(damage: Any, message: str, 
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(UserError, match=message):
         models.load("edm-digits", tmp_path / "w.pt")
+
+
+def test_improved_ddpm_baselines_load(tmp_path: Path) -> None:
+    """EDM's file of that kind holds its noise levels as well, and predicts variances, which nobody needs here."""
+    architecture = {
+        "precond": "iDDPMPrecond",
+        "img_resolution": 8,
+        "img_channels": 3,
+        "model_channels": 32,
+        "channel_mult": [1, 2],
+        "num_blocks": 1,
+        "attn_resolutions": [4],
+    }
+    network = build(architecture, "baseline")
+    randomise(network, 0)
+    (tmp_path / "baseline.json").write_text(json.dumps(architecture))
+    torch.save({**network.state_dict(), "u": torch.zeros(1001)}, tmp_path / "w.pt")
+    model = models.load(str(tmp_path / "baseline.json"), tmp_path / "w.pt")
+    assert model.spec.sigma_max == 80
+    x = torch.randn(2, *model.spec.shape)
+    assert model(x, 1.0).shape == x.shape
 
 
 def test_flipped_bits_are_noticed(tmp_path: Path) -> None:

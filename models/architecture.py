@@ -1,0 +1,74 @@
+"""From an architecture's arguments, as checkpoints hold them, to the network."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.denoiser import Preconditioned
+from models.dhariwal_unet import DhariwalUNet
+from models.layers import FourierEmbedding
+from models.precond import PRECONDITIONINGS
+from models.song_unet import SongUNet
+from models.unet_2d import UNet2D
+from runtime.errors import UserError
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "SongUNet": SongUNet,
+    "DhariwalUNet": DhariwalUNet,
+    "UNet2DModel": UNet2D,
+}
+DEFAULT_NETWORKS = {"EDMPrecond": "DhariwalUNet", "iDDPMPrecond": "DhariwalUNet"}  # of EDM's classes; else SongUNet
+IGNORED = ("use_fp16", "sigma_min", "sigma_max", "sigma_data")  # where the preconditioning itself does not take them
+
+
+def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:
+    """The network of these arguments, its weights not yet set. Raises UserError for unusable arguments.
+
+    ``precond`` and ``model_type`` name rows of ``PRECONDITIONINGS`` and ``NETWORKS``; what is neither the images' shape
+    nor an argument of the preconditioning goes to the network.
+    """
+    try:
+        return _build(dict(architecture))
+    except KeyError as error:
+        raise UserError(f"{name}: unusable architecture ({error.args[0]!r} is missing)") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: unusable architecture ({error})") from error
+
+
+def _build(arguments: dict[str, Any]) -> Preconditioned:
+    precond = arguments.pop("precond")
+    model_type = arguments.pop("model_type", None) or DEFAULT_NETWORKS.get(precond, "SongUNet")
+    for argument, value, known in (
+        ("precond", precond, PRECONDITIONINGS),
+        ("model_type", model_type, NETWORKS),
+    ):
+        if value not in known:
+            raise ValueError(f"{argument} is {value!r}; allowed: {', '.join(known)}")
+    make = PRECONDITIONINGS[precond]
+    own = {key: arguments.pop(key) for key in inspect.signature(make).parameters if key in arguments}
+    preconditioning = make(**own)
+    for ignored in IGNORED:
+        arguments.pop(ignored, None)
+    resolution, channels = arguments.pop("img_resolution"), arguments.pop("img_channels")
+    classes = arguments.pop("label_dim", 0)
+    predicted = arguments.pop("out_channels", 2 * channels if precond == "iDDPMPrecond" else channels)
+    network = NETWORKS[model_type](resolution, channels, predicted, classes, **arguments)
+    return Preconditioned(network, preconditioning, (channels, resolution, resolution), classes)
+
+
+def randomise(network: nn.Module, seed: int) -> None:
+    """Fills the weights, N(0, 1/fan_in), so that signals keep their size through every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in network.named_parameters():
+        with torch.no_grad():
+            if weight.dim() > 1:
+                weight.normal_(0, 1 / math.sqrt(weight[0].numel()), generator=generator)
+            else:
+                weight.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    for name, buffer in network.named_buffers():
+        if name.endswith("freqs"):
+            buffer.normal_(0, FourierEmbedding.SCALE, generator=generator)

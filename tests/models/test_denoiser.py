@@ -1,0 +1,113 @@
+"""The contract's own parts: preconditionings, a class and guidance built in."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import models
+from models.denoiser import Denoiser, Preconditioned, conditioned
+from models.precond import DDPM_SIGMAS, PREDICTIONS, Preconditioning, cosine_betas, ddpm, discrete_sigmas, flow, iddpm
+from runtime.errors import UserError
+from tests.conftest import TINY
+
+
+class Oracle(nn.Module):
+    """Knows the one image there is, and answers as networks of a kind are trained to."""
+
+    def __init__(self, image: Tensor, answer: str, preconditioning: Preconditioning, sigma: float) -> None:
+        super().__init__()
+        self.image, self.answer, self.sigma = image, answer, sigma
+
+    def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
+        if self.answer == "flow":
+            t = self.sigma / (1 + self.sigma)
+            assert noise_label.item() == pytest.approx(1000 * t)
+            noise = (x - (1 - t) * self.image) / t
+            return noise - self.image
+        alpha = 1 / math.sqrt(1 + self.sigma**2)
+        spread = self.sigma * alpha
+        noise = (x - alpha * self.image) / spread
+        answers = {"epsilon": noise, "sample": self.image, "v_prediction": alpha * noise - spread * self.image}
+        return answers[self.answer].expand_as(x)
+
+
+@pytest.mark.parametrize("answer", [*PREDICTIONS, "flow"])
+@pytest.mark.parametrize("sigma", [0.02, 1.0, 30.0])
+def test_what_a_network_predicts_becomes_the_clean_image(answer: str, sigma: float) -> None:
+    """By the definition of each prediction: an all-knowing network denoises wholly."""
+    shape = (1, 4, 4)
+    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    preconditioning = flow() if answer == "flow" else ddpm(prediction_type=answer)
+    model = Preconditioned(Oracle(image, answer, preconditioning, sigma), preconditioning, shape)
+    noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(model(image + sigma * noise, sigma), image.expand(3, *shape), atol=2e-4, rtol=0)
+
+
+def test_a_discrete_network_is_told_its_steps() -> None:
+    """At a step's noise level the step, between two of them a number between."""
+    told = ddpm().coefficients(torch.tensor(DDPM_SIGMAS[[0, 499, 999]], dtype=torch.float32)).noise
+    torch.testing.assert_close(told, torch.tensor([0.0, 499.0, 999.0]), atol=0.02, rtol=0)
+    between = ddpm().coefficients(torch.tensor([math.sqrt(DDPM_SIGMAS[499] * DDPM_SIGMAS[500])], dtype=torch.float32))
+    assert between.noise.item() == pytest.approx(499.5, abs=0.02)
+
+
+def test_cosine_levels_are_those_of_the_edm_paper() -> None:
+    """arXiv 2206.00364, Table 1, iDDPM: u_{j-1} from u_j, by a recursion of its own."""
+    count, c_1, c_2 = 1000, 0.001, 0.008
+
+    def level(j: int) -> float:
+        return math.sin(math.pi / 2 * j / (count * (c_2 + 1))) ** 2
+
+    u = [0.0]
+    for j in range(count, 0, -1):
+        u.append(math.sqrt((u[-1] ** 2 + 1) / max(level(j - 1) / level(j), c_1) - 1))
+    np.testing.assert_allclose(discrete_sigmas(cosine_betas(count)), u[1:], rtol=1e-9)
+    assert iddpm().sigma_limits == pytest.approx((u[1], u[-1]))
+
+
+def test_learned_variances_are_left_out() -> None:
+    class Doubled(nn.Module):
+        def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
+            return torch.cat([x, x + 100], dim=1)
+
+    model = Preconditioned(Doubled(), iddpm(), (3, 4, 4))
+    x = torch.ones(2, 3, 4, 4)
+    torch.testing.assert_close(model(x, 1.0), x - x / math.sqrt(2))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Denoiser:
+    return models.load(TINY)
+
+
+@pytest.mark.parametrize("one_batch", [True, False])
+def test_guidance_moves_along_the_difference_that_the_class_makes(tiny: Denoiser, one_batch: bool) -> None:
+    x, labels = torch.randn(3, *tiny.spec.shape), torch.tensor([0, 2, 1])
+    known, unknown = tiny(x, 2.0, labels), tiny(x, 2.0)
+    guided = conditioned(tiny, guidance=3.0, one_batch=one_batch)
+    expected = unknown + 3.0 * (known - unknown)
+    torch.testing.assert_close(guided(x, 2.0, labels), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(guided(x, torch.full((3,), 2.0), labels), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(guided(x, 2.0), unknown)
+    one = conditioned(tiny, 2, 3.0, one_batch)
+    torch.testing.assert_close(one(x, 2.0)[1:2], guided(x, 2.0, labels)[1:2], rtol=1e-5, atol=1e-5)
+
+
+def test_a_class_may_be_built_in(tiny: Denoiser) -> None:
+    x = torch.randn(3, *tiny.spec.shape)
+    one = conditioned(tiny, 1)
+    assert (one.spec.classes, one.spec.class_label, tiny.spec.class_label) == (0, 1, None)
+    torch.testing.assert_close(one(x, 2.0), tiny(x, 2.0, torch.ones(3, dtype=torch.int64)), rtol=1e-5, atol=1e-5)
+
+
+def test_classes_and_guidance_that_cannot_be(tiny: Denoiser, digits: Denoiser) -> None:
+    for model, allowed in ((tiny, "classes 0 to"), (digits, "has none")):
+        with pytest.raises(UserError, match=f"class-label is 99; .*{allowed}"):
+            conditioned(model, 99)
+    with pytest.raises(UserError, match="guidance 2 needs a model with classes"):
+        conditioned(digits, guidance=2.0)
+    with pytest.raises(UserError, match="guidance is inf"):
+        conditioned(tiny, guidance=float("inf"))

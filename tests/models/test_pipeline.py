@@ -1,0 +1,256 @@
+"""Pipelines of diffusers, against diffusers itself."""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+import models
+from calibration.calibrate import Settings, calibrate
+from calibration.network import Network
+from calibration.solvers import find
+from calibration.solvers.base import base_step
+from export.bundle import write_graphs
+from models import pipeline
+from models.architecture import build, randomise
+from models.denoiser import Denoiser
+from models.precond import BETA_SCHEDULES, discrete_sigmas
+from models.zoo import DDPM_256, DDPM_CIFAR10, ZOO
+from runtime.backends.onnxrt import Session
+from runtime.errors import UserError
+from runtime.plan import sample
+from tests.conftest import relative
+
+SMALL: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+}
+
+
+def made(folder: Path, scheduler: Any = None, safe: bool = True, **changes: Any) -> Any:
+    """A small pipeline with lively weights in ``folder``, written by diffusers; its network."""
+    unet = diffusers.UNet2DModel(**(SMALL | changes))
+    randomise(unet, 0)
+    whole = diffusers.DDPMPipeline(unet, scheduler or diffusers.DDPMScheduler())
+    whole.save_pretrained(folder, safe_serialization=safe)
+    return unet.eval().requires_grad_(False)
+
+
+def denoised(unet: Any, x: torch.Tensor, sigma: float, step: int, labels: torch.Tensor | None = None) -> torch.Tensor:
+    """By definition, of a network that predicts the noise: x of σ, shrunk to unit variance, is what it sees."""
+    return x - sigma * unet(x / np.sqrt(1 + sigma**2), step, labels).sample
+
+
+@pytest.mark.parametrize(("architecture", "resolution"), [(DDPM_CIFAR10, 32), (DDPM_256, 64)], ids=["32", "64"])
+def test_networks_of_full_depth_are_those_of_diffusers(architecture: dict[str, Any], resolution: int) -> None:
+    model = build(architecture | {"img_resolution": resolution}, "deep")
+    randomise(model, 0)
+    model.eval().requires_grad_(False)
+    x = 3 * torch.randn(1, 3, resolution, resolution, generator=torch.Generator().manual_seed(0))
+    scheduler = diffusers.DDPMScheduler()
+    for step in (0, 400, 999):
+        sigma = float(((1 - scheduler.alphas_cumprod[step].double()) / scheduler.alphas_cumprod[step].double()).sqrt())
+        assert relative(model(x, sigma), denoised(model.model.unet, x, sigma, step)) < 1e-4
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_ddim_is_that_of_diffusers(schedule: str, prediction: str, tmp_path: Path) -> None:
+    """At the same steps, from the same state."""
+    scheduler = diffusers.DDIMScheduler(beta_schedule=schedule, prediction_type=prediction, clip_sample=False)
+    unet = made(tmp_path, scheduler)
+    model = models.load(str(tmp_path))
+    scheduler.set_timesteps(10)
+    levels = discrete_sigmas(BETA_SCHEDULES[schedule](1e-4, 0.02, 1000))
+    sigmas = [*levels[scheduler.timesteps.numpy()].tolist(), 0.0]
+    start = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = start
+    for step in scheduler.timesteps:
+        x = scheduler.step(unet(x, step).sample, step, x).prev_sample
+    ours = find("ddim").run(Network(model), start.double() * np.sqrt(1 + sigmas[0] ** 2), sigmas, base_step, history=0)
+    assert relative(ours, x) < 1e-4
+
+
+def test_flow_matching_is_that_of_diffusers(tmp_path: Path) -> None:
+    """Its Euler step, in t, and ours, in σ, are one: both are exact where the clean image does not change."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    unet = made(tmp_path, scheduler)
+    model = models.load(str(tmp_path))
+    x, t = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 0.6
+    image = x - t * unet(x, 1000 * t).sample  # of x_t = (1 - t)·image + t·noise and the answer noise - image
+    assert relative(model(x / (1 - t), t / (1 - t)), image) < 1e-5
+
+
+def test_classes_are_those_of_diffusers(tmp_path: Path) -> None:
+    unet = made(tmp_path, num_class_embeds=5)
+    model = models.load(str(tmp_path))
+    assert model.spec.classes == 5
+    x, labels = torch.randn(3, 1, 8, 8), torch.tensor([4, 0, 2])
+    sigma = model.spec.sigma_min
+    assert relative(model(x, sigma, labels), denoised(unet, x, sigma, 0, labels)) < 1e-5
+    assert not torch.allclose(model(x, sigma), model(x, sigma, labels), atol=1e-3)
+
+
+def test_a_pipeline_becomes_a_graph(tmp_path: Path) -> None:
+    made(tmp_path)
+    model = models.load(str(tmp_path))
+    plan = calibrate(model, Settings(4, "iia-ipndm", batch=8, heldout=4))
+    write_graphs(model, plan, tmp_path)
+    noise = np.random.default_rng(0).standard_normal((3, 1, 8, 8), np.float32)
+    expected = sample(Network(model), torch.from_numpy(noise).double(), plan)
+    with Session(tmp_path / "sampler.onnx") as session:
+        assert relative(session.run({"noise": noise})["images"], expected) < 1e-4
+    assert not {"Gemm", "Sin", "Cos"} & {node.op_type for node in ir.load(tmp_path / "sampler.onnx").graph}
+
+
+def test_weights_in_every_form_that_diffusers_wrote(tmp_path: Path) -> None:
+    """Pickled ones, files side by side without folders, and attention as it was called before version 0.12."""
+    unet = made(tmp_path / "new")
+    made(tmp_path / "pickled", safe=False)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    (flat / "config.json").write_bytes((tmp_path / "new/unet/config.json").read_bytes())
+    (flat / "scheduler_config.json").write_bytes((tmp_path / "new/scheduler/scheduler_config.json").read_bytes())
+    old = {new: old for old, new in pipeline.OLD_ATTENTION.items()}
+    state = {}
+    for name, tensor in unet.state_dict().items():
+        for new, before in old.items():
+            if "attentions" in name:
+                name = name.replace(f".{new}.", f".{before}.")
+        state[name] = tensor
+    assert any(".proj_attn." in name for name in state)
+    torch.save(state, flat / "diffusion_pytorch_model.bin")
+    hashes = {models.load(str(tmp_path / kind)).spec.weights_sha256 for kind in ("new", "pickled", "flat")}
+    assert len(hashes) == 1
+
+
+def test_safetensors_are_preferred(tmp_path: Path) -> None:
+    made(tmp_path)
+    (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"not read")
+    assert models.load(str(tmp_path)).spec.shape == (1, 8, 8)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        (
+            "scheduler/scheduler_config.json",
+            {"beta_schedule": "sigmoid"},
+            "beta_schedule is 'sigmoid'; allowed: ",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "score"},
+            "prediction_type is 'score'; allowed: ",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"rescale_betas_zero_snr": True},
+            "rescale_betas_zero_snr is not",
+        ),
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "not a pipeline of a UNet2DModel"),
+        ("unet/config.json", {"sample_size": None}, "sample_size is None"),
+        (
+            "unet/config.json",
+            {"time_embedding_type": "fourier"},
+            "time_embedding_type is 'fourier'; allowed: ",
+        ),
+        ("unet/config.json", {"layers_per_block": 2}, "is missing"),
+        ("unet/config.json", {"block_out_channels": [8, 32]}, r"instead of \[32"),
+        ("unet/config.json", {"colour": 1}, "unusable architecture .*colour"),
+    ],
+)
+def test_what_cannot_be_used_is_named(file: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    made(tmp_path)
+    edit(tmp_path / file, **changes)
+    with pytest.raises(UserError, match=message):
+        models.load(str(tmp_path))
+
+
+def test_other_schedulers_are_refused_and_the_supported_ones_named(tmp_path: Path) -> None:
+    made(tmp_path, diffusers.EulerDiscreteScheduler())
+    with pytest.raises(UserError, match="EulerDiscreteScheduler is not supported; supported: DDPMScheduler, "):
+        models.load(str(tmp_path))
+
+
+def test_a_folder_that_is_not_whole(tmp_path: Path) -> None:
+    made(tmp_path)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"damaged or not a \.safetensors"):
+        models.load(str(tmp_path))
+    weights.unlink()
+    with pytest.raises(UserError, match=r"has no diffusion_pytorch_model\.safetensors or"):
+        models.load(str(tmp_path))
+    made(tmp_path / "again")
+    (tmp_path / "again" / "unet" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"neither unet/config\.json nor config\.json"):
+        models.load(str(tmp_path / "again"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The folder that a small server shows as the hub; what is downloaded goes to "cache" beside it."""
+    folder = tmp_path / "hub"
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(pipeline, "HUB", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setenv("EDGE_SAMPLER_CACHE", str(tmp_path / "cache"))
+        yield folder
+        server.shutdown()
+
+
+def test_pipelines_of_the_hub(hub: Path) -> None:
+    """Downloaded once; then there, whatever becomes of the hub."""
+    made(hub / "us" / "new" / "resolve" / "main")
+    old = hub / "us" / "old" / "resolve" / "main"
+    made(old, safe=False)
+    for path in (old / "unet").iterdir():
+        path.rename(old / path.name)
+    assert not pipeline.is_local("us/new")
+    first = [models.load(name).spec for name in ("us/new", "us/old")]
+    assert [spec.name for spec in first] == ["new", "old"]
+    assert first[0].weights_sha256 == first[1].weights_sha256
+    assert pipeline.is_local("us/new")
+    shutil.rmtree(hub)
+    assert models.load("us/old").spec == first[1]
+
+
+def test_pipelines_that_cannot_be_downloaded(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.mkdir()
+    with pytest.raises(UserError, match=r"/nobody/nothing has none of unet/config\.json, config\.json"):
+        models.load("nobody/nothing")
+    monkeypatch.setattr(pipeline, "HUB", "http://127.0.0.1:9/")
+    with pytest.raises(UserError, match=r"cannot download http://127.0.0.1:9/nobody/nothing/.*refused"):
+        models.load("nobody/nothing")
+
+
+@pytest.mark.parametrize("name", [name for name, row in ZOO.items() if row.source.startswith(pipeline.HUB)])
+def test_rows_have_the_published_size(name: str) -> None:
+    """arXiv 2006.11239, appendix B: 35.7 million parameters at 32×32, 114 million at 256×256."""
+    with torch.device("meta"):
+        model: Denoiser = build(ZOO[name].architecture, name)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert millions == pytest.approx(35.7 if name == "ddim-cifar10" else 114, rel=0.005)

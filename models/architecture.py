@@ -28,15 +28,19 @@ IGNORED = ("use_fp16", "sigma_min", "sigma_max", "sigma_data")  # where the prec
 def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:
     """The network of these arguments, its weights not yet set. Raises UserError for unusable arguments.
 
+    Those that do not fit together are found by a forward pass of shapes alone, on PyTorch's meta device.
     ``precond`` and ``model_type`` name rows of ``PRECONDITIONINGS`` and ``NETWORKS``; what is neither the images' shape
     nor an argument of the preconditioning goes to the network.
     """
     try:
+        with torch.device("meta"):
+            shapes = _build(dict(architecture))
+            shapes(torch.empty(1, *shapes.shape), 1.0)
         return _build(dict(architecture))
     except KeyError as error:
         raise UserError(f"{name}: unusable architecture ({error.args[0]!r} is missing)") from error
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name}: unusable architecture ({error})") from error
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise UserError(f"{name}: unusable architecture ({str(error).splitlines()[0]})") from error
 
 
 def _build(arguments: dict[str, Any]) -> Preconditioned:

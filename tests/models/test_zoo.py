@@ -12,7 +12,7 @@ import torch
 import models
 from models import checkpoint
 from models.architecture import build, randomise
-from models.zoo import EDM_URL, WEIGHTS, ZOO
+from models.zoo import DIGITS, EDM_URL, WEIGHTS, ZOO
 from runtime.errors import UserError
 from tests.conftest import DATA
 
@@ -120,7 +120,13 @@ def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not a readable JSON"), ("[]", "object"), ('{"precond": "XPrecond"}', "unusable architecture")],
+    [
+        ("{", "not a readable JSON"),
+        ("[]", "object"),
+        ('{"precond": "XPrecond"}', "unusable architecture"),
+        (json.dumps(DIGITS | {"model_type": "DhariwalUNet", "model_channels": 112}), "shape"),  # 224 channels, 3 heads
+        (json.dumps(DIGITS | {"img_resolution": 9}), "Sizes"),  # halved and doubled
+    ],
 )
 def test_bad_architecture_files_are_refused(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"

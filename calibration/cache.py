@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from calibration.distributed import processes, total
 from runtime.errors import UserError
 
 MEANING = 1  # raise it when code that makes stored results changes them
@@ -28,8 +29,7 @@ class Cache:
         """The arrays of ``key`` (JSON values), computed only when they are not there whole."""
         if self.folder is None:
             return dict(compute())
-        name = hashlib.sha256(json.dumps([MEANING, key], sort_keys=True).encode()).hexdigest()
-        path = self.folder / f"{name}.npz"
+        path = self._path(self.folder, key)
         try:
             with np.load(path) as stored:
                 return {entry: stored[entry] for entry in stored.files}
@@ -46,6 +46,20 @@ class Cache:
             temporary.unlink(missing_ok=True)
             raise UserError(f"cannot keep results in {self.folder}: {error.strerror}; see --cache") from error
         return arrays
+
+    def recall_together(
+        self, key: Mapping[str, Any], compute: Callable[[], Mapping[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """``recall`` of what all processes compute together: again, unless each of them has it."""
+        if self.folder is not None:
+            path = self._path(self.folder, key)
+            if total(np.array([path.is_file()], float))[0] < processes():
+                path.unlink(missing_ok=True)
+        return self.recall(key, compute)
+
+    @staticmethod
+    def _path(folder: Path, key: Mapping[str, Any]) -> Path:
+        return folder / f"{hashlib.sha256(json.dumps([MEANING, key], sort_keys=True).encode()).hexdigest()}.npz"
 
 
 NO_CACHE = Cache()

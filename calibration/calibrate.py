@@ -125,7 +125,8 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
     meter = noises.network.meter
     steps = max(REFERENCE_STEPS, settings.fine_steps * settings.nfe)
     if schedule == CHOSEN:
-        grids, fine = choose(noises, settings.nfe, steps, cache, progress)
+        numbers = [solver.steps(settings.nfe) for solver in solvers]
+        grids, fine = choose(noises, numbers, steps, cache, progress)
     else:
         grids = [grid_of(model, schedule)]
         levels = {sigma for solver in solvers for sigma in scheme_of(solver, grids[0], settings).sigmas if sigma > 0}

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from calibration.distributed import total
-from calibration.network import Network
-from calibration.solvers.base import Scheme
+from calibration.solvers.base import Denoise, Scheme
 from calibration.trace import correct
 
 Target = Callable[[int, Tensor], Tensor]  # (step index, state before it) → the state to reach, [n, …]
@@ -66,7 +65,7 @@ def mean_error(difference: Tensor) -> float:
 
 
 def fit(
-    scheme: Scheme, network: Network, x: Tensor, target: Target, fitting: int, ridge: float
+    scheme: Scheme, denoise: Denoise, x: Tensor, target: Target, fitting: int, ridge: float
 ) -> tuple[list[FittedStep], Tensor]:
     """Runs ``scheme`` from x [n, …] and solves for each step's γ on the way; returns them, and the images [n, …].
 
@@ -89,5 +88,5 @@ def fit(
         state = correct(base, directions, steps[-1].gamma)
         return state
 
-    images = scheme.run(network, x, fit_step)
+    images = scheme.run(denoise, x, fit_step)
     return steps, images

@@ -7,11 +7,14 @@ RMS error, summed over the fitting noises: a sum of squares would leave the choi
 
 Trajectories draw together on their way down, so of an error at a high noise level little may be left in the final
 image. How much is measured too; one grid counts errors as they are made, another as they are left. Euler's errors only
-stand for those of a solver that remembers more, so each solver tries both grids.
+stand for those of a solver that remembers more. So a third grid starts from the better of the two and moves one level
+at a time, as long as the images of a fitted solver come nearer to the converged ones. A solver tries all three.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,30 +22,33 @@ from torch import Tensor
 
 from calibration.cache import Cache
 from calibration.distributed import total
-from calibration.fit import image_errors
+from calibration.fit import fit, image_errors, mean_error
 from calibration.noises import Noises
 from calibration.reference import cost, solution
 from calibration.schedules import logarithmic
 from calibration.solvers import find
-from calibration.solvers.base import base_step
+from calibration.solvers.base import Scheme, base_step
 from models.progress import ProgressBars
 
 Grid = Callable[[int], list[float]]  # number of steps → noise levels, the last 0
 LEVELS = 64  # to choose among, or twice the number of steps
 PROBES = 8  # noises that tell what is left of an error
 STRIDE = 4  # levels that a step goes down whose error that is, and the steps after it
+SCOUT = find("iia-ddim")  # whose images tell which levels are better
+SHIFTS = (4, 2, 1, 1)  # by so many levels each one is moved, up and down, in turn
+RIDGE = 1e-4  # of the scout's fits
 
 
 def choose(
-    noises: Noises, most: int, fine_steps: int, cache: Cache, progress: ProgressBars
+    noises: Noises, steps: Iterable[int], fine_steps: int, cache: Cache, progress: ProgressBars
 ) -> tuple[list[Grid], dict[float, Tensor]]:
-    """The best grids of any number of steps up to ``most``, and the same-noise solution at all levels they may have.
+    """The best grids of these numbers of ``steps``, and the same-noise solution at all levels that they may have.
 
-    One grid counts steps' errors as they are made, the other as they are left in the final image. One solution by
-    ``fine_steps`` or more steps serves every number of steps.
+    One grid counts steps' errors as they are made, one as they are left in the final image, and one is searched for.
+    One solution by ``fine_steps`` or more steps serves every number of steps.
     """
-    spec = noises.network.model.spec
-    levels = logarithmic(max(LEVELS, 2 * most), spec.sigma_min, spec.sigma_max)
+    spec, numbers = noises.network.model.spec, sorted(set(steps))
+    levels = logarithmic(max(LEVELS, 2 * numbers[-1]), spec.sigma_min, spec.sigma_max)
     fitting = noises.part(slice(noises.fitting))
     probes = fitting.first(PROBES)
     spent = cost(len(levels) - 1, fine_steps) * len(noises) + (len(levels) - 1) * len(fitting)
@@ -55,7 +61,66 @@ def choose(
     def grid(costs: np.ndarray, steps: int) -> list[float]:
         return [levels[place] for place in shortest(costs, steps)]
 
-    return [partial(grid, errors**2), partial(grid, left**2)], fine
+    paths: list[Grid] = [partial(grid, errors**2), partial(grid, left**2)]
+    found: dict[int, list[float]] = {}
+    for number in numbers:
+        with progress(f"levels of {number} steps", search_cost(number) * len(fitting)) as noises.network.meter.progress:
+            found[number] = search([path(number) for path in paths], fitting, fine, cache)
+    return [*paths, found.__getitem__], fine
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Noise levels by their places among those of the fine solution, what the scout's images err on them, by the mean
+    of images' errors, and its denoised images [n, …] at each.
+    """
+
+    places: tuple[int, ...]
+    error: float
+    denoised: Sequence[Tensor]
+
+
+def search(starts: Sequence[list[float]], noises: Noises, fine: Mapping[float, Tensor], cache: Cache) -> list[float]:
+    """The best noise levels that are found from the best of ``starts`` on, by moving one at a time.
+
+    They are levels of ``fine``, the same-noise solution [n or more, …]. Half of the noises fit the scout, all judge it.
+    """
+    levels = sorted(fine, reverse=True)
+
+    def attempt(places: Sequence[int], known: Sequence[Tensor] = ()) -> Attempt:
+        """What is above the first level that moved is known."""
+        sigmas, denoised = [levels[place] for place in places], [*known]
+        remembered = iter(known)
+
+        def denoise(x: Any, sigma: float) -> Any:
+            if (before := next(remembered, None)) is not None:
+                return before
+            denoised.append(noises.network(x, sigma))
+            return denoised[-1]
+
+        scheme = Scheme(SCOUT, sigmas, len(sigmas) - 1, SCOUT.history or 0)
+        goals = [fine[sigma][: len(noises)] for sigma in sigmas[1:]]
+        x, fitting = sigmas[0] * noises.noise, len(noises) // 2
+        _, images = fit(scheme, denoise, x, lambda index, state: goals[index], fitting, RIDGE)
+        return Attempt(tuple(places), mean_error(images - goals[-1]), denoised)
+
+    def descend() -> dict[str, np.ndarray]:
+        best = min((attempt([levels.index(sigma) for sigma in start]) for start in starts), key=lambda one: one.error)
+        for shift in SHIFTS:
+            for index in range(1, len(best.places) - 1):
+                for place in (best.places[index] - shift, best.places[index] + shift):
+                    if best.places[index - 1] < place < best.places[index + 1]:
+                        moved = (*best.places[:index], place, *best.places[index + 1 :])
+                        best = min(best, attempt(moved, best.denoised[:index]), key=lambda one: one.error)
+        return {"places": np.array(best.places)}
+
+    key = {"searched": noises.key, "from": [list(start) for start in starts], "levels": levels}
+    return [levels[place] for place in cache.recall_together(key, descend)["places"]]
+
+
+def search_cost(steps: int) -> int:
+    """Network evaluations that ``search`` spends on one image, at the most."""
+    return 2 * steps + len(SHIFTS) * steps * (steps - 1)
 
 
 def step_errors(noises: Noises, fine: Mapping[float, Tensor], cache: Cache) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Noises to fit on, to hold out and to judge by, each with its class where the model has classes."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,12 @@ class Noises:
 
     def part(self, images: slice) -> "Noises":
         return Noises(self.network.part(images), self.seeds[images], self.stream, self.noise[images])
+
+    def some(self, places: Sequence[int]) -> "Noises":
+        """Those at these places, to fit on none of them."""
+        labels = self.network.class_labels
+        network = replace(self.network, class_labels=None if labels is None else labels[list(places)])
+        return Noises(network, [self.seeds[place] for place in places], self.stream, self.noise[list(places)])
 
     def first(self, count: int) -> "Noises":
         """Of the first ``count`` of all processes' noises, those that are here."""

@@ -10,12 +10,12 @@ import torch
 from calibration import frechet
 from calibration.cache import Cache
 from calibration.calibrate import Candidate, Settings, best_candidate, grid_of, noises_of, scheme_of
-from calibration.distributed import gathered
-from calibration.fit import FittedStep, rms
+from calibration.distributed import gathered, total
+from calibration.fit import FittedStep, image_errors, rms
 from calibration.grid import choose
 from calibration.noises import Noises, to_judge
 from calibration.reference import REFERENCE_STEPS, cost, solution
-from calibration.refine import refine, viewer
+from calibration.refine import digest, refine, viewer
 from calibration.solvers import ALL_SOLVERS, ONE_A_STEP
 from calibration.trace import trace
 from models import classifier
@@ -26,9 +26,8 @@ from runtime.plan import Plan, sample
 
 RESAMPLES = 1000  # of the bootstrap
 SHOWN = 8  # images of each sampler that are kept for the picture
-CHECKED = 128  # noises that tell how many steps the reference takes
-CONVERGED = 0.01  # RMS change of its images when its steps double, or less
-MOST_STEPS = 768  # that it may take
+CONVERGED = 0.003  # RMS change of an image of the reference when its steps double, or less
+MOST_STEPS = 1536  # that it may take
 ON_CHOSEN = " on a chosen grid"
 KINDS = ("fixed", "fitted", "fixed" + ON_CHOSEN, "fitted" + ON_CHOSEN, "refined")
 
@@ -58,9 +57,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """``reference_steps`` are Heun's, ``convergence`` the RMS change of the reference when they double.
-
-    ``reference_fd`` is its own distance.
+    """``convergence`` is the RMS change of the reference when its steps double, ``unsettled`` how many of its images
+    still change by more than ``CONVERGED``, ``reference_fd`` its own distance.
 
     ``pictures`` has the first images of each row, and of the reference, by "SOLVER NFE" and "reference".
     """
@@ -68,8 +66,8 @@ class Study:
     model: str
     settings: Settings
     judged: int
-    reference_steps: int
     convergence: float
+    unsettled: int
     reference_fd: float | None
     rows: tuple[Row, ...]
     pictures: Mapping[str, np.ndarray]
@@ -86,13 +84,12 @@ class Study:
 class Judge:
     """Noises, the images they should become, and the classifier that sees 28×28 ones.
 
-    ``convergence`` is the RMS change of the goal when its ``steps`` of Heun's method double.
+    ``moved`` [n] is the RMS change of each image of the goal when its steps last doubled.
     """
 
     noises: Noises
     goal: torch.Tensor
-    steps: int
-    convergence: float
+    moved: torch.Tensor
     seer: classifier.Classifier | None
     real: classifier.Statistics | None
     cache: Cache
@@ -100,7 +97,7 @@ class Judge:
     def row(self, plan: Plan, kind: str, fitted: Sequence[FittedStep]) -> tuple[Row, np.ndarray]:
         parts = [
             self.cache.recall(
-                {"judged": block.key, "plan": plan.sha256, "reference steps": self.steps},
+                {"judged": block.key, "plan": plan.sha256, "goal": digest(self.goal[images])},
                 partial(self._block, block, images, plan),
             )
             for images, block in self.noises.blocks()
@@ -119,9 +116,17 @@ class Judge:
         """Raises UserError when the reference moves too much to have measured an error of ``least``."""
         if not self.convergence < 0.5 * least:
             raise UserError(
-                f"the reference moves by {self.convergence:.2g} when its {self.steps} steps double, which is not "
-                f"far below the errors that it should measure ({least:.2g}): the model's trajectories do not converge"
+                f"the reference still moves by {self.convergence:.2g} when its steps double, which is not far below "
+                f"the errors that it should measure ({least:.2g}): the model's trajectories do not converge"
             )
+
+    @property
+    def convergence(self) -> float:
+        return rms(self.moved)
+
+    @property
+    def unsettled(self) -> int:
+        return int(total(np.array([(self.moved > CONVERGED).sum().item()], float))[0])
 
     def _block(self, block: Noises, which: slice, plan: Plan) -> dict[str, np.ndarray]:
         images = sample(block.network, block.noise, plan)
@@ -146,10 +151,9 @@ class Judge:
 def judging(model: Denoiser, count: int, cache: Cache, progress: ProgressBars) -> Judge:
     """``count`` noises that no fit sees, solved."""
     noises = to_judge(model, count)
-    steps, convergence = converging(noises.part(slice(CHECKED)), cache, progress)
-    goal = reference(noises, steps, cache, progress)
+    goal, moved = converged(noises, cache, progress)
     seer, real = classifier.load() if model.spec.shape == classifier.SHAPE else (None, None)
-    return Judge(noises, goal, steps, convergence, seer, real, cache)
+    return Judge(noises, goal, moved, seer, real, cache)
 
 
 def reference(noises: Noises, steps: int, cache: Cache, progress: ProgressBars) -> torch.Tensor:
@@ -159,17 +163,21 @@ def reference(noises: Noises, steps: int, cache: Cache, progress: ProgressBars) 
         return solution(noises, [noises.network.model.spec.sigma_max], steps, cache)[0.0]
 
 
-def converging(noises: Noises, cache: Cache, progress: ProgressBars) -> tuple[int, float]:
-    """How many steps the reference takes, and how its images move, by RMS, when these double: ``CONVERGED`` or less.
+def converged(noises: Noises, cache: Cache, progress: ProgressBars) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [n, …], each of as many steps as it takes to change by ``CONVERGED`` or less, and that change [n], by RMS.
 
-    Where that takes more than ``MOST_STEPS``, these and what their images move.
+    Of ``MOST_STEPS`` where that takes more. A few noises, near where trajectories part, need many times the steps of
+    the others.
     """
-    steps, moved, fine = REFERENCE_STEPS // 2, np.inf, reference(noises, REFERENCE_STEPS, cache, progress)
-    while moved > CONVERGED and steps < MOST_STEPS:
-        steps, coarse = 2 * steps, fine
-        fine = reference(noises, 2 * steps, cache, progress)
-        moved = rms(fine - coarse)
-    return steps, moved
+    steps, moving = REFERENCE_STEPS // 2, list(range(len(noises)))
+    images = reference(noises, steps, cache, progress)
+    moved = torch.full((len(noises),), torch.inf, dtype=images.dtype, device=images.device)
+    while moving and steps < MOST_STEPS:
+        steps *= 2
+        finer = reference(noises.some(moving), steps, cache, progress)
+        moved[moving], images[moving] = image_errors(finer - images[moving]), finer
+        moving = [place for place in moving if moved[place] > CONVERGED]
+    return images, moved
 
 
 def study(
@@ -194,7 +202,8 @@ def study(
     noises = noises_of(model, settings)
     with progress("EDM's levels", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
         fine = solution(noises, levels, REFERENCE_STEPS, cache)
-    grids, finer = choose(noises, max(nfes), REFERENCE_STEPS, cache, progress)
+    numbers = {solver.steps(nfe) for solver in ONE_A_STEP for nfe in nfes}
+    grids, finer = choose(noises, numbers, REFERENCE_STEPS, cache, progress)
     fine = {**fine, **finer}
 
     judge = judging(model, judged, cache, progress)
@@ -229,8 +238,8 @@ def study(
         model.spec.name,
         settings,
         judged,
-        judge.steps,
         judge.convergence,
+        judge.unsettled,
         judge.distance(gathered(judge.features(judge.goal))),
         tuple(rows),
         pictures,

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from calibration.study import KINDS, Study
+from calibration.study import CONVERGED, KINDS, Study
 
 matplotlib.use("Agg")
 
@@ -52,8 +52,8 @@ def as_json(study: Study) -> dict[str, object]:
         "model": study.model,
         "settings": asdict(study.settings),
         "judged_noises": study.judged,
-        "reference_steps": study.reference_steps,
         "reference_rms_change_at_twice_its_steps": study.convergence,
+        "reference_images_unsettled": study.unsettled,
         "reference_fd": study.reference_fd,
         "rows": rows,
     }
@@ -65,8 +65,9 @@ def markdown(study: Study) -> str:
     lines = [
         f"# {study.model}: RMS error of final images, {study.judged} held-out noises",
         "",
-        f"Against images of {study.reference_steps} Heun steps, which move by {study.convergence:.1e} when these "
-        "double; in brackets the 95 % bootstrap interval. Bold: the best of its kind. Fitted (iia-, biia-): γ by least "
+        f"Against images of as many Heun steps as each needs, which move by {study.convergence:.1e} when these "
+        f"double ({study.unsettled} of them by more than {CONVERGED}); in brackets the 95 % bootstrap interval. Bold: "
+        "the best of its kind. Fitted (iia-, biia-): γ by least "
         "squares, global target; -chosen: noise levels chosen for the model; refined: all of it jointly.",
         "",
         *_table(study, columns, lambda row: f"{row.rmse:.4f} [{row.low:.4f}, {row.high:.4f}]", "rmse"),

@@ -17,10 +17,13 @@ from calibration.calibrate import (
     make_candidate,
     scheme_of,
 )
-from calibration.grid import LEVELS, choose, remainders, shortest, step_errors
+from calibration.fit import fit, mean_error
+from calibration.grid import LEVELS, RIDGE, choose, remainders, search, search_cost, shortest, step_errors
 from calibration.noises import to_fit
+from calibration.reference import solution
 from calibration.schedules import logarithmic
 from calibration.solvers import find
+from calibration.solvers.base import Scheme
 from models.denoiser import Denoiser
 from models.progress import silent
 
@@ -79,9 +82,10 @@ def test_what_is_left_of_an_error_is_what_the_flow_leaves(digits: Denoiser) -> N
 
 def test_grids_have_every_length_within_the_models_range(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calibration.grid.LEVELS", 12)
-    grids, fine = choose(to_fit(digits, 4, 4, 0), 8, 24, NO_CACHE, silent)
+    numbers = (1, 2, 5, 8)
+    grids, fine = choose(to_fit(digits, 4, 4, 0), numbers, 24, NO_CACHE, silent)
     assert len(fine) == 2 * 8 + 1 < LEVELS  # twice as many as steps, and 0
-    for grid, steps in product(grids, range(1, 9)):
+    for grid, steps in product(grids, numbers):
         levels = grid(steps)
         assert len(levels) == steps + 1
         assert levels == sorted(set(levels), reverse=True)
@@ -94,7 +98,7 @@ def test_a_solver_takes_the_grid_that_serves_it_best(digits: Denoiser, monkeypat
     monkeypatch.setattr("calibration.grid.LEVELS", 32)
     settings = Settings(5, "iia-ipndm", "chosen", "global", batch=8, heldout=8)
     noises = to_fit(digits, settings.batch, settings.heldout, 0)
-    (chosen, _), fine = choose(noises, settings.nfe, 24, NO_CACHE, silent)
+    (chosen, *_), fine = choose(noises, [settings.nfe], 24, NO_CACHE, silent)
     levels = sorted(fine, reverse=True)
     grids = [chosen, lambda steps: [levels[round(place)] for place in np.linspace(0, len(levels) - 1, steps + 1)]]
     schemes = [scheme_of(find("ipndm"), grid, settings) for grid in grids]
@@ -102,6 +106,33 @@ def test_a_solver_takes_the_grid_that_serves_it_best(digits: Denoiser, monkeypat
     assert good < even
     for order in (grids, grids[::-1]):
         assert best_candidate(find("ipndm"), order, noises, fine, "global", settings).error == good
+
+
+def test_search_lowers_what_the_scouts_images_err(digits: Denoiser, tmp_path: Path) -> None:
+    """From levels that are far from good, by as many evaluations as it says or fewer; what it found is kept."""
+    noises = to_fit(digits, 16, 8, 0)
+    fine = solution(noises, logarithmic(24, digits.spec.sigma_min, digits.spec.sigma_max), 48, NO_CACHE)
+    levels, fitting = sorted(fine, reverse=True), noises.part(slice(noises.fitting))
+    starts = [[*levels[:5], 0.0], [levels[place] for place in (0, 1, 4, 6, 8, 24)]]
+
+    def error(sigmas: list[float]) -> float:
+        scheme = Scheme(find("iia-ddim"), sigmas, 5, 1)
+        goals = [fine[sigma][:16] for sigma in sigmas[1:]]
+        x = sigmas[0] * fitting.noise
+        _, images = fit(scheme, fitting.network, x, lambda index, state: goals[index], 8, RIDGE)
+        return mean_error(images - goals[-1])
+
+    meter, cache = noises.network.meter, Cache(tmp_path)
+    before = meter.evaluations
+    found = search(starts, fitting, fine, cache)
+    spent = meter.evaluations - before
+    assert 0 < spent <= search_cost(5) * len(fitting)
+    assert found[0] == levels[0]
+    assert found[-1] == 0.0
+    assert error(found) < 0.5 * min(map(error, starts))
+    before = meter.evaluations
+    assert search(starts, fitting, fine, cache) == found
+    assert meter.evaluations == before
 
 
 @pytest.mark.usefixtures("coarse_reference")

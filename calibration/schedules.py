@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -33,7 +34,13 @@ def vp(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
     return [*(vp_sigma(t) for t in np.linspace(time(sigma_max), time(sigma_min), steps)), 0.0]
 
 
-SCHEDULES: dict[str, Schedule] = {"edm": edm, "log": logarithmic, "vp": vp}
+SCHEDULES: dict[str, Schedule] = {
+    "edm": edm,
+    "edm-rho3": partial(edm, rho=3.0),
+    "edm-rho14": partial(edm, rho=14.0),
+    "log": logarithmic,  # variance-exploding processes' own (2206.00364, Table 1)
+    "vp": vp,
+}
 
 
 def refine(sigmas: list[float], substeps: int) -> list[float]:

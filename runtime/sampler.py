@@ -72,7 +72,9 @@ def check_labels(class_labels: int | Sequence[int] | None, count: int, classes: 
     """int64 [count], -1 for no class. Raises UserError for labels that this model cannot take."""
     if class_labels is None:
         if classes:
-            raise UserError(f"this model has classes: pass class_labels, 0 to {classes - 1}, or -1 for none")
+            raise UserError(
+                f"this model has classes: pass class_labels (--class-labels), 0 to {classes - 1}, or -1 for none"
+            )
         return np.full(count, -1, np.int64)
     if not classes:
         raise UserError("this model has no classes: leave class_labels out")

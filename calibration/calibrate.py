@@ -10,7 +10,7 @@ from torch import Tensor
 
 from calibration.cache import NO_CACHE, Cache
 from calibration.distributed import processes, total
-from calibration.fit import FittedStep, Target, fit, mean_error, rms
+from calibration.fit import RIDGE, FittedStep, Target, fit, mean_error, rms
 from calibration.grid import Grid, choose
 from calibration.network import Network
 from calibration.noises import Noises, to_fit, to_judge
@@ -59,7 +59,7 @@ class Settings:
     fine_steps: int = 10
     batch: int = 256
     heldout: int = 128
-    ridge: float = 1e-4
+    ridge: float = RIDGE
     seed: int = 0
     refine: int = 0
     refine_on: str = "pixels"

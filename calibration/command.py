@@ -3,7 +3,7 @@
 python -m calibration --model edm-digits --solver iia-ipndm --nfe 10
 python -m calibration --model edm-digits --solver iia-ipndm --nfe 6 --target global --refine
 torchrun --nproc-per-node 2 -m calibration --model edm-digits --nfe 10
-python -m export --model edm-digits --plan edm-digits-iia-ipndm-nfe10.json
+python -m export --model edm-digits --plan edm-digits-iia-ddim-nfe10.json
 """
 
 import argparse

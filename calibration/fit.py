@@ -11,6 +11,8 @@ from calibration.distributed import total
 from calibration.solvers.base import Denoise, Scheme
 from calibration.trace import correct
 
+RIDGE = 1e-4  # relative weight of the pull toward the base solver, unless another is asked for
+
 Target = Callable[[int, Tensor], Tensor]  # (step index, state before it) → the state to reach, [n, …]
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from calibration.cache import Cache
 from calibration.distributed import total
-from calibration.fit import fit, image_errors, mean_error
+from calibration.fit import RIDGE, fit, image_errors, mean_error
 from calibration.noises import Noises
 from calibration.reference import cost, solution
 from calibration.schedules import logarithmic
@@ -36,7 +36,6 @@ PROBES = 8  # noises that tell what is left of an error
 STRIDE = 4  # levels that a step goes down whose error that is, and the steps after it
 SCOUT = find("iia-ddim")  # whose images tell which levels are better
 SHIFTS = (4, 2, 1, 1)  # by so many levels each one is moved, up and down, in turn
-RIDGE = 1e-4  # of the scout's fits
 
 
 def choose(
@@ -109,9 +108,11 @@ def search(starts: Sequence[list[float]], noises: Noises, fine: Mapping[float, T
         for shift in SHIFTS:
             for index in range(1, len(best.places) - 1):
                 for place in (best.places[index] - shift, best.places[index] + shift):
-                    if best.places[index - 1] < place < best.places[index + 1]:
-                        moved = (*best.places[:index], place, *best.places[index + 1 :])
-                        best = min(best, attempt(moved, best.denoised[:index]), key=lambda one: one.error)
+                    if not best.places[index - 1] < place < best.places[index + 1]:
+                        noises.network.meter.progress(len(noises) * (len(best.places) - 1 - index))  # saved
+                        continue
+                    moved = (*best.places[:index], place, *best.places[index + 1 :])
+                    best = min(best, attempt(moved, best.denoised[:index]), key=lambda one: one.error)
         return {"places": np.array(best.places)}
 
     key = {"searched": noises.key, "from": [list(start) for start in starts], "levels": levels}

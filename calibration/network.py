@@ -36,7 +36,7 @@ class Network:
     class_labels: Tensor | None = None
     meter: Meter = field(default_factory=Meter)
 
-    def part(self, images: slice) -> "Network":
+    def part(self, images: slice | list[int]) -> "Network":
         """The network of some of the images; it counts on the same meter."""
         return replace(self, class_labels=None if self.class_labels is None else self.class_labels[images])
 

@@ -1,7 +1,7 @@
 """Noises to fit on, to hold out and to judge by, each with its class where the model has classes."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,7 @@ class Noises:
 
     def some(self, places: Sequence[int]) -> "Noises":
         """Those at these places, to fit on none of them."""
-        labels = self.network.class_labels
-        network = replace(self.network, class_labels=None if labels is None else labels[list(places)])
+        network = self.network.part(list(places))
         return Noises(network, [self.seeds[place] for place in places], self.stream, self.noise[list(places)])
 
     def first(self, count: int) -> "Noises":

@@ -67,8 +67,8 @@ def markdown(study: Study) -> str:
         "",
         f"Against images of as many Heun steps as each needs, which move by {study.convergence:.1e} when these "
         f"double ({study.unsettled} of them by more than {CONVERGED}); in brackets the 95 % bootstrap interval. Bold: "
-        "the best of its kind. Fitted (iia-, biia-): γ by least "
-        "squares, global target; -chosen: noise levels chosen for the model; refined: all of it jointly.",
+        "the best of its kind. Fitted (iia-, biia-): γ by least squares, global target; -chosen: noise levels chosen "
+        "for the model; refined: all of it jointly.",
         "",
         *_table(study, columns, lambda row: f"{row.rmse:.4f} [{row.low:.4f}, {row.high:.4f}]", "rmse"),
         "",

@@ -17,8 +17,8 @@ from calibration.calibrate import (
     make_candidate,
     scheme_of,
 )
-from calibration.fit import fit, mean_error
-from calibration.grid import LEVELS, RIDGE, choose, remainders, search, search_cost, shortest, step_errors
+from calibration.fit import RIDGE, fit, mean_error
+from calibration.grid import LEVELS, choose, remainders, search, search_cost, shortest, step_errors
 from calibration.noises import to_fit
 from calibration.reference import solution
 from calibration.schedules import logarithmic

@@ -51,9 +51,12 @@ def _download(url: str, partial: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # what is there already is not a beginning of the file
+        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        if error.headers["Content-Range"] != f"bytes */{have}":  # what is there is no beginning of the file
             partial.unlink()
-        raise
+            _download(url, partial)
+        return
     with response:
         resumed = response.status == 206
         start = have if resumed else 0

@@ -37,7 +37,10 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
                 self.send_error(404)
                 return
             if start >= len(state.content):
-                self.send_error(416)
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(state.content)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
                 return
             self.send_response(206 if wanted else 200)
             self.send_header("Content-Length", str(len(state.content) - start))
@@ -76,13 +79,15 @@ def test_a_cut_download_goes_on_from_where_it_was(server: Server, tmp_path: Path
     assert files(tmp_path) == ["weights.pkl"]
 
 
-def test_a_leftover_that_is_too_long_is_dropped(server: Server) -> None:
+@pytest.mark.parametrize(("leftover", "requests"), [(CONTENT, 1), (CONTENT + b"more", 2)])
+def test_a_leftover_is_taken_when_whole_and_dropped_when_too_long(
+    server: Server, tmp_path: Path, leftover: bytes, requests: int
+) -> None:
     kept = cached(server.url)
     kept.parent.mkdir(parents=True)
-    kept.with_name("weights.pkl.part").write_bytes(CONTENT + b"more")
-    with pytest.raises(UserError):
-        fetch(server.url)
+    kept.with_name("weights.pkl.part").write_bytes(leftover)
     assert fetch(server.url).read_bytes() == CONTENT
+    assert (len(server.ranges), files(tmp_path)) == (requests, ["weights.pkl"])
 
 
 def test_what_is_not_there_is_named(server: Server, tmp_path: Path) -> None:

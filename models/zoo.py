@@ -260,7 +260,11 @@ def _fill(network: Preconditioned, source: Checkpoint, origin: _Origin) -> None:
             for key in wanted
             if key in found and found[key].shape != wanted[key].shape
         ]
-        + [f"{key} holds {found[key].dtype}" for key in wanted if key in found and not found[key].is_floating_point()]
+        + [
+            f"{key} holds {found[key].dtype}, which is no floating-point type"
+            for key in wanted
+            if key in found and not found[key].is_floating_point()
+        ]
     )
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""

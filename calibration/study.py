@@ -25,6 +25,7 @@ from runtime.errors import UserError
 from runtime.plan import Plan, sample
 
 RESAMPLES = 1000  # of the bootstrap
+TRIMMED = 0.01  # of the images, the worst, are left out of one measure
 SHOWN = 8  # images of each sampler that are kept for the picture
 CONVERGED = 0.003  # RMS change of an image of the reference when its steps double, or less
 MOST_STEPS = 1536  # that it may take
@@ -36,7 +37,7 @@ KINDS = ("fixed", "fitted", "fixed" + ON_CHOSEN, "fitted" + ON_CHOSEN, "refined"
 class Row:
     """One sampler at one NFE: RMSE of its images against the converged ones, a 95 % bootstrap interval, FD-fashion.
 
-    ``median`` is that of the images' own RMSE, which a few images do not move.
+    ``trimmed`` is the RMSE without the solver's worst hundredth of the images, ``median`` that of the images' own RMSE.
 
     ``kind`` is one of ``KINDS``: fixed, or γ fitted by least squares to the global target, on EDM's grid or a chosen
     one; or refined. ``steps`` are the RMS errors after each step on the fit's held-out noises, before and after γ;
@@ -49,6 +50,7 @@ class Row:
     rmse: float
     low: float
     high: float
+    trimmed: float
     median: float
     fd: float | None
     plan: Plan
@@ -72,8 +74,10 @@ class Study:
     rows: tuple[Row, ...]
     pictures: Mapping[str, np.ndarray]
 
-    def best(self, kind: str, nfe: int) -> Row:
-        return min((row for row in self.rows if row.kind == kind and row.nfe == nfe), key=lambda row: row.rmse)
+    def best(self, kind: str, nfe: int, measure: str = "rmse") -> Row:
+        """By the ``measure``, a field of ``Row``."""
+        rows = (row for row in self.rows if row.kind == kind and row.nfe == nfe)
+        return min(rows, key=lambda row: float(getattr(row, measure)))
 
     def kinds(self, nfe: int) -> list[str]:
         """Those that were measured at ``nfe``."""
@@ -107,9 +111,9 @@ class Judge:
         low, high = np.sqrt(np.percentile(errors[draws].mean(1), [2.5, 97.5]))
         fd = self.distance(gathered(np.concatenate([part["features"] for part in parts])))
         steps = tuple((step.error_before, step.error_after) for step in fitted)
-        rmse = float(np.sqrt(errors.mean()))
-        median = float(np.sqrt(np.median(errors)))
-        row = Row(plan.solver, kind, plan.nfe, rmse, float(low), float(high), median, fd, plan, steps)
+        most = np.sort(errors)[: len(errors) - int(TRIMMED * len(errors))]
+        rmse, trimmed, median = (float(np.sqrt(mean)) for mean in (errors.mean(), most.mean(), np.median(errors)))
+        row = Row(plan.solver, kind, plan.nfe, rmse, float(low), float(high), trimmed, median, fd, plan, steps)
         return row, parts[0]["shown"]
 
     def check(self, least: float) -> None:

@@ -1,7 +1,7 @@
 """What a study found, written out: JSON, a Markdown table, plans, and pictures."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from calibration.study import CONVERGED, KINDS, Study
+from calibration.study import CONVERGED, KINDS, TRIMMED, Row, Study
 
 matplotlib.use("Agg")
 
@@ -60,7 +60,7 @@ def as_json(study: Study) -> dict[str, object]:
 
 
 def markdown(study: Study) -> str:
-    """RMSE and medians by solver and NFE, the best of each kind in bold, and ratios to the best fixed solver."""
+    """Errors by solver and NFE, the best of each kind in bold, and each kind's ratio to the best fixed solver."""
     columns = nfes(study)
     lines = [
         f"# {study.model}: RMS error of final images, {study.judged} held-out noises",
@@ -72,28 +72,45 @@ def markdown(study: Study) -> str:
         "",
         *_table(study, columns, lambda row: f"{row.rmse:.4f} [{row.low:.4f}, {row.high:.4f}]", "rmse"),
         "",
-        "Ratio to the best fixed solver at the same NFE:",
+        "Ratio of the best of a kind to the best fixed solver at the same NFE, by RMS error:",
         "",
-        "| | " + " | ".join(map(str, columns)) + " |",
-        "| --- " * (len(columns) + 1) + "|",
+        *_ratios(study, columns, "rmse"),
+        "",
+        f"By RMS error without the worst {TRIMMED:.0%} of each solver's images:",
+        "",
+        *_ratios(study, columns, "trimmed"),
+        "",
+        "By the median of the images' RMS errors:",
+        "",
+        *_ratios(study, columns, "median"),
+        "",
+        "These medians:",
+        "",
+        *_table(study, columns, lambda row: f"{row.median:.4f}", "median"),
     ]
-    for kind in KINDS[1:]:
-        cells = []
-        for nfe in columns:
-            own = [row for row in study.rows if row.kind == kind and row.nfe == nfe]
-            cells.append(f"{study.best(kind, nfe).rmse / study.best('fixed', nfe).rmse:.2f}" if own else "")
-        lines.append(f"| best {kind} | " + " | ".join(cells) + " |")
-    lines += ["", "Median of the images' RMS errors:", ""]
-    lines += _table(study, columns, lambda row: f"{row.median:.4f}", "median")
     if study.reference_fd is not None:
         lines += ["", f"FD-fashion (the converged images: {study.reference_fd:.2f}):", ""]
         lines += _table(study, columns, lambda row: f"{row.fd:.2f}", "fd")
     return "\n".join(lines) + "\n"
 
 
-def _table(study: Study, columns: Sequence[int], show: object, field: str) -> list[str]:
-    assert callable(show)
-    lines = ["| solver | " + " | ".join(f"NFE {nfe}" for nfe in columns) + " |", "| --- " * (len(columns) + 1) + "|"]
+def _heading(first: str, columns: Sequence[int]) -> list[str]:
+    return [f"| {first} | " + " | ".join(f"NFE {nfe}" for nfe in columns) + " |", "| --- " * (len(columns) + 1) + "|"]
+
+
+def _ratios(study: Study, columns: Sequence[int], measure: str) -> list[str]:
+    def cell(kind: str, nfe: int) -> str:
+        if kind not in study.kinds(nfe):
+            return ""
+        own, fixed = (getattr(study.best(each, nfe, measure), measure) for each in (kind, "fixed"))
+        return f"{own / fixed:.2f}"
+
+    rows = [f"| {kind} | " + " | ".join(cell(kind, nfe) for nfe in columns) + " |" for kind in KINDS[1:]]
+    return _heading("kind", columns) + rows
+
+
+def _table(study: Study, columns: Sequence[int], show: Callable[[Row], str], field: str) -> list[str]:
+    lines = _heading("solver", columns)
     for kind in KINDS:
         for solver in dict.fromkeys(row.solver for row in study.rows if row.kind == kind):
             cells = []

@@ -29,6 +29,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = folder / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("calibration.study.REFERENCE_STEPS", 48)
+        patch.setattr("calibration.study.TRIMMED", 0.25)
         patch.setattr("calibration.grid.LEVELS", 16)
         run_main(
             study_command.main, "--model", "edm-digits", *SMALL, "--cache", str(folder / "cache"), "--out", str(out)
@@ -47,6 +48,7 @@ def test_the_figures_are_those_of_the_plans(found: Path, digits: Denoiser) -> No
     assert plan.sha256 == refined["plan_sha256"]
     assert error_against_converged(digits, plan, 24) == pytest.approx(refined["rmse"], rel=0.02)
     assert all(row["low"] <= row["rmse"] <= row["high"] for row in rows)
+    assert all(0 < row["trimmed"] < row["rmse"] for row in rows)
     fixed, fitted, _, chosen, refined = (
         min(row["rmse"] for row in rows if row["kind"] == kind and row["nfe"] == 3) for kind in KINDS
     )

@@ -123,8 +123,8 @@ class Judge:
         """
         if not self.convergence / 3 < 0.5 * least:
             raise UserError(
-                f"the reference still moves by {self.convergence:.2g} when its steps double, too much to measure errors "
-                f"of {least:.2g} by: the model's trajectories do not converge"
+                f"the reference still moves by {self.convergence:.2g} when its steps double, too much to measure "
+                f"errors of {least:.2g} by: the model's trajectories do not converge"
             )
 
     @property

@@ -1,6 +1,7 @@
 """The study measures what it says, and writes what it found."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from calibration.study import KINDS, converged, judging, reference
 from models import classifier
 from models.denoiser import Denoiser
 from models.progress import silent
+from runtime.errors import UserError
 from runtime.plan import Plan
 from tests.conftest import run_main
 
@@ -92,6 +94,15 @@ def test_what_another_reference_judged_is_not_taken_over(
         return judging(digits, 4, cache, silent).row(plan, "fixed", ())[0].rmse
 
     assert error(8, Cache(tmp_path)) != error(16, Cache(tmp_path)) == error(16, NO_CACHE)
+
+
+def test_a_reference_may_be_off_by_half_of_the_least_error(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibration.study.REFERENCE_STEPS", 8)
+    monkeypatch.setattr("calibration.study.CONVERGED", np.inf)
+    judge = replace(judging(digits, 4, NO_CACHE, silent), moved=torch.full((4,), 0.003))
+    judge.check(0.0021)
+    with pytest.raises(UserError, match=r"moves by 0\.003 .* errors of 0\.0019"):
+        judge.check(0.0019)
 
 
 def test_frechet_distance() -> None:

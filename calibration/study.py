@@ -37,7 +37,8 @@ KINDS = ("fixed", "fitted", "fixed" + ON_CHOSEN, "fitted" + ON_CHOSEN, "refined"
 class Row:
     """One sampler at one NFE: RMSE of its images against the converged ones, a 95 % bootstrap interval, FD-fashion.
 
-    ``trimmed`` is the RMSE without the solver's worst hundredth of the images, ``median`` that of the images' own RMSE.
+    ``trimmed`` is the RMSE without that part ``TRIMMED`` of the images which err most, ``median`` the median of the
+    images' own RMSE.
 
     ``kind`` is one of ``KINDS``: fixed, or γ fitted by least squares to the global target, on EDM's grid or a chosen
     one; or refined. ``steps`` are the RMS errors after each step on the fit's held-out noises, before and after γ;
@@ -75,7 +76,7 @@ class Study:
     pictures: Mapping[str, np.ndarray]
 
     def best(self, kind: str, nfe: int, measure: str = "rmse") -> Row:
-        """By the ``measure``, a field of ``Row``."""
+        """The row of that kind and NFE with the least ``measure``, an error among the fields of ``Row``."""
         rows = (row for row in self.rows if row.kind == kind and row.nfe == nfe)
         return min(rows, key=lambda row: float(getattr(row, measure)))
 

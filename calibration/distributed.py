@@ -19,13 +19,17 @@ BLOCK = 32  # noises that stay together
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun started, if it did."""
+    """Joins the processes that torchrun started, if it did, and keeps all until each is done.
+
+    One that failed in leaving early would make torchrun end the others, rank 0 at its writing among them.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+        total(np.zeros(1))
     finally:
         distributed.destroy_process_group()
 

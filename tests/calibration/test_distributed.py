@@ -88,3 +88,24 @@ def test_a_process_that_dies_is_reported(tmp_path: Path) -> None:
     done = run([*TORCHRUN, str(script), str(tmp_path / "sums.npz"), "die"], tmp_path)
     assert done.returncode != 0
     assert (tmp_path / "sums.npz").exists()
+
+
+LEAVES = """
+import sys, time
+from pathlib import Path
+import torch
+from calibration.distributed import joined, rank
+
+with joined(torch.device("cpu")):
+    if rank() == 0:
+        time.sleep(1)
+        Path(sys.argv[1]).touch()
+sys.exit(not Path(sys.argv[1]).exists())
+"""
+
+
+def test_no_process_leaves_before_the_first_has_written(tmp_path: Path) -> None:
+    script = tmp_path / "leaves.py"
+    script.write_text(LEAVES)
+    done = run([*TORCHRUN, str(script), str(tmp_path / "written")], tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -13,17 +13,19 @@ from models.precond import DDPM_SIGMAS
 LABEL_DROPOUT = 0.1  # of labels hidden, so that the network knows the unconditional branch of guidance (2207.12598)
 
 
-def weighted_error(model: Preconditioned, images: Tensor, labels: Tensor, sigma: Tensor) -> Tensor:
-    """|D(y + σn; σ) - y|²/c_out² averaged over the batch and pixels; sigma is [n].
+def weighted_error(
+    model: Preconditioned, images: Tensor, labels: Tensor, sigma: Tensor, weight: Tensor | float = 1.0
+) -> Tensor:
+    """weight·|D(y + σn; σ) - y|²/c_out² averaged over the batch and pixels; sigma and weight are [n].
 
-    So weighed, every noise level asks the same of the raw network (arXiv 2206.00364, eq. 8).
+    Without a weight, every noise level asks the same of the raw network (arXiv 2206.00364, eq. 8).
     """
     hidden = torch.rand(len(labels), device="cpu").to(labels.device) < LABEL_DROPOUT
     known = labels.masked_fill(hidden, -1) if model.classes else None
     noise = torch.randn(images.shape, device="cpu").to(images.device)  # the CPU's stream: one run on every device
     denoised = model(images + per_image(sigma) * noise, sigma, known)
     out = per_image(model.preconditioning.coefficients(sigma).out)
-    return ((denoised.float() - images) ** 2 / out**2).mean()
+    return (per_image(weight) * (denoised.float() - images) ** 2 / out**2).mean()
 
 
 def edm(model: Preconditioned, images: Tensor, labels: Tensor) -> Tensor:
@@ -42,10 +44,14 @@ def log_normal(mean: float, deviation: float, images: Tensor) -> Tensor:
 
 
 def ddpm(model: Preconditioned, images: Tensor, labels: Tensor) -> Tensor:
-    """DDPM's simple loss (arXiv 2006.11239, eq. 14), |ε̂ - ε|² at a random step: λ = 1/σ² on denoised images."""
+    """|ε̂ - ε|² at a random step of DDPM's (arXiv 2006.11239, eq. 14), times max(1, σ²).
+
+    That is the truncated SNR weight, λ = max(1/σ², 1) on denoised images (arXiv 2202.00512, section 4). The simple loss
+    has no such factor and does not see what they err at high noise: at σ = 80 that stays above the images' own spread.
+    """
     steps = torch.randint(len(DDPM_SIGMAS), (len(images),), device="cpu")
     sigma = torch.tensor(DDPM_SIGMAS, dtype=torch.float32)[steps].to(images.device)
-    return weighted_error(model, images, labels, sigma)
+    return weighted_error(model, images, labels, sigma, (sigma**2).clamp_min(1.0))
 
 
 def classification(classifier: Any, images: Tensor, labels: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ class Recipe:
     """Hyperparameters, recorded with the weights.
 
     Args:
-        start: a model of this project whose weights it starts from, where their names and shapes agree.
+        start: a model of this project whose weights it starts from, where their names and shapes agree; itself, to go
+            on from the shipped ones.
         ema_halflife: of the averaged weights, in images.
     """
 
@@ -64,7 +65,7 @@ RECIPES = {
     "flow-digits": Recipe("digits", images_seen=450_000, batch=128, warmup_steps=100),
     "edm-fashion": Recipe("fashion", images_seen=600_000),
     "edm-fashion-cond": Recipe("fashion", images_seen=300_000, start="edm-fashion"),
-    "ddim-fashion": Recipe("fashion", images_seen=600_000),
+    "ddim-fashion": Recipe("fashion", images_seen=400_000, start="ddim-fashion", learning_rate=4e-4),
     "fashion-classifier": Recipe("fashion", images_seen=900_000, batch=128),
 }
 
@@ -98,8 +99,7 @@ def train(
     dataset = DATASETS[recipe.dataset](data)
     torch.manual_seed(recipe.seed)
     network, objective = untrained(name)
-    if recipe.start:
-        _start_from(network, recipe.start)
+    started_from = _start_from(network, recipe.start) if recipe.start else ""
     network.to(device)
     averaged = {key: value.clone() for key, value in network.state_dict().items()}
     optimiser = torch.optim.Adam(network.parameters(), betas=(0.9, 0.99))
@@ -113,7 +113,7 @@ def train(
             raise UserError(f"{state_path} is of another recipe; remove {folder} or choose another --out")
         network.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        averaged, losses = state["averaged"], state["losses"]
+        averaged, losses, started_from = state["averaged"], state["losses"], state["started_from"]
 
     images, labels = dataset.images.to(device), dataset.labels.to(device)
     ema_decay = 0.5 ** (recipe.batch / recipe.ema_halflife)
@@ -143,12 +143,13 @@ def train(
                     "optimiser": optimiser.state_dict(),
                     "averaged": averaged,
                     "losses": losses,
+                    "started_from": started_from,
                 }
                 torch.save(state, state_path.with_suffix(".new"))
                 state_path.with_suffix(".new").replace(state_path)
 
     save_losses(losses, folder)
-    return write_weights(name, recipe, averaged, losses, dataset, folder)
+    return write_weights(name, recipe, averaged, losses, dataset, folder, started_from)
 
 
 def write_weights(
@@ -158,11 +159,12 @@ def write_weights(
     losses: Sequence[float],
     dataset: Dataset,
     folder: Path,
+    started_from: str,
     lately: int = 200,
 ) -> Path:
     """The averaged weights in half precision, with how they were made and what they are worth; returns their path.
 
-    The final loss is the mean of the last so many steps.
+    ``started_from`` is the hash of other weights, or empty. The final loss is the mean of the last so many steps.
     """
     network, objective = untrained(name)
     half = {key: value.half().cpu() for key, value in averaged.items()}
@@ -172,6 +174,7 @@ def write_weights(
         "images_seen": str(len(losses) * recipe.batch),
         "final_loss": f"{sum(losses[-lately:]) / len(losses[-lately:]):.5f}",
         "weights_sha256": checkpoint.weights_sha256(half),
+        "started_from": started_from,
         **heldout_figures(network.eval(), objective, dataset, recipe),
     }
     if isinstance(network, Classifier):  # its file says what it makes of real images, so that FD needs no dataset
@@ -189,13 +192,14 @@ def _seed(recipe: Recipe, step: int) -> int:
     return recipe.seed * 1_000_003 + step + 1
 
 
-def _start_from(network: nn.Module, start: str) -> None:
-    """Takes over the tensors of ``start`` that fit; the last run's, or the shipped ones."""
+def _start_from(network: nn.Module, start: str) -> str:
+    """Takes over the tensors of ``start`` that fit, the last run's or the shipped ones; returns these weights' hash."""
     paths = [Path("runs") / start / f"{start}.safetensors", WEIGHTS / f"{start}.safetensors"]
     found = checkpoint.read(next((path for path in paths if path.exists()), paths[-1])).tensors
     own = network.state_dict()
     fitting = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
     network.load_state_dict(own | {key: value.float() for key, value in fitting.items()})
+    return checkpoint.weights_sha256(found)
 
 
 @torch.no_grad()

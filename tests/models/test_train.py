@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -14,7 +15,7 @@ import models
 from models import classifier, objectives
 from models.datasets import DATASETS, FASHION_FOLDER, Dataset, fashion
 from models.precond import DDPM_SIGMAS
-from models.train import RECIPES, train
+from models.train import RECIPES, train, untrained
 from runtime.errors import UserError
 
 SHORT = replace(RECIPES["edm-digits"], images_seen=16 * 60, batch=16, warmup_steps=5)
@@ -56,12 +57,14 @@ def test_another_recipe_does_not_resume(tmp_path: Path) -> None:
         train("edm-digits", replace(SHORT, images_seen=48), tmp_path)
 
 
-def test_the_metadata_tell_how_it_was_trained(tmp_path: Path) -> None:
-    weights = train("edm-digits", replace(SHORT, images_seen=64), tmp_path)
+def test_the_metadata_tell_how_it_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no runs/ is: from the shipped weights
+    weights = train("edm-digits", replace(SHORT, images_seen=64, start="edm-digits"), tmp_path)
     with safetensors.safe_open(weights, "pt") as file:
         metadata = file.metadata()
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
     assert metadata["images_seen"] == "64"
+    assert metadata["started_from"] == models.load("edm-digits").spec.weights_sha256
     assert json.loads(metadata["recipe"])["dataset"] == "digits"
     assert float(metadata["final_loss"]) > 0
 
@@ -98,6 +101,13 @@ def test_conditional_and_noise_predicting_models_train(tmp_path: Path) -> None:
         spec = models.load(str(weights)).spec
         assert spec.classes == (10 if name.endswith("cond") else 0)
         assert spec.sigma_min == pytest.approx(max(0.002, DDPM_SIGMAS[0] if name == "ddim-fashion" else 0.0))
+
+
+@pytest.mark.parametrize(("sigma", "factor"), [(0.5, 1.0), (80.0, 6400.0)])
+def test_errors_at_high_noise_count_more(monkeypatch: pytest.MonkeyPatch, sigma: float, factor: float) -> None:
+    monkeypatch.setattr(objectives, "DDPM_SIGMAS", np.array([sigma]))
+    network, objective = untrained("ddim-fashion")  # predicts no noise at first, so that it misses all of it
+    assert objective(network, torch.zeros(16, 1, 28, 28), torch.zeros(16)).item() == pytest.approx(factor, rel=0.1)
 
 
 def test_a_missing_or_damaged_dataset_is_one_line(tmp_path: Path) -> None:

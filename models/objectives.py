@@ -47,7 +47,7 @@ def ddpm(model: Preconditioned, images: Tensor, labels: Tensor) -> Tensor:
     """|ε̂ - ε|² at a random step of DDPM's (arXiv 2006.11239, eq. 14), times max(1, σ²).
 
     That is the truncated SNR weight, λ = max(1/σ², 1) on denoised images (arXiv 2202.00512, section 4). The simple loss
-    has no such factor and does not see what they err at high noise: at σ = 80 that stays above the images' own spread.
+    has no such factor and hardly sees what they err at high noise.
     """
     steps = torch.randint(len(DDPM_SIGMAS), (len(images),), device="cpu")
     sigma = torch.tensor(DDPM_SIGMAS, dtype=torch.float32)[steps].to(images.device)

@@ -37,7 +37,7 @@ class Recipe:
 
     Args:
         start: a model of this project whose weights it starts from, where their names and shapes agree; itself, to go
-            on from the shipped ones.
+            on training.
         ema_halflife: of the averaged weights, in images.
     """
 

@@ -27,6 +27,8 @@ from runtime.errors import Parser, UserError
 from runtime.output import check_writable, writable
 from runtime.plan import Plan
 
+CHECKED = 16  # images of a fixed solver, unless another number is asked for
+
 
 def main() -> None:
     parser = Parser(prog="python -m export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,15 +38,14 @@ def main() -> None:
     group.add_argument("--plan", type=Path, help="of `python -m calibration`, instead of --nfe, --solver and the rest")
     group.add_argument("--output", choices=OUTPUTS, default=OUTPUTS[0], help="of the graph; uint8 is [batch, H, W, C]")
     group.add_argument("--samples", type=int, default=16, help="images in samples.png (default: 16)")
-    group.add_argument(
-        "--check", type=int, default=16, help="images to solve finely for the error of a fixed solver; 0: none"
-    )
+    check_help = f"noises to measure the error on (default: {CHECKED}; of a fitted plan, its fit's own); 0: none"
+    group.add_argument("--check", type=int, metavar="N", help=check_help)
     group.add_argument("--out", type=Path, help="default: artifacts/MODEL-SOLVER-nfeN")
     group.add_argument("--force", action="store_true", help="replace an existing bundle")
     add_engine_arguments(parser)
     arguments = parser.parse_args()
     additions = additions_of(arguments)
-    if arguments.samples < 1 or arguments.check < 0:
+    if arguments.samples < 1 or (arguments.check or 0) < 0:
         raise UserError(f"--samples is {arguments.samples} and --check {arguments.check}; at least 1, and at least 0")
     if (arguments.plan is None) == (arguments.nfe is None):
         raise UserError("name either --nfe (to calibrate) or --plan (already calibrated)")
@@ -82,11 +83,12 @@ def target(arguments: argparse.Namespace, solver: str, nfe: int) -> Path:
 def make_bundle(model: Denoiser, plan: Plan, folder: Path, arguments: argparse.Namespace) -> Table:
     """Fills the folder; returns the table to print."""
     folder.mkdir()
-    error, images = None, arguments.check
-    if plan.calibration:
-        error, images = plan.calibration["heldout_rms_error"], plan.calibration["settings"]["heldout"]
-    elif images and not model.spec.random_weights:
-        error = error_against_converged(model, plan, images, bar)
+    error, images, fit = None, arguments.check, plan.calibration
+    if images is None and fit:
+        error, images = fit["heldout_rms_error"], fit["settings"]["heldout"]
+    elif images != 0 and not model.spec.random_weights:
+        images = images or CHECKED
+        error = error_against_converged(model, plan, images, bar, cache(arguments))
     with bar("export", 5) as advance:
         plan.save(folder / "plan.json")
         write_reference(model, plan, folder, arguments.output)

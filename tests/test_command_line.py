@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration.calibrate import error_against_converged
+from models import load
 from runtime.errors import run_command, whole_numbers
 from runtime.output import writable
+from runtime.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 FAST = ("--solver", "ddim", "--check", "0")
@@ -132,6 +135,10 @@ def test_calibration_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
     done = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--samples", "1")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "artifacts" / "edm-digits-iia-ddim-nfe2" / "manifest.json").exists()
+    assert ", 4 images" in done.stdout  # the fit's own
+    done = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--check", "8", "--out", "judged")
+    error = error_against_converged(load("edm-digits"), Plan.load(tmp_path / plan), 8)
+    assert f"{error:.4f} RMS, 8 images" in done.stdout
     refused = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--random-weights")
     assert_one_line(refused, "fitted to another weights_sha256")
 

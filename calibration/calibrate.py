@@ -15,7 +15,7 @@ from calibration.grid import Grid, choose
 from calibration.network import Network
 from calibration.noises import Noises, to_fit, to_judge
 from calibration.reference import REFERENCE_STEPS, cost, local_target, solution
-from calibration.refine import VIEWS, refine, viewer
+from calibration.refine import VIEWS, digest, refine, viewer
 from calibration.schedules import SCHEDULES
 from calibration.solvers import find
 from calibration.solvers.base import Scheme, Solver, base_step
@@ -138,7 +138,7 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
         spent = settings.nfe * (1 + settings.fine_steps if target == "local" and solver.history is not None else 1)
         title = f"{solver.name}, {settings.nfe} evaluations"
         with progress(title, spent * len(noises) * len(grids)) as meter.progress:
-            candidates.append(best_candidate(solver, grids, noises, fine, target, settings))
+            candidates.append(best_candidate(solver, grids, noises, fine, target, settings, cache))
     best = min(candidates, key=lambda candidate: candidate.error)
     plan, error, errors = best.plan, best.rms_error, [best.error]
     if settings.refine:
@@ -190,32 +190,59 @@ def local_targets(scheme: Scheme, network: Network, fine_steps: int) -> Target:
 
 
 def make_candidate(
-    scheme: Scheme, noises: Noises, fine: Mapping[float, Tensor], target: str, settings: Settings
+    scheme: Scheme,
+    noises: Noises,
+    fine: Mapping[float, Tensor],
+    target: str,
+    settings: Settings,
+    cache: Cache = NO_CACHE,
 ) -> Candidate:
     """Fits the scheme, where it can be fitted, and measures its final images on the held-out noises.
 
     ``fine`` has the same-noise solution at each of its noise levels: what the global target aims at.
     """
-    steps: list[FittedStep] = []
-    x = scheme.sigmas[0] * noises.noise
-    if scheme.solver.history is None:
-        images = scheme.run(noises.network, x, base_step)
-    else:
-        goals: Target = lambda index, state: fine[scheme.sigmas[index + 1]]  # noqa: E731
-        if target == "local":
-            goals = local_targets(scheme, noises.network, settings.fine_steps)
-        steps, images = fit(scheme, noises.network, x, goals, noises.fitting, settings.ridge)
-    wrong = (images - fine[0.0])[noises.fitting :]
-    plan = trace(scheme, [step.gamma for step in steps])
-    return Candidate(plan, mean_error(wrong), rms(wrong), tuple(steps))
+    goals = [fine[sigma] for sigma in scheme.sigmas[1:]]
+
+    def made() -> dict[str, np.ndarray]:
+        steps: list[FittedStep] = []
+        x = scheme.sigmas[0] * noises.noise
+        if scheme.solver.history is None:
+            images = scheme.run(noises.network, x, base_step)
+        else:
+            aims: Target = lambda index, state: goals[index]  # noqa: E731
+            if target == "local":
+                aims = local_targets(scheme, noises.network, settings.fine_steps)
+            steps, images = fit(scheme, noises.network, x, aims, noises.fitting, settings.ridge)
+        wrong = (images - goals[-1])[noises.fitting :]
+        numbers = {str(i): np.array([step.error_before, step.error_after, *step.gamma]) for i, step in enumerate(steps)}
+        return {"errors": np.array([mean_error(wrong), rms(wrong)]), **numbers}
+
+    key = {
+        "fit": noises.key,
+        "fitting": noises.fitting,
+        "scheme": [scheme.solver.name, list(scheme.sigmas), scheme.nfe, scheme.history],
+        "target": [target, settings.fine_steps, settings.ridge, *map(digest, goals)],
+    }
+    kept = cache.recall_together(key, made)
+    error, rms_error = kept.pop("errors").tolist()
+    steps = []
+    for before, after, *gamma in (kept[str(i)].tolist() for i in range(len(kept))):
+        steps.append(FittedStep(tuple(gamma), before, after))
+    return Candidate(trace(scheme, [step.gamma for step in steps]), error, rms_error, tuple(steps))
 
 
 def best_candidate(
-    solver: Solver, grids: Sequence[Grid], noises: Noises, fine: Mapping[float, Tensor], target: str, settings: Settings
+    solver: Solver,
+    grids: Sequence[Grid],
+    noises: Noises,
+    fine: Mapping[float, Tensor],
+    target: str,
+    settings: Settings,
+    cache: Cache = NO_CACHE,
 ) -> Candidate:
     """The solver on whichever of the grids its final images err least."""
     schemes = [scheme_of(solver, grid, settings) for grid in grids]
-    candidates = [make_candidate(scheme, noises, fine, target, settings) for scheme in schemes]
+    candidates = [make_candidate(scheme, noises, fine, target, settings, cache) for scheme in schemes]
     return min(candidates, key=lambda candidate: candidate.error)
 
 

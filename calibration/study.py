@@ -232,7 +232,7 @@ def study(
                 if solver.history is None and not chosen:
                     measure(trace(scheme_of(solver, edm, s)), "fixed")
                     continue
-                fit = best_candidate(solver, grids if chosen else [edm], noises, fine, "global", s)
+                fit = best_candidate(solver, grids if chosen else [edm], noises, fine, "global", s, cache)
                 kind = "fixed" if solver.history is None else "fitted"
                 measure(named(fit.plan, chosen), kind + ON_CHOSEN * chosen, fit.steps)
                 if solver.history is not None:

@@ -1,11 +1,15 @@
 """Least squares for γ: what it finds, what it refuses to be broken by."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies
 
 import models
+from calibration.cache import Cache
 from calibration.calibrate import AUTO, Settings, calibrate, error_against_converged, grid_of, scheme_of
 from calibration.fit import fit, gram, rms, solve
 from calibration.network import Network
@@ -14,6 +18,7 @@ from calibration.reference import cost, trajectory
 from calibration.solvers import ALL_SOLVERS, find
 from calibration.solvers.base import Scheme
 from models.denoiser import Denoiser, conditioned
+from models.progress import silent
 from runtime.errors import UserError
 from runtime.noise import unit_noise
 from tests.conftest import TINY
@@ -88,6 +93,21 @@ def test_calibration_is_deterministic_for_a_seed(target: str, digits: Denoiser) 
     first, again = (calibrate(digits, small(5, "iia-ddim", target=target)) for _ in range(2))
     other = calibrate(digits, small(5, "iia-ddim", target=target, seed=1))
     assert first.sha256 == again.sha256 != other.sha256
+
+
+@pytest.mark.usefixtures("coarse_reference")
+@pytest.mark.parametrize("target", ["local", "global"])
+def test_a_fit_is_made_once(target: str, digits: Denoiser, tmp_path: Path) -> None:
+    """Asked for again it costs no evaluation; what decides a fit makes another one."""
+    cache, wanted = Cache(tmp_path), small(4, "iia-ddim", target=target)
+    whole, again = (calibrate(digits, wanted, silent, cache) for _ in range(2))
+    assert again.sha256 == whole.sha256 == calibrate(digits, wanted).sha256
+    assert again.calibration["steps"] == whole.calibration["steps"]
+    assert again.calibration["evaluations"] == 0 < whole.calibration["evaluations"]
+    for change in ({"ridge": 0.1}, {"history": 2}, {"solver": "iia-ipndm"}, {"batch": 9}):
+        other = calibrate(digits, replace(wanted, **change), silent, cache)
+        assert other.calibration["evaluations"] > 0
+        assert other.calibration["steps"] != whole.calibration["steps"]
 
 
 @pytest.mark.usefixtures("coarse_reference")

@@ -28,7 +28,7 @@ RESAMPLES = 1000  # of the bootstrap
 TRIMMED = 0.01  # of the images, the worst, are left out of one measure
 SHOWN = 8  # images of each sampler that are kept for the picture
 CONVERGED = 0.003  # RMS change of an image of the reference when its steps double, or less
-MOST_STEPS = 1536  # that it may take
+MOST_STEPS = 2048  # that it may take
 ON_CHOSEN = " on a chosen grid"
 KINDS = ("fixed", "fitted", "fixed" + ON_CHOSEN, "fitted" + ON_CHOSEN, "refined")
 
@@ -120,7 +120,7 @@ class Judge:
     def check(self, least: float) -> None:
         """Raises UserError when the reference is too far from converged to have measured an error of ``least``.
 
-        Heun's error falls fourfold when its steps double, so a third of the last move is left.
+        The error falls fourfold or more when steps double, so a third of the last move is left, or less.
         """
         if not self.convergence / 3 < 0.5 * least:
             raise UserError(
@@ -165,7 +165,7 @@ def judging(model: Denoiser, count: int, cache: Cache, progress: ProgressBars) -
 
 
 def reference(noises: Noises, steps: int, cache: Cache, progress: ProgressBars) -> torch.Tensor:
-    """Images [n, …] of the noises, by so many steps of Heun's method."""
+    """Images [n, …] of the noises, by so many steps."""
     title = f"reference, {len(noises)} noises, {steps} steps"
     with progress(title, cost(1, steps) * len(noises)) as noises.network.meter.progress:
         return solution(noises, [noises.network.model.spec.sigma_max], steps, cache)[0.0]

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from calibration.reference import REFERENCE
 from calibration.study import CONVERGED, KINDS, TRIMMED, Row, Study
 
 matplotlib.use("Agg")
@@ -65,10 +66,10 @@ def markdown(study: Study) -> str:
     lines = [
         f"# {study.model}: RMS error of final images, {study.judged} held-out noises",
         "",
-        f"Against images of as many Heun steps as each needs, which move by {study.convergence:.1e} when these "
-        f"double ({study.unsettled} of them by more than {CONVERGED}); in brackets the 95 % bootstrap interval. Bold: "
-        "the best of its kind. Fitted (iia-, biia-): γ by least squares, global target; -chosen: noise levels chosen "
-        "for the model; refined: all of it jointly.",
+        f"Against images of as many {REFERENCE.name} steps as each needs, which move by {study.convergence:.1e} when "
+        f"these double ({study.unsettled} of them by more than {CONVERGED}); in brackets the 95 % bootstrap interval. "
+        "Bold: the best of its kind. Fitted (iia-, biia-): γ by least squares, global target; -chosen: noise levels "
+        "chosen for the model; refined: all of it jointly.",
         "",
         *_table(study, columns, lambda row: f"{row.rmse:.4f} [{row.low:.4f}, {row.high:.4f}]", "rmse"),
         "",

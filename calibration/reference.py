@@ -14,7 +14,7 @@ from calibration.schedules import refine
 from calibration.solvers import find
 from calibration.solvers.base import Solver, base_step
 
-REFERENCE = find("ipndm")  # its n evaluations come about as near as 2n of Heun's
+REFERENCE = find("ipndm")  # its evaluations are worth 1.5 to 2 of Heun's each
 REFERENCE_STEPS = 128  # of it, to have converged
 
 

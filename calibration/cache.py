@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from calibration.distributed import processes, total
 from runtime.errors import UserError
@@ -63,3 +64,8 @@ class Cache:
 
 
 NO_CACHE = Cache()
+
+
+def digest(values: Tensor) -> str:
+    """What stands for ``values`` [n, …] in a key."""
+    return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from calibration.cache import NO_CACHE, Cache
+from calibration.cache import NO_CACHE, Cache, digest
 from calibration.distributed import processes, total
 from calibration.fit import RIDGE, FittedStep, Target, fit, mean_error, rms
 from calibration.grid import Grid, choose
 from calibration.network import Network
 from calibration.noises import Noises, to_fit, to_judge
 from calibration.reference import REFERENCE_STEPS, cost, local_target, solution
-from calibration.refine import VIEWS, digest, refine, viewer
+from calibration.refine import VIEWS, refine, viewer
 from calibration.schedules import SCHEDULES
 from calibration.solvers import find
 from calibration.solvers.base import Scheme, Solver, base_step
@@ -203,7 +203,8 @@ def make_candidate(
     """
     goals = [fine[sigma] for sigma in scheme.sigmas[1:]]
 
-    def made() -> dict[str, np.ndarray]:
+    def fitted() -> dict[str, np.ndarray]:
+        """Errors of the images, and by each step's place its errors and γ."""
         steps: list[FittedStep] = []
         x = scheme.sigmas[0] * noises.noise
         if scheme.solver.history is None:
@@ -214,8 +215,8 @@ def make_candidate(
                 aims = local_targets(scheme, noises.network, settings.fine_steps)
             steps, images = fit(scheme, noises.network, x, aims, noises.fitting, settings.ridge)
         wrong = (images - goals[-1])[noises.fitting :]
-        numbers = {str(i): np.array([step.error_before, step.error_after, *step.gamma]) for i, step in enumerate(steps)}
-        return {"errors": np.array([mean_error(wrong), rms(wrong)]), **numbers}
+        each = {str(i): np.array([step.error_before, step.error_after, *step.gamma]) for i, step in enumerate(steps)}
+        return {"errors": np.array([mean_error(wrong), rms(wrong)]), **each}
 
     key = {
         "fit": noises.key,
@@ -223,7 +224,7 @@ def make_candidate(
         "scheme": [scheme.solver.name, list(scheme.sigmas), scheme.nfe, scheme.history],
         "target": [target, settings.fine_steps, settings.ridge, *map(digest, goals)],
     }
-    kept = cache.recall_together(key, made)
+    kept = cache.recall_together(key, fitted)
     error, rms_error = kept.pop("errors").tolist()
     steps = []
     for before, after, *gamma in (kept[str(i)].tolist() for i in range(len(kept))):

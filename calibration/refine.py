@@ -12,13 +12,12 @@ few, which are not the ones to come.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.cache import Cache
+from calibration.cache import Cache, digest
 from calibration.distributed import total
 from calibration.fit import image_errors
 from calibration.network import Network
@@ -138,10 +137,6 @@ def normal_equations(
         products += cache.recall(key, partial(sums, block, goal[images]))["products"]
     summed = total(products)
     return summed[:-1, :-1], summed[:-1, -1]
-
-
-def digest(goal: Tensor) -> str:
-    return sha256(goal.cpu().numpy().tobytes()).hexdigest()
 
 
 def parameters(plan: Plan) -> np.ndarray:

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from calibration import frechet
-from calibration.cache import Cache
+from calibration.cache import Cache, digest
 from calibration.calibrate import Candidate, Settings, best_candidate, grid_of, noises_of, scheme_of
 from calibration.distributed import gathered, total
 from calibration.fit import FittedStep, image_errors, rms
 from calibration.grid import choose
 from calibration.noises import Noises, to_judge
 from calibration.reference import REFERENCE_STEPS, cost, solution
-from calibration.refine import digest, refine, viewer
+from calibration.refine import refine, viewer
 from calibration.solvers import ALL_SOLVERS, ONE_A_STEP
 from calibration.trace import trace
 from models import classifier
@@ -120,7 +120,7 @@ class Judge:
     def check(self, least: float) -> None:
         """Raises UserError when the reference is too far from converged to have measured an error of ``least``.
 
-        The error falls fourfold or more when steps double, so a third of the last move is left, or less.
+        At second order it falls fourfold when steps double, so that a third of the last move is left.
         """
         if not self.convergence / 3 < 0.5 * least:
             raise UserError(
@@ -165,7 +165,7 @@ def judging(model: Denoiser, count: int, cache: Cache, progress: ProgressBars) -
 
 
 def reference(noises: Noises, steps: int, cache: Cache, progress: ProgressBars) -> torch.Tensor:
-    """Images [n, …] of the noises, by so many steps."""
+    """Images [n, …] of the noises, by so many steps of ``REFERENCE``, calibration/reference.py."""
     title = f"reference, {len(noises)} noises, {steps} steps"
     with progress(title, cost(1, steps) * len(noises)) as noises.network.meter.progress:
         return solution(noises, [noises.network.model.spec.sigma_max], steps, cache)[0.0]

@@ -45,8 +45,9 @@ def main() -> None:
     add_engine_arguments(parser)
     arguments = parser.parse_args()
     additions = additions_of(arguments)
-    if arguments.samples < 1 or (arguments.check or 0) < 0:
-        raise UserError(f"--samples is {arguments.samples} and --check {arguments.check}; at least 1, and at least 0")
+    for name, value, least in (("samples", arguments.samples, 1), ("check", arguments.check, 0)):
+        if value is not None and value < least:
+            raise UserError(f"--{name} is {value}; it must be at least {least}")
     if (arguments.plan is None) == (arguments.nfe is None):
         raise UserError("name either --nfe (to calibrate) or --plan (already calibrated)")
     wanted = settings(arguments) if arguments.plan is None else None

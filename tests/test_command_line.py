@@ -60,7 +60,8 @@ EXPORT_MISTAKES = [
     (("--model", "absent.py:make", "--nfe", "2"), "no file absent.py"),
     (("--model", ".", "--nfe", "2"), "the folder is no pipeline, or not whole"),
     (("--model", "taken/absent", "--nfe", "2"), "unknown model 'taken/absent'"),
-    (("--model", "edm-digits", "--nfe", "2", "--samples", "0"), "--samples is 0"),
+    (("--model", "edm-digits", "--nfe", "2", "--samples", "0"), "--samples is 0; it must be at least 1"),
+    (("--model", "edm-digits", "--nfe", "2", "--check", "-3"), "--check is -3; it must be at least 0"),
 ]
 
 

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from calibration.afs import mean_image
 from calibration.cache import NO_CACHE, Cache, digest
 from calibration.distributed import processes, total
 from calibration.fit import RIDGE, FittedStep, Target, fit, mean_error, rms
@@ -47,6 +48,8 @@ class Settings:
         ridge: relative weight of the pull toward the base solver. 1e-4 costs no accuracy against less and halves the
             largest γ, and with it float32's rounding, where past gradients hardly differ.
         seed: of the noises, and of the classes where the model has some.
+        afs: whether the first step is analytical (calibration/afs.py), which saves an evaluation for one step more.
+            None: for "auto" alone.
         refine: iterations of joint refinement after the fit; 0: none.
         refine_on: one of ``VIEWS``: the error of pixels, or of a classifier's features (28×28 images alone).
     """
@@ -61,6 +64,7 @@ class Settings:
     heldout: int = 128
     ridge: float = RIDGE
     seed: int = 0
+    afs: bool | None = None
     refine: int = 0
     refine_on: str = "pixels"
 
@@ -118,18 +122,21 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
     solvers = [find(name) for name in (AUTO if auto else [settings.solver])]
     schedule = settings.schedule or (CHOSEN if auto else "edm")
     target = settings.target or ("global" if auto else "local")
-    if not auto and solvers[0].history is None and schedule != CHOSEN and not settings.refine:
+    afs = auto if settings.afs is None else settings.afs
+    if not auto and solvers[0].history is None and schedule != CHOSEN and not afs and not settings.refine:
         return trace(scheme_of(solvers[0], grid_of(model, schedule), settings))
 
     noises = noises_of(model, settings)
     meter = noises.network.meter
     steps = max(REFERENCE_STEPS, settings.fine_steps * settings.nfe)
+    mean = mean_image(noises, cache, progress) if afs else None
     if schedule == CHOSEN:
-        numbers = [solver.steps(settings.nfe) for solver in solvers]
-        grids, fine = choose(noises, numbers, steps, cache, progress)
+        numbers = [solver.steps(settings.nfe + afs) for solver in solvers]
+        grids, fine = choose(noises, numbers, steps, cache, progress, mean)
     else:
         grids = [grid_of(model, schedule)]
-        levels = {sigma for solver in solvers for sigma in scheme_of(solver, grids[0], settings).sigmas if sigma > 0}
+        every = [scheme_of(solver, grids[0], settings, mean) for solver in solvers]
+        levels = {sigma for scheme in every for sigma in scheme.sigmas if sigma > 0}
         with progress("fine trajectory", cost(len(levels), steps) * len(noises)) as meter.progress:
             fine = solution(noises, levels, steps, cache)
 
@@ -138,7 +145,7 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
         spent = settings.nfe * (1 + settings.fine_steps if target == "local" and solver.history is not None else 1)
         title = f"{solver.name}, {settings.nfe} evaluations"
         with progress(title, spent * len(noises) * len(grids)) as meter.progress:
-            candidates.append(best_candidate(solver, grids, noises, fine, target, settings, cache))
+            candidates.append(best_candidate(solver, grids, noises, fine, target, settings, cache, mean))
     best = min(candidates, key=lambda candidate: candidate.error)
     plan, error, errors = best.plan, best.rms_error, [best.error]
     if settings.refine:
@@ -157,7 +164,7 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
         "evaluations": int(total(np.array([meter.evaluations], float))[0]),
         "seconds": round(time.perf_counter() - started, 2),
     }
-    return Plan(plan.solver + ("-refined" if settings.refine else ""), plan.sigmas, plan.table, report)
+    return replace(plan, solver=plan.solver + ("-refined" if settings.refine else ""), calibration=report)
 
 
 def fitted_to(model: Denoiser) -> dict[str, Any]:
@@ -176,10 +183,11 @@ def grid_of(model: Denoiser, schedule: str) -> Grid:
     return lambda steps: SCHEDULES[schedule](steps, model.spec.sigma_min, model.spec.sigma_max)
 
 
-def scheme_of(solver: Solver, grid: Grid, settings: Settings) -> Scheme:
-    """The solver on the noise levels that ``settings.nfe`` evaluations pay for."""
+def scheme_of(solver: Solver, grid: Grid, settings: Settings, mean: Tensor | None = None) -> Scheme:
+    """The solver on the noise levels that ``settings.nfe`` evaluations pay for, one more with a ``mean`` for AFS."""
     history = solver.history if settings.history is None or solver.history is None else settings.history
-    return Scheme(solver, grid(solver.steps(settings.nfe)), settings.nfe, history or 0)
+    answers = settings.nfe + (mean is not None)
+    return Scheme(solver, grid(solver.steps(answers)), answers, history or 0, mean)
 
 
 def local_targets(scheme: Scheme, network: Network, fine_steps: int) -> Target:
@@ -224,6 +232,8 @@ def make_candidate(
         "scheme": [scheme.solver.name, list(scheme.sigmas), scheme.nfe, scheme.history],
         "target": [target, settings.fine_steps, settings.ridge, *map(digest, goals)],
     }
+    if scheme.mean is not None:
+        key["mean"] = digest(scheme.mean)
     kept = cache.recall_together(key, fitted)
     error, rms_error = kept.pop("errors").tolist()
     steps = []
@@ -240,9 +250,10 @@ def best_candidate(
     target: str,
     settings: Settings,
     cache: Cache = NO_CACHE,
+    mean: Tensor | None = None,
 ) -> Candidate:
-    """The solver on whichever of the grids its final images err least."""
-    schemes = [scheme_of(solver, grid, settings) for grid in grids]
+    """The solver on whichever of the grids its final images err least; with a ``mean``, by AFS."""
+    schemes = [scheme_of(solver, grid, settings, mean) for grid in grids]
     candidates = [make_candidate(scheme, noises, fine, target, settings, cache) for scheme in schemes]
     return min(candidates, key=lambda candidate: candidate.error)
 

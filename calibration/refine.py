@@ -10,7 +10,7 @@ few, which are not the ones to come.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -25,7 +25,7 @@ from calibration.noises import Noises
 from models import classifier
 from models.progress import ProgressBars, silent
 from runtime.errors import UserError
-from runtime.plan import Plan, sample, weighted_sum
+from runtime.plan import Plan, sample, terms_before, weighted_sum
 
 PROBE = 0.03  # size of finite differences, in units of the noise level that they disturb
 LEAST = 1e-6  # error of an image that is told from none
@@ -73,7 +73,7 @@ def refine(
         return float(errors / count)
 
     fitting, heldout = slice(noises.fitting), slice(noises.fitting, None)
-    cost = (evaluations(plan.nfe) + plan.nfe * (1 + len(DAMPINGS))) * noises.fitting + plan.nfe * len(noises.heldout)
+    cost = (evaluations(plan) + plan.nfe * (1 + len(DAMPINGS))) * noises.fitting + plan.nfe * len(noises.heldout)
     made = [(error(plan, heldout), plan)]
     for iteration in range(iterations):
         with progress(f"refinement {iteration + 1} of {iterations}", cost) as meter.progress:
@@ -147,19 +147,21 @@ def parameters(plan: Plan) -> np.ndarray:
 
 def with_parameters(plan: Plan, values: np.ndarray, limits: tuple[float, float] = (0.0, np.inf)) -> Plan:
     """The inverse of ``parameters``; noise levels are clipped to ``limits``."""
-    rows, sigmas, start = [], [], 0
-    for k in range(plan.nfe + 1):
-        rows.append(tuple(values[start : start + k + 1].tolist()))
-        start += k + 1
-        if k < plan.nfe:
+    rows, start = [], 0
+    sigmas: list[float] = []
+    for row in plan.table:
+        rows.append(tuple(values[start : start + len(row)].tolist()))
+        start += len(row)
+        if len(sigmas) < plan.nfe:
             sigmas.append(float(np.clip(np.exp(values[start]), *limits)))
             start += 1
-    return Plan(plan.solver, tuple(sigmas), tuple(rows), plan.calibration)
+    return replace(plan, sigmas=tuple(sigmas), table=tuple(rows))
 
 
-def evaluations(nfe: int) -> int:
+def evaluations(plan: Plan) -> int:
     """What ``derivatives`` costs an image: at each evaluation one, one for each entry so far, one for each level."""
-    return sum(1 + sum(row + 2 for row in range(k)) + (k + 1) + 1 for k in range(nfe))
+    entries = np.cumsum([len(row) for row in plan.table[:-1]])
+    return int(sum(1 + so_far + level for level, so_far in enumerate(entries, start=1)))
 
 
 def derivatives(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -169,8 +171,8 @@ def derivatives(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Te
     the images' own row costs nothing.
     """
     n, shape = len(noise), noise.shape
-    terms = [noise]
-    tangents = [noise.new_zeros(0, *shape)]  # of each term, by the parameters that come before it
+    terms = [term.expand_as(noise) for term in terms_before(noise, plan)]
+    tangents = [noise.new_zeros(0, *shape) for _ in terms]  # of each term, by the parameters that come before it
 
     def pushed(row: Sequence[float]) -> Tensor:
         """d(Σ row·terms): what earlier parameters do through the terms, then what each entry of the row does."""

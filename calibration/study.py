@@ -8,15 +8,17 @@ import numpy as np
 import torch
 
 from calibration import frechet
+from calibration.afs import mean_image
 from calibration.cache import Cache, digest
-from calibration.calibrate import Candidate, Settings, best_candidate, grid_of, noises_of, scheme_of
+from calibration.calibrate import AUTO, Candidate, Settings, best_candidate, grid_of, noises_of, scheme_of
 from calibration.distributed import gathered, total
 from calibration.fit import FittedStep, image_errors, rms
-from calibration.grid import choose
+from calibration.grid import Grid, choose
 from calibration.noises import Noises, to_judge
 from calibration.reference import REFERENCE_STEPS, cost, solution
 from calibration.refine import refine, viewer
-from calibration.solvers import ALL_SOLVERS, ONE_A_STEP
+from calibration.solvers import ALL_SOLVERS, ONE_A_STEP, find
+from calibration.solvers.base import Solver
 from calibration.trace import trace
 from models import classifier
 from models.denoiser import Denoiser
@@ -30,7 +32,8 @@ SHOWN = 8  # images of each sampler that are kept for the picture
 CONVERGED = 0.003  # RMS change of an image of the reference when its steps double, or less
 MOST_STEPS = 2048  # that it may take
 ON_CHOSEN = " on a chosen grid"
-KINDS = ("fixed", "fitted", "fixed" + ON_CHOSEN, "fitted" + ON_CHOSEN, "refined")
+WITH_AFS = ", with AFS"
+KINDS = ("fixed", "fitted", "fixed" + ON_CHOSEN, "fitted" + ON_CHOSEN, "fitted" + ON_CHOSEN + WITH_AFS, "refined")
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Row:
     images' own RMSE.
 
     ``kind`` is one of ``KINDS``: fixed, or γ fitted by least squares to the global target, on EDM's grid or a chosen
-    one; or refined. ``steps`` are the RMS errors after each step on the fit's held-out noises, before and after γ;
-    ``fd`` is None where there are no features.
+    one, there with an analytical first step too; or refined. ``steps`` are the RMS errors after each step on the fit's
+    held-out noises, before and after γ; ``fd`` is None where there are no features.
     """
 
     solver: str
@@ -212,6 +215,8 @@ def study(
         fine = solution(noises, levels, REFERENCE_STEPS, cache)
     numbers = {solver.steps(nfe) for solver in ONE_A_STEP for nfe in nfes}
     grids, finer = choose(noises, numbers, REFERENCE_STEPS, cache, progress)
+    mean = mean_image(noises, cache, progress)
+    afs_grids, _ = choose(noises, {nfe + 1 for nfe in nfes}, REFERENCE_STEPS, cache, progress, mean)
     fine = {**fine, **finer}
 
     judge = judging(model, judged, cache, progress)
@@ -224,17 +229,21 @@ def study(
         rows.append(row)
         pictures[f"{row.solver} {row.nfe}"] = shown
 
+    entrants: list[tuple[Solver, Sequence[Grid], torch.Tensor | None, str]] = [
+        *((solver, [edm], None, "") for solver in ALL_SOLVERS),
+        *((solver, grids, None, ON_CHOSEN) for solver in ONE_A_STEP),
+        *((solver, afs_grids, mean, ON_CHOSEN + WITH_AFS) for solver in map(find, AUTO) if solver.history is not None),
+    ]
     for s in every:
         fits: list[Candidate] = []
-        every_solver = [*((solver, False) for solver in ALL_SOLVERS), *((solver, True) for solver in ONE_A_STEP)]
-        with progress(f"{s.nfe} evaluations", s.nfe * len(every_solver) * len(judge.noises)) as meter.progress:
-            for solver, chosen in every_solver:
-                if solver.history is None and not chosen:
-                    measure(trace(scheme_of(solver, edm, s)), "fixed")
+        with progress(f"{s.nfe} evaluations", s.nfe * len(entrants) * len(judge.noises)) as meter.progress:
+            for solver, tried, image, how in entrants:
+                kind = ("fixed" if solver.history is None else "fitted") + how
+                if kind == "fixed":
+                    measure(trace(scheme_of(solver, edm, s)), kind)
                     continue
-                fit = best_candidate(solver, grids if chosen else [edm], noises, fine, "global", s, cache)
-                kind = "fixed" if solver.history is None else "fitted"
-                measure(named(fit.plan, chosen), kind + ON_CHOSEN * chosen, fit.steps)
+                fit = best_candidate(solver, tried, noises, fine, "global", s, cache, image)
+                measure(named(fit.plan, bool(how)), kind, fit.steps)
                 if solver.history is not None:
                     fits.append(fit)
         if s.nfe in refined:

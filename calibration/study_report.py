@@ -15,7 +15,7 @@ from calibration.study import CONVERGED, KINDS, TRIMMED, Row, Study
 
 matplotlib.use("Agg")
 
-COLOURS = dict(zip(KINDS, ("tab:gray", "tab:blue", "tab:olive", "tab:green", "tab:red"), strict=True))
+COLOURS = dict(zip(KINDS, ("tab:gray", "tab:blue", "tab:olive", "tab:green", "tab:purple", "tab:red"), strict=True))
 NAMED = 2  # solvers of a kind that get a line style and a name of their own; the others share one
 STYLES = ("-", "--")
 
@@ -69,7 +69,7 @@ def markdown(study: Study) -> str:
         f"Against images of as many {REFERENCE.name} steps as each needs, which move by {study.convergence:.1e} when "
         f"these double ({study.unsettled} of them by more than {CONVERGED}); in brackets the 95 % bootstrap interval. "
         "Bold: the best of its kind. Fitted (iia-, biia-): γ by least squares, global target; -chosen: noise levels "
-        "chosen for the model; refined: all of it jointly.",
+        "chosen for the model; -afs: an analytical first step; refined: all of it jointly.",
         "",
         *_table(study, columns, lambda row: f"{row.rmse:.4f} [{row.low:.4f}, {row.high:.4f}]", "rmse"),
         "",
@@ -176,11 +176,16 @@ def plot_gamma(study: Study, nfe: int, path: Path) -> None:
     )
     for axes, kind in zip(every[0], kinds, strict=True):
         row = study.best(kind, nfe)
-        table = np.full((nfe, nfe), np.nan)
-        for k, weights in enumerate(row.plan.table[1:]):
-            table[k, : k + 1] = weights[1:]
+        weighed = [weights[1:] for weights in row.plan.table if len(weights) > 1]
+        table = np.full((len(weighed), len(weighed)), np.nan)
+        for k, weights in enumerate(weighed):
+            table[k, : k + 1] = weights
         drawn = axes.imshow(table, cmap="RdBu_r", norm=matplotlib.colors.SymLogNorm(0.1, vmin=-10, vmax=10))
-        axes.set(title=f"{row.solver}, NFE {nfe}", xlabel="denoised image $D_j$", ylabel="state (last: images)")
+        axes.set(
+            title=f"{row.solver}, NFE {nfe}",
+            xlabel="denoised image $D_j$" + ", mean first" * row.plan.afs,
+            ylabel="state (last: images)",
+        )
     figure.colorbar(drawn, ax=every[0].tolist(), label="weight of $D_j$ in the state", shrink=0.8)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -1,34 +1,40 @@
 """Solver → Plan: the solver's own code, run once over coefficient vectors instead of images."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from calibration.solvers.base import Scheme, Step, base_step
-from runtime.plan import Plan
+from runtime.plan import Plan, as_image
+
+AFS = "-afs"  # ends the name of a solver whose first step is analytical
 
 
 def trace(scheme: Scheme, gammas: Sequence[Sequence[float]] = (), calibration: Mapping[str, Any] | None = None) -> Plan:
     """The plan of ``scheme``, its i-th step corrected by ``gammas[i]``.
 
-    A vector's entry 0 is the weight of the unit noise, entry j + 1 that of the j-th denoised image.
+    A vector's entry 0 is the weight of the unit noise, entry j + 1 that of the j-th denoised image; the first of these
+    is the scheme's mean, where it has one.
     """
-    name, nfe = scheme.solver.name, scheme.nfe
+    name, answers, afs = scheme.solver.name, scheme.nfe, scheme.mean is not None
     told: list[float] = []
     rows: list[tuple[float, ...]] = []
 
     def record(x: np.ndarray, sigma: float) -> np.ndarray:
         assert len(told) < nfe, f"{name} evaluates more often than {nfe} times"
+        rows.append(tuple(x[: 1 + afs + len(told)].tolist()))
         told.append(float(sigma))
-        rows.append(tuple(x[: len(told)].tolist()))
-        return np.eye(nfe + 1)[len(told)]
+        return units[afs + len(told)]
 
-    noise = np.zeros(nfe + 1)
-    noise[0] = scheme.sigmas[0]
-    images = scheme.run(record, noise, corrected_by(gammas) if gammas else base_step)
+    units = np.eye(answers + 1)
+    nfe = answers - afs
+    over_vectors = replace(scheme, mean=units[1]) if afs else scheme
+    images = over_vectors.run(record, scheme.sigmas[0] * units[0], corrected_by(gammas) if gammas else base_step)
     assert len(told) == nfe, f"{name} evaluates {len(told)} times instead of {nfe}"
-    return Plan(name, tuple(told), (*rows, tuple(images.tolist())), calibration or {})
+    mean = as_image(scheme.mean) if afs else ()
+    return Plan(name + AFS * afs, tuple(told), (*rows, tuple(images.tolist())), calibration or {}, mean)
 
 
 def corrected_by(gammas: Sequence[Sequence[float]]) -> Step:

@@ -15,7 +15,8 @@ def roll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
     """The graph of the whole sampler: noise float32 [batch, C, H, W] (and class_labels int64 [batch]) → images.
 
     ``exported`` is of ``export_denoiser``; its weights are shared, not copied. The loop's state is what the columns of
-    the plan's table multiply, float32 [nfe+1, batch, C, H, W]: the noise, and the denoised images, zeros until known.
+    the plan's table multiply, float32 [columns, batch, C, H, W]: the noise, the plan's mean where it has one, and the
+    denoised images, zeros until known.
     """
     assert output in OUTPUTS
     graph = exported.graph.clone()
@@ -23,13 +24,17 @@ def roll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
     noise = canvas.inputs["noise"]
     assert noise.shape is not None
 
-    rows = np.zeros((plan.nfe + 1, plan.nfe + 1), np.float32)
+    columns = len(plan.table[-1])
+    rows = np.zeros((plan.nfe + 1, columns), np.float32)
     for index, weights in enumerate(plan.table):
         rows[index, : len(weights)] = weights
-    rows, places = (matrix.reshape(*matrix.shape, 1, 1, 1, 1) for matrix in (rows, np.eye(len(rows), dtype=np.float32)))
-    start = canvas.add("Mul", [noise, canvas.constant("noise_place", places[0])], "state_start")
-    state = ir.Value(name="state", shape=ir.Shape([len(rows), *noise.shape]), type=noise.type)
-    body = draw_body(graph, plan, canvas, state, rows[:-1], places[1:])
+    rows, places = (matrix.reshape(*matrix.shape, 1, 1, 1, 1) for matrix in (rows, np.eye(columns, dtype=np.float32)))
+    start = canvas.add("Mul", [noise, canvas.constant("noise_place", places[0])], "state_of_noise")
+    if plan.afs:
+        mean = canvas.constant("state_of_mean", places[1] * np.array(plan.mean, np.float32))
+        start = canvas.add("Add", [start, mean], "state_start")
+    state = ir.Value(name="state", shape=ir.Shape([columns, *noise.shape]), type=noise.type)
+    body = draw_body(graph, plan, canvas, state, rows[:-1], places[-plan.nfe :])
     # Without a condition: where there is one, TensorRT adds a second limit to the loop.
     operands = [canvas.constant("nfe", np.array(plan.nfe)), None, start]
     finished = canvas.add("Loop", operands, "state_end", {"body": ir.AttrGraph("body", body)})
@@ -45,7 +50,7 @@ def draw_body(
 
     Takes the nodes and weights out of ``graph``, the exported denoiser. The weights go into the body: outside, ONNX
     Runtime does not rearrange the convolutions' for the CPU. Unlike in ``unroll``, shifts do not join biases, which
-    would then vary between iterations. ``rows`` and ``places`` are float32 [nfe, nfe+1, 1, 1, 1, 1].
+    would then vary between iterations. ``rows`` and ``places`` are float32 [nfe, columns, 1, 1, 1, 1].
     """
     step = ir.Value(name="step", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT64))
     going = ir.Value(name="going", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
@@ -86,7 +91,7 @@ def draw_body(
 
 
 def weighted_sum(canvas: Canvas, weights: ir.Value, state: ir.Value, name: str) -> ir.Value:
-    """weights [nfe+1, 1, 1, 1, 1] · state [nfe+1, batch, C, H, W] → [batch, C, H, W].
+    """weights [columns, 1, 1, 1, 1] · state [columns, batch, C, H, W] → [batch, C, H, W].
 
     Not a matrix product: engines may compute those in TF32, and the noise's weight is up to sigma_max.
     """

@@ -103,7 +103,10 @@ def unroll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
         drawn = x.draw(canvas, f"x_{evaluations - 1}")
         return Symbol(((1.0, stamp_denoiser(parts, canvas, drawn, sigma, evaluations - 1)),))
 
-    images = sample(stamp, noise, plan).draw(canvas, images_name(output))
+    def constant(image: np.ndarray) -> Symbol:
+        return Symbol(((1.0, canvas.constant("mean", image)),))
+
+    images = sample(stamp, noise, plan, constant).draw(canvas, images_name(output))
     assert evaluations == plan.nfe
     return close_canvas(exported, canvas, images, output)
 

@@ -7,6 +7,9 @@ With unit noise n and D_j the j-th network evaluation, every sampler computes, i
     images = A[nfe, 0]·n + Σ_j A[nfe, j+1]·D_j
 
 so that ``nfe`` noise levels and one lower-triangular matrix are the whole of it, fitted coefficients included.
+
+A plan with an analytical first step (AFS) has one constant image m more to weigh, which stands where the network's
+answer to pure noise would: a column A[k, 1]·m, behind the noise's, in every row.
 """
 
 import hashlib
@@ -22,6 +25,8 @@ from runtime.errors import UserError
 
 SCHEMA = 1
 
+Image = tuple[tuple[tuple[float, ...], ...], ...]  # [channels][height][width]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -30,8 +35,9 @@ class Plan:
     Args:
         solver: its name, for people.
         sigmas: the noise level that each evaluation is told, float [nfe], in pixel units, positive.
-        table: A above; row k holds its k+1 entries, so row lengths are 1 … nfe+1.
+        table: A above; row k holds its k+1 entries (with a mean k+2), so row lengths are 1 … nfe+1 (2 … nfe+2).
         calibration: how it was fitted: coefficients γ and a report, JSON values; empty for a fixed solver.
+        mean: m above, float32 values [channels][height][width]; empty without AFS.
 
     Raises UserError when sizes disagree or a number is not finite.
     """
@@ -40,16 +46,23 @@ class Plan:
     sigmas: tuple[float, ...]
     table: tuple[tuple[float, ...], ...]
     calibration: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    mean: Image = ()
 
     def __post_init__(self) -> None:
         if not self.sigmas or not all(np.isfinite(sigma) and sigma > 0 for sigma in self.sigmas):
             raise UserError("a plan needs at least one noise level, each finite and above 0")
-        if [len(row) for row in self.table] != list(range(1, self.nfe + 2)):
-            raise UserError(
-                f"a plan of {self.nfe} evaluations needs {self.nfe + 1} rows of 1 to {self.nfe + 1} numbers"
-            )
+        first, last = 1 + self.afs, self.nfe + 1 + self.afs
+        if [len(row) for row in self.table] != list(range(first, last + 1)):
+            raise UserError(f"a plan of {self.nfe} evaluations needs {self.nfe + 1} rows of {first} to {last} numbers")
         if not all(np.isfinite(entry) for row in self.table for entry in row):
             raise UserError("a plan's table must be finite")
+        if self.afs and not is_image(self.mean):
+            raise UserError("a plan's mean must be an image, channels of equally long rows of finite numbers")
+
+    @property
+    def afs(self) -> bool:
+        """Whether the first step is analytical."""
+        return len(self.mean) > 0
 
     @property
     def nfe(self) -> int:
@@ -58,13 +71,15 @@ class Plan:
 
     @property
     def sha256(self) -> str:
-        """Tells the sampler: of the noise levels and the table, not of names or reports."""
-        return hashlib.sha256(json.dumps([self.sigmas, self.table]).encode()).hexdigest()
+        """Tells the sampler: of the noise levels, the table and the mean, not of names or reports."""
+        told = [self.sigmas, self.table, *([self.mean] if self.afs else [])]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
         """Writes JSON; floats keep every bit."""
         fields = {"schema": SCHEMA, "solver": self.solver, "sigmas": self.sigmas, "table": self.table}
-        path.write_text(json.dumps(fields | {"calibration": dict(self.calibration)}, indent=1) + "\n")
+        fields |= {"calibration": dict(self.calibration)} | ({"mean": self.mean} if self.afs else {})
+        path.write_text(json.dumps(fields, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
@@ -78,11 +93,24 @@ class Plan:
                 sigmas=tuple(float(sigma) for sigma in data["sigmas"]),
                 table=tuple(tuple(float(entry) for entry in row) for row in data["table"]),
                 calibration=dict(data["calibration"]),
+                mean=as_image(data.get("mean", ())),
             )
         except OSError as error:
             raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a valid plan ({type(error).__name__}: {error})") from error
+
+
+def as_image(values: Any) -> Image:
+    """An array or lists, [channels][height][width], as a plan keeps its mean."""
+    return tuple(tuple(tuple(float(pixel) for pixel in row) for row in channel) for channel in values)
+
+
+def is_image(values: Any) -> bool:
+    try:
+        return np.ndim(values) == 3 and bool(np.isfinite(values).all())
+    except ValueError:  # ragged
+        return False
 
 
 def weighted_sum(weights: Sequence[float], terms: Sequence[Any]) -> Any:
@@ -94,13 +122,30 @@ def weighted_sum(weights: Sequence[float], terms: Sequence[Any]) -> Any:
     return total
 
 
-def sample(denoise: Callable[[Any, float], Any], noise: Any, plan: Plan) -> Any:
+def terms_before(noise: Any, plan: Plan, constant: Callable[[np.ndarray], Any] | None = None) -> list[Any]:
+    """What the table weighs before any evaluation: the noise [n, channels, height, width], and the plan's mean.
+
+    ``constant`` makes a term of an image float32 [1, channels, height, width]; unless told, one like the noise.
+    """
+    if not plan.afs:
+        return [noise]
+    like_noise = getattr(noise, "new_tensor", lambda image: image.astype(noise.dtype))
+    return [noise, (constant or like_noise)(np.array([plan.mean], np.float32))]
+
+
+def sample(
+    denoise: Callable[[Any, float], Any],
+    noise: Any,
+    plan: Plan,
+    constant: Callable[[np.ndarray], Any] | None = None,
+) -> Any:
     """Runs the plan: the only sampling loop of this project.
 
     ``noise`` is unit normal, [n, channels, height, width]; it and what ``denoise(x, sigma)`` returns may be NumPy
-    arrays, PyTorch tensors, or the exporter's symbolic values. Returns images, shaped as the noise.
+    arrays, PyTorch tensors, or the exporter's symbolic values, which need ``constant`` (``terms_before``). Returns
+    images, shaped as the noise.
     """
-    terms = [noise]
+    terms = terms_before(noise, plan, constant)
     for sigma, row in zip(plan.sigmas, plan.table, strict=False):
         terms.append(denoise(weighted_sum(row, terms), sigma))
     return weighted_sum(plan.table[-1], terms)

@@ -48,16 +48,28 @@ class Solver:
 
 @dataclass(frozen=True)
 class Scheme:
-    """A solver on one grid, ``sigmas`` from the highest level to 0, with ``nfe`` evaluations."""
+    """A solver on one grid, ``sigmas`` from the highest level to 0, with ``nfe`` evaluations.
+
+    With an analytical first step (AFS), the first of them is answered by ``mean``, an image shaped as one of x: at the
+    highest noise level the network answers with little else than the mean of the data.
+    """
 
     solver: Solver
     sigmas: Sequence[float]
     nfe: int
     history: int = 0  # past steps that corrections may weigh
+    mean: Any = None
 
     def run(self, denoise: Denoise, x: Any, step: Step) -> Any:
         """From x [n, …] at noise level sigmas[0] to images [n, …]."""
-        return self.solver.run(denoise, x, self.sigmas, step, self.history, self.nfe)
+        known = [] if self.mean is None else [0.0 * x + self.mean]
+        return self.solver.run(after(known, denoise), x, self.sigmas, step, self.history, self.nfe)
+
+
+def after(known: Sequence[Any], denoise: Denoise) -> Denoise:
+    """``denoise``, its first answers being ``known``."""
+    waiting = list(known)
+    return lambda x, sigma: waiting.pop(0) if waiting else denoise(x, sigma)
 
 
 def base_step(base: Any, directions: Sequence[Any]) -> Any:

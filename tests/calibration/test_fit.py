@@ -18,6 +18,7 @@ from calibration.reference import cost, trajectory
 from calibration.schedules import refine
 from calibration.solvers import ALL_SOLVERS, find
 from calibration.solvers.base import Scheme, base_step
+from calibration.trace import AFS
 from models.denoiser import Denoiser, conditioned
 from models.progress import silent
 from runtime.errors import UserError
@@ -135,7 +136,7 @@ def test_a_correction_that_does_not_help_is_dropped(network: Network, noise: tor
 def test_auto_takes_what_measured_best(digits: Denoiser) -> None:
     plan = calibrate(digits, small(5, "auto"))
     compared = plan.calibration["compared"]
-    assert set(compared) == set(AUTO)
+    assert set(compared) == {name + AFS for name in AUTO}
     assert plan.calibration["schedule"] == "chosen"
     assert compared[plan.solver] == min(compared.values()) == plan.calibration["refinement"][0]
 

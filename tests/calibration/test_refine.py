@@ -9,6 +9,7 @@ import torch
 
 import models
 from calibration import refine as refining
+from calibration.afs import mean_image
 from calibration.cache import NO_CACHE, Cache
 from calibration.calibrate import Settings, calibrate, grid_of, scheme_of
 from calibration.fit import image_errors
@@ -40,8 +41,8 @@ def converged(noises: Noises, digits: Denoiser) -> torch.Tensor:
     return solution(noises, [digits.spec.sigma_max], 24, NO_CACHE)[0.0]
 
 
-def plan_of(digits: Denoiser, nfe: int) -> Plan:
-    return trace(scheme_of(find("ddim"), grid_of(digits, "edm"), Settings(nfe)))
+def plan_of(digits: Denoiser, nfe: int, mean: torch.Tensor | None = None) -> Plan:
+    return trace(scheme_of(find("ddim"), grid_of(digits, "edm"), Settings(nfe), mean))
 
 
 def test_parameters_are_the_whole_plan(digits: Denoiser) -> None:
@@ -54,20 +55,23 @@ def test_parameters_are_the_whole_plan(digits: Denoiser) -> None:
     assert min(with_parameters(plan, values, (0.01, 50.0)).sigmas) == 0.01
 
 
-def test_derivatives_predict_what_a_change_does(digits: Denoiser, noises: Noises) -> None:
+@pytest.mark.parametrize("afs", [False, True])
+def test_derivatives_predict_what_a_change_does(afs: bool, digits: Denoiser, noises: Noises) -> None:
     """Each parameter moved by itself, against the linear prediction; and they cost what they say."""
-    plan, few = plan_of(digits, 3), noises.part(slice(0, 4))
+    few = noises.part(slice(0, 4))
+    plan = plan_of(digits, 3, mean_image(noises, NO_CACHE) if afs else None)
+    assert plan.afs == afs
     few.network.meter.evaluations = 0
     images, slopes = derivatives(few.network, few.noise, plan)
-    assert few.network.meter.evaluations == evaluations(3) * 4
+    assert few.network.meter.evaluations == evaluations(plan) * 4
     torch.testing.assert_close(images, sample(few.network, few.noise, plan), rtol=1e-4, atol=1e-5)
     values = parameters(plan)
-    assert len(slopes) == len(values)
+    assert len(slopes) == len(values) == 3 + sum(range(1, 5)) + 4 * afs
     for index, slope in enumerate(slopes):
         move = min(0.05, 5e-3 / slope.square().mean().sqrt().item())
         moved = values + move * np.eye(len(values))[index]
         change = sample(few.network, few.noise, with_parameters(plan, moved)) - images
-        assert (change - move * slope).norm() < 0.15 * change.norm() + 1e-4, index
+        assert (change - move * slope).norm() < 0.2 * change.norm() + 1e-4, index
 
 
 def test_refinement_lowers_the_error_and_never_raises_it(

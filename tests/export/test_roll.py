@@ -40,9 +40,14 @@ def test_a_loop_makes_the_same_images(which: str, tmp_path: Path, request: pytes
         assert relative(found, expected) < 1e-4
 
 
-@pytest.mark.parametrize(("solver", "nfe"), [("heun", 5), ("dpmpp-2m", 1), ("spndm", 6)])
-def test_any_table_fits(solver: str, nfe: int, digits: Denoiser, digits_graph: ir.Model, tmp_path: Path) -> None:
-    plan = calibrate(digits, Settings(nfe, solver))
+@pytest.mark.parametrize(
+    ("solver", "nfe", "afs"), [("heun", 5, False), ("dpmpp-2m", 1, False), ("spndm", 6, False), ("deis", 3, True)]
+)
+def test_any_table_fits(
+    solver: str, nfe: int, afs: bool, digits: Denoiser, digits_graph: ir.Model, tmp_path: Path
+) -> None:
+    plan = calibrate(digits, Settings(nfe, solver, batch=16, heldout=8, afs=afs))
+    assert plan.afs == afs
     lowered = digits_graph.clone()
     lower_group_norm(lowered)
     save_checked(unroll(lowered, plan), tmp_path / "unrolled.onnx")

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import models
-from calibration.calibrate import Settings, calibrate, grid_of, scheme_of
+from calibration.afs import mean_image
+from calibration.cache import NO_CACHE
+from calibration.calibrate import Settings, calibrate, grid_of, noises_of, scheme_of
 from calibration.network import Network
 from calibration.solvers import ALL_SOLVERS, find
 from calibration.solvers.base import Scheme, Solver, base_step
@@ -52,9 +54,12 @@ def baseline(lowered: ir.Model, tmp_path_factory: pytest.TempPathFactory) -> Ses
 
 @pytest.mark.usefixtures("coarse_reference")
 @pytest.mark.parametrize("nfe", NFES)
-@pytest.mark.parametrize("solver", ALL_SOLVERS, ids=lambda solver: solver.name)
+@pytest.mark.parametrize(
+    ("solver", "afs"), [*((solver, False) for solver in ALL_SOLVERS), (find("iia-ddim"), True), (find("heun"), True)]
+)
 def test_four_paths_agree(
     solver: Solver,
+    afs: bool,
     nfe: int,
     digits: Denoiser,
     network: Network,
@@ -64,8 +69,9 @@ def test_four_paths_agree(
     tmp_path: Path,
 ) -> None:
     """The solver's own float64 loop, PyTorch through the plan, the host loop over denoiser.onnx, and sampler.onnx."""
-    settings = Settings(nfe, solver.name, batch=12, heldout=4, fine_steps=2, target="local")
-    plan, scheme = calibrate(digits, settings), scheme_of(solver, grid_of(digits, "edm"), settings)
+    settings = Settings(nfe, solver.name, batch=12, heldout=4, fine_steps=2, target="local", afs=afs)
+    mean = mean_image(noises_of(digits, settings), NO_CACHE) if afs else None
+    plan, scheme = calibrate(digits, settings), scheme_of(solver, grid_of(digits, "edm"), settings, mean)
     gammas = [step["gamma"] for step in plan.calibration.get("steps", [])]
     step = corrected_by(gammas) if gammas else base_step
     looped = scheme.run(network, noise * scheme.sigmas[0], step)

@@ -1,6 +1,7 @@
 """Plans check themselves, and the loop computes the table."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from runtime.errors import UserError
-from runtime.plan import Plan, sample
+from runtime.plan import Plan, as_image, sample
 
 PLAN = Plan("test", (2.0, 0.5), ((2.0,), (1.5, 0.25), (0.0, -0.5, 1.5)), {"note": 1})
+WITH_MEAN = Plan("test", (2.0,), ((2.0, 0.5), (0.0, -0.25, 1.5)), mean=(((1.0, -2.0),),))
 
 
 @pytest.mark.parametrize("make", [np.array, torch.tensor], ids=["numpy", "torch"])
@@ -33,9 +35,30 @@ def test_the_loop_is_the_table(make: Any) -> None:
     np.testing.assert_allclose(images, -0.5 * d0 + 1.5 * d1)
 
 
-def test_float32_stays_float32() -> None:
-    images = sample(lambda x, sigma: x, np.ones((1, 2), np.float32), PLAN)
+@pytest.mark.parametrize("make", [np.array, torch.tensor], ids=["numpy", "torch"])
+def test_a_mean_is_one_more_column(make: Any) -> None:
+    noise = make([[[[3.0, -1.0]]], [[[0.5, 2.0]]]])
+    images = sample(lambda x, sigma: x * x + sigma, noise, WITH_MEAN)
+    mean = make([[[1.0, -2.0]]])
+    x0 = 2.0 * noise + 0.5 * mean
+    np.testing.assert_allclose(images, -0.25 * mean + 1.5 * (x0 * x0 + 2.0))
+
+
+@pytest.mark.parametrize("plan", [PLAN, WITH_MEAN], ids=["plain", "with a mean"])
+def test_float32_stays_float32(plan: Plan) -> None:
+    images = sample(lambda x, sigma: x, np.ones((1, 1, 1, 2), np.float32), plan)
     assert images.dtype == np.float32
+
+
+@pytest.mark.parametrize("mean", [((1.0, 2.0),), (((1.0, float("nan")),),), (((1.0, 2.0), (3.0,)),)])
+def test_impossible_means_are_refused(mean: Any) -> None:
+    with pytest.raises(UserError, match="mean"):
+        Plan("test", (2.0,), WITH_MEAN.table, mean=mean)
+
+
+def test_a_mean_needs_its_column() -> None:
+    with pytest.raises(UserError, match="2 rows of 2 to 3 numbers"):
+        Plan("test", (2.0,), ((2.0,), (0.0, 1.5)), mean=WITH_MEAN.mean)
 
 
 @pytest.mark.parametrize(
@@ -55,10 +78,12 @@ def test_impossible_plans_are_refused(sigmas: Any, table: Any) -> None:
         Plan("test", sigmas, table)
 
 
-def test_json_keeps_every_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("channels", [0, 2])
+def test_json_keeps_every_bit(channels: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    table = tuple(tuple(rng.normal(size=k + 1).tolist()) for k in range(6))
-    plan = Plan("test", tuple(rng.random(5).tolist()), table, {"gamma": [[0.1]]})
+    mean = as_image(rng.normal(size=(channels, 3, 3)))
+    table = tuple(tuple(rng.normal(size=k + 1 + (channels > 0)).tolist()) for k in range(6))
+    plan = Plan("test", tuple(rng.random(5).tolist()), table, {"gamma": [[0.1]]}, mean)
     plan.save(tmp_path / "plan.json")
     loaded = Plan.load(tmp_path / "plan.json")
     assert loaded == plan
@@ -69,6 +94,7 @@ def test_json_keeps_every_bit(tmp_path: Path) -> None:
 def test_the_hash_tells_samplers_apart_and_ignores_reports() -> None:
     assert PLAN.sha256 == Plan("other name", PLAN.sigmas, PLAN.table).sha256
     assert PLAN.sha256 != Plan("test", (2.0, 0.4), PLAN.table).sha256
+    assert WITH_MEAN.sha256 != replace(WITH_MEAN, mean=(((1.0, -2.5),),)).sha256
 
 
 @pytest.mark.parametrize(

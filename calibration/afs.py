@@ -1,0 +1,35 @@
+"""The analytical first step (AFS): the first evaluation's answer, known before there is any noise.
+
+At σ_max a state is all but pure noise, and the network's answer all but the same image for every noise. Dockhorn et al.
+(GENIE, arXiv 2210.05475) take that image for zero and save the evaluation. Here it is the mean of the network's answers
+to the fitting noises, a constant of the plan, since few data have a mean of zero.
+"""
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calibration.cache import Cache
+from calibration.distributed import total
+from calibration.noises import Noises
+from models.progress import ProgressBars, silent
+
+
+def mean_image(noises: Noises, cache: Cache, progress: ProgressBars = silent) -> Tensor:
+    """The mean [channels, height, width] of denoised images at σ_max over all processes' fitting noises.
+
+    Kept block by block.
+    """
+    sigma = noises.network.model.spec.sigma_max
+
+    def denoised(block: Noises) -> dict[str, np.ndarray]:
+        return {"sum": block.network(sigma * block.noise, sigma).sum(0).cpu().numpy()}
+
+    summed = np.zeros(noises.noise.shape[1:])
+    with progress("mean image", noises.fitting) as noises.network.meter.progress:
+        for _, block in noises.part(slice(noises.fitting)).blocks():
+            summed += cache.recall({"denoised": block.key, "sigma": sigma}, partial(denoised, block))["sum"]
+    count = total(np.array([noises.fitting], float))
+    return torch.from_numpy(total(summed) / count).to(noises.noise)

@@ -69,6 +69,11 @@ def questions(history: Sequence[int]) -> dict[str, list[Trial]]:
         "Other solvers (chosen levels)": [
             Trial(f"{solver.name}", {"schedule": CHOSEN, "solver": solver.name}) for solver in ONE_A_STEP
         ],
+        "First step": [
+            Trial(f"{schedule}, {'analytical' if afs else 'by the network'}", {"schedule": schedule, "afs": afs})
+            for schedule in ("edm", CHOSEN)
+            for afs in (False, True)
+        ],
         "Refinement": [
             Trial(f"{schedule}, {iterations} iterations", {"schedule": schedule, "refine": iterations})
             for schedule in ("edm", CHOSEN)

@@ -20,13 +20,14 @@ from calibration.refine import VIEWS, refine, viewer
 from calibration.schedules import SCHEDULES
 from calibration.solvers import find
 from calibration.solvers.base import Scheme, Solver, base_step
-from calibration.trace import trace
+from calibration.trace import AFS, trace
 from models.denoiser import Denoiser
 from models.progress import ProgressBars, silent
 from runtime.errors import UserError
 from runtime.plan import Plan, sample
 
 TARGETS = ("local", "global")
+REFINED = "-refined"  # ends the name of a solver whose plan is refined
 CHOSEN = "chosen"  # the schedule that is measured, calibration/grid.py
 AUTO = ("iia-ipndm", "iia-ddim", "iia-dpmpp-2m", "ipndm")  # the best on chosen levels, docs/study.md
 
@@ -96,6 +97,12 @@ class Settings:
         if self.history is not None and not 0 <= self.history < self.nfe:
             raise UserError(f"history is {self.history}; with nfe {self.nfe} it may be 0 to {self.nfe - 1}")
 
+    @property
+    def sampler(self) -> str:
+        """What the plan's solver is called; "auto" until it is known which one that is."""
+        name = self.solver if self.solver == "auto" else find(self.solver).name
+        return name + AFS * bool(self.afs) + REFINED * bool(self.refine)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -164,7 +171,7 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
         "evaluations": int(total(np.array([meter.evaluations], float))[0]),
         "seconds": round(time.perf_counter() - started, 2),
     }
-    return replace(plan, solver=plan.solver + ("-refined" if settings.refine else ""), calibration=report)
+    return replace(plan, solver=plan.solver + REFINED * bool(settings.refine), calibration=report)
 
 
 def fitted_to(model: Denoiser) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 python -m calibration --model edm-digits --solver iia-ipndm --nfe 10
 python -m calibration --model edm-digits --solver iia-ipndm --nfe 6 --target global --refine
 torchrun --nproc-per-node 2 -m calibration --model edm-digits --nfe 10
-python -m export --model edm-digits --plan edm-digits-iia-ddim-nfe10.json
+python -m export --model edm-digits --plan edm-digits-iia-ipndm-nfe10.json
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()
     wanted = settings(arguments)
-    name = f"{Path(arguments.model).stem}-{arguments.solver}-nfe{arguments.nfe}.json"
+    name = f"{Path(arguments.model).stem}-{wanted.sampler}-nfe{wanted.nfe}.json"
     target = arguments.out or Path(name)
     model = load_model(arguments)
     with joined(model.device):

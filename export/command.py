@@ -52,7 +52,7 @@ def main() -> None:
         raise UserError("name either --nfe (to calibrate) or --plan (already calibrated)")
     wanted = settings(arguments) if arguments.plan is None else None
     if wanted and (arguments.out or wanted.solver != "auto"):  # then the place is known before the work
-        check_writable(target(arguments, wanted.solver, wanted.nfe), arguments.force)
+        check_writable(target(arguments, wanted.sampler, wanted.nfe), arguments.force)
     stored = Plan.load(arguments.plan) if arguments.plan else None
     model = load_model(arguments)
     plan = calibrate(model, wanted, bar, cache(arguments)) if wanted else stored

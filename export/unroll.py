@@ -104,7 +104,7 @@ def unroll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
         return Symbol(((1.0, stamp_denoiser(parts, canvas, drawn, sigma, evaluations - 1)),))
 
     def constant(image: np.ndarray) -> Symbol:
-        return Symbol(((1.0, canvas.constant("mean", image)),))
+        return Symbol(((1.0, canvas.constant("afs_mean", image)),))
 
     images = sample(stamp, noise, plan, constant).draw(canvas, images_name(output))
     assert evaluations == plan.nfe

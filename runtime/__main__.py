@@ -142,7 +142,8 @@ def inspect(arguments: argparse.Namespace) -> int:
         bundle.file(name)
     print(json.dumps({key: value for key, value in bundle.manifest.items() if key != "files"}, indent=1))
     plan = bundle.plan
-    print(f"plan: {plan.solver}, {plan.nfe} evaluations at noise levels {', '.join(f'{s:.4g}' for s in plan.sigmas)}")
+    levels = ", ".join(f"{sigma:.4g}" for sigma in plan.sigmas)
+    print(f"plan: {plan.solver}, {plan.nfe} evaluations at noise levels {levels}{', analytical first step' * plan.afs}")
     for engine in bundle.engines:
         print(f"engine: {engine.flavour} {engine.version}, {engine.precision}, batch {engine.batch}, {engine.targets}")
     for name, recorded in bundle.manifest["files"].items():

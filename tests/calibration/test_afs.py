@@ -35,8 +35,10 @@ def test_it_is_worth_an_evaluation(schedule: str, digits: Denoiser, tmp_path: Pa
 
 @pytest.mark.usefixtures("coarse_reference")
 def test_the_network_is_called_as_often_as_nfe_says(digits: Denoiser) -> None:
-    for solver in ("heun", "iia-edm", "spndm", "iia-dpmpp-2m"):
-        plan = calibrate(digits, Settings(3, solver, batch=8, heldout=8, fine_steps=2, afs=True))
+    for solver in ("heun", "iia-edm", "spndm", "iia-dpmpp-2m", "euler"):
+        settings = Settings(3, solver, batch=8, heldout=8, fine_steps=2, afs=True, refine=solver == "euler")
+        plan = calibrate(digits, settings)
+        assert plan.solver == settings.sampler
         told: list[float] = []
 
         def denoise(x: torch.Tensor, sigma: float, told: list[float] = told) -> torch.Tensor:

@@ -216,8 +216,8 @@ def study(
     numbers = {solver.steps(nfe) for solver in ONE_A_STEP for nfe in nfes}
     grids, finer = choose(noises, numbers, REFERENCE_STEPS, cache, progress)
     mean = mean_image(noises, cache, progress)
-    afs_grids, _ = choose(noises, {nfe + 1 for nfe in nfes}, REFERENCE_STEPS, cache, progress, mean)
-    fine = {**fine, **finer}
+    afs_grids, finest = choose(noises, {nfe + 1 for nfe in nfes}, REFERENCE_STEPS, cache, progress, mean)
+    fine = {**fine, **finer, **finest}
 
     judge = judging(model, judged, cache, progress)
     meter = judge.noises.network.meter

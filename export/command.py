@@ -10,6 +10,7 @@ python -m export engine BUNDLE --engine tensorrt-rtx                            
 import argparse
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -61,6 +62,10 @@ def main() -> None:
         fitted = plan.calibration.get(what, own)
         if fitted != own:
             raise UserError(f"{arguments.plan} was fitted to another {what}, {fitted} instead of {own}: fit it again")
+    if plan.afs and np.shape(plan.mean) != model.spec.shape:
+        raise UserError(
+            f"{arguments.plan} has a mean of {np.shape(plan.mean)} for images of {model.spec.shape}: fit again"
+        )
     show(plan)
     out = target(arguments, plan.solver, plan.nfe)
     with writable(out, arguments.force) as folder:

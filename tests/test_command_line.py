@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,19 +130,23 @@ def test_the_verbs_work(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_calibration_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
-    fit = ("--batch", "8", "--heldout", "4", "--fine-steps", "2")
+    fit = ("--batch", "8", "--heldout", "4", "--fine-steps", "2", "--afs")
     done = run(tmp_path, "calibration", "--model", "edm-digits", "--solver", "iia-ddim", "--nfe", "2", *fit)
     assert done.returncode == 0, done.stderr
-    plan = "edm-digits-iia-ddim-nfe2.json"
+    plan = "edm-digits-iia-ddim-afs-nfe2.json"
     done = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--samples", "1")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "artifacts" / "edm-digits-iia-ddim-nfe2" / "manifest.json").exists()
+    assert (tmp_path / "artifacts" / "edm-digits-iia-ddim-afs-nfe2" / "manifest.json").exists()
     assert ", 4 images" in done.stdout  # the fit's own
     done = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--check", "8", "--out", "judged")
     error = error_against_converged(load("edm-digits"), Plan.load(tmp_path / plan), 8)
     assert f"{error:.4f} RMS, 8 images" in done.stdout
     refused = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--random-weights")
     assert_one_line(refused, "fitted to another weights_sha256")
+    replace(Plan.load(tmp_path / plan), mean=(((0.0, 0.0),),), calibration={}).save(tmp_path / "tall.json")
+    refused = run(tmp_path, "export", "--model", "edm-digits", "--plan", "tall.json", "--out", "tall")
+    assert_one_line(refused, "(1, 1, 2) for images of (1, 8, 8)")
+    assert not (tmp_path / "tall").exists()
 
 
 @pytest.mark.parametrize("force", [False, True])

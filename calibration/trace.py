@@ -18,7 +18,9 @@ def trace(scheme: Scheme, gammas: Sequence[Sequence[float]] = (), calibration: M
     A vector's entry 0 is the weight of the unit noise, entry j + 1 that of the j-th denoised image; the first of these
     is the scheme's mean, where it has one.
     """
-    name, answers, afs = scheme.solver.name, scheme.nfe, scheme.mean is not None
+    name, afs = scheme.solver.name, scheme.mean is not None
+    nfe = scheme.nfe - afs
+    units = np.eye(scheme.nfe + 1)
     told: list[float] = []
     rows: list[tuple[float, ...]] = []
 
@@ -28,8 +30,6 @@ def trace(scheme: Scheme, gammas: Sequence[Sequence[float]] = (), calibration: M
         told.append(float(sigma))
         return units[afs + len(told)]
 
-    units = np.eye(answers + 1)
-    nfe = answers - afs
     over_vectors = replace(scheme, mean=units[1]) if afs else scheme
     images = over_vectors.run(record, scheme.sigmas[0] * units[0], corrected_by(gammas) if gammas else base_step)
     assert len(told) == nfe, f"{name} evaluates {len(told)} times instead of {nfe}"

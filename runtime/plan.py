@@ -37,7 +37,7 @@ class Plan:
         sigmas: the noise level that each evaluation is told, float [nfe], in pixel units, positive.
         table: A above; row k holds its k+1 entries (with a mean k+2), so row lengths are 1 … nfe+1 (2 … nfe+2).
         calibration: how it was fitted: coefficients γ and a report, JSON values; empty for a fixed solver.
-        mean: m above, float32 values [channels][height][width]; empty without AFS.
+        mean: m above, [channels][height][width]; empty without AFS.
 
     Raises UserError when sizes disagree or a number is not finite.
     """

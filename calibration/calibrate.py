@@ -139,7 +139,7 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
     mean = mean_image(noises, cache, progress) if afs else None
     if schedule == CHOSEN:
         numbers = [solver.steps(settings.nfe + afs) for solver in solvers]
-        grids, fine = choose(noises, numbers, steps, cache, progress, mean)
+        grids, fine = choose(noises, numbers, steps, cache, progress)
     else:
         grids = [grid_of(model, schedule)]
         every = [scheme_of(solver, grids[0], settings, mean) for solver in solvers]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.cache import Cache, digest
+from calibration.cache import Cache
 from calibration.distributed import total
 from calibration.fit import RIDGE, fit, image_errors, mean_error
 from calibration.noises import Noises
@@ -39,18 +39,12 @@ SHIFTS = (4, 2, 1, 1)  # by so many levels each one is moved, up and down, in tu
 
 
 def choose(
-    noises: Noises,
-    steps: Iterable[int],
-    fine_steps: int,
-    cache: Cache,
-    progress: ProgressBars,
-    mean: Tensor | None = None,
+    noises: Noises, steps: Iterable[int], fine_steps: int, cache: Cache, progress: ProgressBars
 ) -> tuple[list[Grid], dict[float, Tensor]]:
     """The best grids of these numbers of ``steps``, and the same-noise solution at all levels that they may have.
 
-    One grid counts steps' errors as they are made, one as they are left in the final image, and one is searched for,
-    with an analytical first step where there is a ``mean`` (calibration/afs.py). One solution by ``fine_steps`` or more
-    steps serves every number of steps.
+    One grid counts steps' errors as they are made, one as they are left in the final image, and one is searched for.
+    One solution by ``fine_steps`` or more steps serves every number of steps.
     """
     spec, numbers = noises.network.model.spec, sorted(set(steps))
     levels = logarithmic(max(LEVELS, 2 * numbers[-1]), spec.sigma_min, spec.sigma_max)
@@ -70,7 +64,7 @@ def choose(
     found: dict[int, list[float]] = {}
     for number in numbers:
         with progress(f"levels of {number} steps", search_cost(number) * len(fitting)) as noises.network.meter.progress:
-            found[number] = search([path(number) for path in paths], fitting, fine, cache, mean)
+            found[number] = search([path(number) for path in paths], fitting, fine, cache)
     return [*paths, found.__getitem__], fine
 
 
@@ -85,21 +79,14 @@ class Attempt:
     denoised: Sequence[Tensor]
 
 
-def search(
-    starts: Sequence[list[float]],
-    noises: Noises,
-    fine: Mapping[float, Tensor],
-    cache: Cache,
-    mean: Tensor | None = None,
-) -> list[float]:
+def search(starts: Sequence[list[float]], noises: Noises, fine: Mapping[float, Tensor], cache: Cache) -> list[float]:
     """The best noise levels that are found from the best of ``starts`` on, by moving one at a time.
 
     They are levels of ``fine``, the same-noise solution [n or more, …]. Half of the noises fit the scout, all judge it.
     """
     levels = sorted(fine, reverse=True)
-    first = [] if mean is None else [mean.expand_as(noises.noise)]
 
-    def attempt(places: Sequence[int], known: Sequence[Tensor]) -> Attempt:
+    def attempt(places: Sequence[int], known: Sequence[Tensor] = ()) -> Attempt:
         """What is above the first level that moved is known."""
         sigmas, denoised = [levels[place] for place in places], [*known]
 
@@ -114,8 +101,7 @@ def search(
         return Attempt(tuple(places), mean_error(images - goals[-1]), denoised)
 
     def descend() -> dict[str, np.ndarray]:
-        tried = [attempt([levels.index(sigma) for sigma in start], first) for start in starts]
-        best = min(tried, key=lambda one: one.error)
+        best = min((attempt([levels.index(sigma) for sigma in start]) for start in starts), key=lambda one: one.error)
         for shift in SHIFTS:
             for index in range(1, len(best.places) - 1):
                 for place in (best.places[index] - shift, best.places[index] + shift):
@@ -127,8 +113,6 @@ def search(
         return {"places": np.array(best.places)}
 
     key = {"searched": noises.key, "from": [list(start) for start in starts], "levels": levels}
-    if mean is not None:
-        key["mean"] = digest(mean)
     return [levels[place] for place in cache.recall_together(key, descend)["places"]]
 
 

@@ -213,11 +213,10 @@ def study(
     noises = noises_of(model, settings)
     with progress("EDM's levels", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
         fine = solution(noises, levels, REFERENCE_STEPS, cache)
-    numbers = {solver.steps(nfe) for solver in ONE_A_STEP for nfe in nfes}
+    numbers = {solver.steps(nfe + afs) for solver in ONE_A_STEP for nfe in nfes for afs in (False, True)}
     grids, finer = choose(noises, numbers, REFERENCE_STEPS, cache, progress)
+    fine = {**fine, **finer}
     mean = mean_image(noises, cache, progress)
-    afs_grids, finest = choose(noises, {nfe + 1 for nfe in nfes}, REFERENCE_STEPS, cache, progress, mean)
-    fine = {**fine, **finer, **finest}
 
     judge = judging(model, judged, cache, progress)
     meter = judge.noises.network.meter
@@ -232,7 +231,7 @@ def study(
     entrants: list[tuple[Solver, Sequence[Grid], torch.Tensor | None, str]] = [
         *((solver, [edm], None, "") for solver in ALL_SOLVERS),
         *((solver, grids, None, ON_CHOSEN) for solver in ONE_A_STEP),
-        *((solver, afs_grids, mean, ON_CHOSEN + WITH_AFS) for solver in map(find, AUTO) if solver.history is not None),
+        *((solver, grids, mean, ON_CHOSEN + WITH_AFS) for solver in map(find, AUTO) if solver.history is not None),
     ]
     for s in every:
         fits: list[Candidate] = []

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibration.afs import mean_image
 from calibration.cache import NO_CACHE, Cache
 from calibration.calibrate import (
     Settings,
@@ -109,17 +108,15 @@ def test_a_solver_takes_the_grid_that_serves_it_best(digits: Denoiser, monkeypat
         assert best_candidate(find("ipndm"), order, noises, fine, "global", settings).error == good
 
 
-@pytest.mark.parametrize("afs", [False, True])
-def test_search_lowers_what_the_scouts_images_err(afs: bool, digits: Denoiser, tmp_path: Path) -> None:
+def test_search_lowers_what_the_scouts_images_err(digits: Denoiser, tmp_path: Path) -> None:
     """From levels that are far from good, by as many evaluations as it says or fewer; what it found is kept."""
     noises = to_fit(digits, 16, 8, 0)
     fine = solution(noises, logarithmic(24, digits.spec.sigma_min, digits.spec.sigma_max), 48, NO_CACHE)
     levels, fitting = sorted(fine, reverse=True), noises.part(slice(noises.fitting))
-    mean = mean_image(noises, NO_CACHE) if afs else None
     starts = [[*levels[:5], 0.0], [levels[place] for place in (0, 1, 4, 6, 8, 24)]]
 
     def error(sigmas: list[float]) -> float:
-        scheme = Scheme(find("iia-ddim"), sigmas, 5, 1, mean)
+        scheme = Scheme(find("iia-ddim"), sigmas, 5, 1)
         goals = [fine[sigma][:16] for sigma in sigmas[1:]]
         x = sigmas[0] * fitting.noise
         _, images = fit(scheme, fitting.network, x, lambda index, state: goals[index], 8, RIDGE)
@@ -127,14 +124,14 @@ def test_search_lowers_what_the_scouts_images_err(afs: bool, digits: Denoiser, t
 
     meter, cache = noises.network.meter, Cache(tmp_path)
     before = meter.evaluations
-    found = search(starts, fitting, fine, cache, mean)
+    found = search(starts, fitting, fine, cache)
     spent = meter.evaluations - before
-    assert 0 < spent <= (search_cost(5) - 2 * afs) * len(fitting)
+    assert 0 < spent <= search_cost(5) * len(fitting)
     assert found[0] == levels[0]
     assert found[-1] == 0.0
     assert error(found) < 0.5 * min(map(error, starts))
     before = meter.evaluations
-    assert search(starts, fitting, fine, cache, mean) == found
+    assert search(starts, fitting, fine, cache) == found
     assert meter.evaluations == before
 
 

@@ -1,6 +1,6 @@
 """Runs exported samplers on a device: NumPy and one engine library, no PyTorch.
 
-with runtime.load("artifacts/edm-digits-iia-ipndm-afs-nfe10") as sampler:
+with runtime.load("artifacts/edm-digits-iia-ddim-afs-nfe10") as sampler:
     images = sampler.sample(seeds=range(64))
 """
 

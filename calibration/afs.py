@@ -1,7 +1,7 @@
 """The analytical first step (AFS): the first evaluation's answer, known before there is any noise.
 
-At σ_max a state is all but pure noise, and the network's answer all but the same image for every noise. Dockhorn et al.
-(GENIE, arXiv 2210.05475) take that image for zero and save the evaluation. Here it is the mean of the network's answers
+At σ_max a state is all but pure noise, and the best answer, whatever the noise, is nearly the mean of the data. Dockhorn
+et al. (GENIE, arXiv 2210.05475) take it for zero and save the evaluation. Here it is the mean of the network's answers
 to the fitting noises, a constant of the plan, since few data have a mean of zero.
 """
 

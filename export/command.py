@@ -64,7 +64,7 @@ def main() -> None:
             raise UserError(f"{arguments.plan} was fitted to another {what}, {fitted} instead of {own}: fit it again")
     if plan.afs and np.shape(plan.mean) != model.spec.shape:
         raise UserError(
-            f"{arguments.plan} has a mean of {np.shape(plan.mean)} for images of {model.spec.shape}: fit again"
+            f"{arguments.plan} has a mean of {np.shape(plan.mean)} for images of {model.spec.shape}: fit it again"
         )
     show(plan)
     out = target(arguments, plan.solver, plan.nfe)

@@ -107,6 +107,7 @@ def as_image(values: Any) -> Image:
 
 
 def is_image(values: Any) -> bool:
+    """Whether they are finite numbers [channels][height][width]."""
     try:
         return np.ndim(values) == 3 and bool(np.isfinite(values).all())
     except ValueError:  # ragged

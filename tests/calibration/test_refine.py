@@ -55,9 +55,12 @@ def test_parameters_are_the_whole_plan(digits: Denoiser) -> None:
     assert min(with_parameters(plan, values, (0.01, 50.0)).sigmas) == 0.01
 
 
-@pytest.mark.parametrize("afs", [False, True])
-def test_derivatives_predict_what_a_change_does(afs: bool, digits: Denoiser, noises: Noises) -> None:
-    """Each parameter moved by itself, against the linear prediction; and they cost what they say."""
+@pytest.mark.parametrize(("afs", "tolerance"), [(False, 0.15), (True, 0.2)])
+def test_derivatives_predict_what_a_change_does(afs: bool, tolerance: float, digits: Denoiser, noises: Noises) -> None:
+    """Each parameter moved by itself, against the linear prediction; and they cost what they say.
+
+    A mean moves a state along one direction, in which a probe is less small than along noise.
+    """
     few = noises.part(slice(0, 4))
     plan = plan_of(digits, 3, mean_image(noises, NO_CACHE) if afs else None)
     assert plan.afs == afs
@@ -71,7 +74,7 @@ def test_derivatives_predict_what_a_change_does(afs: bool, digits: Denoiser, noi
         move = min(0.05, 5e-3 / slope.square().mean().sqrt().item())
         moved = values + move * np.eye(len(values))[index]
         change = sample(few.network, few.noise, with_parameters(plan, moved)) - images
-        assert (change - move * slope).norm() < 0.2 * change.norm() + 1e-4, index
+        assert (change - move * slope).norm() < tolerance * change.norm() + 1e-4, index
 
 
 def test_refinement_lowers_the_error_and_never_raises_it(

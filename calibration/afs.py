@@ -1,8 +1,8 @@
 """The analytical first step (AFS): the first evaluation's answer, known before there is any noise.
 
-At σ_max a state is all but pure noise, and the best answer, whatever the noise, is nearly the mean of the data. Dockhorn
-et al. (GENIE, arXiv 2210.05475) take it for zero and save the evaluation. Here it is the mean of the network's answers
-to the fitting noises, a constant of the plan, since few data have a mean of zero.
+At σ_max a state is all but pure noise, and the best answer, whatever the noise, is nearly the mean of the data.
+Dockhorn et al. (GENIE, arXiv 2210.05475) take it for zero and save the evaluation. Here it is the mean of the network's
+answers to the fitting noises, a constant of the plan, since few data have a mean of zero.
 """
 
 from functools import partial

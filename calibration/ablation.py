@@ -10,7 +10,7 @@ from calibration.cache import Cache
 from calibration.calibrate import CHOSEN, Settings, calibrate, grid_of, scheme_of
 from calibration.refine import ITERATIONS
 from calibration.schedules import SCHEDULES
-from calibration.solvers import ONE_A_STEP, find
+from calibration.solvers import ALL_SOLVERS, find
 from calibration.study import Judge, judging
 from calibration.trace import trace
 from models.denoiser import Denoiser, conditioned
@@ -67,7 +67,7 @@ def questions(history: Sequence[int]) -> dict[str, list[Trial]]:
             for solver in ("ipndm", "iia-ipndm")
         ],
         "Other solvers (chosen levels)": [
-            Trial(f"{solver.name}", {"schedule": CHOSEN, "solver": solver.name}) for solver in ONE_A_STEP
+            Trial(f"{solver.name}", {"schedule": CHOSEN, "solver": solver.name}) for solver in ALL_SOLVERS
         ],
         "First step": [
             Trial(f"{schedule}, {'analytical' if afs else 'by the network'}", {"schedule": schedule, "afs": afs})

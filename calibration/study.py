@@ -17,7 +17,6 @@ from calibration.grid import Grid, choose
 from calibration.noises import Noises, to_judge
 from calibration.reference import REFERENCE_STEPS, cost, solution
 from calibration.refine import refine, viewer
-from calibration.solvers import ALL_SOLVERS, ONE_A_STEP, find
 from calibration.solvers.base import Solver
 from calibration.trace import trace
 from models import classifier
@@ -193,6 +192,7 @@ def converged(noises: Noises, cache: Cache, progress: ProgressBars) -> tuple[tor
 
 def study(
     model: Denoiser,
+    solvers: Sequence[Solver],
     nfes: Sequence[int],
     refined: Sequence[int],
     settings: Settings,
@@ -200,20 +200,26 @@ def study(
     cache: Cache,
     progress: ProgressBars = silent,
 ) -> Study:
-    """Every solver at each of ``nfes``, and at those of ``refined`` the best fit refined as well.
+    """Each of ``solvers`` at each of ``nfes``, and at those of ``refined`` the best fit refined as well.
 
     ``settings`` says what to fit on; its solver and NFE do not matter. Everything is kept in ``cache``. Raises
-    UserError when the reference does not converge.
+    UserError unless there are fixed and fitted solvers, and when the reference does not converge.
     """
+    fitted = [solver for solver in solvers if solver.history is not None]
+    if len(fitted) in (0, len(solvers)):
+        names = ", ".join(solver.name for solver in solvers)
+        raise UserError(f"solvers are {names}: a study compares fitted ones with fixed ones; name one of each, or more")
     viewer(settings.refine_on, model.spec.shape)  # says at once what cannot be
     every = [replace(settings, nfe=nfe, target="global", history=None) for nfe in nfes]
     edm = grid_of(model, "edm")
-    fitted = [solver for solver in ALL_SOLVERS if solver.history is not None]
-    levels = {sigma for s in every for solver in fitted for sigma in scheme_of(solver, edm, s).sigmas if sigma > 0}
+    levels = {sigma for s in every for solver in solvers for sigma in scheme_of(solver, edm, s).sigmas if sigma > 0}
     noises = noises_of(model, settings)
     with progress("EDM's levels", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
         fine = solution(noises, levels, REFERENCE_STEPS, cache)
-    numbers = {solver.steps(nfe + afs) for solver in ONE_A_STEP for nfe in nfes for afs in (False, True)}
+    with_afs = [solver for solver in fitted if solver.name in AUTO]
+    numbers = {
+        solver.steps(nfe + afs) for nfe in nfes for afs in (False, True) for solver in (with_afs if afs else solvers)
+    }
     grids, finer = choose(noises, numbers, REFERENCE_STEPS, cache, progress)
     fine = {**fine, **finer}
     mean = mean_image(noises, cache, progress)
@@ -229,9 +235,9 @@ def study(
         pictures[f"{row.solver} {row.nfe}"] = shown
 
     entrants: list[tuple[Solver, Sequence[Grid], torch.Tensor | None, str]] = [
-        *((solver, [edm], None, "") for solver in ALL_SOLVERS),
-        *((solver, grids, None, ON_CHOSEN) for solver in ONE_A_STEP),
-        *((solver, grids, mean, ON_CHOSEN + WITH_AFS) for solver in map(find, AUTO) if solver.history is not None),
+        *((solver, [edm], None, "") for solver in solvers),
+        *((solver, grids, None, ON_CHOSEN) for solver in solvers),
+        *((solver, grids, mean, ON_CHOSEN + WITH_AFS) for solver in with_afs),
     ]
     for s in every:
         fits: list[Candidate] = []

@@ -1,6 +1,7 @@
 """Measures every solver at several numbers of evaluations on held-out noises, and draws what it found.
 
 python -m calibration study --model edm-digits
+python -m calibration study --model edm-digits --solvers heun,iia-edm --nfe 15,25 --refined 15
 torchrun --nproc-per-node 2 -m calibration study --model edm-fashion --refined 5,6,8,10 --out study/edm-fashion
 """
 
@@ -15,9 +16,11 @@ from calibration.arguments import (
     cache,
     load_model,
 )
-from calibration.calibrate import Settings
+from calibration.calibrate import AUTO, Settings
 from calibration.distributed import joined, rank
 from calibration.refine import ITERATIONS
+from calibration.solvers import ALL_SOLVERS, find
+from calibration.solvers.base import Solver
 from calibration.study import Study, study
 from models.progress import ProgressBars, bar, silent
 from runtime.errors import Parser, UserError, whole_numbers
@@ -37,6 +40,9 @@ def main() -> None:
         "--nfe", type=whole_numbers, default=NFES, help=f"numbers of network evaluations (default: {NFES})"
     )
     group.add_argument(
+        "--solvers", default="all", help="by comma, fixed and fitted; auto: what --solver auto tries (default: all)"
+    )
+    group.add_argument(
         "--refined", type=whole_numbers, help="of them, those to refine at (default: as many of 5,6,8,10 as there are)"
     )
     group.add_argument("--noises", type=int, default=1024, help="to judge by (default: 1024)")
@@ -54,6 +60,7 @@ def main() -> None:
     refined = sorted(set(arguments.refined or {*REFINED} & {*nfes})) if arguments.iterations else []
     if not set(refined) <= set(nfes) or arguments.noises < 2:
         raise UserError(f"--refined {refined} must be among --nfe {nfes}, and --noises at least 2")
+    solvers = named(arguments.solvers)
     settings = Settings(
         nfe=nfes[0],
         target="global",
@@ -67,7 +74,7 @@ def main() -> None:
     model = load_model(arguments)
 
     def found(progress: ProgressBars) -> Study:
-        return study(model, nfes, refined, settings, arguments.noises, cache(arguments), progress)
+        return study(model, solvers, nfes, refined, settings, arguments.noises, cache(arguments), progress)
 
     with joined(model.device):
         if rank():
@@ -80,3 +87,10 @@ def main() -> None:
             folder.mkdir()
             write(written, folder)
     print(f"{target}: see study.md, error.png and samples.png; plans/ can be exported with --plan")
+
+
+def named(text: str) -> list[Solver]:
+    """The solvers of a list by comma, each once. Raises UserError for an unknown one."""
+    groups = {"all": [solver.name for solver in ALL_SOLVERS], "auto": AUTO}
+    names = [name for part in text.split(",") for name in groups.get(part.strip(), [part.strip()])]
+    return [*dict.fromkeys(map(find, names))]

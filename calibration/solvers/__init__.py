@@ -11,7 +11,6 @@ _MODULES = sorted(module.name for module in pkgutil.iter_modules(__path__) if mo
 ALL_SOLVERS: tuple[Solver, ...] = tuple(
     solver for name in _MODULES for solver in importlib.import_module(f"{__name__}.{name}").SOLVERS
 )
-ONE_A_STEP = tuple(solver for solver in ALL_SOLVERS if solver.steps(100) > 90)  # as chosen grids expect
 
 
 def find(name: str) -> Solver:

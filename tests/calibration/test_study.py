@@ -11,7 +11,7 @@ import torch
 import models
 from calibration import frechet, study_command
 from calibration.cache import NO_CACHE, Cache
-from calibration.calibrate import Settings, calibrate, error_against_converged
+from calibration.calibrate import AUTO, Settings, calibrate, error_against_converged
 from calibration.fit import image_errors
 from calibration.noises import to_judge
 from calibration.study import KINDS, converged, judging, reference
@@ -44,7 +44,6 @@ def test_the_figures_are_those_of_the_plans(found: Path, digits: Denoiser) -> No
     assert {(row["kind"], row["nfe"]) for row in rows} == {
         *((kind, nfe) for kind in KINDS[:-1] for nfe in (3, 4)), ("refined", 3),
     }  # fmt: skip
-    assert not any(row["solver"].startswith("heun-") for row in rows)  # two evaluations a step
     refined = next(row for row in rows if row["kind"] == "refined")
     plan = Plan.load(found / "plans" / "refined-nfe3.json")
     assert plan.sha256 == refined["plan_sha256"]
@@ -55,6 +54,20 @@ def test_the_figures_are_those_of_the_plans(found: Path, digits: Denoiser) -> No
         min(row["rmse"] for row in rows if row["kind"] == kind and row["nfe"] == 3) for kind in KINDS
     )
     assert refined < afs < chosen < fitted < fixed
+
+
+def test_of_named_solvers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibration.study.REFERENCE_STEPS", 48)
+    monkeypatch.setattr("calibration.grid.LEVELS", 16)
+    few = ["--nfe", "3", "--noises", "4", "--batch", "8", "--heldout", "4", "--iterations", "0"]
+    out = tmp_path / "out"
+    run_main(study_command.main, "--model", "edm-digits", *few, "--solvers", "heun,iia-edm, heun", "--out", str(out))
+    rows = json.loads((out / "study.json").read_text())["rows"]
+    assert [row["solver"] for row in rows] == ["heun", "iia-edm", "heun-chosen", "iia-edm-chosen"]
+    with pytest.raises(UserError, match="fitted ones with fixed ones"):
+        run_main(study_command.main, "--model", "edm-digits", *few, "--solvers", "heun", "--out", str(tmp_path / "no"))
+    assert not (tmp_path / "no").exists()
+    assert {solver.name for solver in study_command.named("auto")} == {*AUTO}
 
 
 def test_table_and_pictures_are_there(found: Path) -> None:

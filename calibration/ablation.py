@@ -75,7 +75,7 @@ def questions(history: Sequence[int]) -> dict[str, list[Trial]]:
             for afs in (False, True)
         ],
         "Refinement": [
-            Trial(f"{schedule}, {iterations} iterations", {"schedule": schedule, "refine": iterations})
+            Trial(f"{schedule}, up to {iterations} iterations", {"schedule": schedule, "refine": iterations})
             for schedule in ("edm", CHOSEN)
             for iterations in (0, ITERATIONS)
         ],

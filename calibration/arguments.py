@@ -98,7 +98,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         const=ITERATIONS,
         default=DEFAULTS.refine,
         metavar="N",
-        help=f"refine noise levels and γ jointly, on the images' error, in N iterations (without N: {ITERATIONS})",
+        help=f"refine noise levels and γ jointly, on the images' error: up to N iterations (without N: {ITERATIONS})",
     )
     add_refine_on_argument(group)
     add_cache_argument(group)

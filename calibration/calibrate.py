@@ -51,7 +51,7 @@ class Settings:
         seed: of the noises, and of the classes where the model has some.
         afs: whether the first step is analytical (calibration/afs.py), which saves an evaluation for one step more.
             None: for "auto" alone.
-        refine: iterations of joint refinement after the fit; 0: none.
+        refine: iterations of joint refinement after the fit, at the most; 0: none.
         refine_on: one of ``VIEWS``: the error of pixels, or of a classifier's features (28×28 images alone).
     """
 

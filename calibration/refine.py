@@ -29,7 +29,8 @@ from runtime.plan import Plan, sample, terms_before, weighted_sum
 
 PROBE = 0.03  # size of finite differences, in units of the noise level that they disturb
 LEAST = 1e-6  # error of an image that is told from none
-ITERATIONS = 10  # unless others are asked for
+ITERATIONS = 10  # at the most, unless others are asked for
+ENOUGH = 0.01  # part of the fitting noises' error: an iteration that takes less off it is the last
 VIEWS = ("pixels", "features")  # of an image, whose error is made small
 DAMPING = 1e-3  # at first; relative to the diagonal
 DAMPINGS = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the last one, tried each time
@@ -55,8 +56,8 @@ def refine(
     """Refines ``plan`` so that its images come near ``converged`` [n, …]; never worse than it on the held-out noises.
 
     An iteration takes derivatives on the noises that fit, and of five dampings the one that brings their images
-    nearest; its plan is then judged by the noises held out. Errors are those of ``view``, one of ``VIEWS``. Raises
-    UserError where it does not exist.
+    nearest; its plan is then judged by the noises held out. There are ``iterations``, or fewer: one that hardly gains
+    is the last. Errors are those of ``view``, one of ``VIEWS``. Raises UserError where it does not exist.
     """
     spec, meter = noises.network.model.spec, noises.network.meter
     damping, see = DAMPING, viewer(view, spec.shape)
@@ -76,14 +77,17 @@ def refine(
     cost = (evaluations(plan) + plan.nfe * (1 + len(DAMPINGS))) * noises.fitting + plan.nfe * len(noises.heldout)
     made = [(error(plan, heldout), plan)]
     for iteration in range(iterations):
-        with progress(f"refinement {iteration + 1} of {iterations}", cost) as meter.progress:
+        with progress(f"refinement {iteration + 1} of up to {iterations}", cost) as meter.progress:
             matrix, slope = normal_equations(noises.part(fitting), goal[fitting], plan, view, cache)
-            tried = [(error(plan, fitting), damping * 1000, plan)]  # staying is allowed, and damps more
+            before = error(plan, fitting)
+            tried = [(before, damping * 1000, plan)]  # staying is allowed, and damps more
             for factor in DAMPINGS:
                 moved = step(plan, matrix, slope, damping * factor, (spec.sigma_min, spec.sigma_max))
                 tried.append((error(moved, fitting), damping * factor, moved))
-            _, damping, plan = min(tried, key=lambda trial: trial[0])
+            after, damping, plan = min(tried, key=lambda trial: trial[0])
             made.append((error(plan, heldout), plan))
+        if (1 - ENOUGH) * before < after < before:
+            break
     return Refinement(min(made, key=lambda one: one[0])[1], tuple(one[0] for one in made))
 
 

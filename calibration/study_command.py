@@ -49,7 +49,7 @@ def main() -> None:
     group.add_argument("--batch", type=int, default=DEFAULTS.batch, help="noises to fit on (default: 256)")
     group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to hold out of the fit")
     group.add_argument(
-        "--iterations", type=int, default=ITERATIONS, help=f"of refinement (default: {ITERATIONS}; 0: none)"
+        "--iterations", type=int, default=ITERATIONS, help=f"of refinement, at most (default: {ITERATIONS}; 0: none)"
     )
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises to fit on (default: 0)")
     add_refine_on_argument(group)

@@ -80,8 +80,9 @@ def test_derivatives_predict_what_a_change_does(afs: bool, tolerance: float, dig
 def test_refinement_lowers_the_error_and_never_raises_it(
     digits: Denoiser, noises: Noises, converged: torch.Tensor
 ) -> None:
-    refined = refine(plan_of(digits, 4), noises, converged, 6, NO_CACHE)
-    assert len(refined.errors) == 7
+    refined = refine(plan_of(digits, 4), noises, converged, 15, NO_CACHE)
+    assert len(refined.errors) < 16  # it ends where iterations hardly gain,
+    assert refined.errors[1] == refined.errors[0]  # not where one found no way: the next one damps more
     assert min(refined.errors) < 0.7 * refined.errors[0]
     heldout = noises.heldout
     images = sample(heldout.network, heldout.noise, refined.plan)

@@ -106,7 +106,8 @@ def _ratios(study: Study, columns: Sequence[int], measure: str) -> list[str]:
         own, fixed = (getattr(study.best(each, nfe, measure), measure) for each in (kind, "fixed"))
         return f"{own / fixed:.2f}"
 
-    rows = [f"| {kind} | " + " | ".join(cell(kind, nfe) for nfe in columns) + " |" for kind in KINDS[1:]]
+    measured = [kind for kind in KINDS[1:] if any(row.kind == kind for row in study.rows)]
+    rows = [f"| {kind} | " + " | ".join(cell(kind, nfe) for nfe in columns) + " |" for kind in measured]
     return _heading("kind", columns) + rows
 
 

@@ -64,6 +64,7 @@ def test_of_named_solvers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     run_main(study_command.main, "--model", "edm-digits", *few, "--solvers", "heun,iia-edm, heun", "--out", str(out))
     rows = json.loads((out / "study.json").read_text())["rows"]
     assert [row["solver"] for row in rows] == ["heun", "iia-edm", "heun-chosen", "iia-edm-chosen"]
+    assert "with AFS" not in (out / "study.md").read_text()  # no such row, where none was measured
     with pytest.raises(UserError, match="fitted ones with fixed ones"):
         run_main(study_command.main, "--model", "edm-digits", *few, "--solvers", "heun", "--out", str(tmp_path / "no"))
     assert not (tmp_path / "no").exists()

@@ -75,9 +75,9 @@ def questions(history: Sequence[int]) -> dict[str, list[Trial]]:
             for afs in (False, True)
         ],
         "Refinement": [
-            Trial(f"{schedule}, up to {iterations} iterations", {"schedule": schedule, "refine": iterations})
+            Trial(f"{schedule}, {how}", {"schedule": schedule, "refine": iterations})
             for schedule in ("edm", CHOSEN)
-            for iterations in (0, ITERATIONS)
+            for how, iterations in (("not refined", 0), ("refined", ITERATIONS))
         ],
         f"Noises to fit on, over {SEEDS} seeds": [
             Trial(f"r = {r}, {batch} noises", {"batch": batch, "history": r, "schedule": CHOSEN}, SEEDS)

@@ -86,7 +86,7 @@ def refine(
                 tried.append((error(moved, fitting), damping * factor, moved))
             after, damping, plan = min(tried, key=lambda trial: trial[0])
             made.append((error(plan, heldout), plan))
-        if (1 - ENOUGH) * before < after < before:
+        if (1 - ENOUGH) * before < after < before:  # where it stays, the next one damps more
             break
     return Refinement(min(made, key=lambda one: one[0])[1], tuple(one[0] for one in made))
 

@@ -217,9 +217,8 @@ def study(
     with progress("EDM's levels", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
         fine = solution(noises, levels, REFERENCE_STEPS, cache)
     with_afs = [solver for solver in fitted if solver.name in AUTO]
-    numbers = {
-        solver.steps(nfe + afs) for nfe in nfes for afs in (False, True) for solver in (with_afs if afs else solvers)
-    }
+    numbers = {solver.steps(nfe) for solver in solvers for nfe in nfes}
+    numbers |= {solver.steps(nfe + 1) for solver in with_afs for nfe in nfes}
     grids, finer = choose(noises, numbers, REFERENCE_STEPS, cache, progress)
     fine = {**fine, **finer}
     mean = mean_image(noises, cache, progress)

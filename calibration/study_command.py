@@ -60,7 +60,7 @@ def main() -> None:
     refined = sorted(set(arguments.refined or {*REFINED} & {*nfes})) if arguments.iterations else []
     if not set(refined) <= set(nfes) or arguments.noises < 2:
         raise UserError(f"--refined {refined} must be among --nfe {nfes}, and --noises at least 2")
-    solvers = named(arguments.solvers)
+    solvers = solvers_of(arguments.solvers)
     settings = Settings(
         nfe=nfes[0],
         target="global",
@@ -89,7 +89,7 @@ def main() -> None:
     print(f"{target}: see study.md, error.png and samples.png; plans/ can be exported with --plan")
 
 
-def named(text: str) -> list[Solver]:
+def solvers_of(text: str) -> list[Solver]:
     """The solvers of a list by comma, each once. Raises UserError for an unknown one."""
     groups = {"all": [solver.name for solver in ALL_SOLVERS], "auto": AUTO}
     names = [name for part in text.split(",") for name in groups.get(part.strip(), [part.strip()])]

@@ -60,6 +60,7 @@ def test_of_named_solvers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("calibration.study.REFERENCE_STEPS", 48)
     monkeypatch.setattr("calibration.grid.LEVELS", 16)
     few = ["--nfe", "3", "--noises", "4", "--batch", "8", "--heldout", "4", "--iterations", "0"]
+    few += ["--cache", str(tmp_path / "cache")]
     out = tmp_path / "out"
     run_main(study_command.main, "--model", "edm-digits", *few, "--solvers", "heun,iia-edm, heun", "--out", str(out))
     rows = json.loads((out / "study.json").read_text())["rows"]
@@ -68,7 +69,7 @@ def test_of_named_solvers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match="fitted ones with fixed ones"):
         run_main(study_command.main, "--model", "edm-digits", *few, "--solvers", "heun", "--out", str(tmp_path / "no"))
     assert not (tmp_path / "no").exists()
-    assert {solver.name for solver in study_command.named("auto")} == {*AUTO}
+    assert {solver.name for solver in study_command.solvers_of("auto")} == {*AUTO}
 
 
 def test_table_and_pictures_are_there(found: Path) -> None:

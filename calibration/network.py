@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.backends.cudnn import flags
 
 from models.denoiser import Denoiser
 from runtime.errors import UserError
@@ -53,7 +54,9 @@ class Network:
         return denoised
 
     @torch.inference_mode()
+    @flags(enabled=True, deterministic=True, allow_tf32=False)
     def _denoise(self, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
+        """On a GPU in float32 and no less: cuDNN would round convolutions' inputs to ten bits."""
         denoised = self.model(x, sigma, labels)
         self.meter.count(len(x), 1 if self.model.spec.guidance == 1 else 2)
         return denoised

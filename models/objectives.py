@@ -20,10 +20,9 @@ def weighted_error(
 
     Without a weight, every noise level asks the same of the raw network (arXiv 2206.00364, eq. 8).
     """
-    hidden = torch.rand(len(labels), device="cpu").to(labels.device) < LABEL_DROPOUT
+    hidden = torch.rand(len(labels), device=labels.device) < LABEL_DROPOUT
     known = labels.masked_fill(hidden, -1) if model.classes else None
-    noise = torch.randn(images.shape, device="cpu").to(images.device)  # the CPU's stream: one run on every device
-    denoised = model(images + per_image(sigma) * noise, sigma, known)
+    denoised = model(images + per_image(sigma) * torch.randn_like(images), sigma, known)
     out = per_image(model.preconditioning.coefficients(sigma).out)
     return (per_image(weight) * (denoised.float() - images) ** 2 / out**2).mean()
 
@@ -40,7 +39,7 @@ def flow(model: Preconditioned, images: Tensor, labels: Tensor) -> Tensor:
 
 def log_normal(mean: float, deviation: float, images: Tensor) -> Tensor:
     """A σ for each image, ln σ ~ N(mean, deviation²)."""
-    return (torch.randn(len(images), device="cpu") * deviation + mean).exp().to(images.device)
+    return (torch.randn(len(images), device=images.device) * deviation + mean).exp()
 
 
 def ddpm(model: Preconditioned, images: Tensor, labels: Tensor) -> Tensor:
@@ -49,8 +48,8 @@ def ddpm(model: Preconditioned, images: Tensor, labels: Tensor) -> Tensor:
     That is the truncated SNR weight, λ = max(1/σ², 1) on denoised images (arXiv 2202.00512, section 4). The simple loss
     has no such factor and hardly sees what they err at high noise.
     """
-    steps = torch.randint(len(DDPM_SIGMAS), (len(images),), device="cpu")
-    sigma = torch.tensor(DDPM_SIGMAS, dtype=torch.float32)[steps].to(images.device)
+    steps = torch.randint(len(DDPM_SIGMAS), (len(images),), device=images.device)
+    sigma = torch.tensor(DDPM_SIGMAS, dtype=torch.float32, device=images.device)[steps]
     return weighted_error(model, images, labels, sigma, (sigma**2).clamp_min(1.0))
 
 

@@ -1,7 +1,7 @@
 """Trains the models that ship with the project, on a CPU or a GPU.
 
     python -m models.train --dataset digits          # edm-digits: about 18 minutes on two cores; run again to resume
-    python -m models.train --dataset fashion         # edm-fashion: 5 minutes on an H200; a day on two cores, see --images
+    python -m models.train --dataset fashion         # edm-fashion: 5 minutes on an H200, a day on two cores (--images)
     python -m models.train --model ddim-fashion      # any name of RECIPES
 
 Writes runs/MODEL/: state.pt (to resume from), losses.csv, losses.png, and the averaged weights, in half precision, as

@@ -137,7 +137,8 @@ def train(
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             decay = min(ema_decay, (step + 1) / (step + 10))  # a short memory while there is little to remember
-            get_ema_multi_avg_fn(decay)([*averaged.values()], [*network.state_dict().values()], step)
+            update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+            update([*averaged.values()], [*network.state_dict().values()], step)
             losses.append(loss.item())
             advance(1)
             if (step + 1) % save_every == 0 or step + 1 == recipe.steps:

@@ -62,12 +62,12 @@ class Recipe:
         return self.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
-ON_A_GPU = Recipe("fashion", 10_000_000, batch=2048, learning_rate=3e-3, warmup_steps=300, ema_halflife=200_000)
+TEN_MILLION = Recipe("fashion", 10_000_000, batch=2048, learning_rate=3e-3, warmup_steps=300, ema_halflife=200_000)
 RECIPES = {
     "edm-digits": Recipe("digits", images_seen=900_000, batch=128, warmup_steps=100),
     "flow-digits": Recipe("digits", images_seen=450_000, batch=128, warmup_steps=100),
-    "edm-fashion": ON_A_GPU,
-    "edm-fashion-cond": ON_A_GPU,
+    "edm-fashion": TEN_MILLION,
+    "edm-fashion-cond": TEN_MILLION,
     "ddim-fashion": Recipe("fashion", images_seen=400_000, start="ddim-fashion", learning_rate=4e-4),
     "fashion-classifier": Recipe("fashion", images_seen=900_000, batch=128),
 }

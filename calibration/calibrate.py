@@ -149,9 +149,10 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
 
     candidates = []
     for solver in solvers:
-        spent = settings.nfe * (1 + settings.fine_steps if target == "local" and solver.history is not None else 1)
-        title = f"{solver.name}, {settings.nfe} evaluations"
-        with progress(title, spent * len(noises) * len(grids)) as meter.progress:
+        fits = solver.history is not None
+        images = len(noises if fits else noises.heldout)
+        spent = settings.nfe * (1 + settings.fine_steps * (fits and target == "local")) * images
+        with progress(f"{solver.name}, {settings.nfe} evaluations", spent * len(grids)) as meter.progress:
             candidates.append(best_candidate(solver, grids, noises, fine, target, settings, cache, mean))
     best = min(candidates, key=lambda candidate: candidate.error)
     plan, error, errors = best.plan, best.rms_error, [best.error]
@@ -221,15 +222,16 @@ def make_candidate(
     def fitted() -> dict[str, np.ndarray]:
         """Errors of the images, and by each step's place its errors and γ."""
         steps: list[FittedStep] = []
-        x = scheme.sigmas[0] * noises.noise
+        x, heldout = scheme.sigmas[0] * noises.noise, slice(noises.fitting, None)
         if scheme.solver.history is None:
-            images = scheme.run(noises.network, x, base_step)
+            images = scheme.run(noises.heldout.network, x[heldout], base_step)
         else:
             aims: Target = lambda index, state: goals[index]  # noqa: E731
             if target == "local":
                 aims = local_targets(scheme, noises.network, settings.fine_steps)
             steps, images = fit(scheme, noises.network, x, aims, noises.fitting, settings.ridge)
-        wrong = (images - goals[-1])[noises.fitting :]
+            images = images[heldout]
+        wrong = images - goals[-1][heldout]
         each = {str(i): np.array([step.error_before, step.error_after, *step.gamma]) for i, step in enumerate(steps)}
         return {"errors": np.array([mean_error(wrong), rms(wrong)]), **each}
 

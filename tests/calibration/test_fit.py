@@ -10,8 +10,16 @@ from hypothesis import given, settings, strategies
 
 import models
 from calibration.cache import Cache
-from calibration.calibrate import AUTO, Settings, calibrate, error_against_converged, grid_of, scheme_of
-from calibration.fit import fit, gram, rms, solve
+from calibration.calibrate import (
+    AUTO,
+    Settings,
+    calibrate,
+    error_against_converged,
+    grid_of,
+    make_candidate,
+    scheme_of,
+)
+from calibration.fit import fit, gram, mean_error, rms, solve
 from calibration.network import Network
 from calibration.noises import to_fit, to_judge
 from calibration.reference import cost, trajectory
@@ -23,6 +31,7 @@ from models.denoiser import Denoiser, conditioned
 from models.progress import silent
 from runtime.errors import UserError
 from runtime.noise import unit_noise
+from runtime.plan import sample
 from tests.conftest import TINY
 
 BASES = {
@@ -95,6 +104,16 @@ def test_calibration_is_deterministic_for_a_seed(target: str, digits: Denoiser) 
     first, again = (calibrate(digits, small(5, "iia-ddim", target=target)) for _ in range(2))
     other = calibrate(digits, small(5, "iia-ddim", target=target, seed=1))
     assert first.sha256 == again.sha256 != other.sha256
+
+
+def test_what_is_not_fitted_costs_held_out_images_alone(digits: Denoiser) -> None:
+    noises, wanted = to_fit(digits, 5, 3, 0), Settings(6)
+    heldout, goal = noises.heldout, torch.randn_like(noises.noise)
+    scheme = scheme_of(find("ipndm"), grid_of(digits, "edm"), wanted)
+    made = make_candidate(scheme, noises, dict.fromkeys(scheme.sigmas, goal), "global", wanted)
+    assert noises.network.meter.evaluations == 6 * 3
+    wrong = sample(heldout.network, heldout.noise, made.plan) - goal[noises.fitting :]
+    np.testing.assert_allclose([made.error, made.rms_error], [mean_error(wrong), rms(wrong)], rtol=1e-5)
 
 
 @pytest.mark.usefixtures("coarse_reference")

@@ -5,6 +5,7 @@ import urllib.request
 from http import HTTPStatus
 from pathlib import Path
 
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
@@ -27,25 +28,27 @@ class NotFoundError(UserError):
 def fetch(url: str, target: Path | None = None) -> Path:
     """The file of ``url``, kept at ``target`` (by default in the cache), downloaded first if it is not there.
 
-    An interrupted download leaves ``NAME.part``, from which the next call goes on. Raises UserError naming the URL
-    and the place when the file can be had from neither.
+    An interrupted download leaves ``NAME.part``, from which the next call goes on. Of several processes that want the
+    file one downloads it and the others wait (``NAME.lock``). Raises UserError naming the URL and the place when the
+    file can be had from neither.
     """
     target = target or cached(url)
     if target.is_file():
         return target
-    partial = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _download(url, partial)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(target.name + ".lock")):
+            if not target.is_file():
+                _download(url, target.with_name(target.name + ".part")).replace(target)
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         kind = NotFoundError if getattr(error, "code", None) == HTTPStatus.NOT_FOUND else UserError
         raise kind(f"cannot download {url} ({reason}); put the file at {target}, or pass --weights FILE") from error
-    partial.replace(target)
     return target
 
 
-def _download(url: str, partial: Path) -> None:
+def _download(url: str, partial: Path) -> Path:
+    """Makes ``partial`` whole, and returns it."""
     have = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -55,8 +58,8 @@ def _download(url: str, partial: Path) -> None:
             raise
         if error.headers["Content-Range"] != f"bytes */{have}":  # what is there is no beginning of the file
             partial.unlink()
-            _download(url, partial)
-        return
+            return _download(url, partial)
+        return partial
     with response:
         resumed = response.status == 206
         start = have if resumed else 0
@@ -74,3 +77,4 @@ def _download(url: str, partial: Path) -> None:
             received = file.tell()
     if total and received != total:
         raise ValueError(f"{received} of {total} bytes came; run again to go on from there")
+    return partial

@@ -1,7 +1,9 @@
-"""Downloads from a small server on this machine: whole, resumed, cut off, refused."""
+"""Downloads from a small server on this machine: whole, resumed, cut off, shared, refused."""
 
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,6 +23,7 @@ class Server:
     url: str = ""
     content: bytes = CONTENT
     send: int = len(CONTENT)  # bytes before the connection is cut
+    wait: float = 0.0  # seconds before the first
     ranges: list[str | None] = field(default_factory=list)
 
 
@@ -45,6 +48,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
             self.send_response(206 if wanted else 200)
             self.send_header("Content-Length", str(len(state.content) - start))
             self.end_headers()
+            time.sleep(state.wait)
             self.wfile.write(state.content[start : start + state.send])
 
         def log_message(self, *arguments: object) -> None:
@@ -59,12 +63,21 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 
 
 def files(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*") if path.is_file()]
+    return [path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def test_a_file_is_downloaded_once(server: Server) -> None:
     assert fetch(server.url).read_bytes() == CONTENT
     assert fetch(server.url).read_bytes() == CONTENT
+    assert server.ranges == [None]
+
+
+def test_of_several_that_want_a_file_one_downloads_it(server: Server) -> None:
+    """As the processes of torchrun do on a fresh machine."""
+    server.wait = 0.3
+    with ThreadPoolExecutor() as pool:
+        kept = list(pool.map(fetch, [server.url] * 3))
+    assert [path.read_bytes() for path in kept] == [CONTENT] * 3
     assert server.ranges == [None]
 
 

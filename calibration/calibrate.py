@@ -50,7 +50,7 @@ class Settings:
             largest γ, and with it float32's rounding, where past gradients hardly differ.
         seed: of the noises, and of the classes where the model has some.
         afs: whether the first step is analytical (calibration/afs.py), which saves an evaluation for one step more.
-            None: for "auto" alone.
+            None: for "auto" alone, unless images are of several classes, whose one mean is a poor answer.
         refine: iterations of joint refinement after the fit, at the most; 0: none.
         refine_on: one of ``VIEWS``: the error of pixels, or of a classifier's features (28×28 images alone).
     """
@@ -129,7 +129,7 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
     solvers = [find(name) for name in (AUTO if auto else [settings.solver])]
     schedule = settings.schedule or (CHOSEN if auto else "edm")
     target = settings.target or ("global" if auto else "local")
-    afs = auto if settings.afs is None else settings.afs
+    afs = auto and not model.spec.classes if settings.afs is None else settings.afs
     if not auto and solvers[0].history is None and schedule != CHOSEN and not afs and not settings.refine:
         return trace(scheme_of(solvers[0], grid_of(model, schedule), settings))
 

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import models
 from calibration.afs import mean_image
 from calibration.cache import NO_CACHE, Cache
 from calibration.calibrate import Settings, calibrate, error_against_converged
 from calibration.noises import to_fit
-from models.denoiser import Denoiser
+from models.denoiser import Denoiser, conditioned
 from models.progress import silent
 from runtime.plan import sample
+from tests.conftest import TINY
 
 
 def test_the_mean_is_that_of_the_networks_answers(digits: Denoiser) -> None:
@@ -31,6 +33,16 @@ def test_it_is_worth_an_evaluation(schedule: str, digits: Denoiser, tmp_path: Pa
     assert [plan.solver for plan in plans] == ["iia-ddim", "iia-ddim-afs"]
     errors = [error_against_converged(digits, plan, 32, silent, cache) for plan in plans]
     assert errors[1] < 0.95 * errors[0]
+
+
+@pytest.mark.usefixtures("coarse_reference")
+def test_auto_uses_it_where_one_mean_serves_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibration.calibrate.AUTO", ("iia-ddim",))
+    several, settings = models.load(TINY), Settings(2, schedule="edm", batch=8, heldout=4)
+    assert several.spec.classes
+    plans = [calibrate(model, settings) for model in (several, conditioned(several, 1))]
+    assert [plan.solver for plan in plans] == ["iia-ddim", "iia-ddim-afs"]
+    assert calibrate(several, replace(settings, afs=True)).solver == "iia-ddim-afs"
 
 
 @pytest.mark.usefixtures("coarse_reference")

@@ -117,22 +117,21 @@ def between_models(
 ) -> list[Answer]:
     """The plans of each model, used on each; and those of some classes, where a model has classes, on each of these."""
     answers = []
-    for groups in [
-        {model.spec.name: model for model in models},
-        *(
-            {f"{model.spec.name}, class {k}": conditioned(model, k) for k in range(CLASSES)}
-            for model in models
-            if model.spec.classes
-        ),
-    ]:
-        judges = [judging(model, judged, cache, progress) for model in groups.values()]
+    by_class = [
+        [conditioned(model, k) for k in range(min(CLASSES, model.spec.classes))]
+        for model in models
+        if model.spec.classes
+    ]
+    for group in [models, *by_class]:
+        judges = [judging(model, judged, cache, progress) for model in group]
         for schedule in ("edm", CHOSEN):
             plans = {"not fitted: ipndm, EDM's grid": fixed(models[0], "edm", settings)}
-            for name, model in groups.items():
-                plans[f"fitted on {name}"] = calibrate(model, replace(settings, schedule=schedule), progress, cache)
+            for model in group:
+                plan = calibrate(model, replace(settings, schedule=schedule), progress, cache)
+                plans[f"fitted on {model.spec.title}"] = plan
             lines = [(name, [[error(judge, plan)] for judge in judges]) for name, plan in plans.items()]
             question = f"Fitted on one, used on another: {schedule} grid, NFE {settings.nfe}"
-            answers.append(Answer(question, lines, [f"on {name}" for name in groups]))
+            answers.append(Answer(question, lines, [f"on {model.spec.title}" for model in group]))
     return answers
 
 

@@ -44,7 +44,7 @@ def main() -> None:
             answers.append(between_grids(first, own, arguments.noises, kept, bar))
             answers += between_models([first, *others], own, arguments.noises, kept, bar)
         path.write_text(
-            f"# {first.spec.name}: RMS error of final images, {arguments.noises} held-out noises\n\n"
+            f"# {first.spec.title}: RMS error of final images, {arguments.noises} held-out noises\n\n"
             + "\n".join(map(markdown, answers))
         )
     print(f"{target}: {len(answers)} tables")

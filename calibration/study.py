@@ -256,7 +256,7 @@ def study(
             measure(replace(last, solver="refined", calibration={}), "refined")
     judge.check(min(row.rmse for row in rows))
     return Study(
-        model.spec.name,
+        model.spec.title,
         settings,
         judged,
         judge.convergence,

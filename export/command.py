@@ -108,9 +108,8 @@ def make_bundle(model: Denoiser, plan: Plan, folder: Path, arguments: argparse.N
         advance(1)
         close(folder, model, plan, arguments.output)
         advance(1)
-    table = Table(
-        title=model.spec.name + (" with RANDOM WEIGHTS" if model.spec.random_weights else ""), show_header=False
-    )
+    title = model.spec.title + (" with RANDOM WEIGHTS" if model.spec.random_weights else "")
+    table = Table(title=title, show_header=False)
     table.add_row("solver", plan.solver)
     table.add_row("network evaluations (NFE)", str(plan.nfe))
     table.add_row("nodes", f"{graphs.nodes} ({graphs.nodes / plan.nfe:.0f} an evaluation)")

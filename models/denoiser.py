@@ -26,6 +26,13 @@ class ModelSpec:
     class_label: int | None = None  # the one class that is built in
     guidance: float = 1.0  # S of classifier-free guidance that is built in
 
+    @property
+    def title(self) -> str:
+        """The name, and what is built in."""
+        built_in = [f"class {self.class_label}"] * (self.class_label is not None)
+        built_in += [f"guidance {self.guidance:g}"] * (self.guidance != 1)
+        return ", ".join([self.name, *built_in])
+
 
 class Denoiser(nn.Module):
     """Args of a call:
@@ -98,6 +105,7 @@ class Conditioned(Denoiser):
         super().__init__()
         self.model, self.class_label, self.guidance, self.one_batch = model, class_label, guidance, one_batch
         classes = model.spec.classes if class_label is None else 0
+        guidance *= model.spec.guidance  # S of what is guided by S already
         self.spec = replace(model.spec, classes=classes, class_label=class_label, guidance=guidance)
 
     def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None) -> Tensor:

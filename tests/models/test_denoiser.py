@@ -103,6 +103,16 @@ def test_a_class_may_be_built_in(tiny: Denoiser) -> None:
     torch.testing.assert_close(one(x, 2.0), tiny(x, 2.0, torch.ones(3, dtype=torch.int64)), rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_built_in_one_by_one_is_told_as_what_is_built_in_at_once(tiny: Denoiser) -> None:
+    """Fits are kept by what the spec says."""
+    one_by_one = conditioned(conditioned(tiny, guidance=3.0), 1)
+    at_once = conditioned(tiny, 1, guidance=3.0)
+    assert one_by_one.spec == at_once.spec
+    assert at_once.spec.title == f"{tiny.spec.name}, class 1, guidance 3"
+    x = torch.randn(2, *tiny.spec.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(one_by_one(x, 1.0), at_once(x, 1.0))
+
+
 def test_classes_and_guidance_that_cannot_be(tiny: Denoiser, digits: Denoiser) -> None:
     for model, allowed in ((tiny, "classes 0 to"), (digits, "has none")):
         with pytest.raises(UserError, match=f"class-label is 99; .*{allowed}"):

@@ -117,12 +117,10 @@ def between_models(
 ) -> list[Answer]:
     """The plans of each model, used on each; and those of some classes, where a model has classes, on each of these."""
     answers = []
-    by_class = [
-        [conditioned(model, k) for k in range(min(CLASSES, model.spec.classes))]
-        for model in models
-        if model.spec.classes
-    ]
+    by_class = [[conditioned(model, k) for k in range(min(CLASSES, model.spec.classes))] for model in models]
     for group in [models, *by_class]:
+        if len(group) < 2:
+            continue
         judges = [judging(model, judged, cache, progress) for model in group]
         for schedule in ("edm", CHOSEN):
             plans = {"not fitted: ipndm, EDM's grid": fixed(models[0], "edm", settings)}

@@ -89,7 +89,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
     group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to judge by (default: 128)")
     group.add_argument("--ridge", type=float, default=DEFAULTS.ridge, help="relative (default: 1e-4)")
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises (default: 0)")
-    afs_help = "answer the first evaluation with a constant image, not the network (default: for auto, and one class)"
+    afs_help = "answer the first evaluation by a constant image (default: for auto, unless there are several classes)"
     group.add_argument("--afs", action=argparse.BooleanOptionalAction, help=afs_help)
     group.add_argument(
         "--refine",

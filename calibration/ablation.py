@@ -115,7 +115,7 @@ def ablate(
 def between_models(
     models: Sequence[Denoiser], settings: Settings, judged: int, cache: Cache, progress: ProgressBars = silent
 ) -> list[Answer]:
-    """The plans of each model, used on each; and those of some classes, where a model has classes, on each of these."""
+    """The plans of each model, used on each, where there are several; and likewise those of a model's first classes."""
     answers = []
     by_class = [[conditioned(model, k) for k in range(min(CLASSES, model.spec.classes))] for model in models]
     for group in [models, *by_class]:

@@ -28,7 +28,7 @@ class ModelSpec:
 
     @property
     def title(self) -> str:
-        """The name, and what is built in."""
+        """The name, and what is built in: "edm-fashion-cond, class 7, guidance 2"."""
         built_in = [f"class {self.class_label}"] * (self.class_label is not None)
         built_in += [f"guidance {self.guidance:g}"] * (self.guidance != 1)
         return ", ".join([self.name, *built_in])
@@ -105,7 +105,7 @@ class Conditioned(Denoiser):
         super().__init__()
         self.model, self.class_label, self.guidance, self.one_batch = model, class_label, guidance, one_batch
         classes = model.spec.classes if class_label is None else 0
-        guidance *= model.spec.guidance  # S of what is guided by S already
+        guidance *= model.spec.guidance  # guidance of a guided model: the scales multiply
         self.spec = replace(model.spec, classes=classes, class_label=class_label, guidance=guidance)
 
     def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from models.progress import ProgressBars, silent
 from runtime.plan import Plan
 
 SEEDS = 5  # of fits whose spread is asked for
-BATCHES = (8, 16, 32, 64, 128, 256)
+BATCHES = (8, 16, 32, 64, 128)  # those below the batch of the other trials are tried beside it
 HISTORIES = (1, 2, 3, 4)
 CLASSES = 3  # the first ones of a model, that try each other's fits
 
@@ -41,8 +41,12 @@ class Answer:
     columns: Sequence[str]
 
 
-def questions(history: Sequence[int]) -> dict[str, list[Trial]]:
-    """By question, the trials; what they do not change is iia-ipndm with r = 1, the global target and EDM's grid."""
+def questions(history: Sequence[int], batch: int) -> dict[str, list[Trial]]:
+    """By question, the trials; what they do not change is iia-ipndm with r = 1, the global target and EDM's grid.
+
+    ``batch``: the noises that trials are fitted on; also the most that are asked about.
+    """
+    batches = [*(noises for noises in BATCHES if noises < batch), batch]
     return {
         "What γ may weigh": [
             Trial("nothing: fixed step sizes (ddim)", {"solver": "ddim"}),
@@ -80,9 +84,9 @@ def questions(history: Sequence[int]) -> dict[str, list[Trial]]:
             for how, iterations in (("not refined", 0), ("refined", ITERATIONS))
         ],
         f"Noises to fit on, over {SEEDS} seeds": [
-            Trial(f"r = {r}, {batch} noises", {"batch": batch, "history": r, "schedule": CHOSEN}, SEEDS)
+            Trial(f"r = {r}, {noises} noises", {"batch": noises, "history": r, "schedule": CHOSEN}, SEEDS)
             for r in (min(history), max(history))
-            for batch in BATCHES
+            for noises in batches
         ],
     }
 
@@ -108,7 +112,7 @@ def ablate(
 
     return [
         Answer(question, [(trial.label, [errors(trial, nfe) for nfe in nfes]) for trial in trials], columns(nfes))
-        for question, trials in questions(history).items()
+        for question, trials in questions(history, settings.batch).items()
     ]
 
 

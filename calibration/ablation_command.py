@@ -2,19 +2,20 @@
 
 python -m calibration ablation --model edm-digits --nfe 5,10
 python -m calibration ablation --model edm-digits --nfe 5,10 --also edm-fashion
+torchrun --nproc-per-node 2 -m calibration ablation --model edm-fashion --nfe 5
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from calibration.ablation import ablate, between_grids, between_models, markdown
+from calibration.ablation import Answer, ablate, between_grids, between_models, markdown
 from calibration.arguments import DEFAULTS, add_cache_argument, add_model_arguments, cache, load_model
 from calibration.calibrate import Settings
+from calibration.distributed import written
 from models import load
-from models.progress import bar
+from models.progress import ProgressBars
 from runtime.errors import Parser, UserError, whole_numbers
-from runtime.output import writable
 
 
 def main() -> None:
@@ -36,15 +37,19 @@ def main() -> None:
         raise UserError(f"--nfe {nfes} and --noises {arguments.noises}: both take at least 2")
     settings = Settings(nfes[0], "iia-ipndm", "edm", "global", batch=arguments.batch, heldout=arguments.heldout)
     target = arguments.out or Path(f"ablation-{Path(arguments.model).stem}.md")
-    with writable(target) as path:
-        kept, first = cache(arguments), load_model(arguments)
-        others = [load(name).to(first.device) for name in arguments.also.split(",") if name]
-        answers = ablate(first, nfes, settings, arguments.noises, kept, bar)
+    kept, first = cache(arguments), load_model(arguments)
+    models = [first, *(load(name).to(first.device) for name in arguments.also.split(",") if name)]
+
+    def work(progress: ProgressBars) -> list[Answer]:
+        answers = ablate(first, nfes, settings, arguments.noises, kept, progress)
         for own in (replace(settings, nfe=nfe) for nfe in nfes):
-            answers.append(between_grids(first, own, arguments.noises, kept, bar))
-            answers += between_models([first, *others], own, arguments.noises, kept, bar)
-        path.write_text(
-            f"# {first.spec.title}: RMS error of final images, {arguments.noises} held-out noises\n\n"
-            + "\n".join(map(markdown, answers))
-        )
-    print(f"{target}: {len(answers)} tables")
+            answers.append(between_grids(first, own, arguments.noises, kept, progress))
+            answers += between_models(models, own, arguments.noises, kept, progress)
+        return answers
+
+    def write(answers: list[Answer], path: Path) -> None:
+        title = f"# {first.spec.title}: RMS error of final images, {arguments.noises} held-out noises\n\n"
+        path.write_text(title + "\n".join(map(markdown, answers)))
+
+    if answers := written(target, first.device, work, write):
+        print(f"{target}: {len(answers)} tables")

@@ -11,11 +11,9 @@ from pathlib import Path
 
 from calibration.arguments import add_model_arguments, add_settings_arguments, cache, load_model, settings
 from calibration.calibrate import calibrate
-from calibration.distributed import joined, rank
+from calibration.distributed import written
 from calibration.report import show
-from models.progress import bar, silent
 from runtime.errors import Parser
-from runtime.output import writable
 
 
 def main() -> None:
@@ -31,12 +29,14 @@ def main() -> None:
     name = f"{Path(arguments.model).stem}-{wanted.sampler}-nfe{wanted.nfe}.json"
     target = arguments.out or Path(name)
     model = load_model(arguments)
-    with joined(model.device):
-        if rank():
-            calibrate(model, wanted, silent, cache(arguments))
-            return
-        with writable(target, arguments.force) as path:
-            plan = calibrate(model, wanted, bar, cache(arguments))
-            plan.save(path)
-    show(plan)
-    print(f"{target}: {plan.solver}, {plan.nfe} evaluations")
+    kept = cache(arguments)
+    plan = written(
+        target,
+        model.device,
+        lambda progress: calibrate(model, wanted, progress, kept),
+        lambda found, path: found.save(path),
+        arguments.force,
+    )
+    if plan:
+        show(plan)
+        print(f"{target}: {plan.solver}, {plan.nfe} evaluations")

@@ -5,16 +5,21 @@ which all processes hold bit for bit, so all go the same way.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import distributed
 
+from models.progress import ProgressBars, bar, silent
 from runtime.errors import BoundError
+from runtime.output import writable
 
 BLOCK = 32  # noises that stay together
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -32,6 +37,27 @@ def joined(device: torch.device) -> Iterator[None]:
         total(np.zeros(1))  # a barrier, which says when one is gone
     finally:
         distributed.destroy_process_group()
+
+
+def written(
+    target: Path,
+    device: torch.device,
+    work: Callable[[ProgressBars], Result],
+    write: Callable[[Result, Path], None],
+    force: bool = False,
+) -> Result | None:
+    """What ``work`` makes, on all processes; the first shows progress, and writes it to ``target`` or nothing at all.
+
+    None in the others, which have nothing to tell. Raises what ``work``, ``write`` and ``writable`` raise.
+    """
+    with joined(device):
+        if rank():
+            work(silent)
+            return None
+        with writable(target, force) as path:
+            result = work(bar)
+            write(result, path)
+        return result
 
 
 def processes() -> int:

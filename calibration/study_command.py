@@ -17,14 +17,13 @@ from calibration.arguments import (
     load_model,
 )
 from calibration.calibrate import AUTO, Settings
-from calibration.distributed import joined, rank
+from calibration.distributed import written
 from calibration.refine import ITERATIONS
 from calibration.solvers import ALL_SOLVERS, find
 from calibration.solvers.base import Solver
 from calibration.study import Study, study
-from models.progress import ProgressBars, bar, silent
+from models.progress import ProgressBars
 from runtime.errors import Parser, UserError, whole_numbers
-from runtime.output import writable
 
 NFES = "4,5,6,8,10,12,15,20,25"
 REFINED = (5, 6, 8, 10)
@@ -71,22 +70,18 @@ def main() -> None:
         refine_on=arguments.refine_on,
     )
     target = arguments.out or Path(f"study-{Path(arguments.model).stem}")
-    model = load_model(arguments)
+    model, kept = load_model(arguments), cache(arguments)
 
-    def found(progress: ProgressBars) -> Study:
-        return study(model, solvers, nfes, refined, settings, arguments.noises, cache(arguments), progress)
+    def work(progress: ProgressBars) -> Study:
+        return study(model, solvers, nfes, refined, settings, arguments.noises, kept, progress)
 
-    with joined(model.device):
-        if rank():
-            found(silent)
-            return
-        with writable(target) as folder:
-            written = found(bar)
-            from calibration.study_report import write  # late: Matplotlib takes a second
+    def write(found: Study, folder: Path) -> None:
+        from calibration import study_report  # late: Matplotlib takes a second
 
-            folder.mkdir()
-            write(written, folder)
-    print(f"{target}: see study.md, error.png and samples.png; plans/ can be exported with --plan")
+        study_report.write(found, folder)
+
+    if written(target, model.device, work, write):
+        print(f"{target}: see study.md, error.png and samples.png; plans/ can be exported with --plan")
 
 
 def solvers_of(text: str) -> list[Solver]:

@@ -21,9 +21,10 @@ STYLES = ("-", "--")
 
 
 def write(study: Study, folder: Path) -> None:
-    """Fills ``folder``, which exists: study.json, study.md, plans/, error.png, gamma.png, steps.png, samples.png, and
+    """Makes ``folder``: study.json, study.md, plans/, error.png, gamma.png, steps.png, samples.png, and
     fd.png where there is a Fréchet distance.
     """
+    folder.mkdir()
     (folder / "study.json").write_text(json.dumps(as_json(study), indent=1) + "\n")
     (folder / "study.md").write_text(markdown(study))
     (folder / "plans").mkdir()

@@ -82,6 +82,49 @@ def test_two_processes_measure_what_one_measures(tmp_path: Path) -> None:
     assert found[1] == pytest.approx(found[0], rel=1e-2)
 
 
+WRITES = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from calibration.distributed import rank, total, written
+
+def work(progress):
+    return total(np.array([1.0 + rank()]))
+
+result = written(Path(sys.argv[1]), torch.device("cpu"), work, lambda found, path: path.write_text(str(found[0])))
+if result is not None:
+    print("wrote")
+"""
+
+
+def test_the_first_process_writes_what_all_made(tmp_path: Path) -> None:
+    script = tmp_path / "writes.py"
+    script.write_text(WRITES)
+    done = run([*TORCHRUN, str(script), str(tmp_path / "written")], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "written").read_text() == "3.0"
+    assert done.stdout.count("wrote") == 1
+
+
+ABLATION = """
+import sys
+from calibration import ablation, ablation_command, calibrate, grid, study
+
+grid.LEVELS, study.REFERENCE_STEPS, calibrate.REFERENCE_STEPS = 8, 48, 48
+ablation.BATCHES, ablation.SEEDS, ablation.ITERATIONS = (), 1, 1
+ablation_command.main()
+"""
+
+
+def test_two_processes_share_an_ablation(tmp_path: Path) -> None:
+    script = tmp_path / "ablation.py"
+    script.write_text(ABLATION)
+    few = ["--model", "edm-digits", "--nfe", "2", "--noises", "9", "--batch", "16", "--heldout", "8"]
+    done = run([*TORCHRUN, str(script), *few, "--out", str(tmp_path / "tables.md")], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("tables.md") == 1  # two that know nothing of each other both say that they wrote it
+
+
 def test_a_process_that_dies_is_reported(tmp_path: Path) -> None:
     script = tmp_path / "products.py"
     script.write_text(PRODUCTS)

@@ -84,7 +84,8 @@ def questions(history: Sequence[int], batch: int) -> dict[str, list[Trial]]:
             for how, iterations in (("not refined", 0), ("refined", ITERATIONS))
         ],
         f"Noises to fit on, over {SEEDS} seeds": [
-            Trial(f"r = {r}, {noises} noises", {"batch": noises, "history": r, "schedule": CHOSEN}, SEEDS)
+            Trial(f"{schedule}, r = {r}, {noises}", {"schedule": schedule, "history": r, "batch": noises}, SEEDS)
+            for schedule in ("edm", CHOSEN)
             for r in (min(history), max(history))
             for noises in batches
         ],

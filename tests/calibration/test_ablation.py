@@ -24,8 +24,8 @@ def test_tables(digits: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     text = out.read_text()
     cells = {cells[1].strip(): cells[2].strip() for line in text.splitlines() if len(cells := line.split("|")) > 3}
     assert "vp, ipndm" in cells
-    assert [label for label in cells if label.startswith("r = 1, ")] == ["r = 1, 4 noises", "r = 1, 8 noises"]
-    assert "± " in cells["r = 1, 4 noises"]
+    assert [label for label in cells if label.startswith("edm, r = 1, ")] == ["edm, r = 1, 4", "edm, r = 1, 8"]
+    assert "± " in cells["chosen, r = 2, 4"]
     heun = calibrate(digits, Settings(3, "heun"))
     assert float(cells["Heun (heun)"]) == pytest.approx(error_against_converged(digits, heun, 16), rel=0.02)
     assert cells["fitted on edm-digits"] != cells["not fitted: ipndm, EDM's grid"]

@@ -107,7 +107,6 @@ def test_the_first_process_writes_what_all_made(tmp_path: Path) -> None:
 
 
 ABLATION = """
-import sys
 from calibration import ablation, ablation_command, calibrate, grid, study
 
 grid.LEVELS, study.REFERENCE_STEPS, calibrate.REFERENCE_STEPS = 8, 48, 48

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 
@@ -84,3 +85,17 @@ def test_the_plugins_device_is_handed_to_the_session(
 def test_a_precision_that_is_not_there_says_how_to_make_it(made: Path, precision: str, message: str) -> None:
     with pytest.raises(UserError, match=f"{message}.*python -m export engine BUNDLE --precision {precision}"):
         runtime.load(made, "onnxrt", precision)
+
+
+def test_captured_runs_keep_their_buffers_and_mix_no_shapes(made: Path) -> None:
+    """On the CPU, which captures nothing: each shape has buffers of its own, and what was returned stays as it was."""
+    graph = Bundle.open(made).graph("sampler.onnx")
+    first, second, third = (
+        np.random.default_rng(seed).normal(size=(n, 1, 8, 8)).astype(np.float32) for seed, n in enumerate((2, 3, 2))
+    )
+    with onnxrt.Session(graph) as session:
+        captured = onnxrt.CapturedRuns(session._session, "cpu")
+        found = [captured.run({"noise": noise})["images"] for noise in (first, second, third)]
+        for noise, images in zip((first, second, third), found, strict=True):
+            np.testing.assert_array_equal(images, session.run({"noise": noise})["images"])
+        assert len(captured._bound) == 2

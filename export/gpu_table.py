@@ -9,7 +9,9 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -20,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.denoiser import Denoiser, Preconditioned
 from models.eager import make
+from models.layers import PositionalEmbedding
 from models.zoo import load
 from runtime import cuda
 from runtime.backends import onnxrt
@@ -31,6 +34,7 @@ from runtime.plan import sample
 
 SECONDS, LEAST_RUNS = 1.0, 20  # that one row is measured for
 COMPARED = 4  # images whose error is told
+KERNELS = 15  # that a profile lists
 WIDTH, REPEATS = 8192, 10  # of the matrices that tell the GPU's rate
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 HEAD = ("bundle", "what runs", "precision", "batch", "median ms", "p99 ms", "images/s", "RMS error", "largest", "MB")
@@ -46,6 +50,18 @@ class Half(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         return self.network(x.half(), noise.half()).float()
+
+
+class Embedding(torch.nn.Module):
+    """``PositionalEmbedding`` with its frequencies on the GPU: a CUDA graph cannot copy them there."""
+
+    def __init__(self, embedding: PositionalEmbedding) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.tensor(embedding.frequencies))
+
+    def forward(self, noise: torch.Tensor) -> torch.Tensor:
+        angles = noise[:, None] * self.get_buffer("frequencies").to(noise.dtype)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 def main() -> None:
@@ -121,6 +137,10 @@ def measure(run: Callable[[], object]) -> list[float]:
 def network(bundle: Bundle, precision: str) -> Denoiser:
     """The bundle's model on the GPU."""
     model = load(bundle.manifest["model"]["name"], random_weights=bundle.random_weights)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, PositionalEmbedding):
+                setattr(module, name, Embedding(child))
     if precision == "fp16":
         assert isinstance(model, Preconditioned)
         model.model = Half(model.model)
@@ -177,9 +197,11 @@ def one_cuda_graph(bundle: Bundle, precision: str) -> Iterator[Run]:
 
 
 @contextmanager
-def unrolled(bundle: Bundle, precision: str, capture: bool) -> Iterator[Run]:
-    path = bundle.graph(bundle.graph_name(precision))
-    with onnxrt.Session(path, (), onnxrt.CUDA, precision, capture=capture) as session:
+def unrolled(bundle: Bundle, precision: str, capture: bool, layout: str) -> Iterator[Run]:
+    path, cuda_provider = bundle.graph(bundle.graph_name(precision)), onnxrt.CUDA
+    if layout == "NHWC":
+        cuda_provider = replace(cuda_provider, options={**cuda_provider.options, "prefer_nhwc": "1"})
+    with onnxrt.Session(path, (), cuda_provider, precision, capture=capture) as session:
         yield lambda noise: session.run({"noise": noise})["images"]
 
 
@@ -235,10 +257,22 @@ def show_host_loop(bundle: Bundle, batches: list[int], expected: np.ndarray) -> 
 
 
 def show_unrolled(bundle: Bundle, batches: list[int], expected: np.ndarray) -> None:
-    for precision in DTYPES:
-        for capture in (False, True):
-            what = "ONNX Runtime, unrolled" + (", CUDA graph" if capture else "")
-            rows(bundle, what, precision, batches, expected, partial(unrolled, bundle, precision, capture))
+    for precision, capture, layout in product(DTYPES, (False, True), ("NCHW", "NHWC")):
+        what = f"ONNX Runtime, unrolled, {layout}{', CUDA graph' if capture else ''}"
+        rows(bundle, what, precision, batches, expected, partial(unrolled, bundle, precision, capture, layout))
+
+
+def show_kernels(bundle: Bundle, batches: list[int], _: np.ndarray) -> None:
+    """The kernels that take longest in one run of the fp16 graph, as ONNX Runtime runs it and as PyTorch does."""
+    noise = unit_noise(range(batches[0]), bundle.shape)
+    for what, path in (("ONNX Runtime", unrolled(bundle, "fp16", False, "NCHW")), ("PyTorch", eager(bundle, "fp16"))):
+        with path as run, torch.inference_mode():
+            run(noise)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                run(noise)
+        kernels = sorted(profile.key_averages(), key=lambda kernel: -kernel.self_device_time_total)
+        for kernel in kernels[:KERNELS]:
+            print(f"    {what}: {kernel.self_device_time_total:9.0f} us, {kernel.count:5d} times, {kernel.key[:100]}")
 
 
 PATHS = {
@@ -248,6 +282,7 @@ PATHS = {
     "compile": show_compiled,
     "host": show_host_loop,
     "onnxrt": show_unrolled,
+    "profile": show_kernels,
 }
 
 if __name__ == "__main__":

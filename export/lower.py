@@ -8,10 +8,14 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 
 def lower_group_norm(model: ir.Model) -> None:
-    """GroupNormalization → Reshape, LayerNormalization, Reshape, in place.
+    """GroupNormalization → Reshape, LayerNormalization, Reshape, Mul, Add, in place.
 
     ONNX Runtime has no kernel for GroupNormalization, neither on CPUs nor with CUDA: it expands each into some forty
     nodes, a quarter of a small network's time. TensorRT has one, and should get the graph without this.
+
+    LayerNormalization has a scale of ones, as large as what it normalises. A scale that is broadcast over it, which
+    ONNX allows, saves the last two nodes, but ONNX Runtime below 1.24 refuses it, on CPUs its slow path runs it, and
+    its CUDA kernel (1.31 at least) computes something else and says nothing: images were off by 0.5.
     """
     graph = model.graph
     for node in list(graph):
@@ -22,18 +26,18 @@ def lower_group_norm(model: ir.Model) -> None:
         assert x.shape is not None
         groups, epsilon = node.attributes["num_groups"].as_int(), node.attributes["epsilon"].as_float()
         channels, *spatial = (int(size) for size in x.shape[1:])  # type: ignore[arg-type]
-        per_group = (groups, channels // groups, 1)
-        grouped = ir.node("Reshape", [x, _constant(graph, [0, *per_group[:2], math.prod(spatial)])])
-        normalised = ir.node(
-            "LayerNormalization",
-            [grouped.outputs[0], *(_reshaped(graph, weight, per_group, "by_group") for weight in (scale, bias))],
-            {"axis": 2, "epsilon": epsilon},
-        )
+        size, per_channel = channels // groups * math.prod(spatial), (channels, *(1 for _ in spatial))
+        ones = _initializer(graph, f"ones_{size}", np.ones(size, np.float32))
+        grouped = ir.node("Reshape", [x, _constant(graph, [0, groups, size])])
+        normalised = ir.node("LayerNormalization", [grouped.outputs[0], ones], {"axis": 2, "epsilon": epsilon})
         back = ir.node("Reshape", [normalised.outputs[0], _constant(graph, [0, channels, *spatial])])
-        for step, suffix in ((grouped, "grouped"), (normalised, "normalised"), (back, "norm")):
+        scaled = ir.node("Mul", [back.outputs[0], _reshaped(graph, scale, per_channel, "by_channel")])
+        shifted = ir.node("Add", [scaled.outputs[0], _reshaped(graph, bias, per_channel, "by_channel")])
+        steps = {"grouped": grouped, "normalised": normalised, "back": back, "scaled": scaled, "norm": shifted}
+        for suffix, step in steps.items():
             step.outputs[0].name = f"{node.outputs[0].name}_{suffix}"
         ir.convenience.replace_nodes_and_values(
-            graph, node, [node], [grouped, normalised, back], node.outputs, back.outputs
+            graph, node, [node], list(steps.values()), node.outputs, shifted.outputs
         )
 
 
@@ -101,34 +105,57 @@ def fix_batch(model: ir.Model, batch: int) -> None:
 
 
 def raise_group_norm(graph: ir.Graph) -> None:
-    """Reshape, LayerNormalization, Reshape → GroupNormalization, in place: ``lower_group_norm`` backward.
+    """What ``lower_group_norm`` writes → GroupNormalization, in place; whatever is not exactly that stays as it is.
 
-    TensorRT takes it of images alone, not of the rows of positions that diffusers' attention normalizes.
+    TensorRT takes it of images alone, not of the rows of positions that diffusers' attention normalizes. One group
+    stays as well: TensorRT 10.16 computes it as an instance norm, silently (TensorRT issue 4756).
     """
     for node in list(graph):
-        if node.op_type != "LayerNormalization":
-            continue
-        grouped, (back,) = node.inputs[0], node.outputs[0].consumers()
-        assert grouped is not None
-        into = grouped.producer()
-        assert into is not None
-        assert (into.op_type, back.op_type) == ("Reshape", "Reshape")
-        target = back.inputs[1]
-        assert target is not None
-        assert target.const_value is not None
-        if target.const_value.size != len(("batch", "channels", "height", "width")):
-            continue
-        scale = node.inputs[1]
-        assert scale is not None
-        assert scale.const_value is not None
-        weights = [_reshaped(graph, weight, (-1,), "by_channel") for weight in node.inputs[1:]]
-        norm = ir.node(
-            "GroupNormalization",
-            [into.inputs[0], *weights],
-            {"num_groups": scale.const_value.numpy().shape[0], "epsilon": node.attributes["epsilon"].as_float()},
-        )
-        norm.outputs[0].name = f"{node.outputs[0].name}_group"
-        ir.convenience.replace_nodes_and_values(graph, back, [into, node, back], [norm], back.outputs, norm.outputs)
+        if node.op_type == "LayerNormalization" and (found := lowered_group_norm(node)):
+            nodes, x, weights, groups = found
+            norm = ir.node(
+                "GroupNormalization",
+                [x, *(_reshaped(graph, weight, (-1,), "flat") for weight in weights)],
+                {"num_groups": groups, "epsilon": node.attributes["epsilon"].as_float()},
+            )
+            norm.outputs[0].name = f"{node.outputs[0].name}_group"
+            ir.convenience.replace_nodes_and_values(graph, node, nodes, [norm], nodes[-1].outputs, norm.outputs)
+
+
+def lowered_group_norm(node: ir.Node) -> tuple[list[ir.Node], ir.Value, list[ir.Value], int] | None:
+    """The five nodes around this LayerNormalization, their input, scale and bias, and the number of groups.
+
+    None unless they are a group norm of images [n, C, H, W] with two groups or more.
+    """
+    grouped, ones, *shift = node.inputs
+    into = grouped.producer() if grouped else None
+    if into is None or into.op_type != "Reshape" or shift or ones is None or ones.const_value is None:
+        return None
+    nodes, weights = [into, node], []
+    for op_type in ("Reshape", "Mul", "Add"):
+        readers = nodes[-1].outputs[0].consumers()
+        if len(readers) != 1 or readers[0].op_type != op_type or readers[0].inputs[0] is not nodes[-1].outputs[0]:
+            return None
+        nodes.append(readers[0])
+        weight = readers[0].inputs[1]
+        if weight is None or weight.const_value is None:
+            return None
+        weights.append(weight)
+    x, shape = into.inputs[0], weights.pop(0).const_value.numpy().tolist()  # type: ignore[union-attr]
+    if x is None or x.shape is None or len(x.shape) != 4 or len(shape) != 4 or list(x.shape[1:]) != shape[1:]:
+        return None
+    channels = shape[1]
+    target = into.inputs[1]
+    if target is None or target.const_value is None or any(tuple(w.shape or ()) != (channels, 1, 1) for w in weights):
+        return None
+    _, groups, size = target.const_value.numpy().tolist() if target.const_value.size == 3 else (0, 0, 0)
+    ones_of_it = ones.const_value.numpy()
+    if groups < 2 or groups * size != math.prod(shape[1:]) or channels % groups or not (ones_of_it == 1).all():
+        return None
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
+    if axis not in (2, -1) or ones_of_it.shape != (size,):
+        return None
+    return nodes, x, weights, groups
 
 
 def widen_scalars(graph: ir.Graph) -> None:

@@ -52,7 +52,7 @@ def test_any_table_fits(
     lower_group_norm(lowered)
     save_checked(unroll(lowered, plan), tmp_path / "unrolled.onnx")
     graph = roll(lowered, plan)
-    assert sum(len(part) for part in graph.graphs()) < 300
+    assert sum(len(part) for part in graph.graphs()) < 1.1 * len(lowered.graph) + 5 * plan.nfe
     save_checked(graph, tmp_path / "rolled.onnx")
     noise = unit_noise(range(2), digits.spec.shape)
     with Session(tmp_path / "rolled.onnx") as loop, Session(tmp_path / "unrolled.onnx") as unrolled:

@@ -1,4 +1,4 @@
-"""What needs a GPU: ``python -m pytest tests/gpu [--cifar10] [--table FILE]``. The figures are printed at the end.
+"""What needs a GPU: ``python -m pytest tests/gpu [--table FILE]``. The figures are printed at the end.
 
 Each test is skipped, with the reason, where the machine lacks what it needs. Times are measured, never asserted.
 """
@@ -32,7 +32,6 @@ ROUNDS = 3
 EXPORTS = {
     "digits": ("--model", "edm-digits", "--nfe", "10", "--solver", "ipndm"),
     "classes": ("--model", TINY, "--nfe", "3", "--solver", "ddim", "--output", "uint8"),
-    "cifar10": ("--model", "edm-cifar10", "--random-weights", "--nfe", "10", "--solver", "ipndm"),
 }
 WEIGHTS = {"classes": TINY}  # of models that are not in the zoo
 
@@ -61,7 +60,6 @@ Measure = Callable[[str, str, Callable[[], np.ndarray], np.ndarray, int], np.nda
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--cifar10", action="store_true", help="tests/gpu: measure edm-cifar10 as well (slow)")
     parser.addoption("--table", type=Path, help="tests/gpu: write the table of measurements to this file")
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.cache import Cache
-from calibration.distributed import total
-from calibration.noises import Noises
+from calibration.evaluate.distributed import total
+from calibration.evaluate.noise_sets import Noises
+from calibration.evaluate.results import Cache
 from models.progress import ProgressBars, silent
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from calibration.cache import Cache
-from calibration.calibrate import CHOSEN, TARGETS, Settings
-from calibration.refine import ITERATIONS, VIEWS
+from calibration.evaluate.results import Cache
+from calibration.refinement import ITERATIONS, VIEWS
 from calibration.schedules import SCHEDULES
+from calibration.settings import CHOSEN, TARGETS, Settings
 from models.denoiser import Denoiser, conditioned
-from models.zoo import load
-from runtime.cache import cache_folder
+from models.loading import load
+from runtime.cache_folder import cache_folder
 from runtime.errors import UserError
 
 DEFAULTS = Settings(nfe=1)

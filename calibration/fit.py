@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.distributed import total
+from calibration.evaluate.distributed import total
 from calibration.solvers.base import Denoise, Scheme
 from calibration.trace import correct
 

@@ -7,7 +7,7 @@ python -m export engine --help
 import sys
 from importlib import import_module
 
-from runtime.errors import run_command
+from runtime.command_line import run_command
 
 if __name__ == "__main__":
     module = "export.command"

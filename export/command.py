@@ -17,14 +17,15 @@ from rich.table import Table
 from calibration.arguments import add_model_arguments, add_settings_arguments, cache, load_model, settings
 from calibration.calibrate import calibrate, error_against_converged, fitted_to
 from calibration.report import show
-from export.bundle import close, parity, write_graphs, write_reference, write_samples
+from export.assemble import close, parity, write_graphs, write_reference, write_samples
 from export.engine_command import add_engine_arguments, additions_of
 from export.extend import add
 from export.unroll import OUTPUTS
 from models.denoiser import Denoiser
 from models.progress import bar
 from runtime.bundle import Bundle
-from runtime.errors import Parser, UserError
+from runtime.command_line import Parser
+from runtime.errors import UserError
 from runtime.output import check_writable, writable
 from runtime.plan import Plan
 

@@ -13,14 +13,14 @@ import numpy as np
 import onnx_ir as ir
 from rich.table import Table
 
-from export.engine import build, read_graph
+from export.build_engine import build, read_graph
 from export.lower import drop_unused
 from export.precision import lower_precision, round_activations
 from export.save import save_checked
 from models.progress import bar
 from runtime.backends.onnxrt import Session
 from runtime.bundle import FLOAT_IMAGES, MANIFEST, Bundle, describe_files, write_manifest
-from runtime.engines import Engine
+from runtime.engine_record import Engine
 from runtime.errors import BoundError
 from runtime.noise import unit_noise
 from runtime.output import writable
@@ -136,7 +136,7 @@ def add_engine(bundle: Bundle, folder: Path, facts: dict[str, Any], engine: Engi
         started = time.perf_counter()
         built = build(read_graph(bundle, engine), engine)
         seconds = time.perf_counter() - started
-        path.write_bytes(built.plan)
+        path.write_bytes(built.engine_bytes)
         path.with_suffix(".log").write_text("".join(f"{line}\n" for line in built.log))
         advance(1)
     others = [recorded for recorded in facts.get("engines", []) if recorded["file"] != engine.file]

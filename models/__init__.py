@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.denoiser import Denoiser, ModelSpec
+    from models.loading import load
     from models.own import adapt
-    from models.zoo import ZOO, load
+    from models.zoo import ZOO
 
 __all__ = ["ZOO", "Denoiser", "ModelSpec", "adapt", "load"]
-HOMES = {"ZOO": "models.zoo", "load": "models.zoo", "adapt": "models.own"}  # the others' is models.denoiser
+HOMES = {"ZOO": "models.zoo", "load": "models.loading", "adapt": "models.own"}  # the others' is models.denoiser
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ python -m models --help
 
 from importlib import import_module
 
-from runtime.errors import run_command
+from runtime.command_line import run_command
 
 if __name__ == "__main__":
     run_command(lambda: import_module("models.command").main())  # imported late: a missing library is one clear line

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from models.denoiser import Preconditioned
-from models.dhariwal_unet import DhariwalUNet
-from models.layers import FourierEmbedding
+from models.networks.dhariwal_unet import DhariwalUNet
+from models.networks.layers import FourierEmbedding
+from models.networks.song_unet import SongUNet
+from models.networks.unet_2d import UNet2D
 from models.precond import PRECONDITIONINGS
-from models.song_unet import SongUNet
-from models.unet_2d import UNet2D
 from runtime.errors import UserError
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {

@@ -14,9 +14,11 @@ from models import checkpoint, pipeline
 from models.architecture import build
 from models.denoiser import Denoiser
 from models.download import cached
-from models.zoo import ZOO, ZooRow, load
-from runtime.cache import cache_folder
-from runtime.errors import BoundError, Parser
+from models.loading import load
+from models.zoo import ZOO, ZooRow
+from runtime.cache_folder import cache_folder
+from runtime.command_line import Parser
+from runtime.errors import BoundError
 from runtime.noise import unit_noise
 
 CHECK_STREAM = 3  # of noise

@@ -9,7 +9,7 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-from runtime.cache import cache_folder
+from runtime.cache_folder import cache_folder
 from runtime.errors import UserError
 
 TIMEOUT = 30  # seconds without a byte

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from models.denoiser import conditioned
-from models.zoo import load
+from models.loading import load
 from runtime.bundle import Bundle
 from runtime.errors import UserError
 from runtime.plan import sample

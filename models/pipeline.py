@@ -11,7 +11,7 @@ from torch import Tensor
 from models import checkpoint
 from models.checkpoint import Checkpoint
 from models.download import NotFoundError, fetch
-from runtime.cache import cache_folder
+from runtime.cache_folder import cache_folder
 from runtime.errors import UserError
 
 HUB = "https://huggingface.co/"

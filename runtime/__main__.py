@@ -18,9 +18,9 @@ from runtime import UserError, load
 from runtime.backends import BACKENDS
 from runtime.bench import EAGER, UNROLLED, bench
 from runtime.bundle import Bundle
+from runtime.command_line import Parser, run_command, whole_numbers
 from runtime.compare import compare, within
-from runtime.engines import PRECISIONS
-from runtime.errors import Parser, run_command, whole_numbers
+from runtime.engine_record import PRECISIONS
 from runtime.images import save_grid
 from runtime.output import check_writable, writable
 

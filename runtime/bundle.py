@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runtime.engines import Engine
+from runtime.engine_record import Engine
 from runtime.errors import UserError
 from runtime.plan import Plan
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import models
-from calibration.network import Network
+from calibration.evaluate.network import Network
 from export.command import main as export_main
-from export.denoiser import export_denoiser
+from export.network_graph import export_denoiser
 from models.denoiser import Denoiser
 from runtime.noise import unit_noise
 
@@ -82,9 +82,9 @@ def checkpoints() -> dict[str, Any]:
 @pytest.fixture
 def coarse_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reference of few steps, for tests of which the answer does not depend on it."""
-    monkeypatch.setattr("calibration.reference.REFERENCE_STEPS", 24)
+    monkeypatch.setattr("calibration.evaluate.reference.REFERENCE_STEPS", 24)
     monkeypatch.setattr("calibration.calibrate.REFERENCE_STEPS", 24)
-    monkeypatch.setattr("calibration.grid.LEVELS", 16)
+    monkeypatch.setattr("calibration.chosen_levels.LEVELS", 16)
 
 
 def run_main(main: Callable[[], object], *arguments: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from calibration.calibrate import error_against_converged
 from models import load
-from runtime.errors import run_command, whole_numbers
+from runtime.command_line import run_command, whole_numbers
 from runtime.output import writable
 from runtime.plan import Plan
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from runtime import cuda
 from runtime.backends.base import Backend, Spans
+from runtime.backends.tensorrt_module import Library, image_dims, library, logger, version
 from runtime.bundle import Bundle
-from runtime.cache import cache_folder
-from runtime.engines import LIBRARIES, Batch, Engine
+from runtime.cache_folder import cache_folder
+from runtime.engine_record import LIBRARIES, Batch, Engine
 from runtime.errors import UserError
-from runtime.library import Library, image_dims, library, logger, version
 
 if TYPE_CHECKING:
     import tensorrt

@@ -8,9 +8,10 @@ import torch
 
 import models
 from calibration.afs import mean_image
-from calibration.cache import NO_CACHE, Cache
-from calibration.calibrate import Settings, calibrate, error_against_converged
-from calibration.noises import to_fit
+from calibration.calibrate import calibrate, error_against_converged
+from calibration.evaluate.noise_sets import to_fit
+from calibration.evaluate.results import NO_CACHE, Cache
+from calibration.settings import Settings
 from models.denoiser import Denoiser, conditioned
 from models.progress import silent
 from runtime.plan import sample

@@ -9,21 +9,15 @@ import torch
 from hypothesis import given, settings, strategies
 
 import models
-from calibration.cache import Cache
-from calibration.calibrate import (
-    AUTO,
-    Settings,
-    calibrate,
-    error_against_converged,
-    grid_of,
-    make_candidate,
-    scheme_of,
-)
+from calibration.calibrate import calibrate, error_against_converged
+from calibration.candidates import grid_of, make_candidate, scheme_of
+from calibration.evaluate.network import Network
+from calibration.evaluate.noise_sets import to_fit, to_judge
+from calibration.evaluate.reference import cost, trajectory
+from calibration.evaluate.results import Cache
 from calibration.fit import fit, gram, mean_error, rms, solve
-from calibration.network import Network
-from calibration.noises import to_fit, to_judge
-from calibration.reference import cost, trajectory
-from calibration.schedules import refine
+from calibration.schedules import subdivide
+from calibration.settings import AUTO, Settings
 from calibration.solvers import ALL_SOLVERS, find
 from calibration.solvers.base import Scheme, base_step
 from calibration.trace import AFS
@@ -178,7 +172,7 @@ def test_the_reference_comes_nearer_than_heun_at_the_same_cost(network: Network,
     x = noise * 80.0
     goal = trajectory(network, x, [80.0], 512)[0.0]
     network.meter.evaluations = 0
-    by_heun = find("heun").run(network, x, refine([80.0, 0.0], 49), base_step, history=0)
+    by_heun = find("heun").run(network, x, subdivide([80.0, 0.0], 49), base_step, history=0)
     spent = network.meter.evaluations // len(noise)
     assert cost(1, spent) == spent == 97
     assert rms(trajectory(network, x, [80.0], spent)[0.0] - goal) < rms(by_heun - goal)

@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.calibrate import Settings, calibrate
+from calibration.calibrate import calibrate
+from calibration.settings import Settings
 from export.lower import drop_unused, lower_group_norm
 from export.precision import LOW, lower_precision
 from export.roll import roll

@@ -11,15 +11,17 @@ import torch
 
 import models
 from calibration.afs import mean_image
-from calibration.cache import NO_CACHE
-from calibration.calibrate import Settings, calibrate, grid_of, noises_of, scheme_of
-from calibration.network import Network
+from calibration.calibrate import calibrate
+from calibration.candidates import grid_of, noises_of, scheme_of
+from calibration.evaluate.network import Network
+from calibration.evaluate.results import NO_CACHE
+from calibration.settings import Settings
 from calibration.solvers import ALL_SOLVERS, find
 from calibration.solvers.base import Scheme, Solver, base_step
 from calibration.trace import corrected_by, trace
-from export.bundle import write_graphs
-from export.denoiser import export_denoiser
+from export.assemble import write_graphs
 from export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm
+from export.network_graph import export_denoiser
 from export.save import save_checked
 from export.unroll import unroll
 from models.denoiser import Denoiser, conditioned

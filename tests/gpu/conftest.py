@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.engine import plan_engine
+from export.build_engine import engine_for
 from export.extend import Additions, add
 from models.eager import make
 from runtime import cuda
 from runtime.backends import BACKENDS
+from runtime.backends.tensorrt_module import library
 from runtime.bench import Timing, alternate
 from runtime.bundle import Bundle
-from runtime.engines import LIBRARIES, Batch, Engine
+from runtime.engine_record import LIBRARIES, Batch, Engine
 from runtime.errors import UserError
 from runtime.images import as_floats
-from runtime.library import library
 from runtime.noise import unit_noise
 from tests.conftest import TINY, export
 
@@ -94,7 +94,7 @@ def planned(name: str, precision: str, batch: str) -> Engine | None:
         return None
     library(name)
     with cuda.Device() as device:
-        return plan_engine(name, device.capability, precision, Batch.parse(batch))
+        return engine_for(name, device.capability, precision, Batch.parse(batch))
 
 
 def missing(name: str, precision: str, batch: str) -> str | None:

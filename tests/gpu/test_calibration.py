@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import models
-from calibration.network import Network
+from calibration.evaluate.network import Network
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")

@@ -13,7 +13,7 @@ import runtime
 from runtime import cuda
 from runtime.backends import BACKENDS
 from runtime.compare import HALF_LEVEL
-from runtime.engines import LIBRARIES, PRECISIONS
+from runtime.engine_record import LIBRARIES, PRECISIONS
 from runtime.errors import UserError
 from runtime.images import as_floats
 from tests.conftest import relative

@@ -16,11 +16,12 @@ import pytest
 import torch
 
 import models
-from calibration.calibrate import Settings, calibrate
-from calibration.network import Network
+from calibration.calibrate import calibrate
+from calibration.evaluate.network import Network
+from calibration.settings import Settings
 from calibration.solvers import find
 from calibration.solvers.base import base_step
-from export.bundle import write_graphs
+from export.assemble import write_graphs
 from models import pipeline
 from models.architecture import build, randomise
 from models.denoiser import Denoiser

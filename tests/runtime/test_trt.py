@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import runtime
+from runtime.backends.tensorrt_module import Library, logger
+from runtime.backends.tensorrt_module import library as library_of
 from runtime.bench import UNROLLED, bench
 from runtime.bundle import Bundle, describe_files, write_manifest
 from runtime.compare import BASELINE, PYTORCH, compare, within
-from runtime.engines import LIBRARIES, Batch, Engine
+from runtime.engine_record import LIBRARIES, Batch, Engine
 from runtime.errors import UserError
-from runtime.library import Library, logger
-from runtime.library import library as library_of
 from tests.fakes.tensorrt import make
 
 if TYPE_CHECKING:

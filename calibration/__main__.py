@@ -8,12 +8,15 @@ python -m calibration ablation --help
 import sys
 from importlib import import_module
 
-from runtime.command_line import run_command
+from edge_sampler.runtime.command_line import run_command
 
-STUDIES = {"study": "calibration.study.command", "ablation": "calibration.study.ablation_command"}
+STUDIES = {"study": "study.command", "ablation": "study.ablation_command"}
+
+
+def main() -> None:
+    module = STUDIES[sys.argv.pop(1)] if sys.argv[1:2] and sys.argv[1] in STUDIES else "command"
+    import_module(f"edge_sampler.calibration.{module}").main()  # imported late: a missing library is one clear line
+
 
 if __name__ == "__main__":
-    module = "calibration.command"
-    if sys.argv[1:2] and sys.argv[1] in STUDIES:
-        module = STUDIES[sys.argv.pop(1)]
-    run_command(lambda: import_module(module).main())  # imported late: a missing library is one clear line
+    run_command(main)

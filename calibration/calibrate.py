@@ -6,21 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from calibration.afs import mean_image
-from calibration.candidates import best_candidate, grid_of, noises_of, scheme_of
-from calibration.chosen_levels import choose
-from calibration.evaluate.distributed import total
-from calibration.evaluate.noise_sets import to_judge
-from calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
-from calibration.evaluate.results import NO_CACHE, Cache
-from calibration.fit import rms
-from calibration.refinement import refine, viewer
-from calibration.settings import AUTO, CHOSEN, REFINED, Settings
-from calibration.solvers import find
-from calibration.trace import trace
-from models.denoiser import Denoiser
-from models.progress import ProgressBars, silent
-from runtime.plan import Plan, sample
+from edge_sampler.calibration.afs import mean_image
+from edge_sampler.calibration.candidates import best_candidate, grid_of, noises_of, scheme_of
+from edge_sampler.calibration.chosen_levels import choose
+from edge_sampler.calibration.evaluate.distributed import total
+from edge_sampler.calibration.evaluate.noise_sets import to_judge
+from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
+from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
+from edge_sampler.calibration.fit import rms
+from edge_sampler.calibration.refinement import refine, viewer
+from edge_sampler.calibration.settings import AUTO, CHOSEN, REFINED, Settings
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.trace import trace
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.progress import ProgressBars, silent
+from edge_sampler.runtime.plan import Plan, sample
 
 
 def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = silent, cache: Cache = NO_CACHE) -> Plan:

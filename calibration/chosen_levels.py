@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.evaluate.distributed import total
-from calibration.evaluate.noise_sets import Noises
-from calibration.evaluate.reference import cost, solution
-from calibration.evaluate.results import Cache
-from calibration.fit import RIDGE, fit, image_errors, mean_error
-from calibration.schedules import logarithmic
-from calibration.solvers import find
-from calibration.solvers.base import Scheme, after, base_step
-from models.progress import ProgressBars
+from edge_sampler.calibration.evaluate.distributed import total
+from edge_sampler.calibration.evaluate.noise_sets import Noises
+from edge_sampler.calibration.evaluate.reference import cost, solution
+from edge_sampler.calibration.evaluate.results import Cache
+from edge_sampler.calibration.fit import RIDGE, fit, image_errors, mean_error
+from edge_sampler.calibration.schedules import logarithmic
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.solvers.base import Scheme, after, base_step
+from edge_sampler.models.progress import ProgressBars
 
 Grid = Callable[[int], list[float]]  # number of steps → noise levels, the last 0
 LEVELS = 64  # to choose among, or twice the number of steps

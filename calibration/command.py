@@ -11,11 +11,11 @@ python -m calibration ablation --help    # measures what each part of a fit is w
 import argparse
 from pathlib import Path
 
-from calibration.arguments import add_model_arguments, add_settings_arguments, cache, load_model, settings
-from calibration.calibrate import calibrate
-from calibration.evaluate.distributed import written
-from calibration.report import show
-from runtime.command_line import Parser
+from edge_sampler.calibration.arguments import add_model_arguments, add_settings_arguments, cache, load_model, settings
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.evaluate.distributed import written
+from edge_sampler.calibration.report import show
+from edge_sampler.runtime.command_line import Parser
 
 
 def main() -> None:

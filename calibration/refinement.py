@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.evaluate.distributed import total
-from calibration.evaluate.network import Network
-from calibration.evaluate.noise_sets import Noises
-from calibration.evaluate.results import Cache, digest
-from calibration.fit import image_errors
-from models.networks import classifier
-from models.progress import ProgressBars, silent
-from runtime.errors import UserError
-from runtime.plan import Plan, sample, terms_before, weighted_sum
+from edge_sampler.calibration.evaluate.distributed import total
+from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.calibration.evaluate.noise_sets import Noises
+from edge_sampler.calibration.evaluate.results import Cache, digest
+from edge_sampler.calibration.fit import image_errors
+from edge_sampler.models.networks import classifier
+from edge_sampler.models.progress import ProgressBars, silent
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan, sample, terms_before, weighted_sum
 
 PROBE = 0.03  # size of finite differences, in units of the noise level that they disturb
 LEAST = 1e-6  # error of an image that is told from none

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from models.precond import VP_BETA_D, VP_BETA_MIN, vp_sigma
-from runtime.errors import UserError
+from edge_sampler.models.precond import VP_BETA_D, VP_BETA_MIN, vp_sigma
+from edge_sampler.runtime.errors import UserError
 
 RHO = 7.0
 

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from calibration.evaluate.distributed import processes
-from calibration.fit import RIDGE
-from calibration.refinement import VIEWS
-from calibration.schedules import SCHEDULES
-from calibration.solvers import find
-from calibration.trace import AFS
-from runtime.errors import UserError
+from edge_sampler.calibration.evaluate.distributed import processes
+from edge_sampler.calibration.fit import RIDGE
+from edge_sampler.calibration.refinement import VIEWS
+from edge_sampler.calibration.schedules import SCHEDULES
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.trace import AFS
+from edge_sampler.runtime.errors import UserError
 
 TARGETS = ("local", "global")
 REFINED = "-refined"  # ends the name of a solver whose plan is refined

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from calibration.evaluate.network import Network
-from export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm
-from export.network_graph import OPSET, export_denoiser
-from export.save import save_checked
-from export.unroll import unroll
-from models.denoiser import Denoiser
-from runtime.bundle import MANIFEST, Bundle, describe_files, write_manifest
-from runtime.compare import PYTORCH, Difference, compare, worst
-from runtime.errors import UserError
-from runtime.images import save_grid, to_uint8
-from runtime.noise import unit_noise
-from runtime.plan import Plan, sample
-from runtime.sampler import Sampler
+from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm
+from edge_sampler.export.network_graph import OPSET, export_denoiser
+from edge_sampler.export.save import save_checked
+from edge_sampler.export.unroll import unroll
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.bundle import MANIFEST, Bundle, describe_files, write_manifest
+from edge_sampler.runtime.compare import PYTORCH, Difference, compare, worst
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.images import save_grid, to_uint8
+from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.plan import Plan, sample
+from edge_sampler.runtime.sampler import Sampler
 
 CPU = "onnxrt"  # bundles are checked by the baseline, whatever else the machine has
 REFERENCE_SEEDS = (0, 1, 2, 3)

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from export.lower import prepare_for_tensorrt
-from export.precision import lower_precision
-from export.roll import roll
-from export.save import save_checked
-from runtime import cuda
-from runtime.backends.tensorrt_module import Library, image_dims, library, logger, version
-from runtime.bundle import Bundle
-from runtime.engine_record import Batch, Engine
-from runtime.errors import UserError
+from edge_sampler.export.lower import prepare_for_tensorrt
+from edge_sampler.export.precision import lower_precision
+from edge_sampler.export.roll import roll
+from edge_sampler.export.save import save_checked
+from edge_sampler.runtime import cuda
+from edge_sampler.runtime.backends.tensorrt_module import Library, image_dims, library, logger, version
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.engine_record import Batch, Engine
+from edge_sampler.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import tensorrt

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from export.build_engine import engine_for
-from export.extend import Additions, add
-from runtime.bundle import Bundle
-from runtime.command_line import Parser
-from runtime.engine_record import LIBRARIES, PRECISIONS, Batch
-from runtime.errors import UserError
+from edge_sampler.export.build_engine import engine_for
+from edge_sampler.export.extend import Additions, add
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.command_line import Parser
+from edge_sampler.runtime.engine_record import LIBRARIES, PRECISIONS, Batch
+from edge_sampler.runtime.errors import UserError
 
 
 def main() -> None:

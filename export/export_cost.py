@@ -19,20 +19,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from calibration.arguments import add_model_arguments
-from calibration.calibrate import calibrate
-from calibration.settings import Settings
-from export.assemble import close, write_graphs
-from export.build_engine import build, read_graph
-from export.engine_command import add_engine_arguments, additions_of
-from export.extend import Additions
-from export.network_graph import OPSET
-from models.denoiser import Denoiser
-from models.loading import load
-from runtime.bundle import Bundle
-from runtime.command_line import Parser, run_command, whole_numbers
-from runtime.engine_record import Engine
-from runtime.errors import UserError
+from edge_sampler.calibration.arguments import add_model_arguments
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.export.assemble import close, write_graphs
+from edge_sampler.export.build_engine import build, read_graph
+from edge_sampler.export.engine_command import add_engine_arguments, additions_of
+from edge_sampler.export.extend import Additions
+from edge_sampler.export.network_graph import OPSET
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.loading import load
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.command_line import Parser, run_command, whole_numbers
+from edge_sampler.runtime.engine_record import Engine
+from edge_sampler.runtime.errors import UserError
 
 BARE = 0  # stands for the bare export where a number of evaluations is expected
 KIB = 1024  # ru_maxrss counts in these
@@ -59,7 +59,7 @@ def main() -> None:
     found: dict[int, list[dict[str, Any]]] = {nfe: [] for nfe in (BARE, *arguments.nfe)}
     for _ in range(arguments.rounds):
         for nfe, measured in found.items():
-            command = [sys.executable, "-m", "export.export_cost", *sys.argv[1:], "--measure", str(nfe)]
+            command = [sys.executable, "-m", "edge_sampler.export.export_cost", *sys.argv[1:], "--measure", str(nfe)]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             measured.append(json.loads(output.splitlines()[-1]))
     show(found)

@@ -13,18 +13,18 @@ import numpy as np
 import onnx_ir as ir
 from rich.table import Table
 
-from export.build_engine import build, read_graph
-from export.lower import drop_unused
-from export.precision import lower_precision, round_activations
-from export.save import save_checked
-from models.progress import bar
-from runtime.backends.onnxrt import Session
-from runtime.bundle import FLOAT_IMAGES, MANIFEST, Bundle, describe_files, write_manifest
-from runtime.engine_record import Engine
-from runtime.errors import BoundError
-from runtime.noise import unit_noise
-from runtime.output import writable
-from runtime.sampler import make_feed
+from edge_sampler.export.build_engine import build, read_graph
+from edge_sampler.export.lower import drop_unused
+from edge_sampler.export.precision import lower_precision, round_activations
+from edge_sampler.export.save import save_checked
+from edge_sampler.models.progress import bar
+from edge_sampler.runtime.backends.onnxrt import Session
+from edge_sampler.runtime.bundle import FLOAT_IMAGES, MANIFEST, Bundle, describe_files, write_manifest
+from edge_sampler.runtime.engine_record import Engine
+from edge_sampler.runtime.errors import BoundError
+from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.output import writable
+from edge_sampler.runtime.sampler import make_feed
 
 CHECKED_PIXELS = 16_384  # that many, in 4 to 64 images, tell a precision's error
 FIRST_CHECKED_SEED = 1_000_000  # not the seeds that people look at

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
 
-from models.denoiser import Denoiser
-from runtime.errors import UserError
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.errors import UserError
 
 OPSET = 21  # the first in which GroupNormalization is one node that engines take
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from models.architecture import build
-from models.command import parameters, size
-from models.progress import bar
-from models.zoo import ZOO
-from runtime.command_line import Parser, run_command
-from runtime.errors import UserError
-from runtime.output import writable
+from edge_sampler.models.architecture import build
+from edge_sampler.models.command import parameters, size
+from edge_sampler.models.progress import bar
+from edge_sampler.models.zoo import ZOO
+from edge_sampler.runtime.command_line import Parser, run_command
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.output import writable
 
 PAGE = """# The models that are known by name
 
@@ -64,7 +64,8 @@ def main() -> None:
 
 def measured(name: str, nfe: int) -> dict[str, Any]:
     """One export in a process of its own, so that its peak memory is its own."""
-    command = [sys.executable, "-m", "export.export_cost", "--model", name, "--random-weights", "--measure", str(nfe)]
+    cost = [sys.executable, "-m", "edge_sampler.export.export_cost", "--model", name, "--random-weights"]
+    command = [*cost, "--measure", str(nfe)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return dict(json.loads(output.splitlines()[-1]))
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from models import checkpoint, own, pipeline
-from models.architecture import build, randomise
-from models.checkpoint import Checkpoint
-from models.denoiser import Denoiser, Preconditioned
-from models.download import fetch
-from models.zoo import WEIGHTS, ZOO
-from runtime.errors import UserError
+from edge_sampler.models import checkpoint, own, pipeline
+from edge_sampler.models.architecture import build, randomise
+from edge_sampler.models.checkpoint import Checkpoint
+from edge_sampler.models.denoiser import Denoiser, Preconditioned
+from edge_sampler.models.download import fetch
+from edge_sampler.models.zoo import WEIGHTS, ZOO
+from edge_sampler.runtime.errors import UserError
 
 
 def load(model: str, weights: str | Path | None = None, random_weights: bool = False, seed: int = 0) -> Denoiser:
@@ -24,7 +24,7 @@ def load(model: str, weights: str | Path | None = None, random_weights: bool = F
     Args:
         model: a name of ``ZOO``; a checkpoint that describes itself (EDM .pkl, .safetensors with metadata), by its path
             or URL; a .json file with an architecture's arguments; a folder of a diffusers pipeline, or its OWNER/NAME
-            on the hub; or FILE.py:FUNCTION, which makes a denoiser (``models.adapt``) and is run.
+            on the hub; or FILE.py:FUNCTION, which makes a denoiser (``edge_sampler.adapt``) and is run.
         weights: the checkpoint to load into that architecture, instead of the model's own.
         random_weights: random weights, seeded by ``seed``: a dry run, marked so in ``spec``.
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from models.training.datasets import DATASETS
-from models.training.train import RECIPES, train
-from runtime.command_line import Parser, run_command
-from runtime.errors import UserError
+from edge_sampler.models.training.datasets import DATASETS
+from edge_sampler.models.training.train import RECIPES, train
+from edge_sampler.runtime.command_line import Parser, run_command
+from edge_sampler.runtime.errors import UserError
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models import pipeline
+from edge_sampler.models import pipeline
 
 WEIGHTS = Path(__file__).parent / "weights"
 

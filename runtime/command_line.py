@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from runtime.errors import UserError
+from edge_sampler.runtime.errors import UserError
 
+COMMANDS = ("export", "calibration", "models", "runtime")  # of `python -m` and edge-sampler
 MOST_NUMBERS = 1_000_000
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
@@ -23,6 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command line's ``main`` and exits: with its status, or with an error's and one line on standard error."""
+    leave_name()
     status = 2
     try:
         sys.exit(main() or 0)
@@ -44,6 +46,13 @@ def run_command(main: Callable[[], int | None]) -> None:
         sys.exit(130)
     print("error:", " ".join(message.split()), file=sys.stderr)
     sys.exit(status)
+
+
+def leave_name() -> None:
+    """Forgets the package that `python -m` took ``main`` from: a user's file may import one of its own of that name."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.parent in COMMANDS:
+        sys.modules.pop(spec.parent, None)
 
 
 def whole_numbers(text: str) -> list[int]:

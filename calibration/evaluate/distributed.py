@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import distributed
 
-from models.progress import ProgressBars, bar, silent
-from runtime.errors import BoundError
-from runtime.output import writable
+from edge_sampler.models.progress import ProgressBars, bar, silent
+from edge_sampler.runtime.errors import BoundError
+from edge_sampler.runtime.output import writable
 
 BLOCK = 32  # noises that stay together
 Result = TypeVar("Result")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.backends.cudnn import flags
 
-from models.denoiser import Denoiser
-from runtime.errors import UserError
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.errors import UserError
 
 CHUNK = 256  # images in one call of the network
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.evaluate.distributed import BLOCK, share
-from calibration.evaluate.network import Network
-from models.denoiser import Denoiser
-from runtime.noise import unit_noise
+from edge_sampler.calibration.evaluate.distributed import BLOCK, share
+from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.noise import unit_noise
 
 CALIBRATION_STREAM, CHECK_STREAM = 1, 2  # of noise: neither is ever sampled
 SEEDS = 2**20  # of noises that belong to one seed; those to hold out start in their middle

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.evaluate.network import Network
-from calibration.evaluate.noise_sets import Noises
-from calibration.evaluate.results import Cache
-from calibration.schedules import subdivide
-from calibration.solvers import find
-from calibration.solvers.base import Solver, base_step
+from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.calibration.evaluate.noise_sets import Noises
+from edge_sampler.calibration.evaluate.results import Cache
+from edge_sampler.calibration.schedules import subdivide
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.solvers.base import Solver, base_step
 
 REFERENCE = find("ipndm")  # its evaluations are worth 1.5 to 2 of Heun's each
 REFERENCE_STEPS = 128  # of it, to have converged

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from calibration.evaluate.distributed import processes, total
-from runtime.errors import UserError
+from edge_sampler.calibration.evaluate.distributed import processes, total
+from edge_sampler.runtime.errors import UserError
 
 MEANING = 1  # raise it when code that makes stored results changes them
 

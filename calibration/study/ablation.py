@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from calibration.calibrate import calibrate
-from calibration.candidates import grid_of, scheme_of
-from calibration.evaluate.results import Cache
-from calibration.refinement import ITERATIONS
-from calibration.schedules import SCHEDULES
-from calibration.settings import CHOSEN, Settings
-from calibration.solvers import ALL_SOLVERS, find
-from calibration.study.measure import Judge, judging
-from calibration.trace import trace
-from models.denoiser import Denoiser, conditioned
-from models.progress import ProgressBars, silent
-from runtime.plan import Plan
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.candidates import grid_of, scheme_of
+from edge_sampler.calibration.evaluate.results import Cache
+from edge_sampler.calibration.refinement import ITERATIONS
+from edge_sampler.calibration.schedules import SCHEDULES
+from edge_sampler.calibration.settings import CHOSEN, Settings
+from edge_sampler.calibration.solvers import ALL_SOLVERS, find
+from edge_sampler.calibration.study.measure import Judge, judging
+from edge_sampler.calibration.trace import trace
+from edge_sampler.models.denoiser import Denoiser, conditioned
+from edge_sampler.models.progress import ProgressBars, silent
+from edge_sampler.runtime.plan import Plan
 
 SEEDS = 5  # of fits whose spread is asked for
 BATCHES = (8, 16, 32, 64, 128)  # those below the batch of the other trials are tried beside it

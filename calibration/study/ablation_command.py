@@ -9,14 +9,14 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from calibration.arguments import DEFAULTS, add_cache_argument, add_model_arguments, cache, load_model
-from calibration.evaluate.distributed import written
-from calibration.settings import Settings
-from calibration.study.ablation import Answer, ablate, between_grids, between_models, markdown
-from models import load
-from models.progress import ProgressBars
-from runtime.command_line import Parser, whole_numbers
-from runtime.errors import UserError
+from edge_sampler.calibration.arguments import DEFAULTS, add_cache_argument, add_model_arguments, cache, load_model
+from edge_sampler.calibration.evaluate.distributed import written
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.study.ablation import Answer, ablate, between_grids, between_models, markdown
+from edge_sampler.models import load
+from edge_sampler.models.progress import ProgressBars
+from edge_sampler.runtime.command_line import Parser, whole_numbers
+from edge_sampler.runtime.errors import UserError
 
 
 def main() -> None:

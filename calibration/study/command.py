@@ -8,7 +8,7 @@ torchrun --nproc-per-node 2 -m calibration study --model edm-fashion --refined 5
 import argparse
 from pathlib import Path
 
-from calibration.arguments import (
+from edge_sampler.calibration.arguments import (
     DEFAULTS,
     add_cache_argument,
     add_model_arguments,
@@ -16,15 +16,15 @@ from calibration.arguments import (
     cache,
     load_model,
 )
-from calibration.evaluate.distributed import written
-from calibration.refinement import ITERATIONS
-from calibration.settings import AUTO, Settings
-from calibration.solvers import ALL_SOLVERS, find
-from calibration.solvers.base import Solver
-from calibration.study.study import Study, study
-from models.progress import ProgressBars
-from runtime.command_line import Parser, whole_numbers
-from runtime.errors import UserError
+from edge_sampler.calibration.evaluate.distributed import written
+from edge_sampler.calibration.refinement import ITERATIONS
+from edge_sampler.calibration.settings import AUTO, Settings
+from edge_sampler.calibration.solvers import ALL_SOLVERS, find
+from edge_sampler.calibration.solvers.base import Solver
+from edge_sampler.calibration.study.study import Study, study
+from edge_sampler.models.progress import ProgressBars
+from edge_sampler.runtime.command_line import Parser, whole_numbers
+from edge_sampler.runtime.errors import UserError
 
 NFES = "4,5,6,8,10,12,15,20,25"
 REFINED = (5, 6, 8, 10)
@@ -77,7 +77,7 @@ def main() -> None:
         return study(model, solvers, nfes, refined, settings, arguments.noises, kept, progress)
 
     def write(found: Study, folder: Path) -> None:
-        from calibration.study import report  # late: Matplotlib takes a second
+        from edge_sampler.calibration.study import report  # late: Matplotlib takes a second
 
         report.write(found, folder)
 

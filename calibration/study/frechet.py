@@ -6,7 +6,7 @@ With our Fashion-MNIST classifier it is FD-fashion. It is not FID, whose network
 import numpy as np
 from scipy.linalg import sqrtm
 
-from models.networks.classifier import Statistics
+from edge_sampler.models.networks.classifier import Statistics
 
 
 def distance(one: Statistics, other: Statistics) -> float:

@@ -7,17 +7,17 @@ from functools import partial
 import numpy as np
 import torch
 
-from calibration.evaluate.distributed import gathered, total
-from calibration.evaluate.noise_sets import Noises, to_judge
-from calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
-from calibration.evaluate.results import Cache, digest
-from calibration.fit import FittedStep, image_errors, rms
-from calibration.study import frechet
-from models.denoiser import Denoiser
-from models.networks import classifier
-from models.progress import ProgressBars
-from runtime.errors import UserError
-from runtime.plan import Plan, sample
+from edge_sampler.calibration.evaluate.distributed import gathered, total
+from edge_sampler.calibration.evaluate.noise_sets import Noises, to_judge
+from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
+from edge_sampler.calibration.evaluate.results import Cache, digest
+from edge_sampler.calibration.fit import FittedStep, image_errors, rms
+from edge_sampler.calibration.study import frechet
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.networks import classifier
+from edge_sampler.models.progress import ProgressBars
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan, sample
 
 RESAMPLES = 1000  # of the bootstrap
 TRIMMED = 0.01  # of the images, the worst, are left out of one measure

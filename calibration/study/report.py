@@ -10,9 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from calibration.evaluate.reference import REFERENCE
-from calibration.study.measure import CONVERGED, TRIMMED, Row
-from calibration.study.study import KINDS, Study
+from edge_sampler.calibration.evaluate.reference import REFERENCE
+from edge_sampler.calibration.study.measure import CONVERGED, TRIMMED, Row
+from edge_sampler.calibration.study.study import KINDS, Study
 
 matplotlib.use("Agg")
 

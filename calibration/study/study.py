@@ -6,22 +6,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from calibration.afs import mean_image
-from calibration.candidates import Candidate, best_candidate, grid_of, noises_of, scheme_of
-from calibration.chosen_levels import Grid, choose
-from calibration.evaluate.distributed import gathered
-from calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
-from calibration.evaluate.results import Cache
-from calibration.fit import FittedStep
-from calibration.refinement import refine, viewer
-from calibration.settings import AUTO, Settings
-from calibration.solvers.base import Solver
-from calibration.study.measure import SHOWN, Row, judging
-from calibration.trace import trace
-from models.denoiser import Denoiser
-from models.progress import ProgressBars, silent
-from runtime.errors import UserError
-from runtime.plan import Plan
+from edge_sampler.calibration.afs import mean_image
+from edge_sampler.calibration.candidates import Candidate, best_candidate, grid_of, noises_of, scheme_of
+from edge_sampler.calibration.chosen_levels import Grid, choose
+from edge_sampler.calibration.evaluate.distributed import gathered
+from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
+from edge_sampler.calibration.evaluate.results import Cache
+from edge_sampler.calibration.fit import FittedStep
+from edge_sampler.calibration.refinement import refine, viewer
+from edge_sampler.calibration.settings import AUTO, Settings
+from edge_sampler.calibration.solvers.base import Solver
+from edge_sampler.calibration.study.measure import SHOWN, Row, judging
+from edge_sampler.calibration.trace import trace
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.progress import ProgressBars, silent
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan
 
 ON_CHOSEN = " on a chosen grid"
 WITH_AFS = ", with AFS"

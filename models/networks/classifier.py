@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models import checkpoint
+from edge_sampler.models import checkpoint
 
 WEIGHTS = Path(__file__).parent.parent / "weights" / "fashion-classifier.safetensors"
 SHAPE = (1, 28, 28)  # of the images it knows

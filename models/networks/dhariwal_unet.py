@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from models.networks.layers import BlockStyle, Conv2d, PositionalEmbedding, group_norm
-from models.networks.unet import TrunkLayout, UNet
+from edge_sampler.models.networks.layers import BlockStyle, Conv2d, PositionalEmbedding, group_norm
+from edge_sampler.models.networks.unet import TrunkLayout, UNet
 
 
 class DhariwalUNet(UNet):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.networks.layers import BlockStyle, Conv2d, UNetBlock
+from edge_sampler.models.networks.layers import BlockStyle, Conv2d, UNetBlock
 
 
 @dataclass(frozen=True)

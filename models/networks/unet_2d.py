@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from runtime.errors import UserError
+from edge_sampler.runtime.errors import UserError
 
 
 class UNet2D(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from models.denoiser import Preconditioned, per_image
-from models.precond import DDPM_SIGMAS
+from edge_sampler.models.denoiser import Preconditioned, per_image
+from edge_sampler.models.precond import DDPM_SIGMAS
 
 LABEL_DROPOUT = 0.1  # of labels hidden, so that the network knows the unconditional branch of guidance (2207.12598)
 

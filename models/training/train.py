@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from models import checkpoint
-from models.architecture import build
-from models.networks.classifier import Classifier, features, statistics
-from models.progress import bar
-from models.training import objectives
-from models.training.datasets import DATASETS, Dataset
-from models.training.objectives import Objective
-from models.zoo import WEIGHTS, ZOO
-from runtime.errors import UserError
+from edge_sampler.models import checkpoint
+from edge_sampler.models.architecture import build
+from edge_sampler.models.networks.classifier import Classifier, features, statistics
+from edge_sampler.models.progress import bar
+from edge_sampler.models.training import objectives
+from edge_sampler.models.training.datasets import DATASETS, Dataset
+from edge_sampler.models.training.objectives import Objective
+from edge_sampler.models.zoo import WEIGHTS, ZOO
+from edge_sampler.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from runtime.bundle import Bundle
+from edge_sampler.runtime.bundle import Bundle
 
 
 @dataclass(frozen=True)

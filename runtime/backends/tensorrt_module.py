@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from runtime.engine_record import INSTALL, LIBRARIES
-from runtime.errors import UserError
+from edge_sampler.runtime.engine_record import INSTALL, LIBRARIES
+from edge_sampler.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import tensorrt

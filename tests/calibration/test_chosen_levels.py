@@ -8,19 +8,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibration.calibrate import calibrate, error_against_converged
-from calibration.candidates import best_candidate, make_candidate, scheme_of
-from calibration.chosen_levels import LEVELS, choose, remainders, search, search_cost, shortest, step_errors
-from calibration.evaluate.noise_sets import to_fit
-from calibration.evaluate.reference import solution
-from calibration.evaluate.results import NO_CACHE, Cache
-from calibration.fit import RIDGE, fit, mean_error
-from calibration.schedules import logarithmic
-from calibration.settings import Settings
-from calibration.solvers import find
-from calibration.solvers.base import Scheme
-from models.denoiser import Denoiser
-from models.progress import silent
+from edge_sampler.calibration.calibrate import calibrate, error_against_converged
+from edge_sampler.calibration.candidates import best_candidate, make_candidate, scheme_of
+from edge_sampler.calibration.chosen_levels import (
+    LEVELS,
+    choose,
+    remainders,
+    search,
+    search_cost,
+    shortest,
+    step_errors,
+)
+from edge_sampler.calibration.evaluate.noise_sets import to_fit
+from edge_sampler.calibration.evaluate.reference import solution
+from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
+from edge_sampler.calibration.fit import RIDGE, fit, mean_error
+from edge_sampler.calibration.schedules import logarithmic
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.solvers.base import Scheme
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.progress import silent
 
 
 class Gaussian(Denoiser):
@@ -76,7 +84,7 @@ def test_what_is_left_of_an_error_is_what_the_flow_leaves(digits: Denoiser) -> N
 
 
 def test_grids_have_every_length_within_the_models_range(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibration.chosen_levels.LEVELS", 12)
+    monkeypatch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 12)
     numbers = (1, 2, 5, 8)
     grids, fine = choose(to_fit(digits, 4, 4, 0), numbers, 24, NO_CACHE, silent)
     assert len(fine) == 2 * 8 + 1 < LEVELS  # twice as many as steps, and 0
@@ -90,7 +98,7 @@ def test_grids_have_every_length_within_the_models_range(digits: Denoiser, monke
 
 
 def test_a_solver_takes_the_grid_that_serves_it_best(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibration.chosen_levels.LEVELS", 32)
+    monkeypatch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 32)
     settings = Settings(5, "iia-ipndm", "chosen", "global", batch=8, heldout=8)
     noises = to_fit(digits, settings.batch, settings.heldout, 0)
     (chosen, *_), fine = choose(noises, [settings.nfe], 24, NO_CACHE, silent)

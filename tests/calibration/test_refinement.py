@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-import models
-from calibration import refinement as refining
-from calibration.afs import mean_image
-from calibration.calibrate import calibrate
-from calibration.candidates import grid_of, scheme_of
-from calibration.evaluate.noise_sets import Noises, to_fit
-from calibration.evaluate.reference import solution
-from calibration.evaluate.results import NO_CACHE, Cache
-from calibration.fit import image_errors
-from calibration.refinement import (
+from edge_sampler import models
+from edge_sampler.calibration import refinement as refining
+from edge_sampler.calibration.afs import mean_image
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.candidates import grid_of, scheme_of
+from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
+from edge_sampler.calibration.evaluate.reference import solution
+from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
+from edge_sampler.calibration.fit import image_errors
+from edge_sampler.calibration.refinement import (
     derivatives,
     evaluations,
     normal_equations,
@@ -25,12 +25,12 @@ from calibration.refinement import (
     viewer,
     with_parameters,
 )
-from calibration.settings import Settings
-from calibration.solvers import find
-from calibration.trace import trace
-from models.denoiser import Denoiser
-from runtime.errors import UserError
-from runtime.plan import Plan, sample
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.trace import trace
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan, sample
 
 
 @pytest.fixture(scope="module")

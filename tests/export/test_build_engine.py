@@ -11,16 +11,16 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from export.build_engine import build, engine_for, parsed, read_graph
-from export.engine_command import main
-from export.lower import prepare_for_tensorrt
-from export.save import save_checked
-from runtime.backends.onnxrt import Session
-from runtime.backends.tensorrt_module import library, logger
-from runtime.bundle import Bundle
-from runtime.engine_record import Batch, Engine
-from runtime.errors import BoundError, UserError
-from runtime.noise import unit_noise
+from edge_sampler.export.build_engine import build, engine_for, parsed, read_graph
+from edge_sampler.export.engine_command import main
+from edge_sampler.export.lower import prepare_for_tensorrt
+from edge_sampler.export.save import save_checked
+from edge_sampler.runtime.backends.onnxrt import Session
+from edge_sampler.runtime.backends.tensorrt_module import library, logger
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.engine_record import Batch, Engine
+from edge_sampler.runtime.errors import BoundError, UserError
+from edge_sampler.runtime.noise import unit_noise
 from tests.conftest import export, relative, run_main
 
 ROOT = Path(__file__).parent.parent.parent
@@ -214,8 +214,9 @@ def test_a_bundle_outlives_an_engine_that_could_not_be_added(tmp_path: Path) -> 
 def test_a_device_needs_no_pytorch(copy: Path) -> None:
     """The verb runs where PyTorch cannot be imported."""
     program = (
-        "import sys; sys.modules['torch'] = None; sys.argv[0] = 'x'; from runtime.errors import run_command; "
-        "from export.engine_command import main; run_command(main)"
+        "import sys; sys.modules['torch'] = None; sys.argv[0] = 'x'; "
+        "from edge_sampler.runtime.command_line import run_command; "
+        "from edge_sampler.export.engine_command import main; run_command(main)"
     )
     command = [sys.executable, "-c", program, str(copy), "--precision", "fp16"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

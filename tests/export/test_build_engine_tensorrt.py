@@ -11,11 +11,11 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from export.engine_command import main
-from runtime.backends.tensorrt_module import logger
-from runtime.bundle import Bundle
-from runtime.engine_record import Batch
-from runtime.errors import UserError
+from edge_sampler.export.engine_command import main
+from edge_sampler.runtime.backends.tensorrt_module import logger
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.engine_record import Batch
+from edge_sampler.runtime.errors import UserError
 from tests.conftest import run_main
 
 PLAN = b"a plan"

@@ -10,14 +10,13 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
-import models
-import runtime
-from models.denoiser import Denoiser, Preconditioned
-from runtime.backends import BACKENDS
-from runtime.bench import BASELINE, Timing, host_paths
-from runtime.cuda import used_memory
-from runtime.noise import unit_noise
-from runtime.plan import sample
+from edge_sampler import models, runtime
+from edge_sampler.models.denoiser import Denoiser, Preconditioned
+from edge_sampler.runtime.backends import BACKENDS
+from edge_sampler.runtime.bench import BASELINE, Timing, host_paths
+from edge_sampler.runtime.cuda import used_memory
+from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.plan import sample
 from tests.gpu.conftest import GPU_BACKENDS, ROWS, Equip, Expected, Measure, Row
 
 WIDTH, REPEATS = 8192, 10  # of the matrices that tell the GPU's rate

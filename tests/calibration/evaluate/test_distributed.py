@@ -13,15 +13,17 @@ FIT = ["--solver", "iia-ipndm", "--target", "global", "--batch", "64", "--heldou
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 PRODUCTS = """
-import sys, numpy as np, torch, models
-from calibration.cache import NO_CACHE
-from calibration.distributed import joined, rank, total
-from calibration.fit import gram
-from calibration.noises import to_fit
-from calibration.refine import normal_equations
-from calibration.calibrate import Settings, grid_of, scheme_of
-from calibration.solvers import find
-from calibration.trace import trace
+import sys, numpy as np, torch
+from edge_sampler import models
+from edge_sampler.calibration.evaluate.results import NO_CACHE
+from edge_sampler.calibration.evaluate.distributed import joined, rank, total
+from edge_sampler.calibration.fit import gram
+from edge_sampler.calibration.evaluate.noise_sets import to_fit
+from edge_sampler.calibration.refinement import normal_equations
+from edge_sampler.calibration.candidates import grid_of, scheme_of
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.trace import trace
 
 model = models.load("edm-digits")
 with joined(torch.device("cpu")):
@@ -86,7 +88,7 @@ WRITES = """
 import sys
 from pathlib import Path
 import numpy as np, torch
-from calibration.distributed import rank, total, written
+from edge_sampler.calibration.evaluate.distributed import rank, total, written
 
 def work(progress):
     return total(np.array([1.0 + rank()]))
@@ -107,9 +109,10 @@ def test_the_first_process_writes_what_all_made(tmp_path: Path) -> None:
 
 
 ABLATION = """
-from calibration import ablation, ablation_command, calibrate, grid, study
+from edge_sampler.calibration import calibrate, chosen_levels
+from edge_sampler.calibration.study import ablation, ablation_command, measure
 
-grid.LEVELS, study.REFERENCE_STEPS, calibrate.REFERENCE_STEPS = 8, 48, 48
+chosen_levels.LEVELS, measure.REFERENCE_STEPS, calibrate.REFERENCE_STEPS = 8, 48, 48
 ablation.BATCHES, ablation.SEEDS, ablation.ITERATIONS = (), 1, 1
 ablation_command.main()
 """
@@ -136,7 +139,7 @@ LEAVES = """
 import sys, time
 from pathlib import Path
 import torch
-from calibration.distributed import joined, rank
+from edge_sampler.calibration.evaluate.distributed import joined, rank
 
 with joined(torch.device("cpu")):
     if rank() == 0:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.schedules import edm
-from calibration.solvers import find
-from calibration.solvers.base import base_step
+from edge_sampler.calibration.schedules import edm
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.solvers.base import base_step
 from tests.calibration.solvers.test_solvers import NOISE, denoise
 from tests.conftest import DATA
 

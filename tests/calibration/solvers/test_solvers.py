@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from calibration.schedules import SCHEDULES, edm, subdivide
-from calibration.solvers import ALL_SOLVERS, find
-from calibration.solvers.base import Scheme, Solver, base_step
-from calibration.trace import corrected_by, trace
-from runtime.errors import UserError
-from runtime.plan import sample
+from edge_sampler.calibration.schedules import SCHEDULES, edm, subdivide
+from edge_sampler.calibration.solvers import ALL_SOLVERS, find
+from edge_sampler.calibration.solvers.base import Scheme, Solver, base_step
+from edge_sampler.calibration.trace import corrected_by, trace
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import sample
 
 NFES = (1, 2, 3, 4, 5, 10, 25)
 CENTRES = np.random.default_rng(0).normal(size=(5, 48)) * 0.5

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from calibration.calibrate import calibrate, error_against_converged
-from calibration.settings import Settings
-from calibration.study import ablation_command
-from models.denoiser import Denoiser
+from edge_sampler.calibration.calibrate import calibrate, error_against_converged
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.study import ablation_command
+from edge_sampler.models.denoiser import Denoiser
 from tests.conftest import TINY, run_main
 
 
@@ -16,7 +16,7 @@ def test_tables(digits: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "chosen_levels.LEVELS": 8, "study.measure.REFERENCE_STEPS": 48, "calibrate.REFERENCE_STEPS": 48,
         "study.ablation.BATCHES": (4, 16), "study.ablation.SEEDS": 2, "study.ablation.ITERATIONS": 1,
     }.items():  # fmt: skip
-        monkeypatch.setattr(f"calibration.{name}", value)
+        monkeypatch.setattr(f"edge_sampler.calibration.{name}", value)
     out = tmp_path / "tables.md"
     run_main(
         ablation_command.main, "--model", "edm-digits", "--also", TINY, "--nfe", "3",

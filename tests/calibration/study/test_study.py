@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-import models
-from calibration.calibrate import calibrate, error_against_converged
-from calibration.evaluate.noise_sets import to_judge
-from calibration.evaluate.results import NO_CACHE, Cache
-from calibration.fit import image_errors
-from calibration.settings import AUTO, Settings
-from calibration.study import command as study_command
-from calibration.study import frechet
-from calibration.study.measure import converged, judging, reference
-from calibration.study.study import KINDS
-from models.denoiser import Denoiser
-from models.networks import classifier
-from models.progress import silent
-from runtime.errors import UserError
-from runtime.plan import Plan
+from edge_sampler import models
+from edge_sampler.calibration.calibrate import calibrate, error_against_converged
+from edge_sampler.calibration.evaluate.noise_sets import to_judge
+from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
+from edge_sampler.calibration.fit import image_errors
+from edge_sampler.calibration.settings import AUTO, Settings
+from edge_sampler.calibration.study import command as study_command
+from edge_sampler.calibration.study import frechet
+from edge_sampler.calibration.study.measure import converged, judging, reference
+from edge_sampler.calibration.study.study import KINDS
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.networks import classifier
+from edge_sampler.models.progress import silent
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan
 from tests.conftest import run_main
 
 SMALL = ["--nfe", "3,4", "--refined", "3", "--noises", "24", "--batch", "32", "--heldout", "16", "--iterations", "3"]
@@ -33,10 +33,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     out = folder / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calibration.study.measure.REFERENCE_STEPS", 48)
-        patch.setattr("calibration.study.study.REFERENCE_STEPS", 48)
-        patch.setattr("calibration.study.measure.TRIMMED", 0.25)
-        patch.setattr("calibration.chosen_levels.LEVELS", 16)
+        patch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 48)
+        patch.setattr("edge_sampler.calibration.study.study.REFERENCE_STEPS", 48)
+        patch.setattr("edge_sampler.calibration.study.measure.TRIMMED", 0.25)
+        patch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 16)
         run_main(
             study_command.main, "--model", "edm-digits", *SMALL, "--cache", str(folder / "cache"), "--out", str(out)
         )
@@ -61,9 +61,9 @@ def test_the_figures_are_those_of_the_plans(found: Path, digits: Denoiser) -> No
 
 
 def test_of_named_solvers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibration.study.measure.REFERENCE_STEPS", 48)
-    monkeypatch.setattr("calibration.study.study.REFERENCE_STEPS", 48)
-    monkeypatch.setattr("calibration.chosen_levels.LEVELS", 16)
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 48)
+    monkeypatch.setattr("edge_sampler.calibration.study.study.REFERENCE_STEPS", 48)
+    monkeypatch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 16)
     few = ["--nfe", "3", "--noises", "4", "--batch", "8", "--heldout", "4", "--iterations", "0"]
     few += ["--cache", str(tmp_path / "cache")]
     out = tmp_path / "out"
@@ -92,9 +92,9 @@ def test_each_image_of_the_reference_takes_the_steps_that_it_needs(
     solved = {steps: reference(noises, steps, cache, silent) for steps in (4, 8, 16, 32)}
     moves = {2 * steps: image_errors(solved[2 * steps] - solved[steps]) for steps in (4, 8, 16)}
     allowed = moves[8].median().item()
-    monkeypatch.setattr("calibration.study.measure.REFERENCE_STEPS", 8)
-    monkeypatch.setattr("calibration.study.measure.MOST_STEPS", 32)
-    monkeypatch.setattr("calibration.study.measure.CONVERGED", allowed)
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 8)
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.MOST_STEPS", 32)
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.CONVERGED", allowed)
     images, moved = converged(noises, cache, silent)
     settled_at = {place: next((s for s in (8, 16) if moves[s][place] <= allowed), 32) for place in range(8)}
     assert len(set(settled_at.values())) > 1
@@ -107,18 +107,18 @@ def test_what_another_reference_judged_is_not_taken_over(
     digits: Denoiser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     plan = calibrate(digits, Settings(3, "ddim"))
-    monkeypatch.setattr("calibration.study.measure.CONVERGED", np.inf)
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.CONVERGED", np.inf)
 
     def error(steps: int, cache: Cache) -> float:
-        monkeypatch.setattr("calibration.study.measure.REFERENCE_STEPS", steps)
+        monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", steps)
         return judging(digits, 4, cache, silent).row(plan, "fixed", ())[0].rmse
 
     assert error(8, Cache(tmp_path)) != error(16, Cache(tmp_path)) == error(16, NO_CACHE)
 
 
 def test_a_reference_may_be_off_by_half_of_the_least_error(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibration.study.measure.REFERENCE_STEPS", 8)
-    monkeypatch.setattr("calibration.study.measure.CONVERGED", np.inf)
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 8)
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.CONVERGED", np.inf)
     judge = replace(judging(digits, 4, NO_CACHE, silent), moved=torch.full((4,), 0.003))
     judge.check(0.0021)
     with pytest.raises(UserError, match=r"moves by 0\.003 .* errors of 0\.0019"):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-import models
-from calibration.evaluate.network import Network
-from calibration.schedules import edm
-from calibration.solvers import find
-from calibration.solvers.base import base_step
-from models.denoiser import Denoiser
+from edge_sampler import models
+from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.calibration.schedules import edm
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.solvers.base import base_step
+from edge_sampler.models.denoiser import Denoiser
 from tests.conftest import DATA, Golden, relative
 
 
@@ -44,7 +44,7 @@ def test_class_minus_one_is_no_class() -> None:
 
 def test_the_shipped_network_denoises(digits: Denoiser) -> None:
     """On noisy digits it errs far less than the best linear guess, shrinking toward the mean image."""
-    from models.training import datasets
+    from edge_sampler.models.training import datasets
 
     images = datasets.digits().images
     noisy = images + 0.5 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))

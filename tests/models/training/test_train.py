@@ -11,13 +11,13 @@ import pytest
 import safetensors.torch
 import torch
 
-import models
-from models.networks import classifier
-from models.precond import DDPM_SIGMAS
-from models.training import objectives
-from models.training.datasets import DATASETS, FASHION_FOLDER, Dataset, fashion
-from models.training.train import RECIPES, train, untrained
-from runtime.errors import UserError
+from edge_sampler import models
+from edge_sampler.models.networks import classifier
+from edge_sampler.models.precond import DDPM_SIGMAS
+from edge_sampler.models.training import objectives
+from edge_sampler.models.training.datasets import DATASETS, FASHION_FOLDER, Dataset, fashion
+from edge_sampler.models.training.train import RECIPES, train, untrained
+from edge_sampler.runtime.errors import UserError
 
 SHORT = replace(RECIPES["edm-digits"], images_seen=16 * 60, batch=16, warmup_steps=5)
 

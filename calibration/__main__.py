@@ -1,4 +1,4 @@
-"""Fits a sampler (``command.py``), measures them all (``study_command.py``), or each part (``ablation_command.py``).
+"""Fits a sampler (``command.py``), or measures: all solvers, or each part of a fit (``study/``).
 
 python -m calibration --help
 python -m calibration study --help
@@ -8,10 +8,15 @@ python -m calibration ablation --help
 import sys
 from importlib import import_module
 
-from runtime.errors import run_command
+from edge_sampler.runtime.command_line import run_command
+
+STUDIES = {"study": "study.command", "ablation": "study.ablation_command"}
+
+
+def main() -> None:
+    module = STUDIES[sys.argv.pop(1)] if sys.argv[1:2] and sys.argv[1] in STUDIES else "command"
+    import_module(f"edge_sampler.calibration.{module}").main()  # imported late: a missing library is one clear line
+
 
 if __name__ == "__main__":
-    module = "calibration.command"
-    if sys.argv[1:2] in (["study"], ["ablation"]):
-        module = f"calibration.{sys.argv.pop(1)}_command"
-    run_command(lambda: import_module(module).main())  # imported late: a missing library is one clear line
+    run_command(main)

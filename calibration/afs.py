@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.cache import Cache
-from calibration.distributed import total
-from calibration.noises import Noises
-from models.progress import ProgressBars, silent
+from edge_sampler.calibration.evaluate.distributed import total
+from edge_sampler.calibration.evaluate.noise_sets import Noises
+from edge_sampler.calibration.evaluate.results import Cache
+from edge_sampler.models.progress import ProgressBars, silent
 
 
 def mean_image(noises: Noises, cache: Cache, progress: ProgressBars = silent) -> Tensor:

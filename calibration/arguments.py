@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from calibration.cache import Cache
-from calibration.calibrate import CHOSEN, TARGETS, Settings
-from calibration.refine import ITERATIONS, VIEWS
-from calibration.schedules import SCHEDULES
-from models.denoiser import Denoiser, conditioned
-from models.zoo import load
-from runtime.cache import cache_folder
-from runtime.errors import UserError
+from edge_sampler.calibration.evaluate.results import Cache
+from edge_sampler.calibration.refinement import ITERATIONS, VIEWS
+from edge_sampler.calibration.schedules import SCHEDULES
+from edge_sampler.calibration.settings import CHOSEN, TARGETS, Settings
+from edge_sampler.models.denoiser import Denoiser, conditioned
+from edge_sampler.models.loading import load
+from edge_sampler.runtime.cache_folder import cache_folder
+from edge_sampler.runtime.errors import UserError
 
 DEFAULTS = Settings(nfe=1)
 

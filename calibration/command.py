@@ -4,16 +4,18 @@ python -m calibration --model edm-digits --solver iia-ipndm --nfe 10
 python -m calibration --model edm-digits --solver iia-ipndm --nfe 6 --target global --refine
 torchrun --nproc-per-node 2 -m calibration --model edm-digits --nfe 10
 python -m export --model edm-digits --plan edm-digits-iia-ipndm-nfe10.json
+python -m calibration study --help       # measures every solver
+python -m calibration ablation --help    # measures what each part of a fit is worth
 """
 
 import argparse
 from pathlib import Path
 
-from calibration.arguments import add_model_arguments, add_settings_arguments, cache, load_model, settings
-from calibration.calibrate import calibrate
-from calibration.distributed import written
-from calibration.report import show
-from runtime.errors import Parser
+from edge_sampler.calibration.arguments import add_model_arguments, add_settings_arguments, cache, load_model, settings
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.evaluate.distributed import written
+from edge_sampler.calibration.report import show
+from edge_sampler.runtime.command_line import Parser
 
 
 def main() -> None:

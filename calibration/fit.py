@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.distributed import total
-from calibration.solvers.base import Denoise, Scheme
-from calibration.trace import correct
+from edge_sampler.calibration.evaluate.distributed import total
+from edge_sampler.calibration.solvers.base import Denoise, Scheme
+from edge_sampler.calibration.trace import correct
 
 RIDGE = 1e-4  # relative weight of the pull toward the base solver, unless another is asked for
 

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from runtime.plan import Plan
+from edge_sampler.runtime.plan import Plan
 
 
 def show(plan: Plan) -> None:

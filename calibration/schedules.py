@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from models.precond import VP_BETA_D, VP_BETA_MIN, vp_sigma
-from runtime.errors import UserError
+from edge_sampler.models.precond import VP_BETA_D, VP_BETA_MIN, vp_sigma
+from edge_sampler.runtime.errors import UserError
 
 RHO = 7.0
 
@@ -43,7 +43,7 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
-def refine(sigmas: list[float], substeps: int) -> list[float]:
+def subdivide(sigmas: list[float], substeps: int) -> list[float]:
     """Each interval cut into ``substeps``, uniformly in σ^(1/7); the given levels stay, exactly."""
     if substeps < 2:
         raise UserError(f"an interval is cut into {substeps} fine steps; it takes at least 2")

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from calibration.solvers.base import Scheme, Step, base_step
-from runtime.plan import Plan, as_image
+from edge_sampler.calibration.solvers.base import Scheme, Step, base_step
+from edge_sampler.runtime.plan import Plan, as_image
 
 AFS = "-afs"  # ends the name of a solver whose first step is analytical
 

@@ -7,11 +7,16 @@ python -m export engine --help
 import sys
 from importlib import import_module
 
-from runtime.errors import run_command
+from edge_sampler.runtime.command_line import run_command
+
+
+def main() -> None:
+    module = "command"
+    if sys.argv[1:2] == ["engine"]:
+        module = "engine_command"
+        del sys.argv[1]
+    import_module(f"edge_sampler.export.{module}").main()  # imported late: a missing library is one clear line
+
 
 if __name__ == "__main__":
-    module = "export.command"
-    if sys.argv[1:2] == ["engine"]:
-        module = "export.engine_command"
-        del sys.argv[1]
-    run_command(lambda: import_module(module).main())  # imported late: a missing library is one clear line
+    run_command(main)

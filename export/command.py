@@ -14,19 +14,20 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from calibration.arguments import add_model_arguments, add_settings_arguments, cache, load_model, settings
-from calibration.calibrate import calibrate, error_against_converged, fitted_to
-from calibration.report import show
-from export.bundle import close, parity, write_graphs, write_reference, write_samples
-from export.engine_command import add_engine_arguments, additions_of
-from export.extend import add
-from export.unroll import OUTPUTS
-from models.denoiser import Denoiser
-from models.progress import bar
-from runtime.bundle import Bundle
-from runtime.errors import Parser, UserError
-from runtime.output import check_writable, writable
-from runtime.plan import Plan
+from edge_sampler.calibration.arguments import add_model_arguments, add_settings_arguments, cache, load_model, settings
+from edge_sampler.calibration.calibrate import calibrate, error_against_converged, fitted_to
+from edge_sampler.calibration.report import show
+from edge_sampler.export.assemble import close, parity, write_graphs, write_reference, write_samples
+from edge_sampler.export.engine_command import add_engine_arguments, additions_of
+from edge_sampler.export.extend import add
+from edge_sampler.export.unroll import OUTPUTS
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.progress import bar
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.command_line import Parser
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.output import check_writable, writable
+from edge_sampler.runtime.plan import Plan
 
 CHECKED = 16  # images of a fixed solver, unless another number is asked for
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from export.engine import plan_engine
-from export.extend import Additions, add
-from runtime.bundle import Bundle
-from runtime.engines import LIBRARIES, PRECISIONS, Batch
-from runtime.errors import Parser, UserError
+from edge_sampler.export.build_engine import engine_for
+from edge_sampler.export.extend import Additions, add
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.command_line import Parser
+from edge_sampler.runtime.engine_record import LIBRARIES, PRECISIONS, Batch
+from edge_sampler.runtime.errors import UserError
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
     engine = None
     if arguments.engine:
         batch = Batch.parse("1" if arguments.batch is None else arguments.batch)
-        engine = plan_engine(arguments.engine, arguments.target, arguments.precision, batch, arguments.loop)
+        engine = engine_for(arguments.engine, arguments.target, arguments.precision, batch, arguments.loop)
     if engine is None and arguments.precision == "fp32":
         return None
     return Additions(arguments.precision, arguments.max_error, engine)

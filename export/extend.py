@@ -13,18 +13,18 @@ import numpy as np
 import onnx_ir as ir
 from rich.table import Table
 
-from export.engine import build, read_graph
-from export.lower import drop_unused
-from export.precision import lower_precision, round_activations
-from export.save import save_checked
-from models.progress import bar
-from runtime.backends.onnxrt import Session
-from runtime.bundle import FLOAT_IMAGES, MANIFEST, Bundle, describe_files, write_manifest
-from runtime.engines import Engine
-from runtime.errors import BoundError
-from runtime.noise import unit_noise
-from runtime.output import writable
-from runtime.sampler import make_feed
+from edge_sampler.export.build_engine import build, read_graph
+from edge_sampler.export.lower import drop_unused
+from edge_sampler.export.precision import lower_precision, round_activations
+from edge_sampler.export.save import save_checked
+from edge_sampler.models.progress import bar
+from edge_sampler.runtime.backends.onnxrt import Session
+from edge_sampler.runtime.bundle import FLOAT_IMAGES, MANIFEST, Bundle, describe_files, write_manifest
+from edge_sampler.runtime.engine_record import Engine
+from edge_sampler.runtime.errors import BoundError
+from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.output import writable
+from edge_sampler.runtime.sampler import make_feed
 
 CHECKED_PIXELS = 16_384  # that many, in 4 to 64 images, tell a precision's error
 FIRST_CHECKED_SEED = 1_000_000  # not the seeds that people look at
@@ -136,7 +136,7 @@ def add_engine(bundle: Bundle, folder: Path, facts: dict[str, Any], engine: Engi
         started = time.perf_counter()
         built = build(read_graph(bundle, engine), engine)
         seconds = time.perf_counter() - started
-        path.write_bytes(built.plan)
+        path.write_bytes(built.engine_bytes)
         path.with_suffix(".log").write_text("".join(f"{line}\n" for line in built.log))
         advance(1)
     others = [recorded for recorded in facts.get("engines", []) if recorded["file"] != engine.file]

@@ -20,17 +20,18 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.denoiser import Denoiser, Preconditioned
-from models.eager import make
-from models.layers import PositionalEmbedding
-from models.zoo import load
-from runtime import cuda
-from runtime.backends import onnxrt
-from runtime.bench import BASELINE, host_paths
-from runtime.bundle import Bundle
-from runtime.errors import Parser, UserError, run_command, whole_numbers
-from runtime.noise import unit_noise
-from runtime.plan import sample
+from edge_sampler.models.denoiser import Denoiser, Preconditioned
+from edge_sampler.models.eager import make
+from edge_sampler.models.loading import load
+from edge_sampler.models.networks.layers import PositionalEmbedding
+from edge_sampler.runtime import cuda
+from edge_sampler.runtime.backends import onnxrt
+from edge_sampler.runtime.bench import BASELINE, host_paths
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.command_line import Parser, run_command, whole_numbers
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.plan import sample
 
 SECONDS, LEAST_RUNS = 1.0, 20  # that one row is measured for
 COMPARED = 4  # images whose error is told

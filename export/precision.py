@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from runtime.errors import UserError
+from edge_sampler.runtime.errors import UserError
 
 LOW = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # a network begins and ends with one that has weights

@@ -7,8 +7,8 @@ into tables and gathered by the iteration's number; the denoised images are coll
 import numpy as np
 import onnx_ir as ir
 
-from export.unroll import OUTPUTS, Canvas, close_canvas, images_name, open_canvas, take_apart
-from runtime.plan import Plan
+from edge_sampler.export.unroll import OUTPUTS, Canvas, close_canvas, images_name, open_canvas, take_apart
+from edge_sampler.runtime.plan import Plan
 
 
 def roll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:

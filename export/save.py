@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from runtime.protobuf import field_head
+from edge_sampler.runtime.protobuf import field_head
 
 INLINE_LIMIT = 2_000_000_000  # bytes of weights; Protocol Buffers end at 2 GiB, so more go to a file beside the graph
 LARGE = 4096  # bytes; smaller tensors stay in the serialized part

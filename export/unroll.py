@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from runtime.backends.onnxrt import Session
-from runtime.bundle import FLOAT_IMAGES
-from runtime.plan import Plan, sample
+from edge_sampler.runtime.backends.onnxrt import Session
+from edge_sampler.runtime.bundle import FLOAT_IMAGES
+from edge_sampler.runtime.plan import Plan, sample
 
 OUTPUTS = ("float32", "uint8")
 

@@ -4,16 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from models.denoiser import Denoiser, ModelSpec
-    from models.own import adapt
-    from models.zoo import ZOO, load
+    from edge_sampler.models.denoiser import Denoiser, ModelSpec
+    from edge_sampler.models.loading import load
+    from edge_sampler.models.own import adapt
+    from edge_sampler.models.zoo import ZOO
 
 __all__ = ["ZOO", "Denoiser", "ModelSpec", "adapt", "load"]
-HOMES = {"ZOO": "models.zoo", "load": "models.zoo", "adapt": "models.own"}  # the others' is models.denoiser
+HOMES = {"ZOO": "zoo", "load": "loading", "adapt": "own"}  # the others' is denoiser
 
 
 def __getattr__(name: str) -> Any:
     """Imports late, since PyTorch takes a second, and ``models.progress`` does without it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(HOMES.get(name, "models.denoiser")), name)
+    return getattr(import_module(f"edge_sampler.models.{HOMES.get(name, 'denoiser')}"), name)

@@ -5,7 +5,12 @@ python -m models --help
 
 from importlib import import_module
 
-from runtime.errors import run_command
+from edge_sampler.runtime.command_line import run_command
+
+
+def main() -> None:
+    import_module("edge_sampler.models.command").main()  # imported late: a missing library is one clear line
+
 
 if __name__ == "__main__":
-    run_command(lambda: import_module("models.command").main())  # imported late: a missing library is one clear line
+    run_command(main)

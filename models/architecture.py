@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.denoiser import Preconditioned
-from models.dhariwal_unet import DhariwalUNet
-from models.layers import FourierEmbedding
-from models.precond import PRECONDITIONINGS
-from models.song_unet import SongUNet
-from models.unet_2d import UNet2D
-from runtime.errors import UserError
+from edge_sampler.models.denoiser import Preconditioned
+from edge_sampler.models.networks.dhariwal_unet import DhariwalUNet
+from edge_sampler.models.networks.layers import FourierEmbedding
+from edge_sampler.models.networks.song_unet import SongUNet
+from edge_sampler.models.networks.unet_2d import UNet2D
+from edge_sampler.models.precond import PRECONDITIONINGS
+from edge_sampler.runtime.errors import UserError
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "SongUNet": SongUNet,

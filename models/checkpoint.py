@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from runtime.errors import UserError
+from edge_sampler.runtime.errors import UserError
 
 FORMATS = (".pkl", ".safetensors", ".pt", ".pth", ".bin")
 

@@ -10,14 +10,16 @@ import argparse
 import numpy as np
 import torch
 
-from models import checkpoint, pipeline
-from models.architecture import build
-from models.denoiser import Denoiser
-from models.download import cached
-from models.zoo import ZOO, ZooRow, load
-from runtime.cache import cache_folder
-from runtime.errors import BoundError, Parser
-from runtime.noise import unit_noise
+from edge_sampler.models import checkpoint, pipeline
+from edge_sampler.models.architecture import build
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.download import cached
+from edge_sampler.models.loading import load
+from edge_sampler.models.zoo import ZOO, ZooRow
+from edge_sampler.runtime.cache_folder import cache_folder
+from edge_sampler.runtime.command_line import Parser
+from edge_sampler.runtime.errors import BoundError
+from edge_sampler.runtime.noise import unit_noise
 
 CHECK_STREAM = 3  # of noise
 CHECKED_LEVELS, CHECKED_IMAGES = 6, 16

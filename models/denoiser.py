@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from models.precond import Preconditioning
-from runtime.errors import UserError
+from edge_sampler.models.precond import Preconditioning
+from edge_sampler.runtime.errors import UserError
 
 SAMPLING_RANGE = (0.002, 80.0)  # arXiv 2206.00364, Table 1; a network's own limits narrow it
 

@@ -9,8 +9,8 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-from runtime.cache import cache_folder
-from runtime.errors import UserError
+from edge_sampler.runtime.cache_folder import cache_folder
+from edge_sampler.runtime.errors import UserError
 
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 20

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from models.denoiser import conditioned
-from models.zoo import load
-from runtime.bundle import Bundle
-from runtime.errors import UserError
-from runtime.plan import sample
+from edge_sampler.models.denoiser import conditioned
+from edge_sampler.models.loading import load
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import sample
 
 
 def make(bundle: Bundle, weights: str | None) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

@@ -3,6 +3,8 @@
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.checkpoint import weights_sha256
-from models.denoiser import Denoiser, Preconditioned
-from models.precond import PRECONDITIONINGS
-from runtime.errors import UserError
+from edge_sampler.models.checkpoint import weights_sha256
+from edge_sampler.models.denoiser import Denoiser, Preconditioned
+from edge_sampler.models.precond import PRECONDITIONINGS
+from edge_sampler.runtime.errors import UserError
 
 NAME = re.compile(r"(.+\.py):(\w+)")
+ROOMS = Path(__file__).resolve().parents[1]  # the folder that holds this one
 
 
 def adapt(
@@ -33,7 +36,7 @@ def adapt(
             it of the noise, float32 [n or 1]; with ``classes``, also with one-hot ones, float32 [n or 1, classes],
             whose zeros are "no class". It returns what ``precond`` says, shaped as x.
         shape: of one image: channels, height, width.
-        precond: a name of ``models.precond.PRECONDITIONINGS``: "Denoised" for a network of (x, σ) that predicts clean
+        precond: a name of ``PRECONDITIONINGS``: "Denoised" for a network of (x, σ) that predicts clean
             images, "DDPMPrecond" for one of (x, t) in discrete steps, "FlowPrecond" for rectified flow, and EDM's.
         arguments: of that preconditioning.
 
@@ -71,21 +74,34 @@ def load(model: str) -> Denoiser:
     path, function = Path(match[1]), match[2]
     if not path.is_file():
         raise UserError(f"no file {path}, of which {function} should make the model")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"edge_sampler_model_{path.stem}", path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))  # so that it finds its neighbours, as when it is run
+    sys.modules[spec.name] = module  # where a dataclass looks for its types
     try:
-        spec.loader.exec_module(module)
-        made = getattr(module, function)()
+        with neighbours_first(path.parent.resolve()):
+            spec.loader.exec_module(module)
+            made = getattr(module, function)()
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{model} failed: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
     if not isinstance(made, Denoiser):
-        raise UserError(f"{model} made a {type(made).__name__}; it should return what models.adapt returns")
+        raise UserError(f"{model} made a {type(made).__name__}; it should return what edge_sampler.adapt returns")
     made.spec = replace(made.spec, name=path.stem)
     return made
+
+
+@contextmanager
+def neighbours_first(folder: Path) -> Iterator[None]:
+    """``folder`` comes first on sys.path, as when a file of it is run.
+
+    A checkout of this project is not on it: its folder ``models`` would hide a user's own that has no __init__.py.
+    """
+    before = sys.path[:]
+    sys.path[:] = [str(folder), *(entry for entry in before if Path(entry).resolve() != ROOMS)]
+    try:
+        yield
+    finally:
+        sys.path[:] = [*(entry for entry in sys.path if entry not in (*before, str(folder))), *before]

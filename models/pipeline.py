@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from models import checkpoint
-from models.checkpoint import Checkpoint
-from models.download import NotFoundError, fetch
-from runtime.cache import cache_folder
-from runtime.errors import UserError
+from edge_sampler.models import checkpoint
+from edge_sampler.models.checkpoint import Checkpoint
+from edge_sampler.models.download import NotFoundError, fetch
+from edge_sampler.runtime.cache_folder import cache_folder
+from edge_sampler.runtime.errors import UserError
 
 HUB = "https://huggingface.co/"
 HUB_ID = re.compile(r"[\w-]+/[\w.-]+")

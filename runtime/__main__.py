@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime import UserError, load
-from runtime.backends import BACKENDS
-from runtime.bench import EAGER, UNROLLED, bench
-from runtime.bundle import Bundle
-from runtime.compare import compare, within
-from runtime.engines import PRECISIONS
-from runtime.errors import Parser, run_command, whole_numbers
-from runtime.images import save_grid
-from runtime.output import check_writable, writable
+from edge_sampler.runtime import UserError, load
+from edge_sampler.runtime.backends import BACKENDS
+from edge_sampler.runtime.bench import EAGER, UNROLLED, bench
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.command_line import Parser, run_command, whole_numbers
+from edge_sampler.runtime.compare import compare, within
+from edge_sampler.runtime.engine_record import PRECISIONS
+from edge_sampler.runtime.images import save_grid
+from edge_sampler.runtime.output import check_writable, writable
 
 
 def main() -> int:

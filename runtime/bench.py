@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends import choose
-from runtime.backends.base import Session, Spans
-from runtime.bundle import Bundle
-from runtime.compare import baseline_feed
-from runtime.errors import UserError
-from runtime.noise import unit_noise
-from runtime.plan import sample
-from runtime.sampler import make_feed
+from edge_sampler.runtime.backends import choose
+from edge_sampler.runtime.backends.base import Session, Spans
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.compare import baseline_feed
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.plan import sample
+from edge_sampler.runtime.sampler import make_feed
 
 UNROLLED, BASELINE, LIMIT, EAGER = "unrolled graph", "baseline host loop", "limit", "PyTorch eager loop"
 

@@ -22,9 +22,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runtime.engines import Engine
-from runtime.errors import UserError
-from runtime.plan import Plan
+from edge_sampler.runtime.engine_record import Engine
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan
 
 SCHEMA = 1
 FLOAT_IMAGES = "images_float32"  # what sampler.onnx calls its float images where its output is uint8

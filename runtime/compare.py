@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.backends import choose
-from runtime.backends.base import Backend, Session
-from runtime.bundle import FLOAT_IMAGES, Bundle
-from runtime.errors import UserError
-from runtime.images import as_floats
-from runtime.noise import unit_noise
-from runtime.plan import sample
-from runtime.sampler import make_feed
+from edge_sampler.runtime.backends import choose
+from edge_sampler.runtime.backends.base import Backend, Session
+from edge_sampler.runtime.bundle import FLOAT_IMAGES, Bundle
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.images import as_floats
+from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.plan import sample
+from edge_sampler.runtime.sampler import make_feed
 
 HALF_LEVEL = 0.5 / 127.5  # what rounding to uint8 may change
 Feed = Mapping[str, np.ndarray]

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from runtime.errors import UserError
+from edge_sampler.runtime.errors import UserError
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY

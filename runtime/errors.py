@@ -1,15 +1,4 @@
-"""The one kind of error that a user can mend, and how every command line reports it."""
-
-import argparse
-import errno
-import os
-import re
-import sys
-from collections.abc import Callable
-from typing import NoReturn
-
-MOST_NUMBERS = 1_000_000
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+"""The errors that a user can mend."""
 
 
 class UserError(Exception):
@@ -22,49 +11,3 @@ class BoundError(UserError):
     """A result beyond the bound that the user set."""
 
     status = 1
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are UserErrors: one line, like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
-def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command line's ``main`` and exits: with its status, or with an error's and one line on standard error."""
-    status = 2
-    try:
-        sys.exit(main() or 0)
-    except UserError as error:
-        message, status = str(error), error.status
-    except ModuleNotFoundError as error:
-        message = (
-            f"{error.name} is not installed; calibration and export need: pip install 'edge-sampler[cpu]', engines of "
-            "finished bundles 'edge-sampler[engine]'"
-        )
-    except BrokenPipeError:  # whoever reads the output, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
-        sys.exit(141)  # as a shell has it
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        message = f"cannot write {error.filename or 'the output'}: {error.strerror}"
-    except KeyboardInterrupt:
-        sys.exit(130)
-    print("error:", " ".join(message.split()), file=sys.stderr)
-    sys.exit(status)
-
-
-def whole_numbers(text: str) -> list[int]:
-    """``0-63`` or ``1,5,9`` or both, as on a command line."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(-?\d+)(?:-(\d+))?", part.strip())
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 0-63 or 1,5,9")
-        span = range(int(match[1]), int(match[2] or match[1]) + 1)
-        if len(numbers) + len(span) > MOST_NUMBERS:
-            raise argparse.ArgumentTypeError(f"{text!r} names more than {MOST_NUMBERS} numbers")
-        numbers += span
-    return numbers

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runtime.errors import UserError
+from edge_sampler.runtime.errors import UserError
 
 SEEDS = 2**63  # seeds are 0 … SEEDS - 1
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.bundle import MANIFEST
-from runtime.errors import UserError
+from edge_sampler.runtime.bundle import MANIFEST
+from edge_sampler.runtime.errors import UserError
 
 
 def check_writable(target: Path, force: bool) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import UserError
+from edge_sampler.runtime.errors import UserError
 
 SCHEMA = 1
 

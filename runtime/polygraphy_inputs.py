@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from runtime.bundle import Bundle
-from runtime.noise import unit_noise
-from runtime.sampler import make_feed
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.sampler import make_feed
 
 
 def load_data() -> Iterator[dict[str, np.ndarray]]:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.backends import choose
-from runtime.bundle import Bundle
-from runtime.errors import UserError
-from runtime.noise import unit_noise
+from edge_sampler.runtime.backends import choose
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.noise import unit_noise
 
 DEFAULT_BATCH = 64
 

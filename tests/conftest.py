@@ -14,12 +14,12 @@ import onnx_ir as ir
 import pytest
 import torch
 
-import models
-from calibration.network import Network
-from export.command import main as export_main
-from export.denoiser import export_denoiser
-from models.denoiser import Denoiser
-from runtime.noise import unit_noise
+from edge_sampler import models
+from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.export.command import main as export_main
+from edge_sampler.export.network_graph import export_denoiser
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.noise import unit_noise
 
 pytest_plugins = ("tests.fakes.cuda",)
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, on as many cores
@@ -82,9 +82,9 @@ def checkpoints() -> dict[str, Any]:
 @pytest.fixture
 def coarse_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reference of few steps, for tests of which the answer does not depend on it."""
-    monkeypatch.setattr("calibration.reference.REFERENCE_STEPS", 24)
-    monkeypatch.setattr("calibration.calibrate.REFERENCE_STEPS", 24)
-    monkeypatch.setattr("calibration.grid.LEVELS", 16)
+    monkeypatch.setattr("edge_sampler.calibration.evaluate.reference.REFERENCE_STEPS", 24)
+    monkeypatch.setattr("edge_sampler.calibration.calibrate.REFERENCE_STEPS", 24)
+    monkeypatch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 16)
 
 
 def run_main(main: Callable[[], object], *arguments: str) -> None:

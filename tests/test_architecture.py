@@ -3,12 +3,14 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MAY_IMPORT = {
+DATA = (".safetensors", ".md", ".json")
+MAY_IMPORT: dict[str, set[str]] = {
     "runtime": set(),
     "models": {"runtime"},
     "calibration": {"models", "runtime"},
@@ -17,14 +19,19 @@ MAY_IMPORT = {
 
 
 def imports(path: Path) -> set[str]:
-    """Top-level names that a file imports anywhere in it."""
+    """Dotted names that a file imports anywhere in it, with what it takes from them."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
+
+
+def packages(path: Path) -> set[str]:
+    """Top-level names that a file imports."""
+    return {name.split(".")[0] for name in imports(path)}
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
@@ -32,21 +39,43 @@ def test_rooms_import_only_what_stands_below_them(room: str) -> None:
     files = list((ROOT / room).rglob("*.py"))
     assert files
     for path in files:
-        ours = imports(path) & MAY_IMPORT.keys() - {room}
+        ours = {name.split(".")[1] for name in imports(path) if name.startswith("edge_sampler.")} - {room}
         assert ours <= MAY_IMPORT[room], f"{path.relative_to(ROOT)} imports {ours - MAY_IMPORT[room]}"
+
+
+def test_there_is_one_import_name() -> None:
+    """A user's project has folders of these names too, which come first on its path."""
+    for folder in (*MAY_IMPORT, "edge_sampler", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not packages(path) & MAY_IMPORT.keys(), path
+
+
+def test_every_folder_is_installed() -> None:
+    """The wheel's list of packages is written out in pyproject.toml, since it gives folders other names."""
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT) for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py")}
+    commands = {path.parent for path in (ROOT / "edge_sampler" / "commands").rglob("*.py")}
+    names = {".".join(("edge_sampler", *folder.parts)) for folder in folders}
+    assert sorted(setup["packages"]) == sorted({"edge_sampler", *names, *(path.name for path in commands)})
+    places = {f"edge_sampler.{room}": room for room in MAY_IMPORT}
+    assert setup["package-dir"] == places | {path.name: str(path.relative_to(ROOT)) for path in commands}
+    data = {path.parent for room in MAY_IMPORT for path in (ROOT / room).rglob("*") if path.suffix in DATA}
+    assert setup["package-data"] == {"edge_sampler.models": ["weights/*"]}
+    assert data == {ROOT / "models" / "weights"}
 
 
 def test_the_runtime_names_no_heavy_library() -> None:
     for path in (ROOT / "runtime").rglob("*.py"):
-        assert not imports(path) & {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "rich"}, path
+        assert not packages(path) & {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "rich"}, path
 
 
-def test_importing_the_runtime_loads_numpy_alone() -> None:
-    program = "import sys, runtime; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+@pytest.mark.parametrize(("module", "heavy"), [("edge_sampler", set()), ("edge_sampler.runtime", {"numpy"})])
+def test_what_importing_loads(module: str, heavy: set[str]) -> None:
+    program = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    foreign = set(loaded.stdout.split()) - sys.stdlib_module_names - {"runtime", "numpy"}
+    foreign = set(loaded.stdout.split()) - sys.stdlib_module_names - {"edge_sampler"}
     foreign = {name for name in foreign if not name.startswith(("_", "sitecustomize", "usercustomize"))}
-    assert not foreign
+    assert foreign == heavy
 
 
 def test_files_stay_short() -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.calibrate import error_against_converged
-from models import load
-from runtime.errors import run_command, whole_numbers
-from runtime.output import writable
-from runtime.plan import Plan
+from edge_sampler.calibration.calibrate import error_against_converged
+from edge_sampler.models import load
+from edge_sampler.runtime.command_line import run_command, whole_numbers
+from edge_sampler.runtime.output import writable
+from edge_sampler.runtime.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 FAST = ("--solver", "ddim", "--check", "0")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.engine_command import main as engine_main
-from runtime.bundle import file_sha256
+from edge_sampler.export.engine_command import main as engine_main
+from edge_sampler.runtime.bundle import file_sha256
 from tests.conftest import run_main
 
 ROOT = Path(__file__).parent.parent

@@ -4,8 +4,8 @@ import difflib
 import importlib
 import pkgutil
 
-from calibration.solvers.base import Solver
-from runtime.errors import UserError
+from edge_sampler.calibration.solvers.base import Solver
+from edge_sampler.runtime.errors import UserError
 
 _MODULES = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
 ALL_SOLVERS: tuple[Solver, ...] = tuple(

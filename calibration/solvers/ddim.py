@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from calibration.solvers.base import Evaluation, Solver, multistep
+from edge_sampler.calibration.solvers.base import Evaluation, Solver, multistep
 
 
 def ddim(past: list[Evaluation], sigma_next: float) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.solvers.base import Evaluation, Solver, multistep
+from edge_sampler.calibration.solvers.base import Evaluation, Solver, multistep
 
 ORDER = 3
 

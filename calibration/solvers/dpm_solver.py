@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from calibration.solvers.base import Denoise, Evaluation, Solver, Step
-from calibration.solvers.heun import euler_interval, heun_steps
+from edge_sampler.calibration.solvers.base import Denoise, Evaluation, Solver, Step
+from edge_sampler.calibration.solvers.heun import euler_interval, heun_steps
 
 
 def dpm_solver_2(

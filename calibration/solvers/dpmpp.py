@@ -7,7 +7,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from calibration.solvers.base import Evaluation, Solver, multistep
+from edge_sampler.calibration.solvers.base import Evaluation, Solver, multistep
 
 
 def dpmpp_2m(past: list[Evaluation], sigma_next: float) -> Any:

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from calibration.solvers.base import Denoise, Evaluation, Solver, Step
+from edge_sampler.calibration.solvers.base import Denoise, Evaluation, Solver, Step
 
 
 @dataclass(frozen=True)

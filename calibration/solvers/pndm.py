@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from calibration.solvers.base import Denoise, Evaluation, Solver, Step, differences, multistep
+from edge_sampler.calibration.solvers.base import Denoise, Evaluation, Solver, Step, differences, multistep
 
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.solvers.base import Denoise, Evaluation, Solver, Step
+from edge_sampler.calibration.solvers.base import Denoise, Evaluation, Solver, Step
 
 ORDER = 3
 

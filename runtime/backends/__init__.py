@@ -1,9 +1,9 @@
 """Engine libraries, one module each; ``base.Backend`` says what a module offers. Here, best first."""
 
-from runtime.backends import onnxrt, trt
-from runtime.backends.base import Backend
-from runtime.bundle import Bundle
-from runtime.errors import UserError
+from edge_sampler.runtime.backends import onnxrt, trt
+from edge_sampler.runtime.backends.base import Backend
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.errors import UserError
 
 BACKENDS = {backend.name: backend for backend in (*trt.BACKENDS, *onnxrt.BACKENDS)}
 

@@ -6,7 +6,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from runtime.bundle import Bundle
+from edge_sampler.runtime.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Backend:
     """A way to run a bundle.
 
     ``unable(bundle, precision)`` says why this machine cannot run that bundle so, or None. ``open(bundle, precision,
-    outputs)`` loads the sampler; ``outputs`` names inner values to return as well, for backends with a ``host_loop``:
-    those can also ``open_denoiser(bundle)``. ``used_memory`` is in bytes, before and after to compare.
+    outputs)`` loads the sampler; ``outputs`` names inner values to return as well, for backends with an
+    ``open_denoiser(bundle)``, which loads the bare denoiser. ``used_memory`` is in bytes, before and after to compare.
     """
 
     name: str

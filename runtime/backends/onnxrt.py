@@ -12,11 +12,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from runtime import cuda
-from runtime.backends.base import Backend, Spans
-from runtime.bundle import Bundle
-from runtime.errors import UserError
-from runtime.protobuf import field_head
+from edge_sampler.runtime import cuda
+from edge_sampler.runtime.backends.base import Backend, Spans
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.protobuf import field_head
 
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 OUTPUT_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}

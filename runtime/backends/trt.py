@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from runtime import cuda
-from runtime.backends.base import Backend, Spans
-from runtime.bundle import Bundle
-from runtime.cache import cache_folder
-from runtime.engines import LIBRARIES, Batch, Engine
-from runtime.errors import UserError
-from runtime.library import Library, image_dims, library, logger, version
+from edge_sampler.runtime import cuda
+from edge_sampler.runtime.backends.base import Backend, Spans
+from edge_sampler.runtime.backends.tensorrt_module import Library, image_dims, library, logger, version
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.cache_folder import cache_folder
+from edge_sampler.runtime.engine_record import LIBRARIES, Batch, Engine
+from edge_sampler.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import tensorrt

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import models
-from calibration.afs import mean_image
-from calibration.cache import NO_CACHE, Cache
-from calibration.calibrate import Settings, calibrate, error_against_converged
-from calibration.noises import to_fit
-from models.denoiser import Denoiser, conditioned
-from models.progress import silent
-from runtime.plan import sample
+from edge_sampler import models
+from edge_sampler.calibration.afs import mean_image
+from edge_sampler.calibration.calibrate import calibrate, error_against_converged
+from edge_sampler.calibration.evaluate.noise_sets import to_fit
+from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.models.denoiser import Denoiser, conditioned
+from edge_sampler.models.progress import silent
+from edge_sampler.runtime.plan import sample
 from tests.conftest import TINY
 
 
@@ -37,7 +38,7 @@ def test_it_is_worth_an_evaluation(schedule: str, digits: Denoiser, tmp_path: Pa
 
 @pytest.mark.usefixtures("coarse_reference")
 def test_auto_uses_it_where_one_mean_serves_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibration.calibrate.AUTO", ("iia-ddim",))
+    monkeypatch.setattr("edge_sampler.calibration.calibrate.AUTO", ("iia-ddim",))
     several, settings = models.load(TINY), Settings(2, schedule="edm", batch=8, heldout=4)
     assert several.spec.classes
     plans = [calibrate(model, settings) for model in (several, conditioned(several, 1))]

@@ -8,30 +8,24 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-import models
-from calibration.cache import Cache
-from calibration.calibrate import (
-    AUTO,
-    Settings,
-    calibrate,
-    error_against_converged,
-    grid_of,
-    make_candidate,
-    scheme_of,
-)
-from calibration.fit import fit, gram, mean_error, rms, solve
-from calibration.network import Network
-from calibration.noises import to_fit, to_judge
-from calibration.reference import cost, trajectory
-from calibration.schedules import refine
-from calibration.solvers import ALL_SOLVERS, find
-from calibration.solvers.base import Scheme, base_step
-from calibration.trace import AFS
-from models.denoiser import Denoiser, conditioned
-from models.progress import silent
-from runtime.errors import UserError
-from runtime.noise import unit_noise
-from runtime.plan import sample
+from edge_sampler import models
+from edge_sampler.calibration.calibrate import calibrate, error_against_converged
+from edge_sampler.calibration.candidates import grid_of, make_candidate, scheme_of
+from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.calibration.evaluate.noise_sets import to_fit, to_judge
+from edge_sampler.calibration.evaluate.reference import cost, trajectory
+from edge_sampler.calibration.evaluate.results import Cache
+from edge_sampler.calibration.fit import fit, gram, mean_error, rms, solve
+from edge_sampler.calibration.schedules import subdivide
+from edge_sampler.calibration.settings import AUTO, Settings
+from edge_sampler.calibration.solvers import ALL_SOLVERS, find
+from edge_sampler.calibration.solvers.base import Scheme, base_step
+from edge_sampler.calibration.trace import AFS
+from edge_sampler.models.denoiser import Denoiser, conditioned
+from edge_sampler.models.progress import silent
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.plan import sample
 from tests.conftest import TINY
 
 BASES = {
@@ -178,7 +172,7 @@ def test_the_reference_comes_nearer_than_heun_at_the_same_cost(network: Network,
     x = noise * 80.0
     goal = trajectory(network, x, [80.0], 512)[0.0]
     network.meter.evaluations = 0
-    by_heun = find("heun").run(network, x, refine([80.0, 0.0], 49), base_step, history=0)
+    by_heun = find("heun").run(network, x, subdivide([80.0, 0.0], 49), base_step, history=0)
     spent = network.meter.evaluations // len(noise)
     assert cost(1, spent) == spent == 97
     assert rms(trajectory(network, x, [80.0], spent)[0.0] - goal) < rms(by_heun - goal)
@@ -195,7 +189,7 @@ def test_the_reference_costs_what_it_says(network: Network, noise: torch.Tensor)
 
 def test_heuns_single_evaluation_is_well_placed(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     """At even NFE the chosen place beats the first and the last transition."""
-    from calibration.solvers import heun
+    from edge_sampler.calibration.solvers import heun
 
     errors = {}
     for near in (80.0, heun.SINGLE_NEAR, 0.002):

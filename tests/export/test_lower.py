@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-import models
-from export.denoiser import export_denoiser
-from export.lower import keep_batch_in_reshapes, lower_group_norm, prepare_for_tensorrt
-from export.save import save_checked
-from runtime.backends.onnxrt import Session
+from edge_sampler import models
+from edge_sampler.export.lower import keep_batch_in_reshapes, lower_group_norm, prepare_for_tensorrt
+from edge_sampler.export.network_graph import export_denoiser
+from edge_sampler.export.save import save_checked
+from edge_sampler.runtime.backends.onnxrt import Session
 from tests.conftest import relative
 
 CHANNELS, SIZE = 8, 6

@@ -10,17 +10,17 @@ import pytest
 import torch
 from onnx_ir.passes.common import ShapeInferencePass
 
-from export.extend import precision_error
-from export.lower import drop_unused
-from export.precision import LOW, lower_precision
-from export.save import save_checked
-from models.denoiser import Denoiser, Preconditioned, per_image
-from runtime.backends.onnxrt import Session
-from runtime.bundle import FLOAT_IMAGES, Bundle
-from runtime.errors import UserError
-from runtime.noise import unit_noise
-from runtime.plan import sample
-from runtime.sampler import make_feed
+from edge_sampler.export.extend import precision_error
+from edge_sampler.export.lower import drop_unused
+from edge_sampler.export.precision import LOW, lower_precision
+from edge_sampler.export.save import save_checked
+from edge_sampler.models.denoiser import Denoiser, Preconditioned, per_image
+from edge_sampler.runtime.backends.onnxrt import Session
+from edge_sampler.runtime.bundle import FLOAT_IMAGES, Bundle
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.plan import sample
+from edge_sampler.runtime.sampler import make_feed
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 

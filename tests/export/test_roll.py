@@ -6,17 +6,18 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.calibrate import Settings, calibrate
-from export.lower import drop_unused, lower_group_norm
-from export.precision import LOW, lower_precision
-from export.roll import roll
-from export.save import save_checked
-from export.unroll import unroll
-from models.denoiser import Denoiser
-from runtime.backends.onnxrt import Session
-from runtime.bundle import Bundle
-from runtime.noise import unit_noise
-from runtime.sampler import make_feed
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.export.lower import drop_unused, lower_group_norm
+from edge_sampler.export.precision import LOW, lower_precision
+from edge_sampler.export.roll import roll
+from edge_sampler.export.save import save_checked
+from edge_sampler.export.unroll import unroll
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.backends.onnxrt import Session
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.sampler import make_feed
 from tests.conftest import relative
 
 

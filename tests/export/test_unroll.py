@@ -9,24 +9,26 @@ import onnx_ir as ir
 import pytest
 import torch
 
-import models
-from calibration.afs import mean_image
-from calibration.cache import NO_CACHE
-from calibration.calibrate import Settings, calibrate, grid_of, noises_of, scheme_of
-from calibration.network import Network
-from calibration.solvers import ALL_SOLVERS, find
-from calibration.solvers.base import Scheme, Solver, base_step
-from calibration.trace import corrected_by, trace
-from export.bundle import write_graphs
-from export.denoiser import export_denoiser
-from export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm
-from export.save import save_checked
-from export.unroll import unroll
-from models.denoiser import Denoiser, conditioned
-from runtime.backends.onnxrt import Session
-from runtime.errors import UserError
-from runtime.images import to_uint8
-from runtime.plan import Plan, sample
+from edge_sampler import models
+from edge_sampler.calibration.afs import mean_image
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.candidates import grid_of, noises_of, scheme_of
+from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.calibration.evaluate.results import NO_CACHE
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.solvers import ALL_SOLVERS, find
+from edge_sampler.calibration.solvers.base import Scheme, Solver, base_step
+from edge_sampler.calibration.trace import corrected_by, trace
+from edge_sampler.export.assemble import write_graphs
+from edge_sampler.export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm
+from edge_sampler.export.network_graph import export_denoiser
+from edge_sampler.export.save import save_checked
+from edge_sampler.export.unroll import unroll
+from edge_sampler.models.denoiser import Denoiser, conditioned
+from edge_sampler.runtime.backends.onnxrt import Session
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.images import to_uint8
+from edge_sampler.runtime.plan import Plan, sample
 from tests.conftest import DATA, TINY, Golden, relative
 
 NFES = (1, 2, 5, 10)

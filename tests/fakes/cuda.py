@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import cuda
+from edge_sampler.runtime import cuda
 
 
 @pytest.fixture(scope="session")

@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.engine import plan_engine
-from export.extend import Additions, add
-from models.eager import make
-from runtime import cuda
-from runtime.backends import BACKENDS
-from runtime.bench import Timing, alternate
-from runtime.bundle import Bundle
-from runtime.engines import LIBRARIES, Batch, Engine
-from runtime.errors import UserError
-from runtime.images import as_floats
-from runtime.library import library
-from runtime.noise import unit_noise
+from edge_sampler.export.build_engine import engine_for
+from edge_sampler.export.extend import Additions, add
+from edge_sampler.models.eager import make
+from edge_sampler.runtime import cuda
+from edge_sampler.runtime.backends import BACKENDS
+from edge_sampler.runtime.backends.tensorrt_module import library
+from edge_sampler.runtime.bench import Timing, alternate
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.engine_record import LIBRARIES, Batch, Engine
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.images import as_floats
+from edge_sampler.runtime.noise import unit_noise
 from tests.conftest import TINY, export
 
 GPU_BACKENDS = tuple(name for name in BACKENDS if name != "onnxrt")
@@ -92,7 +92,7 @@ def planned(name: str, precision: str, batch: str) -> Engine | None:
         return None
     library(name)
     with cuda.Device() as device:
-        return plan_engine(name, device.capability, precision, Batch.parse(batch))
+        return engine_for(name, device.capability, precision, Batch.parse(batch))
 
 
 def missing(name: str, precision: str, batch: str) -> str | None:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import models
-from calibration.network import Network
+from edge_sampler import models
+from edge_sampler.calibration.evaluate.network import Network
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import runtime
-from runtime import cuda
-from runtime.backends import BACKENDS
-from runtime.compare import HALF_LEVEL
-from runtime.engines import LIBRARIES, PRECISIONS
-from runtime.errors import UserError
-from runtime.images import as_floats
+from edge_sampler import runtime
+from edge_sampler.runtime import cuda
+from edge_sampler.runtime.backends import BACKENDS
+from edge_sampler.runtime.compare import HALF_LEVEL
+from edge_sampler.runtime.engine_record import LIBRARIES, PRECISIONS
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.images import as_floats
 from tests.conftest import relative
 from tests.gpu.conftest import GPU_BACKENDS, Equip, Expected, Measure
 

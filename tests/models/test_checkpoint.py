@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from models import checkpoint
-from runtime.errors import UserError
+from edge_sampler.models import checkpoint
+from edge_sampler.runtime.errors import UserError
 from tests.conftest import DATA
 
 OFFICIAL = DATA / "official-format-tiny.pkl"

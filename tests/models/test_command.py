@@ -6,11 +6,11 @@ import pytest
 import safetensors.torch
 import torch
 
-import models
-from models.command import denoising_errors, main, verify
-from models.download import cached
-from models.zoo import ZOO
-from runtime.errors import BoundError
+from edge_sampler import models
+from edge_sampler.models.command import denoising_errors, main, verify
+from edge_sampler.models.download import cached
+from edge_sampler.models.zoo import ZOO
+from edge_sampler.runtime.errors import BoundError
 from tests.conftest import run_main
 
 

@@ -7,10 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import models
-from models.denoiser import Denoiser, Preconditioned, conditioned
-from models.precond import DDPM_SIGMAS, PREDICTIONS, Preconditioning, cosine_betas, ddpm, discrete_sigmas, flow, iddpm
-from runtime.errors import UserError
+from edge_sampler import models
+from edge_sampler.models.denoiser import Denoiser, Preconditioned, conditioned
+from edge_sampler.models.precond import (
+    DDPM_SIGMAS,
+    PREDICTIONS,
+    Preconditioning,
+    cosine_betas,
+    ddpm,
+    discrete_sigmas,
+    flow,
+    iddpm,
+)
+from edge_sampler.runtime.errors import UserError
 from tests.conftest import TINY
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import models
-from models.download import cached, fetch
-from models.zoo import WEIGHTS
-from runtime.errors import UserError
+from edge_sampler import models
+from edge_sampler.models.download import cached, fetch
+from edge_sampler.models.zoo import WEIGHTS
+from edge_sampler.runtime.errors import UserError
 
 CONTENT = bytes(range(256)) * 10_000
 

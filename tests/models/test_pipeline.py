@@ -15,20 +15,21 @@ import onnx_ir as ir
 import pytest
 import torch
 
-import models
-from calibration.calibrate import Settings, calibrate
-from calibration.network import Network
-from calibration.solvers import find
-from calibration.solvers.base import base_step
-from export.bundle import write_graphs
-from models import pipeline
-from models.architecture import build, randomise
-from models.denoiser import Denoiser
-from models.precond import BETA_SCHEDULES, discrete_sigmas
-from models.zoo import DDPM_256, DDPM_CIFAR10, ZOO
-from runtime.backends.onnxrt import Session
-from runtime.errors import UserError
-from runtime.plan import sample
+from edge_sampler import models
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.solvers.base import base_step
+from edge_sampler.export.assemble import write_graphs
+from edge_sampler.models import pipeline
+from edge_sampler.models.architecture import build, randomise
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.precond import BETA_SCHEDULES, discrete_sigmas
+from edge_sampler.models.zoo import DDPM_256, DDPM_CIFAR10, ZOO
+from edge_sampler.runtime.backends.onnxrt import Session
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import sample
 from tests.conftest import relative
 
 SMALL: dict[str, Any] = {

@@ -9,11 +9,11 @@ import pytest
 import safetensors.torch
 import torch
 
-import models
-from models import checkpoint
-from models.architecture import build, randomise
-from models.zoo import DIGITS, EDM_URL, WEIGHTS, ZOO
-from runtime.errors import UserError
+from edge_sampler import models
+from edge_sampler.models import checkpoint
+from edge_sampler.models.architecture import build, randomise
+from edge_sampler.models.zoo import DIGITS, EDM_URL, WEIGHTS, ZOO
+from edge_sampler.runtime.errors import UserError
 from tests.conftest import DATA
 
 OFFICIAL = [name for name, row in ZOO.items() if row.source.startswith(EDM_URL)]

@@ -8,12 +8,12 @@ import onnx
 import pytest
 from PIL import Image
 
-import runtime
-from runtime.bench import BASELINE, EAGER, LIMIT, UNROLLED, bench
-from runtime.bundle import Bundle, file_sha256
-from runtime.compare import BASELINE as LOOP
-from runtime.compare import PYTORCH, compare, within
-from runtime.errors import UserError
+from edge_sampler import runtime
+from edge_sampler.runtime.bench import BASELINE, EAGER, LIMIT, UNROLLED, bench
+from edge_sampler.runtime.bundle import Bundle, file_sha256
+from edge_sampler.runtime.compare import BASELINE as LOOP
+from edge_sampler.runtime.compare import PYTORCH, compare, within
+from edge_sampler.runtime.errors import UserError
 from tests.conftest import export
 
 ROOT = Path(__file__).parent.parent.parent

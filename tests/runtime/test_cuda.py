@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import cuda
-from runtime.errors import UserError
+from edge_sampler.runtime import cuda
+from edge_sampler.runtime.errors import UserError
 
 FLOAT = np.dtype(np.float32)
 MADE = ("cuMemAlloc_v2", "cuMemAllocHost_v2", "cuStreamCreate")  # by the function below, in that order

@@ -11,10 +11,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-import runtime
-from runtime.backends import onnxrt
-from runtime.bundle import Bundle
-from runtime.errors import UserError
+from edge_sampler import runtime
+from edge_sampler.runtime.backends import onnxrt
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.errors import UserError
 
 
 def test_a_provider_that_falls_back_is_refused(made: Path) -> None:

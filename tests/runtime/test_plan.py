@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.errors import UserError
-from runtime.plan import Plan, as_image, sample
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan, as_image, sample
 
 PLAN = Plan("test", (2.0, 0.5), ((2.0,), (1.5, 0.25), (0.0, -0.5, 1.5)), {"note": 1})
 WITH_MEAN = Plan("test", (2.0,), ((2.0, 0.5), (0.0, -0.25, 1.5)), mean=(((1.0, -2.0),),))

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-import runtime
-from runtime.bench import UNROLLED, bench
-from runtime.bundle import Bundle, describe_files, write_manifest
-from runtime.compare import BASELINE, PYTORCH, compare, within
-from runtime.engines import LIBRARIES, Batch, Engine
-from runtime.errors import UserError
-from runtime.library import Library, logger
-from runtime.library import library as library_of
+from edge_sampler import runtime
+from edge_sampler.runtime.backends.tensorrt_module import Library, logger
+from edge_sampler.runtime.backends.tensorrt_module import library as library_of
+from edge_sampler.runtime.bench import UNROLLED, bench
+from edge_sampler.runtime.bundle import Bundle, describe_files, write_manifest
+from edge_sampler.runtime.compare import BASELINE, PYTORCH, compare, within
+from edge_sampler.runtime.engine_record import LIBRARIES, Batch, Engine
+from edge_sampler.runtime.errors import UserError
 from tests.fakes.tensorrt import make
 
 if TYPE_CHECKING:

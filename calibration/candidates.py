@@ -1,0 +1,119 @@
+"""One candidate: a solver on a grid of noise levels, fitted and measured on the held-out noises."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from edge_sampler.calibration.chosen_levels import Grid
+from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
+from edge_sampler.calibration.evaluate.reference import local_target
+from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache, digest
+from edge_sampler.calibration.fit import FittedStep, Target, fit, mean_error, rms
+from edge_sampler.calibration.schedules import SCHEDULES
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.solvers.base import Scheme, Solver, base_step
+from edge_sampler.calibration.trace import trace
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.plan import Plan
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A solver made ready: its plan, and its final images' errors on the held-out noises.
+
+    ``error`` is the mean of each image's RMS error, which a few do not decide: the least is the best.
+    """
+
+    plan: Plan
+    error: float
+    rms_error: float
+    steps: tuple[FittedStep, ...]
+
+
+def noises_of(model: Denoiser, settings: Settings) -> Noises:
+    """Those to fit on."""
+    return to_fit(model, settings.batch, settings.heldout, settings.seed)
+
+
+def grid_of(model: Denoiser, schedule: str) -> Grid:
+    """The grids of one of ``SCHEDULES``, within the model's range."""
+    return lambda steps: SCHEDULES[schedule](steps, model.spec.sigma_min, model.spec.sigma_max)
+
+
+def scheme_of(solver: Solver, grid: Grid, settings: Settings, mean: Tensor | None = None) -> Scheme:
+    """The solver on the noise levels that ``settings.nfe`` evaluations pay for, one more with a ``mean`` for AFS."""
+    history = solver.history if settings.history is None or solver.history is None else settings.history
+    answers = settings.nfe + (mean is not None)
+    return Scheme(solver, grid(solver.steps(answers)), answers, history or 0, mean)
+
+
+def local_targets(scheme: Scheme, network: Network, fine_steps: int) -> Target:
+    """Step i aims at where the solver itself goes from the coarse state, in fine steps: the paper's target."""
+    return lambda index, state: local_target(
+        scheme.solver, network, state, scheme.sigmas[index], scheme.sigmas[index + 1], fine_steps
+    )
+
+
+def make_candidate(
+    scheme: Scheme,
+    noises: Noises,
+    fine: Mapping[float, Tensor],
+    target: str,
+    settings: Settings,
+    cache: Cache = NO_CACHE,
+) -> Candidate:
+    """Fits the scheme, where it can be fitted, and measures its final images on the held-out noises.
+
+    ``fine`` has the same-noise solution at each of its noise levels: what the global target aims at.
+    """
+    goals = [fine[sigma] for sigma in scheme.sigmas[1:]]
+
+    def fitted() -> dict[str, np.ndarray]:
+        """Errors of the images, and by each step's place its errors and γ."""
+        steps: list[FittedStep] = []
+        x, heldout = scheme.sigmas[0] * noises.noise, slice(noises.fitting, None)
+        if scheme.solver.history is None:
+            images = scheme.run(noises.heldout.network, x[heldout], base_step)
+        else:
+            aims: Target = lambda index, state: goals[index]  # noqa: E731
+            if target == "local":
+                aims = local_targets(scheme, noises.network, settings.fine_steps)
+            steps, images = fit(scheme, noises.network, x, aims, noises.fitting, settings.ridge)
+            images = images[heldout]
+        wrong = images - goals[-1][heldout]
+        each = {str(i): np.array([step.error_before, step.error_after, *step.gamma]) for i, step in enumerate(steps)}
+        return {"errors": np.array([mean_error(wrong), rms(wrong)]), **each}
+
+    key = {
+        "fit": noises.key,
+        "fitting": noises.fitting,
+        "scheme": [scheme.solver.name, list(scheme.sigmas), scheme.nfe, scheme.history],
+        "target": [target, settings.fine_steps, settings.ridge, *map(digest, goals)],
+    }
+    if scheme.mean is not None:
+        key["mean"] = digest(scheme.mean)
+    kept = cache.recall_together(key, fitted)
+    error, rms_error = kept.pop("errors").tolist()
+    steps = []
+    for before, after, *gamma in (kept[str(i)].tolist() for i in range(len(kept))):
+        steps.append(FittedStep(tuple(gamma), before, after))
+    return Candidate(trace(scheme, [step.gamma for step in steps]), error, rms_error, tuple(steps))
+
+
+def best_candidate(
+    solver: Solver,
+    grids: Sequence[Grid],
+    noises: Noises,
+    fine: Mapping[float, Tensor],
+    target: str,
+    settings: Settings,
+    cache: Cache = NO_CACHE,
+    mean: Tensor | None = None,
+) -> Candidate:
+    """The solver on whichever of the grids its final images err least; with a ``mean``, by AFS."""
+    schemes = [scheme_of(solver, grid, settings, mean) for grid in grids]
+    candidates = [make_candidate(scheme, noises, fine, target, settings, cache) for scheme in schemes]
+    return min(candidates, key=lambda candidate: candidate.error)

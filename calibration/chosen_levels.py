@@ -1,0 +1,190 @@
+"""Chosen grids: the noise levels between which the model itself is easiest to solve.
+
+A fine solution tells the error of an Euler step between any two of its levels, for one evaluation at each level; the
+best way down in n steps is then a shortest path, by dynamic programming. The idea is GITS's (Chen et al., "On the
+Trajectory Regularity of ODE-based Diffusion Sampling", arXiv 2405.11326). What a step costs here is the square of its
+RMS error, summed over the fitting noises: a sum of squares would leave the choice to the few that err most.
+
+Trajectories draw together on their way down, so of an error at a high noise level little may be left in the final
+image. How much is measured too; one grid counts errors as they are made, another as they are left. Euler's errors only
+stand for those of a solver that remembers more. So a third grid starts from the better of the two and moves one level
+at a time, as long as the images of a fitted solver come nearer to the converged ones. A solver tries all three.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge_sampler.calibration.evaluate.distributed import total
+from edge_sampler.calibration.evaluate.noise_sets import Noises
+from edge_sampler.calibration.evaluate.reference import cost, solution
+from edge_sampler.calibration.evaluate.results import Cache
+from edge_sampler.calibration.fit import RIDGE, fit, image_errors, mean_error
+from edge_sampler.calibration.schedules import logarithmic
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.solvers.base import Scheme, after, base_step
+from edge_sampler.models.progress import ProgressBars
+
+Grid = Callable[[int], list[float]]  # number of steps → noise levels, the last 0
+LEVELS = 64  # to choose among, or twice the number of steps
+PROBES = 8  # noises that tell what is left of an error
+STRIDE = 4  # levels that a step goes down whose error that is, and the steps after it
+SCOUT = find("iia-ddim")  # whose images tell which levels are better
+SHIFTS = (4, 2, 1, 1)  # by so many levels each one is moved, up and down, in turn
+
+
+def choose(
+    noises: Noises, steps: Iterable[int], fine_steps: int, cache: Cache, progress: ProgressBars
+) -> tuple[list[Grid], dict[float, Tensor]]:
+    """The best grids of these numbers of ``steps``, and the same-noise solution at all levels that they may have.
+
+    One grid counts steps' errors as they are made, one as they are left in the final image, and one is searched for.
+    One solution by ``fine_steps`` or more steps serves every number of steps.
+    """
+    spec, numbers = noises.network.model.spec, sorted(set(steps))
+    levels = logarithmic(max(LEVELS, 2 * numbers[-1]), spec.sigma_min, spec.sigma_max)
+    fitting = noises.part(slice(noises.fitting))
+    probes = fitting.first(PROBES)
+    spent = cost(len(levels) - 1, fine_steps) * len(noises) + (len(levels) - 1) * len(fitting)
+    with progress("fine trajectory", spent) as noises.network.meter.progress:
+        fine = solution(noises, levels, fine_steps, cache)
+        errors = step_errors(fitting, fine, cache)
+    with progress("what is left of errors", probe_cost(len(levels)) * len(probes)) as noises.network.meter.progress:
+        left = errors * remainders(probes, fine, cache)
+
+    def grid(costs: np.ndarray, steps: int) -> list[float]:
+        return [levels[place] for place in shortest(costs, steps)]
+
+    paths: list[Grid] = [partial(grid, errors**2), partial(grid, left**2)]
+    found: dict[int, list[float]] = {}
+    for number in numbers:
+        with progress(f"levels of {number} steps", search_cost(number) * len(fitting)) as noises.network.meter.progress:
+            found[number] = search([path(number) for path in paths], fitting, fine, cache)
+    return [*paths, found.__getitem__], fine
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Noise levels by their places among those of the fine solution, what the scout's images err on them, by the mean
+    of images' errors, and its denoised images [n, …] at each.
+    """
+
+    places: tuple[int, ...]
+    error: float
+    denoised: Sequence[Tensor]
+
+
+def search(starts: Sequence[list[float]], noises: Noises, fine: Mapping[float, Tensor], cache: Cache) -> list[float]:
+    """The best noise levels that are found from the best of ``starts`` on, by moving one at a time.
+
+    They are levels of ``fine``, the same-noise solution [n or more, …]. Half of the noises fit the scout, all judge it.
+    """
+    levels = sorted(fine, reverse=True)
+
+    def attempt(places: Sequence[int], known: Sequence[Tensor] = ()) -> Attempt:
+        """What is above the first level that moved is known."""
+        sigmas, denoised = [levels[place] for place in places], [*known]
+
+        def denoise(x: Any, sigma: float) -> Any:
+            denoised.append(noises.network(x, sigma))
+            return denoised[-1]
+
+        scheme = Scheme(SCOUT, sigmas, len(sigmas) - 1, SCOUT.history or 0)
+        goals = [fine[sigma][: len(noises)] for sigma in sigmas[1:]]
+        x, fitting = sigmas[0] * noises.noise, len(noises) // 2
+        _, images = fit(scheme, after(known, denoise), x, lambda index, state: goals[index], fitting, RIDGE)
+        return Attempt(tuple(places), mean_error(images - goals[-1]), denoised)
+
+    def descend() -> dict[str, np.ndarray]:
+        best = min((attempt([levels.index(sigma) for sigma in start]) for start in starts), key=lambda one: one.error)
+        for shift in SHIFTS:
+            for index in range(1, len(best.places) - 1):
+                for place in (best.places[index] - shift, best.places[index] + shift):
+                    if not best.places[index - 1] < place < best.places[index + 1]:
+                        noises.network.meter.progress(len(noises) * (len(best.places) - 1 - index))  # saved
+                        continue
+                    moved = (*best.places[:index], place, *best.places[index + 1 :])
+                    best = min(best, attempt(moved, best.denoised[:index]), key=lambda one: one.error)
+        return {"places": np.array(best.places)}
+
+    key = {"searched": noises.key, "from": [list(start) for start in starts], "levels": levels}
+    return [levels[place] for place in cache.recall_together(key, descend)["places"]]
+
+
+def search_cost(steps: int) -> int:
+    """Network evaluations that ``search`` spends on one image, at the most."""
+    return 2 * steps + len(SHIFTS) * steps * (steps - 1)
+
+
+def step_errors(noises: Noises, fine: Mapping[float, Tensor], cache: Cache) -> np.ndarray:
+    """[levels, levels]: RMS error of an Euler step from one level of ``fine`` to another, summed over all noises.
+
+    ``fine`` has the same-noise solution [n, …] at each level. Entries that do not go down are infinite.
+    """
+    sigmas = sorted(fine, reverse=True)
+    below = torch.tensor(sigmas).view(-1, *[1] * noises.noise.dim())
+
+    def sums(block: Noises, rows: slice) -> dict[str, np.ndarray]:
+        states = torch.stack([fine[sigma][rows] for sigma in sigmas])
+        errors = np.full((len(sigmas), len(sigmas)), np.inf)
+        for i, sigma in enumerate(sigmas[:-1]):
+            slope = (states[i] - block.network(states[i], sigma)) / sigma
+            reached = states[i] + (below[i + 1 :].to(slope) - sigma) * slope
+            errors[i, i + 1 :] = (reached - states[i + 1 :]).square().flatten(2).mean(2).sqrt().sum(1).cpu().numpy()
+        return {"errors": errors}
+
+    summed = np.zeros((len(sigmas), len(sigmas)))
+    for rows, block in noises.blocks():
+        key = {"Euler step errors": block.key, "levels": sigmas}
+        summed += cache.recall(key, partial(sums, block, rows))["errors"]
+    return total(summed)
+
+
+def remainders(noises: Noises, fine: Mapping[float, Tensor], cache: Cache) -> np.ndarray:
+    """[levels]: the part of an Euler step's error at each level of ``fine`` that is left at the last one, by RMS.
+
+    The state that a step reaches and the one that it should have reached go down side by side, in Euler steps too.
+    """
+    sigmas = sorted(fine, reverse=True)
+    euler = find("ddim").run
+
+    def sums(block: Noises, rows: slice) -> dict[str, np.ndarray]:
+        made_and_left = np.zeros((2, len(sigmas)))
+        for place, sigma in enumerate(sigmas[1:-1], start=1):
+            start = sigmas[max(0, place - STRIDE)]
+            reached = euler(block.network, fine[start][rows], [start, sigma], base_step, history=0)
+            pair = torch.cat([reached, fine[sigma][rows]])
+            ends = euler(block.network, pair, [*sigmas[place:-1:STRIDE], sigmas[-1]], base_step, history=0)
+            made_and_left[:, place] = [image_errors(torch.sub(*both.chunk(2))).sum().item() for both in (pair, ends)]
+        return {"made and left": made_and_left}
+
+    summed = np.zeros((2, len(sigmas)))
+    for rows, block in noises.blocks():
+        key = {"errors made and left": block.key, "levels": sigmas}
+        summed += cache.recall(key, partial(sums, block, rows))["made and left"]
+    made, left = total(summed)
+    return np.divide(left, made, out=np.ones(len(sigmas)), where=left > 0)
+
+
+def probe_cost(levels: int) -> int:
+    """Network evaluations that ``remainders`` spends on one image."""
+    return sum(1 + 2 * len(range(place, levels - 1, STRIDE)) for place in range(1, levels - 1))
+
+
+def shortest(errors: np.ndarray, steps: int) -> list[int]:
+    """The places of the ``steps + 1`` levels, from the first to the last, whose steps' errors have the least sum."""
+    cost, came_from = np.full(len(errors), np.inf), []
+    cost[0] = 0.0
+    for _ in range(steps):
+        paths = cost[:, None] + errors
+        came_from.append(paths.argmin(0))
+        cost = paths.min(0)
+    places = [len(errors) - 1]
+    for previous in reversed(came_from):
+        places.append(int(previous[places[-1]]))
+    return places[::-1]

@@ -1,0 +1,104 @@
+"""Calibration on several processes: each has its share of the noises, and sums are made over all of them.
+
+``torchrun --nproc-per-node N -m calibration …`` starts them; gloo joins CPUs, nccl GPUs. Every decision rests on sums,
+which all processes hold bit for bit, so all go the same way.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import distributed
+
+from edge_sampler.models.progress import ProgressBars, bar, silent
+from edge_sampler.runtime.errors import BoundError
+from edge_sampler.runtime.output import writable
+
+BLOCK = 32  # noises that stay together
+Result = TypeVar("Result")
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Joins the processes that torchrun started, if it did, and keeps all until each is done.
+
+    One that failed in leaving early would make torchrun end the others, rank 0 at its writing among them.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+        total(np.zeros(1))  # a barrier, which says when one is gone
+    finally:
+        distributed.destroy_process_group()
+
+
+def written(
+    target: Path,
+    device: torch.device,
+    work: Callable[[ProgressBars], Result],
+    write: Callable[[Result, Path], None],
+    force: bool = False,
+) -> Result | None:
+    """What ``work`` makes, on all processes; the first shows progress, and writes it to ``target`` or nothing at all.
+
+    None in the others, which have nothing to tell. Raises what ``work``, ``write`` and ``writable`` raise.
+    """
+    with joined(device):
+        if rank():
+            work(silent)
+            return None
+        with writable(target, force) as path:
+            result = work(bar)
+            write(result, path)
+        return result
+
+
+def processes() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """0 for the process that reports and writes."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def share(seeds: range) -> list[int]:
+    """This process's part of them: whole blocks, dealt out in turn, or one by one where that leaves none for some.
+
+    A network's float32 results depend on what else is in the batch, so blocks that stay together give the same sums.
+    """
+    size = BLOCK if len(seeds) >= BLOCK * processes() else 1
+    return [seed for place, seed in enumerate(seeds) if place // size % processes() == rank()]
+
+
+def gathered(rows: np.ndarray) -> np.ndarray:
+    """The rows of all processes, one process after the other. Raises what ``total`` raises."""
+    counts = total(np.bincount([rank()], [len(rows)], processes()))
+    before = int(counts[: rank()].sum())
+    every = np.zeros((int(counts.sum()), *rows.shape[1:]))
+    every[before : before + len(rows)] = rows
+    return total(every)
+
+
+def total(values: np.ndarray) -> np.ndarray:
+    """The sum over all processes, float64, the same bits in each. Raises BoundError when one of them is gone."""
+    if processes() == 1:
+        return values
+    nccl = distributed.get_backend() == "nccl"
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if nccl else torch.device("cpu")
+    tensor = torch.as_tensor(values, dtype=torch.float64, device=device).clone()
+    try:
+        distributed.all_reduce(tensor)
+    except RuntimeError as error:
+        raise BoundError(
+            f"process {rank()} of {processes()} lost another one ({str(error).splitlines()[0]}); what was computed is "
+            "kept: start the same command again, and it goes on"
+        ) from error
+    return tensor.cpu().numpy()

@@ -1,0 +1,71 @@
+"""Results on disk by what they are results of: what a kill leaves, the next run takes up; what one run solved, another
+need not.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from edge_sampler.calibration.evaluate.distributed import processes, total
+from edge_sampler.runtime.errors import UserError
+
+MEANING = 1  # raise it when code that makes stored results changes them
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Arrays by key, a file each in ``folder``; without a folder nothing is kept."""
+
+    folder: Path | None = None
+
+    def recall(self, key: Mapping[str, Any], compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The arrays of ``key`` (JSON values), computed only when they are not there whole."""
+        if self.folder is None:
+            return dict(compute())
+        path = self._path(self.folder, key)
+        try:
+            with np.load(path) as stored:
+                return {entry: stored[entry] for entry in stored.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            pass  # not there, or not whole
+        arrays = dict(compute())
+        temporary = path.with_suffix(f".{os.getpid()}.new")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes them for options
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(f"cannot keep results in {self.folder}: {error.strerror}; see --cache") from error
+        return arrays
+
+    def recall_together(
+        self, key: Mapping[str, Any], compute: Callable[[], Mapping[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """``recall`` of what all processes compute together: again, unless each of them has it."""
+        if self.folder is not None:
+            path = self._path(self.folder, key)
+            if total(np.array([path.is_file()], float))[0] < processes():
+                path.unlink(missing_ok=True)
+        return self.recall(key, compute)
+
+    @staticmethod
+    def _path(folder: Path, key: Mapping[str, Any]) -> Path:
+        return folder / f"{hashlib.sha256(json.dumps([MEANING, key], sort_keys=True).encode()).hexdigest()}.npz"
+
+
+NO_CACHE = Cache()
+
+
+def digest(values: Tensor) -> str:
+    """What stands for ``values`` [n, …] in a key."""
+    return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()

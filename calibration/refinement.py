@@ -1,0 +1,197 @@
+"""Joint refinement: Gauss-Newton over every number of a plan, on the error of its final images.
+
+A plan is a table, so there is nothing else to choose in a sampler: noise levels told to the network, states' scales and
+weights of past evaluations are all entries of it. Refinement is Levenberg-Marquardt (Moré 1978) over all of them at
+once, started from a fitted plan, and ends in a plan.
+
+What it makes small is the mean over images of each one's RMS error, by weighing an image with the inverse of its error
+(iteratively reweighted least squares). A few noises err ten times as much as the others; plain squares would fit those
+few, which are not the ones to come.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge_sampler.calibration.evaluate.distributed import total
+from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.calibration.evaluate.noise_sets import Noises
+from edge_sampler.calibration.evaluate.results import Cache, digest
+from edge_sampler.calibration.fit import image_errors
+from edge_sampler.models.networks import classifier
+from edge_sampler.models.progress import ProgressBars, silent
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan, sample, terms_before, weighted_sum
+
+PROBE = 0.03  # size of finite differences, in units of the noise level that they disturb
+LEAST = 1e-6  # error of an image that is told from none
+ITERATIONS = 10  # at the most, unless others are asked for
+ENOUGH = 0.01  # part of the fitting noises' error: an iteration that takes less off it is the last
+VIEWS = ("pixels", "features")  # of an image, whose error is made small
+DAMPING = 1e-3  # at first; relative to the diagonal
+DAMPINGS = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the last one, tried each time
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """The plan that did best on the held-out noises, and each iteration's mean error there, the first before any."""
+
+    plan: Plan
+    errors: tuple[float, ...]
+
+
+def refine(
+    plan: Plan,
+    noises: Noises,
+    converged: Tensor,
+    iterations: int,
+    cache: Cache,
+    progress: ProgressBars = silent,
+    view: str = "pixels",
+) -> Refinement:
+    """Refines ``plan`` so that its images come near ``converged`` [n, …]; never worse than it on the held-out noises.
+
+    An iteration takes derivatives on the noises that fit, and of five dampings the one that brings their images
+    nearest; its plan is then judged by the noises held out. There are ``iterations``, or fewer: one that hardly gains
+    is the last. Errors are those of ``view``, one of ``VIEWS``. Raises UserError where it does not exist.
+    """
+    spec, meter = noises.network.model.spec, noises.network.meter
+    damping, see = DAMPING, viewer(view, spec.shape)
+    goal = see(converged)
+
+    def error(plan: Plan, some: slice) -> float:
+        def sums() -> dict[str, np.ndarray]:
+            errors = image_errors(see(sample(part.network, part.noise, plan)) - goal[some])
+            return {"sums": np.array([errors.sum().item(), len(errors)])}
+
+        part = noises.part(some)
+        key = {"mean error": part.key, "goal": digest(goal[some]), "plan": plan.sha256, "view": view}
+        errors, count = total(cache.recall(key, sums)["sums"])
+        return float(errors / count)
+
+    fitting, heldout = slice(noises.fitting), slice(noises.fitting, None)
+    cost = (evaluations(plan) + plan.nfe * (1 + len(DAMPINGS))) * noises.fitting + plan.nfe * len(noises.heldout)
+    made = [(error(plan, heldout), plan)]
+    for iteration in range(iterations):
+        with progress(f"refinement {iteration + 1} of up to {iterations}", cost) as meter.progress:
+            matrix, slope = normal_equations(noises.part(fitting), goal[fitting], plan, view, cache)
+            before = error(plan, fitting)
+            tried = [(before, damping * 1000, plan)]  # staying is allowed, and damps more
+            for factor in DAMPINGS:
+                moved = step(plan, matrix, slope, damping * factor, (spec.sigma_min, spec.sigma_max))
+                tried.append((error(moved, fitting), damping * factor, moved))
+            after, damping, plan = min(tried, key=lambda trial: trial[0])
+            made.append((error(plan, heldout), plan))
+        if (1 - ENOUGH) * before < after < before:  # where it stays, the next one damps more
+            break
+    return Refinement(min(made, key=lambda one: one[0])[1], tuple(one[0] for one in made))
+
+
+def viewer(view: str, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    """What one of ``VIEWS`` makes of images [n, …]: themselves, or features [n, 64].
+
+    Raises UserError where images of ``shape`` have no features.
+    """
+    if view == "pixels":
+        return lambda images: images
+    if shape != classifier.SHAPE:
+        raise UserError(
+            f"images are {shape}: features to refine on are there for {classifier.SHAPE} alone; refine on pixels"
+        )
+    network, _ = classifier.load()
+    return lambda images: classifier.features(network, images.cpu()).to(images)
+
+
+def step(plan: Plan, matrix: np.ndarray, slope: np.ndarray, damping: float, limits: tuple[float, float]) -> Plan:
+    """The damped Gauss-Newton step from ``plan``, the noise levels that it tells kept within ``limits``."""
+    length = np.sqrt(np.diag(matrix))
+    length = np.where(length > 0, length, 1.0)
+    change = np.linalg.solve(matrix / np.outer(length, length) + damping * np.eye(len(length)), slope / length) / length
+    return with_parameters(plan, parameters(plan) - change, limits)
+
+
+def normal_equations(
+    noises: Noises, goal: Tensor, plan: Plan, view: str, cache: Cache
+) -> tuple[np.ndarray, np.ndarray]:
+    """JᵀJ [p, p] and Jᵀr [p] of the ``view``, whose ``goal`` is [n, …]; kept block by block.
+
+    Summed over what is seen of an image, over images, each weighed by the inverse of its error, and over processes.
+    """
+    see = viewer(view, noises.network.model.spec.shape)
+
+    def sums(block: Noises, goal: Tensor) -> dict[str, np.ndarray]:
+        images, derivative = derivatives(block.network, block.noise, plan)
+        seen = see(images)
+        wrong = seen - goal
+        weights = image_errors(wrong).clamp_min(LEAST).rsqrt().view(-1, *[1] * (wrong.dim() - 1))
+        step = PROBE / derivative.flatten(1).square().mean(1).sqrt().clamp_min(1e-30)
+        moved = images + step.view(-1, *[1] * images.dim()) * derivative
+        changed = see(moved.flatten(0, 1)).view(len(step), *seen.shape) - seen
+        flat = torch.cat([(weights * changed).flatten(1) / step[:, None], (weights * wrong).reshape(1, -1)])
+        return {"products": (flat @ flat.T).cpu().numpy()}
+
+    size = len(parameters(plan)) + 1
+    products = np.zeros((size, size))
+    for rows, block in noises.blocks():
+        key = {"weighted normal equations": block.key, "goal": digest(goal[rows]), "plan": plan.sha256, "view": view}
+        products += cache.recall(key, partial(sums, block, goal[rows]))["products"]
+    summed = total(products)
+    return summed[:-1, :-1], summed[:-1, -1]
+
+
+def parameters(plan: Plan) -> np.ndarray:
+    """The plan as one vector: for each evaluation its row of the table and ln σ, then the images' row."""
+    levels = [[np.log(sigma)] for sigma in plan.sigmas]
+    return np.concatenate([part for row, level in zip(plan.table, [*levels, []], strict=True) for part in (row, level)])
+
+
+def with_parameters(plan: Plan, values: np.ndarray, limits: tuple[float, float] = (0.0, np.inf)) -> Plan:
+    """The inverse of ``parameters``; noise levels are clipped to ``limits``."""
+    rows, start = [], 0
+    sigmas: list[float] = []
+    for row in plan.table:
+        rows.append(tuple(values[start : start + len(row)].tolist()))
+        start += len(row)
+        if len(sigmas) < plan.nfe:
+            sigmas.append(float(np.clip(np.exp(values[start]), *limits)))
+            start += 1
+    return replace(plan, sigmas=tuple(sigmas), table=tuple(rows))
+
+
+def evaluations(plan: Plan) -> int:
+    """What ``derivatives`` costs an image: at each evaluation one, one for each entry so far, one for each level."""
+    entries = np.cumsum([len(row) for row in plan.table[:-1]])
+    return int(sum(1 + so_far + level for level, so_far in enumerate(entries, start=1)))
+
+
+def derivatives(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Images [n, …] of unit ``noise`` [n, …], and their derivatives [parameters, n, …], by forward differences.
+
+    A change of row k reaches the images through evaluations k … nfe-1, which is what it costs (``evaluations``); one of
+    the images' own row costs nothing.
+    """
+    n, shape = len(noise), noise.shape
+    terms = [term.expand_as(noise) for term in terms_before(noise, plan)]
+    tangents = [noise.new_zeros(0, *shape) for _ in terms]  # of each term, by the parameters that come before it
+
+    def pushed(row: Sequence[float]) -> Tensor:
+        """d(Σ row·terms): what earlier parameters do through the terms, then what each entry of the row does."""
+        through = noise.new_zeros(len(tangents[-1]), *shape)
+        for weight, tangent in zip(row, tangents, strict=True):
+            through[: len(tangent)] += weight * tangent
+        return torch.cat([through, torch.stack(terms)])
+
+    for sigma, row in zip(plan.sigmas, plan.table, strict=False):
+        x, dx = weighted_sum(row, terms), pushed(row)
+        size = dx.flatten(1).square().mean(1).sqrt()
+        step = (PROBE * sigma / size.clamp_min(1e-30)).view(-1, *[1] * len(shape))
+        denoised = network(torch.cat([x, (x + step * dx).flatten(0, 1)]), sigma)
+        louder = network(x, sigma * (1 + PROBE))
+        terms.append(denoised[:n])
+        changed = (denoised[n:].view_as(dx) - denoised[:n]) / step
+        tangents.append(torch.cat([changed, (louder - denoised[:n])[None] / np.log1p(PROBE)]))
+    return weighted_sum(plan.table[-1], terms), pushed(plan.table[-1])

@@ -1,0 +1,88 @@
+"""What to calibrate, checked."""
+
+from dataclasses import dataclass
+
+from edge_sampler.calibration.evaluate.distributed import processes
+from edge_sampler.calibration.fit import RIDGE
+from edge_sampler.calibration.refinement import VIEWS
+from edge_sampler.calibration.schedules import SCHEDULES
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.trace import AFS
+from edge_sampler.runtime.errors import UserError
+
+TARGETS = ("local", "global")
+REFINED = "-refined"  # ends the name of a solver whose plan is refined
+CHOSEN = "chosen"  # the schedule that is measured, calibration/chosen_levels.py
+AUTO = ("iia-ipndm", "iia-ddim", "iia-dpmpp-2m", "ipndm")  # the best on chosen levels, docs/study.md
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to calibrate. Raises UserError for a value out of range.
+
+    Args:
+        nfe: network evaluations, exactly.
+        solver: a name of ``ALL_SOLVERS``, or "auto": whichever measures best for this model and nfe.
+        schedule: a name of ``SCHEDULES``, or "chosen": the levels between which this model's steps err least. None:
+            edm, and chosen for "auto".
+        target: "local" is the paper's (fine steps from the coarse state); "global" aims at the fine trajectory from
+            the same noise, so that a step also repairs what earlier ones left. None: local, and global for "auto".
+        history: the paper's r; None is each solver's own (0 for biia-edm, 1 for the others).
+        fine_steps: the paper's M, steps that the target cuts an interval into.
+        batch: the paper's |B|, noises to fit on; ``heldout`` more judge every step and the choice of solver.
+        ridge: relative weight of the pull toward the base solver. 1e-4 costs no accuracy against less and halves the
+            largest γ, and with it float32's rounding, where past gradients hardly differ.
+        seed: of the noises, and of the classes where the model has some.
+        afs: whether the first step is analytical (calibration/afs.py), which saves an evaluation for one step more.
+            None: for "auto" alone, unless images are of several classes, whose one mean is a poor answer.
+        refine: iterations of joint refinement after the fit, at the most; 0: none.
+        refine_on: one of ``VIEWS``: the error of pixels, or of a classifier's features (28×28 images alone).
+    """
+
+    nfe: int
+    solver: str = "auto"
+    schedule: str | None = None
+    target: str | None = None
+    history: int | None = None
+    fine_steps: int = 10
+    batch: int = 256
+    heldout: int = 128
+    ridge: float = RIDGE
+    seed: int = 0
+    afs: bool | None = None
+    refine: int = 0
+    refine_on: str = "pixels"
+
+    def __post_init__(self) -> None:
+        if self.solver != "auto":
+            find(self.solver)
+        for name, least in (
+            ("nfe", 1),
+            ("fine_steps", 2),
+            ("batch", 1),
+            ("heldout", 1),
+            ("ridge", 0),
+            ("seed", 0),
+            ("refine", 0),
+        ):
+            if not getattr(self, name) >= least:
+                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("batch", "heldout"):
+            if getattr(self, name) < processes():
+                raise UserError(
+                    f"{name} is {getattr(self, name)}: {processes()} processes need one noise each, or more"
+                )
+        if self.schedule not in (*SCHEDULES, CHOSEN, None):
+            raise UserError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}, {CHOSEN}")
+        if self.target not in (*TARGETS, None):
+            raise UserError(f"unknown target {self.target!r}; known: {', '.join(TARGETS)}")
+        if self.refine_on not in VIEWS:
+            raise UserError(f"unknown refine-on {self.refine_on!r}; known: {', '.join(VIEWS)}")
+        if self.history is not None and not 0 <= self.history < self.nfe:
+            raise UserError(f"history is {self.history}; with nfe {self.nfe} it may be 0 to {self.nfe - 1}")
+
+    @property
+    def sampler(self) -> str:
+        """What the plan's solver is called; "auto" until it is known which one that is."""
+        name = self.solver if self.solver == "auto" else find(self.solver).name
+        return name + AFS * bool(self.afs) + REFINED * bool(self.refine)

@@ -1,0 +1,92 @@
+"""Measures every solver at several numbers of evaluations on held-out noises, and draws what it found.
+
+python -m calibration study --model edm-digits
+python -m calibration study --model edm-digits --solvers heun,iia-edm --nfe 15,25 --refined 15
+torchrun --nproc-per-node 2 -m calibration study --model edm-fashion --refined 5,6,8,10 --out study/edm-fashion
+"""
+
+import argparse
+from pathlib import Path
+
+from edge_sampler.calibration.arguments import (
+    DEFAULTS,
+    add_cache_argument,
+    add_model_arguments,
+    add_refine_on_argument,
+    cache,
+    load_model,
+)
+from edge_sampler.calibration.evaluate.distributed import written
+from edge_sampler.calibration.refinement import ITERATIONS
+from edge_sampler.calibration.settings import AUTO, Settings
+from edge_sampler.calibration.solvers import ALL_SOLVERS, find
+from edge_sampler.calibration.solvers.base import Solver
+from edge_sampler.calibration.study.study import Study, study
+from edge_sampler.models.progress import ProgressBars
+from edge_sampler.runtime.command_line import Parser, whole_numbers
+from edge_sampler.runtime.errors import UserError
+
+NFES = "4,5,6,8,10,12,15,20,25"
+REFINED = (5, 6, 8, 10)
+
+
+def main() -> None:
+    parser = Parser(
+        prog="python -m calibration study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_arguments(parser)
+    group = parser.add_argument_group("study")
+    group.add_argument(
+        "--nfe", type=whole_numbers, default=NFES, help=f"numbers of network evaluations (default: {NFES})"
+    )
+    group.add_argument(
+        "--solvers", default="all", help="by comma, fixed and fitted; auto: what --solver auto tries (default: all)"
+    )
+    group.add_argument(
+        "--refined", type=whole_numbers, help="of them, those to refine at (default: as many of 5,6,8,10 as there are)"
+    )
+    group.add_argument("--noises", type=int, default=1024, help="to judge by (default: 1024)")
+    group.add_argument("--batch", type=int, default=DEFAULTS.batch, help="noises to fit on (default: 256)")
+    group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to hold out of the fit")
+    group.add_argument(
+        "--iterations", type=int, default=ITERATIONS, help=f"of refinement, at most (default: {ITERATIONS}; 0: none)"
+    )
+    group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises to fit on (default: 0)")
+    add_refine_on_argument(group)
+    add_cache_argument(group)
+    group.add_argument("--out", type=Path, help="a new folder (default: study-MODEL)")
+    arguments = parser.parse_args()
+    nfes = sorted(set(arguments.nfe))
+    refined = sorted(set(arguments.refined or {*REFINED} & {*nfes})) if arguments.iterations else []
+    if not set(refined) <= set(nfes) or arguments.noises < 2:
+        raise UserError(f"--refined {refined} must be among --nfe {nfes}, and --noises at least 2")
+    solvers = solvers_of(arguments.solvers)
+    settings = Settings(
+        nfe=nfes[0],
+        target="global",
+        batch=arguments.batch,
+        heldout=arguments.heldout,
+        seed=arguments.seed,
+        refine=arguments.iterations,
+        refine_on=arguments.refine_on,
+    )
+    target = arguments.out or Path(f"study-{Path(arguments.model).stem}")
+    model, kept = load_model(arguments), cache(arguments)
+
+    def work(progress: ProgressBars) -> Study:
+        return study(model, solvers, nfes, refined, settings, arguments.noises, kept, progress)
+
+    def write(found: Study, folder: Path) -> None:
+        from edge_sampler.calibration.study import report  # late: Matplotlib takes a second
+
+        report.write(found, folder)
+
+    if written(target, model.device, work, write):
+        print(f"{target}: see study.md, error.png and samples.png; plans/ can be exported with --plan")
+
+
+def solvers_of(text: str) -> list[Solver]:
+    """The solvers of a list by comma, each once. Raises UserError for an unknown one."""
+    groups = {"all": [solver.name for solver in ALL_SOLVERS], "auto": AUTO}
+    names = [name for part in text.split(",") for name in groups.get(part.strip(), [part.strip()])]
+    return [*dict.fromkeys(map(find, names))]

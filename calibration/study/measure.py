@@ -1,0 +1,154 @@
+"""How good a plan is: its images of noises that no fit has seen, against the converged ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from edge_sampler.calibration.evaluate.distributed import gathered, total
+from edge_sampler.calibration.evaluate.noise_sets import Noises, to_judge
+from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
+from edge_sampler.calibration.evaluate.results import Cache, digest
+from edge_sampler.calibration.fit import FittedStep, image_errors, rms
+from edge_sampler.calibration.study import frechet
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.networks import classifier
+from edge_sampler.models.progress import ProgressBars
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan, sample
+
+RESAMPLES = 1000  # of the bootstrap
+TRIMMED = 0.01  # of the images, the worst, are left out of one measure
+SHOWN = 8  # images of each sampler that are kept for the picture
+CONVERGED = 0.003  # RMS change of an image of the reference when its steps double, or less
+MOST_STEPS = 2048  # that it may take
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler at one NFE: RMSE of its images against the converged ones, a 95 % bootstrap interval, FD-fashion.
+
+    ``trimmed`` is the RMSE without that part ``TRIMMED`` of the images which err most, ``median`` the median of the
+    images' own RMSE.
+
+    ``kind`` is one of ``KINDS``: fixed, or γ fitted by least squares to the global target, on EDM's grid or a chosen
+    one, there with an analytical first step too; or refined. ``steps`` are the RMS errors after each step on the fit's
+    held-out noises, before and after γ; ``fd`` is None where there are no features.
+    """
+
+    solver: str
+    kind: str
+    nfe: int
+    rmse: float
+    low: float
+    high: float
+    trimmed: float
+    median: float
+    fd: float | None
+    plan: Plan
+    steps: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Noises, the images they should become, and the classifier that sees 28×28 ones.
+
+    ``moved`` [n] is the RMS change of each image of the goal when its steps last doubled.
+    """
+
+    noises: Noises
+    goal: torch.Tensor
+    moved: torch.Tensor
+    seer: classifier.Classifier | None
+    real: classifier.Statistics | None
+    cache: Cache
+
+    def row(self, plan: Plan, kind: str, fitted: Sequence[FittedStep]) -> tuple[Row, np.ndarray]:
+        parts = [
+            self.cache.recall(
+                {"judged": block.key, "plan": plan.sha256, "goal": digest(self.goal[rows])},
+                partial(self._block, block, rows, plan),
+            )
+            for rows, block in self.noises.blocks()
+        ]
+        errors = gathered(np.concatenate([part["errors"] for part in parts]))
+        draws = np.random.default_rng(0).integers(len(errors), size=(RESAMPLES, len(errors)))
+        low, high = np.sqrt(np.percentile(errors[draws].mean(1), [2.5, 97.5]))
+        fd = self.distance(gathered(np.concatenate([part["features"] for part in parts])))
+        steps = tuple((step.error_before, step.error_after) for step in fitted)
+        most = np.sort(errors)[: len(errors) - int(TRIMMED * len(errors))]
+        rmse, trimmed, median = (float(np.sqrt(mean)) for mean in (errors.mean(), most.mean(), np.median(errors)))
+        row = Row(plan.solver, kind, plan.nfe, rmse, float(low), float(high), trimmed, median, fd, plan, steps)
+        return row, parts[0]["shown"]
+
+    def check(self, least: float) -> None:
+        """Raises UserError when the reference is too far from converged to have measured an error of ``least``.
+
+        At second order it falls fourfold when steps double, so that a third of the last move is left.
+        """
+        if not self.convergence / 3 < 0.5 * least:
+            raise UserError(
+                f"the reference still moves by {self.convergence:.2g} when its steps double, too much to measure "
+                f"errors of {least:.2g} by: the model's trajectories do not converge"
+            )
+
+    @property
+    def convergence(self) -> float:
+        return rms(self.moved)
+
+    @property
+    def unsettled(self) -> int:
+        return int(total(np.array([(self.moved > CONVERGED).sum().item()], float))[0])
+
+    def _block(self, block: Noises, rows: slice, plan: Plan) -> dict[str, np.ndarray]:
+        images = sample(block.network, block.noise, plan)
+        errors = (images - self.goal[rows]).square().flatten(1).mean(1)
+        return {
+            "errors": errors.cpu().numpy(),
+            "features": self.features(images),
+            "shown": images[:SHOWN].float().cpu().numpy(),
+        }
+
+    def features(self, images: torch.Tensor) -> np.ndarray:
+        if self.seer is None:
+            return np.zeros((len(images), 0), np.float32)
+        return classifier.features(self.seer, images.cpu()).numpy()
+
+    def distance(self, features: np.ndarray) -> float | None:
+        if self.real is None:
+            return None
+        return frechet.distance(classifier.statistics(torch.from_numpy(features)), self.real)
+
+
+def judging(model: Denoiser, count: int, cache: Cache, progress: ProgressBars) -> Judge:
+    """``count`` noises that no fit sees, solved."""
+    noises = to_judge(model, count)
+    goal, moved = converged(noises, cache, progress)
+    seer, real = classifier.load() if model.spec.shape == classifier.SHAPE else (None, None)
+    return Judge(noises, goal, moved, seer, real, cache)
+
+
+def reference(noises: Noises, steps: int, cache: Cache, progress: ProgressBars) -> torch.Tensor:
+    """Images [n, …] of the noises, by so many steps of ``REFERENCE``, evaluate/reference.py."""
+    title = f"reference, {len(noises)} noises, {steps} steps"
+    with progress(title, cost(1, steps) * len(noises)) as noises.network.meter.progress:
+        return solution(noises, [noises.network.model.spec.sigma_max], steps, cache)[0.0]
+
+
+def converged(noises: Noises, cache: Cache, progress: ProgressBars) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [n, …], each of as many steps as it takes to change by ``CONVERGED`` or less, and that change [n], by RMS.
+
+    Of ``MOST_STEPS`` where that takes more. A few noises, near where trajectories part, need many times the steps of
+    the others.
+    """
+    steps, moving = REFERENCE_STEPS // 2, list(range(len(noises)))
+    images = reference(noises, steps, cache, progress)
+    moved = torch.full((len(noises),), torch.inf, dtype=images.dtype, device=images.device)
+    while moving and steps < MOST_STEPS:
+        steps *= 2
+        finer = reference(noises.some(moving), steps, cache, progress)
+        moved[moving], images[moving] = image_errors(finer - images[moving]), finer
+        moving = [place for place in moving if moved[place] > CONVERGED]
+    return images, moved

@@ -1,0 +1,136 @@
+"""Measures every solver at every number of evaluations on noises that no fit has seen."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from edge_sampler.calibration.afs import mean_image
+from edge_sampler.calibration.candidates import Candidate, best_candidate, grid_of, noises_of, scheme_of
+from edge_sampler.calibration.chosen_levels import Grid, choose
+from edge_sampler.calibration.evaluate.distributed import gathered
+from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
+from edge_sampler.calibration.evaluate.results import Cache
+from edge_sampler.calibration.fit import FittedStep
+from edge_sampler.calibration.refinement import refine, viewer
+from edge_sampler.calibration.settings import AUTO, Settings
+from edge_sampler.calibration.solvers.base import Solver
+from edge_sampler.calibration.study.measure import SHOWN, Row, judging
+from edge_sampler.calibration.trace import trace
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.progress import ProgressBars, silent
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan
+
+ON_CHOSEN = " on a chosen grid"
+WITH_AFS = ", with AFS"
+KINDS = ("fixed", "fitted", "fixed" + ON_CHOSEN, "fitted" + ON_CHOSEN, "fitted" + ON_CHOSEN + WITH_AFS, "refined")
+
+
+@dataclass(frozen=True)
+class Study:
+    """``convergence`` is the RMS change of the reference when its steps double, ``unsettled`` how many of its images
+    still change by more than ``CONVERGED``, ``reference_fd`` its own distance.
+
+    ``pictures`` has the first images of each row, and of the reference, by "SOLVER NFE" and "reference".
+    """
+
+    model: str
+    settings: Settings
+    judged: int
+    convergence: float
+    unsettled: int
+    reference_fd: float | None
+    rows: tuple[Row, ...]
+    pictures: Mapping[str, np.ndarray]
+
+    def best(self, kind: str, nfe: int, measure: str = "rmse") -> Row:
+        """The row of that kind and NFE with the least ``measure``, an error among the fields of ``Row``."""
+        rows = (row for row in self.rows if row.kind == kind and row.nfe == nfe)
+        return min(rows, key=lambda row: float(getattr(row, measure)))
+
+    def kinds(self, nfe: int) -> list[str]:
+        """Those that were measured at ``nfe``."""
+        return [kind for kind in KINDS if any(row.kind == kind and row.nfe == nfe for row in self.rows)]
+
+
+def study(
+    model: Denoiser,
+    solvers: Sequence[Solver],
+    nfes: Sequence[int],
+    refined: Sequence[int],
+    settings: Settings,
+    judged: int,
+    cache: Cache,
+    progress: ProgressBars = silent,
+) -> Study:
+    """Each of ``solvers`` at each of ``nfes``, and at those of ``refined`` the best fit refined as well.
+
+    ``settings`` says what to fit on; its solver and NFE do not matter. Everything is kept in ``cache``. Raises
+    UserError unless there are fixed and fitted solvers, and when the reference does not converge.
+    """
+    fitted = [solver for solver in solvers if solver.history is not None]
+    if len(fitted) in (0, len(solvers)):
+        names = ", ".join(solver.name for solver in solvers)
+        raise UserError(f"solvers are {names}: a study compares fitted ones with fixed ones; name one of each, or more")
+    viewer(settings.refine_on, model.spec.shape)  # says at once what cannot be
+    every = [replace(settings, nfe=nfe, target="global", history=None) for nfe in nfes]
+    edm = grid_of(model, "edm")
+    levels = {sigma for s in every for solver in solvers for sigma in scheme_of(solver, edm, s).sigmas if sigma > 0}
+    noises = noises_of(model, settings)
+    with progress("EDM's levels", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
+        fine = solution(noises, levels, REFERENCE_STEPS, cache)
+    with_afs = [solver for solver in fitted if solver.name in AUTO]
+    numbers = {solver.steps(nfe) for solver in solvers for nfe in nfes}
+    numbers |= {solver.steps(nfe + 1) for solver in with_afs for nfe in nfes}
+    grids, finer = choose(noises, numbers, REFERENCE_STEPS, cache, progress)
+    fine = {**fine, **finer}
+    mean = mean_image(noises, cache, progress)
+
+    judge = judging(model, judged, cache, progress)
+    meter = judge.noises.network.meter
+    rows: list[Row] = []
+    pictures = {"reference": judge.goal[:SHOWN].float().cpu().numpy()}
+
+    def measure(plan: Plan, kind: str, steps: Sequence[FittedStep] = ()) -> None:
+        row, shown = judge.row(plan, kind, steps)
+        rows.append(row)
+        pictures[f"{row.solver} {row.nfe}"] = shown
+
+    entrants: list[tuple[Solver, Sequence[Grid], torch.Tensor | None, str]] = [
+        *((solver, [edm], None, "") for solver in solvers),
+        *((solver, grids, None, ON_CHOSEN) for solver in solvers),
+        *((solver, grids, mean, ON_CHOSEN + WITH_AFS) for solver in with_afs),
+    ]
+    for s in every:
+        fits: list[Candidate] = []
+        with progress(f"{s.nfe} evaluations", s.nfe * len(entrants) * len(judge.noises)) as meter.progress:
+            for solver, tried, image, how in entrants:
+                kind = ("fixed" if solver.history is None else "fitted") + how
+                if kind == "fixed":
+                    measure(trace(scheme_of(solver, edm, s)), kind)
+                    continue
+                fit = best_candidate(solver, tried, noises, fine, "global", s, cache, image)
+                measure(named(fit.plan, bool(how)), kind, fit.steps)
+                if solver.history is not None:
+                    fits.append(fit)
+        if s.nfe in refined:
+            start = min(fits, key=lambda fit: fit.error).plan  # by the fit's own held-out noises
+            last = refine(start, noises, fine[0.0], settings.refine, cache, progress, settings.refine_on).plan
+            measure(replace(last, solver="refined", calibration={}), "refined")
+    judge.check(min(row.rmse for row in rows))
+    return Study(
+        model.spec.title,
+        settings,
+        judged,
+        judge.convergence,
+        judge.unsettled,
+        judge.distance(gathered(judge.features(judge.goal))),
+        tuple(rows),
+        pictures,
+    )
+
+
+def named(plan: Plan, chosen: bool) -> Plan:
+    return replace(plan, solver=plan.solver + "-chosen" * chosen, calibration={})

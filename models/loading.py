@@ -1,0 +1,146 @@
+"""Makes a denoiser of a model's name, a file, a folder or an address."""
+
+import difflib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edge_sampler.models import checkpoint, own, pipeline
+from edge_sampler.models.architecture import build, randomise
+from edge_sampler.models.checkpoint import Checkpoint
+from edge_sampler.models.denoiser import Denoiser, Preconditioned
+from edge_sampler.models.download import fetch
+from edge_sampler.models.zoo import WEIGHTS, ZOO
+from edge_sampler.runtime.errors import UserError
+
+
+def load(model: str, weights: str | Path | None = None, random_weights: bool = False, seed: int = 0) -> Denoiser:
+    """A denoiser in evaluation mode, on the CPU, float32.
+
+    Args:
+        model: a name of ``ZOO``; a checkpoint that describes itself (EDM .pkl, .safetensors with metadata), by its path
+            or URL; a .json file with an architecture's arguments; a folder of a diffusers pipeline, or its OWNER/NAME
+            on the hub; or FILE.py:FUNCTION, which makes a denoiser (``edge_sampler.adapt``) and is run.
+        weights: the checkpoint to load into that architecture, instead of the model's own.
+        random_weights: random weights, seeded by ``seed``: a dry run, marked so in ``spec``.
+
+    Raises UserError for an unknown name, a bad file, or weights of another architecture.
+    """
+    if own.is_named(model):
+        if weights is not None or random_weights:
+            raise UserError(f"{model} brings its own weights; leave --weights and --random-weights out")
+        return own.load(model)
+    origin = _find(model)
+    if random_weights:
+        network = build(origin.architecture(), origin.name)
+        randomise(network, seed)
+        licence = "none: random weights"
+    else:
+        if weights is not None:
+            source = checkpoint.read(Path(weights))
+        elif origin.read is not None:
+            source = origin.read()
+        else:
+            raise UserError(f"{model} is an architecture without weights; add --weights FILE or --random-weights")
+        with torch.device("meta"):  # shapes without memory: the checkpoint brings the values
+            network = build(origin.architecture(), origin.name)
+        _fill(network, source, origin)
+        licence = origin.licence
+    digest = checkpoint.weights_sha256(network.state_dict())
+    return network.describe(origin.name, licence, digest, random_weights)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a model's parts come from; ``read`` is None where no weights belong to it."""
+
+    name: str
+    architecture: Callable[[], dict[str, Any]]
+    read: Callable[[], Checkpoint] | None
+    licence: str = "unknown"
+    shapes_sha256: str | None = None  # of the tensors' names and shapes
+
+
+def _find(model: str) -> _Origin:
+    path = Path(model)
+    if row := ZOO.get(model):
+        return _Origin(model, lambda: row.architecture, lambda: _read(row.source), row.licence, row.shapes_sha256)
+    if path.suffix == ".json":
+        return _Origin(path.stem, lambda: _read_architecture(path), None)
+    if path.suffix in checkpoint.FORMATS:
+        found = checkpoint.read(fetch(model) if "://" in model else path)
+        if found.architecture is None:
+            raise UserError(
+                f"{model} does not say its architecture; use --model NAME or ARCHITECTURE.json --weights {model}"
+            )
+        architecture = found.architecture
+        return _Origin(path.stem, lambda: architecture, lambda: found, (found.metadata or {}).get("licence", "unknown"))
+    if path.is_dir():
+        return _Origin(path.resolve().name, lambda: pipeline.architecture(path), lambda: pipeline.read(path))
+    if pipeline.HUB_ID.fullmatch(model) and not path.parent.is_dir():
+        folder = pipeline.download(model)
+        return _Origin(path.name, lambda: pipeline.architecture(folder), lambda: pipeline.read(folder))
+    near = difflib.get_close_matches(model, ZOO, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(ZOO)}."
+    files = "/".join(checkpoint.FORMATS)
+    raise UserError(
+        f"unknown model {model!r}: {hint} A path or URL of a {files} file works too, and a pipeline's folder"
+    )
+
+
+def _read(source: str) -> Checkpoint:
+    """The weights of a zoo row's source."""
+    if source.startswith(pipeline.HUB):
+        return pipeline.read(pipeline.download(source.removeprefix(pipeline.HUB)))
+    return checkpoint.read(fetch(source) if "://" in source else WEIGHTS / source)
+
+
+def _read_architecture(path: Path) -> dict[str, Any]:
+    try:
+        architecture = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({error})") from error
+    if not isinstance(architecture, dict):
+        raise UserError(f"{path}: expected an object of architecture arguments")
+    return architecture
+
+
+def _fill(network: Preconditioned, source: Checkpoint, origin: _Origin) -> None:
+    wanted, found, name = network.state_dict(), dict(source.tensors), origin.name
+    found.pop("u", None)  # noise levels of EDM's iDDPMPrecond, which models.precond.iddpm computes
+    if any(key.startswith(pipeline.PREFIX) for key in wanted):
+        found = pipeline.named_ours(found)
+    problems = (
+        [f"{key} is missing" for key in wanted if key not in found]
+        + [f"{key} is surplus" for key in found if key not in wanted]
+        + [
+            f"{key} is {list(found[key].shape)} instead of {list(wanted[key].shape)}"
+            for key in wanted
+            if key in found and found[key].shape != wanted[key].shape
+        ]
+        + [
+            f"{key} holds {found[key].dtype}, which is no floating-point type"
+            for key in wanted
+            if key in found and not found[key].is_floating_point()
+        ]
+    )
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise UserError(f"the weights do not fit the architecture of {name}: {'; '.join(problems[:3])}{more}")
+    if origin.shapes_sha256 and checkpoint.shapes_sha256(found) != origin.shapes_sha256:
+        raise UserError(f"the weights' shapes are not those published for {name}")
+    tensors = {key: found[key].to(torch.float32) for key in wanted}
+    bad = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise UserError(f"the weights hold NaN or infinity in {bad[0]}")
+    published = (source.metadata or {}).get("weights_sha256")
+    if published and published != checkpoint.weights_sha256(tensors):
+        raise UserError(f"the weights of {name} are damaged: their SHA-256 is not the one recorded with them")
+    network.load_state_dict(tensors, assign=True)
+    left = [key for key, buffer in network.named_buffers() if buffer.is_meta]
+    if left:
+        raise UserError(f"{name} computes with {left[0]}, which no checkpoint holds: its blocks are not supported")

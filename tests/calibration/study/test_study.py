@@ -1,0 +1,144 @@
+"""The study measures what it says, and writes what it found."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edge_sampler import models
+from edge_sampler.calibration.calibrate import calibrate, error_against_converged
+from edge_sampler.calibration.evaluate.noise_sets import to_judge
+from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
+from edge_sampler.calibration.fit import image_errors
+from edge_sampler.calibration.settings import AUTO, Settings
+from edge_sampler.calibration.study import command as study_command
+from edge_sampler.calibration.study import frechet
+from edge_sampler.calibration.study.measure import converged, judging, reference
+from edge_sampler.calibration.study.study import KINDS
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.networks import classifier
+from edge_sampler.models.progress import silent
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan
+from tests.conftest import run_main
+
+SMALL = ["--nfe", "3,4", "--refined", "3", "--noises", "24", "--batch", "32", "--heldout", "16", "--iterations", "3"]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    out = folder / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 48)
+        patch.setattr("edge_sampler.calibration.study.study.REFERENCE_STEPS", 48)
+        patch.setattr("edge_sampler.calibration.study.measure.TRIMMED", 0.25)
+        patch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 16)
+        run_main(
+            study_command.main, "--model", "edm-digits", *SMALL, "--cache", str(folder / "cache"), "--out", str(out)
+        )
+    return out
+
+
+def test_the_figures_are_those_of_the_plans(found: Path, digits: Denoiser) -> None:
+    rows = json.loads((found / "study.json").read_text())["rows"]
+    assert {(row["kind"], row["nfe"]) for row in rows} == {
+        *((kind, nfe) for kind in KINDS[:-1] for nfe in (3, 4)), ("refined", 3),
+    }  # fmt: skip
+    refined = next(row for row in rows if row["kind"] == "refined")
+    plan = Plan.load(found / "plans" / "refined-nfe3.json")
+    assert plan.sha256 == refined["plan_sha256"]
+    assert error_against_converged(digits, plan, 24) == pytest.approx(refined["rmse"], rel=0.02)
+    assert all(row["low"] <= row["rmse"] <= row["high"] for row in rows)
+    assert all(0 < row["trimmed"] < row["rmse"] for row in rows)
+    fixed, fitted, _, chosen, afs, refined = (
+        min(row["rmse"] for row in rows if row["kind"] == kind and row["nfe"] == 3) for kind in KINDS
+    )
+    assert refined < afs < chosen < fitted < fixed
+
+
+def test_of_named_solvers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 48)
+    monkeypatch.setattr("edge_sampler.calibration.study.study.REFERENCE_STEPS", 48)
+    monkeypatch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 16)
+    few = ["--nfe", "3", "--noises", "4", "--batch", "8", "--heldout", "4", "--iterations", "0"]
+    few += ["--cache", str(tmp_path / "cache")]
+    out = tmp_path / "out"
+    run_main(study_command.main, "--model", "edm-digits", *few, "--solvers", "heun,iia-edm, heun", "--out", str(out))
+    rows = json.loads((out / "study.json").read_text())["rows"]
+    assert [row["solver"] for row in rows] == ["heun", "iia-edm", "heun-chosen", "iia-edm-chosen"]
+    assert "with AFS" not in (out / "study.md").read_text()  # no such row, where none was measured
+    with pytest.raises(UserError, match="fitted ones with fixed ones"):
+        run_main(study_command.main, "--model", "edm-digits", *few, "--solvers", "heun", "--out", str(tmp_path / "no"))
+    assert not (tmp_path / "no").exists()
+    assert {solver.name for solver in study_command.solvers_of("auto")} == {*AUTO}
+
+
+def test_table_and_pictures_are_there(found: Path) -> None:
+    names = {path.name for path in found.iterdir()}
+    assert names == {"study.json", "study.md", "plans", "error.png", "gamma.png", "steps.png", "samples.png"}
+    table = (found / "study.md").read_text()
+    assert "| refined |" in table
+    assert "FD-fashion" not in table  # digits have no features
+
+
+def test_each_image_of_the_reference_takes_the_steps_that_it_needs(
+    digits: Denoiser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    noises, cache = to_judge(digits, 8), Cache(tmp_path)
+    solved = {steps: reference(noises, steps, cache, silent) for steps in (4, 8, 16, 32)}
+    moves = {2 * steps: image_errors(solved[2 * steps] - solved[steps]) for steps in (4, 8, 16)}
+    allowed = moves[8].median().item()
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 8)
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.MOST_STEPS", 32)
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.CONVERGED", allowed)
+    images, moved = converged(noises, cache, silent)
+    settled_at = {place: next((s for s in (8, 16) if moves[s][place] <= allowed), 32) for place in range(8)}
+    assert len(set(settled_at.values())) > 1
+    for place, steps in settled_at.items():
+        assert torch.allclose(images[place], solved[steps][place], atol=1e-4)  # float32, in other batches
+        assert moved[place].item() == pytest.approx(moves[steps][place].item(), abs=1e-4)
+
+
+def test_what_another_reference_judged_is_not_taken_over(
+    digits: Denoiser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plan = calibrate(digits, Settings(3, "ddim"))
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.CONVERGED", np.inf)
+
+    def error(steps: int, cache: Cache) -> float:
+        monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", steps)
+        return judging(digits, 4, cache, silent).row(plan, "fixed", ())[0].rmse
+
+    assert error(8, Cache(tmp_path)) != error(16, Cache(tmp_path)) == error(16, NO_CACHE)
+
+
+def test_a_reference_may_be_off_by_half_of_the_least_error(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 8)
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.CONVERGED", np.inf)
+    judge = replace(judging(digits, 4, NO_CACHE, silent), moved=torch.full((4,), 0.003))
+    judge.check(0.0021)
+    with pytest.raises(UserError, match=r"moves by 0\.003 .* errors of 0\.0019"):
+        judge.check(0.0019)
+
+
+def test_frechet_distance() -> None:
+    """Of Gaussians it is known in closed form, and 0 of a set from itself."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(4000, 3, generator=generator)
+    one = classifier.statistics(features)
+    assert frechet.distance(one, one) == pytest.approx(0, abs=1e-6)
+    moved = classifier.statistics(2 * features + 1)
+    expected = (moved.mean - one.mean).square().sum().item() + np.trace(one.covariance.numpy())
+    assert frechet.distance(one, moved) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_classifier_sees_the_shipped_models_images() -> None:
+    seer, real = classifier.load()
+    noise = torch.rand(8, *classifier.SHAPE) * 2 - 1
+    assert classifier.features(seer, noise).shape == (8, classifier.Classifier.FEATURES)
+    assert torch.linalg.eigvalsh(real.covariance).min() > -1e-6
+    assert models.load("edm-fashion", random_weights=True).spec.shape == classifier.SHAPE

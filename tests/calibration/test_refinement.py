@@ -1,0 +1,180 @@
+"""Joint refinement: its derivatives are right, it lowers the error, and it goes on after a kill."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edge_sampler import models
+from edge_sampler.calibration import refinement as refining
+from edge_sampler.calibration.afs import mean_image
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.candidates import grid_of, scheme_of
+from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
+from edge_sampler.calibration.evaluate.reference import solution
+from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
+from edge_sampler.calibration.fit import image_errors
+from edge_sampler.calibration.refinement import (
+    derivatives,
+    evaluations,
+    normal_equations,
+    parameters,
+    refine,
+    viewer,
+    with_parameters,
+)
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.trace import trace
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan, sample
+
+
+@pytest.fixture(scope="module")
+def noises(digits: Denoiser) -> Noises:
+    return to_fit(digits, 48, 32, 0)
+
+
+@pytest.fixture(scope="module")
+def converged(noises: Noises, digits: Denoiser) -> torch.Tensor:
+    return solution(noises, [digits.spec.sigma_max], 24, NO_CACHE)[0.0]
+
+
+def plan_of(digits: Denoiser, nfe: int, mean: torch.Tensor | None = None) -> Plan:
+    return trace(scheme_of(find("ddim"), grid_of(digits, "edm"), Settings(nfe), mean))
+
+
+def test_parameters_are_the_whole_plan(digits: Denoiser) -> None:
+    plan = plan_of(digits, 4)
+    values = parameters(plan)
+    assert len(values) == 4 + sum(range(1, 6))
+    again = with_parameters(plan, values)
+    assert again.table == plan.table
+    np.testing.assert_allclose(again.sigmas, plan.sigmas, rtol=1e-12)
+    assert min(with_parameters(plan, values, (0.01, 50.0)).sigmas) == 0.01
+
+
+@pytest.mark.parametrize(("afs", "tolerance"), [(False, 0.15), (True, 0.2)])
+def test_derivatives_predict_what_a_change_does(afs: bool, tolerance: float, digits: Denoiser, noises: Noises) -> None:
+    """Each parameter moved by itself, against the linear prediction; and they cost what they say.
+
+    A mean moves a state along one direction, in which a probe is less small than along noise.
+    """
+    few = noises.part(slice(0, 4))
+    plan = plan_of(digits, 3, mean_image(noises, NO_CACHE) if afs else None)
+    assert plan.afs == afs
+    few.network.meter.evaluations = 0
+    images, slopes = derivatives(few.network, few.noise, plan)
+    assert few.network.meter.evaluations == evaluations(plan) * 4
+    torch.testing.assert_close(images, sample(few.network, few.noise, plan), rtol=1e-4, atol=1e-5)
+    values = parameters(plan)
+    assert len(slopes) == len(values) == 3 + sum(range(1, 5)) + 4 * afs
+    for index, slope in enumerate(slopes):
+        move = min(0.05, 5e-3 / slope.square().mean().sqrt().item())
+        moved = values + move * np.eye(len(values))[index]
+        change = sample(few.network, few.noise, with_parameters(plan, moved)) - images
+        assert (change - move * slope).norm() < tolerance * change.norm() + 1e-4, index
+
+
+def test_refinement_lowers_the_error_and_never_raises_it(
+    digits: Denoiser, noises: Noises, converged: torch.Tensor
+) -> None:
+    refined = refine(plan_of(digits, 4), noises, converged, 15, NO_CACHE)
+    assert len(refined.errors) < 16  # it ends where iterations hardly gain,
+    assert refined.errors[1] == refined.errors[0]  # not where one found no way: the next one damps more
+    assert min(refined.errors) < 0.7 * refined.errors[0]
+    heldout = noises.heldout
+    images = sample(heldout.network, heldout.noise, refined.plan)
+    assert image_errors(images - converged[noises.fitting :]).mean().item() == pytest.approx(
+        min(refined.errors), rel=1e-4
+    )
+
+
+def test_a_killed_refinement_goes_on_where_it_was(
+    digits: Denoiser, noises: Noises, converged: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, made = plan_of(digits, 3), 0
+    killed_at = None
+
+    def counted(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal made
+        if made == killed_at:
+            raise KeyboardInterrupt
+        made += 1
+        return derivatives(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(refining, "derivatives", counted)
+    whole = refine(plan, noises, converged, 3, Cache(tmp_path / "whole")).plan
+    blocks, made, killed_at = made, 0, 2
+    with pytest.raises(KeyboardInterrupt):
+        refine(plan, noises, converged, 3, Cache(tmp_path / "cut"))
+    killed_at = None
+    assert refine(plan, noises, converged, 3, Cache(tmp_path / "cut")).plan == whole
+    assert made == blocks > 2  # none was made twice
+
+
+def test_the_slope_is_that_of_the_mean_error(digits: Denoiser, noises: Noises, converged: torch.Tensor) -> None:
+    """Image by image, so that a noise that errs ten times as much as another weighs no more."""
+    plan, few, goal = plan_of(digits, 3), noises.part(slice(0, 6)), converged[:6].clone()
+    goal[0] += 10.0
+    _, slope = normal_equations(few, goal, plan, "pixels", NO_CACHE)
+    slope /= goal.numel()
+    values = parameters(plan)
+
+    def error(change: np.ndarray) -> float:
+        return image_errors(sample(few.network, few.noise, with_parameters(plan, values + change)) - goal).mean().item()
+
+    for index in np.argsort(-np.abs(slope))[:4]:
+        move = 1e-3 * np.eye(len(values))[index]
+        assert (error(move) - error(-move)) / 2e-3 == pytest.approx(slope[index], rel=0.1), index
+
+
+def test_refinement_on_features_lowers_their_error() -> None:
+    fashion = models.load("edm-fashion")
+    noises = to_fit(fashion, 16, 12, 0)
+    goal = solution(noises, [fashion.spec.sigma_max], 16, NO_CACHE)[0.0]
+    plan = plan_of(fashion, 3)
+    refined = refine(plan, noises, goal, 3, NO_CACHE, view="features")
+    see, heldout = viewer("features", fashion.spec.shape), noises.heldout
+
+    def apart(plan: Plan) -> float:
+        return (
+            image_errors(see(sample(heldout.network, heldout.noise, plan)) - see(goal[noises.fitting :])).mean().item()
+        )
+
+    assert apart(refined.plan) == pytest.approx(min(refined.errors), rel=1e-3)
+    assert apart(refined.plan) < 0.95 * apart(plan)
+
+
+def test_features_are_those_of_images_that_the_classifier_knows(digits: Denoiser) -> None:
+    with pytest.raises(UserError, match=r"8, 8.*pixels"):
+        calibrate(digits, Settings(3, "ddim", refine=1, refine_on="features"))
+
+
+@pytest.mark.usefixtures("coarse_reference")
+def test_a_refined_plan_is_a_plan_like_any_other(digits: Denoiser) -> None:
+    settings = Settings(4, "iia-ddim", target="global", batch=32, heldout=16, refine=4)
+    refined, fitted = (calibrate(digits, s) for s in (settings, replace(settings, refine=0)))
+    assert refined.solver == "iia-ddim-refined"
+    assert refined.nfe == 4
+    assert refined.calibration["heldout_rms_error"] < fitted.calibration["heldout_rms_error"]
+    assert min(refined.calibration["refinement"]) < refined.calibration["refinement"][0]
+    assert max(refined.sigmas) <= digits.spec.sigma_max
+
+
+def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
+    cache, made = Cache(tmp_path), []
+
+    def compute() -> dict[str, np.ndarray]:
+        made.append(1)
+        return {"a": np.arange(3)}
+
+    for _ in range(2):
+        assert cache.recall({"x": 1}, compute)["a"].tolist() == [0, 1, 2]
+    (stored,) = tmp_path.iterdir()
+    stored.write_bytes(stored.read_bytes()[:40])
+    assert cache.recall({"x": 1}, compute)["a"].tolist() == [0, 1, 2]
+    assert len(made) == 2

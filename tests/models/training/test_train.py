@@ -1,0 +1,127 @@
+"""Training: seeded, resumable after a kill, and it learns."""
+
+import csv
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from edge_sampler import models
+from edge_sampler.models.networks import classifier
+from edge_sampler.models.precond import DDPM_SIGMAS
+from edge_sampler.models.training import objectives
+from edge_sampler.models.training.datasets import DATASETS, FASHION_FOLDER, Dataset, fashion
+from edge_sampler.models.training.train import RECIPES, train, untrained
+from edge_sampler.runtime.errors import UserError
+
+SHORT = replace(RECIPES["edm-digits"], images_seen=16 * 60, batch=16, warmup_steps=5)
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = replace(SHORT, images_seen=16 * 6)
+    whole = safetensors.torch.load_file(train("edm-digits", short, tmp_path / "whole", save_every=2))
+    loss, calls = objectives.edm, 0
+
+    def killed(*arguments: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return loss(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setitem(objectives.OF_PRECONDITIONING, "EDMPrecond", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train("edm-digits", short, tmp_path / "cut", save_every=2)
+    resumed = safetensors.torch.load_file(train("edm-digits", short, tmp_path / "cut", save_every=2))
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_it_learns_and_keeps_a_record(tmp_path: Path) -> None:
+    weights = train("edm-digits", SHORT, tmp_path)
+    with (tmp_path / "losses.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert len(losses) == 60
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    assert (tmp_path / "losses.png").exists()
+    assert models.load(str(weights)).spec.shape == (1, 8, 8)
+
+
+def test_another_recipe_does_not_resume(tmp_path: Path) -> None:
+    train("edm-digits", replace(SHORT, images_seen=32), tmp_path)
+    with pytest.raises(UserError, match="another recipe"):
+        train("edm-digits", replace(SHORT, images_seen=48), tmp_path)
+
+
+def test_the_metadata_tell_how_it_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no runs/ is: from the shipped weights
+    weights = train("edm-digits", replace(SHORT, images_seen=64, start="edm-digits"), tmp_path)
+    with safetensors.safe_open(weights, "pt") as file:
+        metadata = file.metadata()
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+    assert metadata["images_seen"] == "64"
+    assert metadata["started_from"] == models.load("edm-digits").spec.weights_sha256
+    assert json.loads(metadata["recipe"])["dataset"] == "digits"
+    assert float(metadata["final_loss"]) > 0
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """Random images in place of Fashion-MNIST, bright ones of class 1 and dark ones of class 0."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(80) % 2
+    images = torch.rand(80, 1, 28, 28, generator=generator) - 1 + labels[:, None, None, None]
+    dataset = Dataset(images[:64], labels[:64], images[64:], labels[64:])
+    monkeypatch.setitem(DATASETS, "fashion", lambda folder: dataset)
+    return dataset
+
+
+def test_a_classifier_learns_and_says_what_it_makes_of_real_images(
+    drawn: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPES["fashion-classifier"], images_seen=640, batch=32, warmup_steps=2, ema_halflife=100)
+    weights = train("fashion-classifier", recipe, tmp_path)
+    with safetensors.safe_open(weights, "pt") as file:
+        assert float(file.metadata()["heldout_accuracy"]) == 1.0
+    monkeypatch.setattr(classifier, "WEIGHTS", weights)
+    loaded, real = classifier.load()
+    seen = classifier.statistics(classifier.features(loaded, drawn.images))
+    torch.testing.assert_close(seen.mean, real.mean, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("drawn")
+def test_conditional_and_noise_predicting_models_train(tmp_path: Path) -> None:
+    short = {"images_seen": 8, "batch": 4, "start": None}
+    for name in ("edm-fashion-cond", "ddim-fashion"):
+        weights = train(name, replace(RECIPES[name], **short), tmp_path / name)  # type: ignore[arg-type]
+        spec = models.load(str(weights)).spec
+        assert spec.classes == (10 if name.endswith("cond") else 0)
+        assert spec.sigma_min == pytest.approx(max(0.002, DDPM_SIGMAS[0] if name == "ddim-fashion" else 0.0))
+
+
+@pytest.mark.parametrize(("sigma", "factor"), [(0.5, 1.0), (80.0, 6400.0)])
+def test_errors_at_high_noise_count_more(monkeypatch: pytest.MonkeyPatch, sigma: float, factor: float) -> None:
+    monkeypatch.setattr(objectives, "DDPM_SIGMAS", np.array([sigma]))
+    network, objective = untrained("ddim-fashion")  # predicts no noise at first, so that it misses all of it
+    assert objective(network, torch.zeros(16, 1, 28, 28), torch.zeros(16)).item() == pytest.approx(factor, rel=0.1)
+
+
+def test_a_missing_or_damaged_dataset_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no Fashion-MNIST file .*dataset-fashion-mnist"):
+        fashion(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(20)))
+    with pytest.raises(UserError, match="not a whole Fashion-MNIST file"):
+        fashion(tmp_path)
+
+
+@pytest.mark.skipif(not FASHION_FOLDER.exists(), reason="Fashion-MNIST is not installed")
+def test_fashion_is_what_its_paper_says() -> None:
+    data = fashion()
+    assert data.images.shape == (60_000, 1, 28, 28)
+    assert data.heldout_labels.bincount().tolist() == [1000] * 10
+    assert [data.images.min().item(), data.images.max().item()] == [-1, 1]

@@ -175,7 +175,7 @@ def one_cuda_graph(bundle: Bundle, precision: str) -> Iterator[Run]:
     run, captured = loop(bundle, network(bundle, precision)), dict[int, Any]()
 
     def capture(noise: torch.Tensor) -> Any:
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
@@ -209,7 +209,7 @@ def unrolled(bundle: Bundle, precision: str, capture: bool, layout: str) -> Iter
 @contextmanager
 def host_loop(bundle: Bundle) -> Iterator[Run]:
     with onnxrt.Session(bundle.graph("denoiser.onnx"), (), onnxrt.CUDA) as session:
-        yield lambda noise: host_paths(bundle, {"noise": noise}, session)[BASELINE]()  # type: ignore[return-value]
+        yield lambda noise: host_paths(bundle, {"noise": noise}, session)[BASELINE]()  # type: ignore[misc]
 
 
 def show_limit(bundle: Bundle, batches: list[int], _: np.ndarray) -> None:

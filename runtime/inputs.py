@@ -1,0 +1,205 @@
+"""What a sampler is given: conditions by name, and axes whose size a call chooses. Everything is checked here, once."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edge_sampler.runtime.errors import UserError
+
+DTYPES = {"float32": "fiu", "int64": "iu", "bool": "b"}  # NumPy's kinds that each may be given as
+CLASSES = "class_labels"  # the condition that class-conditional models share
+Shape = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The sizes that an axis with a name may have. Engines are tuned for ``usual``, and fits use it."""
+
+    least: int
+    usual: int
+    largest: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.usual <= self.largest:
+            raise UserError(
+                f"an axis has sizes {self.least}, {self.usual}, {self.largest}; they must be at least 1, and in order"
+            )
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A named input that stays the same at every evaluation of one sample.
+
+    Args:
+        shape: of one sample's value. A name in it is an axis, of the same size wherever the name stands.
+        dtype: float32, int64 or bool.
+        null: the value that means "nothing", which guidance needs: of ``shape``, or one that broadcasts to it.
+        choices: values are whole numbers below this, or ``null``; 0: anything goes.
+        description: one sentence for people.
+    """
+
+    shape: Shape = ()
+    dtype: str = "float32"
+    null: Any = field(default=None, compare=False)
+    choices: int = 0
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UserError(f"a condition's dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
+
+    def record(self) -> dict[str, Any]:
+        """JSON values. Of a null that is no single number, only that there is one."""
+        single = isinstance(self.null, int | float)
+        return {
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "null": self.null if single or self.null is None else True,
+            "choices": self.choices,
+            "description": self.description,
+        }
+
+    @classmethod
+    def read(cls, recorded: Mapping[str, Any]) -> "Condition":
+        """What ``record`` made. Raises KeyError or TypeError for anything else."""
+        return cls(
+            tuple(recorded["shape"]),
+            recorded["dtype"],
+            recorded["null"],
+            int(recorded["choices"]),
+            str(recorded["description"]),
+        )
+
+    def wanted(self) -> str:
+        """As messages say it: ``int64 []``, ``float32 [length, 80]``."""
+        of = f", 0 to {self.choices - 1}{f' or {self.null}' if self.null is not None else ''}" if self.choices else ""
+        return f"{self.dtype} [{', '.join(map(str, self.shape))}]{of}"
+
+
+def class_labels(classes: int) -> dict[str, Condition]:
+    """The condition of a model with so many classes; none for 0."""
+    description = "the class of the image; -1 is no class"
+    return {CLASSES: Condition((), "int64", -1, classes, description)} if classes else {}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The noise that a sampler starts from, [n, *shape], and its conditions; ``axes`` are those with names."""
+
+    shape: Shape
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    axes: Mapping[str, Axis] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        named = {size for shape in self._shapes() for size in shape if isinstance(size, str)}
+        if unknown := sorted(named - set(self.axes)):
+            raise UserError(f"axis {unknown[0]!r} has no sizes: give its least, usual and largest")
+        if clash := sorted(set(self.conditions) & ({"x", "sigma", "noise", "batch", "seeds"} | set(self.axes))):
+            raise UserError(f"a condition is called {clash[0]!r}, which is taken: give it another name")
+
+    def _shapes(self) -> Iterable[Shape]:
+        return (self.shape, *(condition.shape for condition in self.conditions.values()))
+
+    def sized(self, shape: Shape | None = None, sizes: Mapping[str, int] | None = None) -> tuple[int, ...]:
+        """``shape``, by default the data's, in numbers: named axes as in ``sizes``, else of their usual size."""
+        sizes = sizes or {}
+        wanted = self.shape if shape is None else shape
+        return tuple(sizes.get(s, self.axes[s].usual) if isinstance(s, str) else s for s in wanted)
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "shape": list(self.shape),
+            "conditions": {name: condition.record() for name, condition in self.conditions.items()},
+            "axes": {name: [axis.least, axis.usual, axis.largest] for name, axis in self.axes.items()},
+        }
+
+    @classmethod
+    def read(cls, recorded: Mapping[str, Any]) -> "Inputs":
+        """What ``record`` made. Raises KeyError, TypeError or UserError for anything else."""
+        return cls(
+            tuple(size if isinstance(size, str) else int(size) for size in recorded["shape"]),
+            {name: Condition.read(condition) for name, condition in recorded["conditions"].items()},
+            {name: Axis(*map(int, sizes)) for name, sizes in recorded["axes"].items()},
+        )
+
+    def check(self, given: Mapping[str, Any], count: int) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """The conditions for ``count`` samples, and the sizes of the axes with names.
+
+        Args:
+            given: by name, each condition's value: one for all samples, or [count, …]. A name of an axis, where no
+                condition tells its size, gives that size.
+
+        Returns conditions [count, *shape], and a size for each axis. Raises UserError for a name that is missing or
+        unknown, a wrong dtype or shape, sizes that disagree or leave their range, NaN, and a choice out of range.
+        """
+        known = [*self.conditions, *self.axes]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                raise UserError(
+                    f"unknown condition {name!r}{f'; did you mean {near[0]!r}?' if near else ''}"
+                    f" This sampler takes {', '.join(known) or 'no conditions'}"
+                )
+        sizes: dict[str, int] = {}
+        values = {}
+        for name, condition in self.conditions.items():
+            if given.get(name) is None:
+                raise UserError(f"{name} is missing: pass {name}={condition.wanted()}, one or one for each seed")
+            values[name] = self._checked(name, condition, given[name], count, sizes)
+        for name in self.axes:
+            if given.get(name) is not None:
+                self._size(name, given[name], f"{name} is", sizes)
+            sizes.setdefault(name, self.axes[name].usual)
+        return values, sizes
+
+    def _checked(self, name: str, condition: Condition, given: Any, count: int, sizes: dict[str, int]) -> np.ndarray:
+        value = np.asarray(given)
+        wanted = f"{name} must be {condition.wanted()}, one or {count}, one for each seed"
+        if value.dtype.kind not in DTYPES[condition.dtype]:
+            raise UserError(f"{name} is {value.dtype}; {wanted}")
+        rank = len(condition.shape)
+        if value.ndim not in (rank, rank + 1) or (value.ndim > rank and len(value) not in (1, count)):
+            raise UserError(f"{name} has shape {list(value.shape)}; {wanted}")
+        for size, axis in zip(value.shape[value.ndim - rank :], condition.shape, strict=True):
+            if isinstance(axis, str):
+                self._size(axis, size, f"{name} has", sizes)
+            elif size != axis:
+                raise UserError(f"{name} has shape {list(value.shape)}; {wanted}")
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise UserError(f"{name} holds NaN or infinity")
+        if condition.choices and value.size:
+            wrong = value[(value < 0) | (value >= condition.choices)]
+            wrong = wrong if condition.null is None else wrong[wrong != condition.null]
+            if wrong.size:
+                raise UserError(f"{name} holds {wrong.flat[0]}, which is out of range; {wanted}")
+        value = value.astype(condition.dtype)
+        return np.broadcast_to(value, (count, *value.shape[value.ndim - rank :]))
+
+    def _size(self, axis: str, size: Any, says: str, sizes: dict[str, int]) -> None:
+        limits = self.axes[axis]
+        if not isinstance(size, int | np.integer) or not limits.least <= size <= limits.largest:
+            raise UserError(f"{says} {size} of {axis}; this sampler takes {limits.least} to {limits.largest}")
+        if sizes.setdefault(axis, int(size)) != size:
+            raise UserError(f"{says} {size} of {axis}, and another condition has {sizes[axis]}")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a sampler makes: its name, the shape of one, and the units of its values."""
+
+    name: str = "images"
+    shape: Shape = ()
+    units: str = "about [-1, 1]"
+
+    @property
+    def is_image(self) -> bool:
+        """Whether a picture can be drawn of it: grey or colour, [channels, height, width]."""
+        return len(self.shape) == 3 and self.shape[0] in (1, 3)
+
+
+def sizes_of(shape: Shape, array_shape: Sequence[int]) -> dict[str, int]:
+    """The sizes that an array's shape gives to the names in ``shape``."""
+    return {name: size for name, size in zip(shape, array_shape, strict=True) if isinstance(name, str)}

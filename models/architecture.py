@@ -15,6 +15,7 @@ from edge_sampler.models.networks.song_unet import SongUNet
 from edge_sampler.models.networks.unet_2d import UNet2D
 from edge_sampler.models.precond import PRECONDITIONINGS
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import Inputs, class_labels
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "SongUNet": SongUNet,
@@ -35,7 +36,12 @@ def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:
     try:
         with torch.device("meta"):
             shapes = _build(dict(architecture))
-            shapes(torch.empty(1, *shapes.shape), 1.0)
+            denoised = shapes(torch.empty(1, *shapes.shape), 1.0)
+            if tuple(denoised.shape[1:]) != shapes.shape or not predicts_all(architecture):
+                raise ValueError(
+                    "it predicts fewer channels than it is given: networks conditioned on images need a "
+                    "wrapper that takes the image as a condition, see docs/your-model.md"
+                )
         return _build(dict(architecture))
     except KeyError as error:
         raise UserError(f"{name}: unusable architecture ({error.args[0]!r} is missing)") from error
@@ -61,7 +67,12 @@ def _build(arguments: dict[str, Any]) -> Preconditioned:
     classes = arguments.pop("label_dim", 0)
     predicted = arguments.pop("out_channels", 2 * channels if precond == "iDDPMPrecond" else channels)
     network = NETWORKS[model_type](resolution, channels, predicted, classes, **arguments)
-    return Preconditioned(network, preconditioning, (channels, resolution, resolution), classes)
+    return Preconditioned(network, preconditioning, Inputs((channels, resolution, resolution), class_labels(classes)))
+
+
+def predicts_all(architecture: Mapping[str, Any]) -> bool:
+    """Whether a network answers for every channel of its input; the others are conditioned on images."""
+    return architecture.get("out_channels", architecture["img_channels"]) >= architecture["img_channels"]
 
 
 def randomise(network: nn.Module, seed: int) -> None:

@@ -1,148 +1,259 @@
-"""The denoiser contract: ``denoised = model(x, sigma, class_labels=None)``, what every model of this project is."""
+"""The denoiser contract: ``denoised = model(x, sigma, **conditions)``, what every model of this project is."""
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edge_sampler.models.precond import Preconditioning
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import CLASSES, Condition, Inputs, Output
 
-SAMPLING_RANGE = (0.002, 80.0)  # arXiv 2206.00364, Table 1; a network's own limits narrow it
+Examples = Mapping[str, np.ndarray] | Callable[[Sequence[int]], Mapping[str, np.ndarray]]
+HELD = 4  # one in so many of a model's examples is held out of the fit
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a denoiser is, apart from the values of its weights."""
+    """What a denoiser is, apart from the values of its weights.
+
+    Args:
+        inputs: the shape of its data, and its conditions.
+        sigma_min, sigma_max: the noise levels to sample between, in the data's units.
+        architecture: a hash of all that decides its answers beside the weights and what is built in.
+        weights_sha256: of names, shapes and float32 values, so the same in every file format.
+        random_weights: True for a dry run, whose samples mean nothing.
+        output: what a sampler of it makes.
+        raw: conditions that its encoder takes from the caller, in place of those that it makes.
+        built_in: the conditions that are constants of the model, with their values (of arrays, a hash).
+        guidance: the scale S of classifier-free guidance that is built in; 1: none.
+        branches: evaluations of the network in one of the denoiser.
+        schedule: a name of calibration's schedules: its own noise levels, unless others are asked for.
+    """
 
     name: str
-    shape: tuple[int, int, int]  # channels, height, width
-    classes: int  # that the caller names; 0: none
-    sigma_min: float  # the noise levels to sample between, in pixel units
+    inputs: Inputs
+    sigma_min: float
     sigma_max: float
     licence: str
-    weights_sha256: str  # of names, shapes and float32 values, so the same in every file format
-    random_weights: bool  # True: a dry run, whose images mean nothing
-    class_label: int | None = None  # the one class that is built in
-    guidance: float = 1.0  # S of classifier-free guidance that is built in
+    architecture: str
+    weights_sha256: str
+    random_weights: bool
+    output: Output
+    raw: Mapping[str, Condition] = field(default_factory=dict)
+    made: tuple[str, ...] = ()  # conditions that the encoder makes
+    built_in: Mapping[str, Any] = field(default_factory=dict)
+    guidance: float = 1.0
+    branches: int = 1
+    schedule: str = "edm"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample of the data, axes with names at their usual size."""
+        return self.inputs.sized()
+
+    @property
+    def classes(self) -> int:
+        """How many classes the caller may name; 0: none."""
+        condition = self.inputs.conditions.get(CLASSES)
+        return condition.choices if condition else 0
+
+    @property
+    def called_with(self) -> Inputs:
+        """What the caller of a whole sampler gives: the encoder's inputs, and the conditions that it does not make."""
+        kept = {name: one for name, one in self.inputs.conditions.items() if name not in self.made}
+        return replace(self.inputs, conditions={**self.raw, **kept})
+
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 of whatever decides this denoiser's answers: what caches, plans and bundles ask."""
+        facts = [self.architecture, self.weights_sha256, dict(self.built_in), self.guidance, self.branches]
+        return digest([*facts, self.inputs.record(), self.sigma_min, self.sigma_max])
 
     @property
     def title(self) -> str:
         """The name, and what is built in: "edm-fashion-cond, class 7, guidance 2"."""
-        built_in = [f"class {self.class_label}"] * (self.class_label is not None)
-        built_in += [f"guidance {self.guidance:g}"] * (self.guidance != 1)
+        built_in = [f"{'class' if name == CLASSES else name} {value}" for name, value in self.built_in.items()]
+        built_in += [f"guidance {self.guidance:g}"] if self.guidance != 1 else []
         return ", ".join([self.name, *built_in])
+
+    def record(self) -> dict[str, Any]:
+        """JSON values, for a bundle's manifest."""
+        facts = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        facts |= {"inputs": self.inputs.record(), "raw": {name: one.record() for name, one in self.raw.items()}}
+        return facts | {"output": asdict(self.output), "fingerprint": self.fingerprint}
+
+
+def digest(facts: Any) -> str:
+    """SHA-256 of JSON values in their canonical form."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Denoiser(nn.Module):
     """Args of a call:
 
-        x: noisy images, float32 [n, channels, height, width].
-        sigma: noise level, standard deviation in pixel units; a number, a scalar tensor, or [n].
-        class_labels: int64 [n], -1 meaning "no class"; None is -1 for every image.
+        x: noisy data, float32 [n, *shape].
+        sigma: noise level, standard deviation in the data's units; a number, a scalar tensor, or [n].
+        conditions: by name, each [n, …] or [1, …]. One that is missing is its null.
 
-    Returns the expected clean images, float32, shaped as x. ``spec`` describes the model.
+    Returns the expected clean data, float32, shaped as x. ``spec`` describes the model.
+
+    ``encoder`` and ``decoder`` stand before and behind the loop, and a fit sees neither: ``encoder(*raw)`` returns
+    conditions by name, ``decoder(x)`` what a sampler makes. ``examples`` are values of the conditions, as a caller
+    gives them, to fit and to judge on: rows by name, or a function of seeds.
     """
 
     spec: ModelSpec
+    examples: Examples
+    encoder: nn.Module | None
+    decoder: nn.Module | None
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters(), torch.empty(0)).device
 
+    def draw_raw(self, seeds: Sequence[int], stream: int = 0, held: bool | None = None) -> dict[str, np.ndarray]:
+        """A value of each condition for each seed, as a caller gives them: [n, …].
+
+        A seed's values are the same in any set of seeds. ``held`` chooses among a model's examples: those to fit on
+        (False), the others (True), or any (None). Raises UserError where a condition has no examples.
+        """
+        wanted, drawn = self.spec.called_with.conditions, dict[str, np.ndarray]()
+        rngs = [np.random.default_rng([stream, seed]) for seed in seeds]
+        named = {name: one for name, one in wanted.items() if not one.choices}
+        for name, one in wanted.items():
+            if one.choices:
+                drawn[name] = np.array([rng.integers(one.choices) for rng in rngs], np.int64)
+        if named:
+            drawn |= self._examples(seeds, rngs, held, tuple(named))
+        return drawn
+
+    def _examples(
+        self, seeds: Sequence[int], rngs: Sequence[np.random.Generator], held: bool | None, names: tuple[str, ...]
+    ) -> Mapping[str, np.ndarray]:
+        if callable(self.examples):
+            made = self.examples(list(seeds))
+            self._have(names, made)
+            return {name: np.asarray(made[name]) for name in names}
+        self._have(names, self.examples)
+        first, last = self.rows(held)
+        rows = [int(rng.integers(first, last)) for rng in rngs]
+        return {name: np.asarray(self.examples[name])[rows] for name in names}
+
+    def _have(self, names: tuple[str, ...], found: Mapping[str, Any]) -> None:
+        if missing := [name for name in names if name not in found]:
+            raise UserError(
+                f"{self.spec.name} has no examples of its condition {missing[0]}, which a fit and a check need: give "
+                f"--conditions FILE.npz with {', '.join(names)}, [rows, …] each (in Python: adapt(examples=…))"
+            )
+
+    def rows(self, held: bool | None) -> tuple[int, int]:
+        """First and last (beyond) of the examples to fit on (False), to hold out (True), or of all (None)."""
+        assert not callable(self.examples)
+        count = len(next(iter(self.examples.values())))
+        fitted = count - count // HELD
+        if held is None or count < HELD:
+            return 0, count
+        return (fitted, count) if held else (0, fitted)
+
+    def encode(self, raw: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """The denoiser's own conditions, on its device, of those that a caller gives."""
+        told = {name: torch.from_numpy(np.array(value)).to(self.device) for name, value in raw.items()}
+        if self.encoder is not None:
+            with torch.inference_mode():
+                made = self.encoder(*(told.pop(name) for name in self.spec.raw))
+            told |= dict(zip(self.spec.made, made, strict=True))
+        return {name: told[name] for name in self.spec.inputs.conditions}
+
+    def decode(self, x: Tensor) -> Tensor:
+        """What a sampler makes of its last state."""
+        if self.decoder is None:
+            return x
+        with torch.inference_mode():
+            return self.decoder(x)
+
 
 class Preconditioned(Denoiser):
     """A raw network behind the contract: D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise).
 
-    ``network(x, c_noise)`` gets c_noise [n or 1] and, where there are ``classes``, one-hot classes [n or 1, classes] as
-    its third argument; zeros are "no class". Of more channels than x has (learned variances) the first are taken.
+    ``network(x, c_noise, **conditions)`` gets c_noise [n or 1]. Classes come as one-hot rows [n or 1, classes] in third
+    place, zeros being "no class". Of twice as many channels as x has (learned variances) the first half is taken.
     """
 
-    def __init__(
-        self, network: nn.Module, preconditioning: Preconditioning, shape: tuple[int, int, int], classes: int = 0
-    ) -> None:
+    def __init__(self, network: nn.Module, preconditioning: Preconditioning, inputs: Inputs) -> None:
         super().__init__()
-        self.model, self.preconditioning, self.shape, self.classes = network, preconditioning, shape, classes
+        self.model, self.preconditioning, self.inputs = network, preconditioning, inputs
+        self.encoder, self.decoder, self.examples = None, None, {}
+        condition = inputs.conditions.get(CLASSES)
+        self.classes = condition.choices if condition else 0
 
-    def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.inputs.sized()
+
+    def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Tensor | None) -> Tensor:
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
         c = self.preconditioning.coefficients(sigma)
-        predicted = self.model(per_image(c.in_) * x, c.noise, *self.one_hot(class_labels, x.device))
-        if predicted.shape[1] > self.shape[0]:
-            predicted = predicted[:, : self.shape[0]]
-        return per_image(c.skip) * x + per_image(c.out) * predicted
+        places, names = self.told(conditions, x.device)
+        predicted = self.model(per_sample(c.in_, x) * x, c.noise, *places, **names)
+        if predicted.shape[1] == 2 * x.shape[1]:
+            predicted = predicted[:, : x.shape[1]]
+        return per_sample(c.skip, x) * x + per_sample(c.out, x) * predicted
 
-    def one_hot(self, class_labels: Tensor | None, device: torch.device) -> list[Tensor]:
-        if not self.classes:
-            return []
-        if class_labels is None:
-            return [torch.zeros(1, self.classes, device=device)]
-        return [(class_labels[:, None] == torch.arange(self.classes, device=device)).float()]
+    def told(
+        self, conditions: Mapping[str, Tensor | None], device: torch.device
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The conditions as the network takes them: classes by place, the others by name."""
+        if unknown := set(conditions) - set(self.inputs.conditions):
+            raise TypeError(f"unknown condition {sorted(unknown)[0]!r}; known: {', '.join(self.inputs.conditions)}")
+        inputs, names = self.inputs, dict[str, Tensor]()
+        for name, condition in inputs.conditions.items():
+            value = conditions.get(name)
+            names[name] = null_of(condition, inputs.sized(condition.shape), device) if value is None else value
+        labels = names.pop(CLASSES, None)
+        if labels is None:
+            return [], names
+        return [(labels[:, None] == torch.arange(self.classes, device=device)).float()], names
 
-    def describe(self, name: str, licence: str, weights_sha256: str, random_weights: bool = False) -> "Preconditioned":
-        """Itself, ready to use: in evaluation mode, with its ``spec``."""
-        lowest, highest = self.preconditioning.sigma_limits
+    def describe(
+        self,
+        name: str,
+        licence: str,
+        weights_sha256: str,
+        architecture: Any,
+        random_weights: bool = False,
+        output: Output | None = None,
+    ) -> "Preconditioned":
+        """Itself, ready to use: in evaluation mode, with its ``spec``. ``architecture``: JSON values, its identity."""
+        lowest, highest = self.preconditioning.sigma_range
         self.spec = ModelSpec(
             name=name,
-            shape=self.shape,
-            classes=self.classes,
-            sigma_min=max(SAMPLING_RANGE[0], lowest),
-            sigma_max=min(SAMPLING_RANGE[1], highest),
+            inputs=self.inputs,
+            sigma_min=lowest,
+            sigma_max=highest,
             licence=licence,
+            architecture=digest(architecture),
             weights_sha256=weights_sha256,
             random_weights=random_weights,
+            output=output or Output(shape=self.inputs.shape),
+            schedule=self.preconditioning.schedule,
         )
         return self.eval().requires_grad_(False)
 
 
-class Conditioned(Denoiser):
-    """A model with a class, or classifier-free guidance (arXiv 2207.12598), built in: D_∅ + S·(D_c - D_∅).
-
-    Both branches run as one batch of twice the size, or one after the other.
-    """
-
-    def __init__(self, model: Denoiser, class_label: int | None, guidance: float, one_batch: bool) -> None:
-        super().__init__()
-        self.model, self.class_label, self.guidance, self.one_batch = model, class_label, guidance, one_batch
-        classes = model.spec.classes if class_label is None else 0
-        guidance *= model.spec.guidance  # guidance of a guided model: the scales multiply
-        self.spec = replace(model.spec, classes=classes, class_label=class_label, guidance=guidance)
-
-    def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
-        if self.class_label is not None:
-            class_labels = torch.tensor([self.class_label], device=x.device)
-        if self.guidance == 1:
-            return self.model(x, sigma, class_labels)
-        if class_labels is None:  # guided towards nothing
-            return self.model(x, sigma)
-        if self.one_batch:
-            none = torch.tensor([-1], device=x.device)
-            labels = torch.cat([labels.expand(x.shape[0]) for labels in (class_labels, none)])
-            sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
-            both = self.model(torch.cat([x, x]), sigma if len(sigma) == 1 else sigma.repeat(2), labels)
-            denoised, unconditional = both.unflatten(0, (2, -1)).unbind()
-        else:
-            denoised, unconditional = self.model(x, sigma, class_labels), self.model(x, sigma)
-        return unconditional + self.guidance * (denoised - unconditional)
+def null_of(condition: Condition, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """[1, *shape] of the value that means "nothing". Raises UserError where the condition has none."""
+    if condition.null is None:
+        raise UserError(f"a condition of {condition.wanted()} is missing, and has no value that means nothing")
+    value = torch.as_tensor(np.asarray(condition.null)).to(device, getattr(torch, condition.dtype))
+    return value.expand(1, *shape)
 
 
-def conditioned(
-    model: Denoiser, class_label: int | None = None, guidance: float = 1.0, one_batch: bool = True
-) -> Denoiser:
-    """The model of one class, of guidance S, or both. Raises UserError where it has no such class, or none at all."""
-    name, classes = model.spec.name, model.spec.classes
-    if class_label is not None and not 0 <= class_label < classes:
-        has = f"classes 0 to {classes - 1}" if classes else "none"
-        raise UserError(f"class-label is {class_label}; {name} has {has}")
-    if not abs(guidance) < float("inf"):
-        raise UserError(f"guidance is {guidance}; it must be a finite number")
-    if guidance != 1 and not classes:
-        raise UserError(f"guidance {guidance:g} needs a model with classes, and {name} has none")
-    if class_label is None and guidance == 1:
-        return model
-    return Conditioned(model, class_label, guidance, one_batch).eval()
-
-
-def per_image(value: Tensor | float) -> Tensor | float:
-    """[n] → [n, 1, 1, 1], to multiply images with."""
-    return value if isinstance(value, float) else value[:, None, None, None]
+def per_sample(value: Tensor | float, x: Tensor) -> Tensor | float:
+    """[n] → [n, 1, …], to multiply samples with."""
+    return value if isinstance(value, float) else value.reshape(-1, *(1 for _ in x.shape[1:]))

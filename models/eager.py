@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from edge_sampler.models.denoiser import conditioned
+from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.loading import load
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError

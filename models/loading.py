@@ -35,8 +35,9 @@ def load(model: str, weights: str | Path | None = None, random_weights: bool = F
             raise UserError(f"{model} brings its own weights; leave --weights and --random-weights out")
         return own.load(model)
     origin = _find(model)
+    architecture = origin.architecture()
     if random_weights:
-        network = build(origin.architecture(), origin.name)
+        network = build(architecture, origin.name)
         randomise(network, seed)
         licence = "none: random weights"
     else:
@@ -47,11 +48,11 @@ def load(model: str, weights: str | Path | None = None, random_weights: bool = F
         else:
             raise UserError(f"{model} is an architecture without weights; add --weights FILE or --random-weights")
         with torch.device("meta"):  # shapes without memory: the checkpoint brings the values
-            network = build(origin.architecture(), origin.name)
+            network = build(architecture, origin.name)
         _fill(network, source, origin)
         licence = origin.licence
     digest = checkpoint.weights_sha256(network.state_dict())
-    return network.describe(origin.name, licence, digest, random_weights)
+    return network.describe(origin.name, licence, digest, architecture, random_weights)
 
 
 @dataclass(frozen=True)

@@ -1,46 +1,89 @@
 """A network of one's own behind the denoiser contract. docs/your-model.md shows how."""
 
 import importlib.util
+import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from edge_sampler.models.checkpoint import weights_sha256
-from edge_sampler.models.denoiser import Denoiser, Preconditioned
+from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned, digest, per_sample
 from edge_sampler.models.precond import PRECONDITIONINGS
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import Axis, Condition, Inputs, Output, class_labels
+from edge_sampler.runtime.noise import unit_noise
 
 NAME = re.compile(r"(.+\.py):(\w+)")
 ROOMS = Path(__file__).resolve().parents[1]  # the folder that holds this one
 
 
+@dataclass(frozen=True)
+class Encoder:
+    """A stage before the loop: ``module(*inputs)`` returns the conditions that it ``makes``, as a tuple of tensors.
+
+    ``inputs`` are what the caller gives in their place, in the order of the module's arguments.
+    """
+
+    module: nn.Module
+    inputs: Mapping[str, Condition]
+    makes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A stage behind the loop: ``module(x)`` makes what the sampler gives, [n, …] of ``output``'s shape."""
+
+    module: nn.Module
+    output: Output
+
+
 def adapt(
     network: nn.Module,
-    shape: tuple[int, int, int],
+    shape: Sequence[int | str],
     precond: str = "Denoised",
     classes: int = 0,
     licence: str = "unknown",
+    *,
+    conditions: Mapping[str, Condition] | None = None,
+    axes: Mapping[str, Sequence[int]] | None = None,
+    examples: Examples | None = None,
+    encoder: Encoder | None = None,
+    decoder: Decoder | None = None,
+    output: str | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     **arguments: Any,
 ) -> Denoiser:
     """A denoiser of a trained network.
 
     Args:
-        network: called with x, float32 [n, channels, height, width], scaled as ``precond`` says, and what that tells
-            it of the noise, float32 [n or 1]; with ``classes``, also with one-hot ones, float32 [n or 1, classes],
-            whose zeros are "no class". It returns what ``precond`` says, shaped as x.
-        shape: of one image: channels, height, width.
+        network: called as ``network(x, noise, **conditions)``. x, float32 [n, *shape], is scaled as ``precond`` says;
+            noise, float32 [n or 1], is what that tells it of the noise level; conditions come by name, [n or 1, …].
+            With ``classes``, its third argument is one-hot rows, float32 [n or 1, classes], whose zeros are "no
+            class". It returns what ``precond`` says, shaped as x.
+        shape: of one sample, such as (3, 32, 32) or ("length", 80). A name is an axis whose size each call chooses.
         precond: a name of ``PRECONDITIONINGS``: "Denoised" for a network of (x, σ) that predicts clean
             images, "DDPMPrecond" for one of (x, t) in discrete steps, "FlowPrecond" for rectified flow, and EDM's.
+        conditions: what else the network is told, the same at every evaluation.
+        axes: for each name in a shape, its least, usual and largest size.
+        examples: values of what a caller gives, to fit and to judge on: arrays [rows, …] by name, or a function of
+            a list of seeds that returns those.
+        encoder, decoder: stages before and behind the loop. Both become part of the sampler's graph.
+        output: what the sampler makes, by name, where there is no decoder; by default "images" for pictures [1 or 3, H,
+            W], else "samples".
+        sigma_min, sigma_max: the network's own limits of the noise level.
         arguments: of that preconditioning.
 
-    Raises UserError for an unknown preconditioning or argument, and where the network does not return images.
+    Raises UserError for an unknown preconditioning or argument, for examples that do not fit, and where network or
+    stages return another shape than they should.
     """
     if precond not in PRECONDITIONINGS:
         raise UserError(f"precond is {precond!r}; allowed: {', '.join(PRECONDITIONINGS)}")
@@ -48,16 +91,91 @@ def adapt(
         preconditioning = PRECONDITIONINGS[precond](**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"{precond}: {error}") from error
-    model = Preconditioned(network, preconditioning, shape, classes)
-    name = type(network).__name__
-    model.describe(name, licence, weights_sha256(model.state_dict()))
-    x = torch.zeros(2, *shape)
-    with torch.inference_mode():
-        returned = network(x, torch.ones(1), *model.one_hot(None, x.device))
-    if not isinstance(returned, torch.Tensor) or returned.shape[0] != 2 or returned.shape[2:] != x.shape[2:]:
-        got = list(returned.shape) if isinstance(returned, torch.Tensor) else type(returned).__name__
-        raise UserError(f"{name} returned {got} for images {list(x.shape)}; it should return as many, as large")
+    lowest, highest = preconditioning.sigma_range
+    lowest, highest = sigma_min or lowest, sigma_max or highest
+    if not 0 < lowest < highest < math.inf:
+        raise UserError(f"sigma_min is {lowest:g} and sigma_max {highest:g}; they must be above 0 and in order")
+    preconditioning = replace(preconditioning, sampled=(lowest, highest), sigma_limits=(lowest, highest))
+    sizes = {name: Axis(*sizes) for name, sizes in (axes or {}).items()}
+    inputs = Inputs(tuple(shape), {**class_labels(classes), **(conditions or {})}, sizes)
+    model, name = Preconditioned(network, preconditioning, inputs), type(network).__name__
+    made = Output(output or "samples", inputs.shape)
+    if output is None and made.is_image:
+        made = replace(made, name="images")
+    weights = weights_sha256(model.state_dict())
+    facts = [f"{type(network).__module__}.{type(network).__qualname__}", precond, arguments]
+    model.describe(name, licence, weights, facts, output=decoder.output if decoder else made)
+    if encoder:
+        unknown = sorted(set(encoder.makes) - set(inputs.conditions))
+        if unknown:
+            raise UserError(
+                f"the encoder makes {unknown[0]!r}; the network's conditions are {', '.join(inputs.conditions)}"
+            )
+        model.encoder = encoder.module.eval().requires_grad_(False)
+        model.spec = replace(model.spec, raw=encoder.inputs, made=encoder.makes)
+    if decoder:
+        model.decoder = decoder.module.eval().requires_grad_(False)
+    if examples is not None:
+        with_examples(model, examples)
+    answers = probe(model)
+    stages = [weights_sha256(stage.state_dict()) for stage in (model.encoder, model.decoder) if stage is not None]
+    model.spec = replace(model.spec, architecture=digest([*facts, answers, stages]))
     return model
+
+
+def with_examples(model: Preconditioned, examples: Examples) -> None:
+    """Gives a model examples of its conditions. Raises UserError where they do not fit."""
+    found = examples([0, 1]) if callable(examples) else examples
+    wanted = model.spec.called_with
+    named = {key: one for key, one in wanted.conditions.items() if not one.choices}
+    counts = {key: len(np.asarray(value)) for key, value in found.items() if np.ndim(value)}
+    if len(set(counts.values())) > 1 or len(counts) != len(found) or not counts:
+        told = ", ".join(f"{key} {list(np.shape(value))}" for key, value in found.items())
+        raise UserError(f"examples must be [rows, …] each, and of as many rows: {told or 'there are none'}")
+    rows = next(iter(counts.values()))
+    if rows < 1:
+        raise UserError("there are no examples: give at least one row")
+    replace(wanted, conditions=named).check(found, rows)
+    model.examples = examples
+
+
+def probe(model: Preconditioned) -> list[float]:
+    """What tells a network's answers from another's of the same weights: figures of its answers at three noise levels.
+
+    To two digits, so that machines agree. Raises UserError where network, encoder or decoder return another shape than
+    they should; zeros stand for conditions without examples.
+    """
+    spec, name, answers = model.spec, model.spec.name, list[float]()
+    try:
+        raw = model.draw_raw([0, 1])
+    except UserError:
+        raw = {
+            key: np.zeros((2, *spec.inputs.sized(one.shape)), one.dtype)
+            for key, one in spec.called_with.conditions.items()
+        }
+    checked, sizes = spec.called_with.check(raw, 2)
+    x = torch.from_numpy(unit_noise([0, 1], spec.inputs.sized(sizes=sizes)))
+    weight = torch.from_numpy(unit_noise([2, 3], spec.inputs.sized(sizes=sizes)))
+    with torch.inference_mode():
+        told = model.encode(checked)
+        spec.inputs.check({key: value.numpy() for key, value in told.items()}, 2)
+        for sigma in (spec.sigma_max, math.sqrt(spec.sigma_min * min(spec.sigma_max, 80.0)), spec.sigma_min):
+            c = model.preconditioning.coefficients(torch.tensor([sigma]))
+            places, names = model.told(told, x.device)
+            returned = model.model(per_sample(c.in_, x) * x * sigma, c.noise, *places, **names)
+            twice = (2, 2 * x.shape[1], *x.shape[2:])
+            if not isinstance(returned, torch.Tensor) or tuple(returned.shape) not in (tuple(x.shape), twice):
+                got = list(returned.shape) if isinstance(returned, torch.Tensor) else type(returned).__name__
+                raise UserError(f"{name} returned {got} for x {list(x.shape)}; it should return as many, as large")
+            answers += [returned.double().std().item(), (returned[:, : x.shape[1]] * weight).double().mean().item()]
+        if model.decoder is not None:
+            decoded = tuple(model.decoder(x).shape)
+            expected = (2, *spec.inputs.sized(spec.output.shape, sizes))
+            if decoded != expected:
+                raise UserError(
+                    f"the decoder returned {list(decoded)} for x {list(x.shape)}; its output says {list(expected)}"
+                )
+    return [float(f"{answer:.1e}") for answer in answers]
 
 
 def is_named(model: str) -> bool:

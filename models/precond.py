@@ -26,8 +26,24 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Preconditioning:
-    coefficients: Callable[[Tensor], Coefficients]  # of sigma [n or 1]
-    sigma_limits: tuple[float, float]  # what noise levels the network knows
+    """How a network is used.
+
+    Args:
+        coefficients: of sigma [n or 1].
+        sigma_limits: what noise levels the network knows.
+        sampled: the noise levels to sample between, as far as the network knows them.
+        schedule: the noise levels that suit it, by their name in calibration.
+    """
+
+    coefficients: Callable[[Tensor], Coefficients]
+    sigma_limits: tuple[float, float]
+    sampled: tuple[float, float] = (0.002, 80.0)  # arXiv 2206.00364, Table 1
+    schedule: str = "edm"
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """The lowest and the highest noise level that a sampler visits."""
+        return max(self.sampled[0], self.sigma_limits[0]), min(self.sampled[1], self.sigma_limits[1])
 
 
 def denoised() -> Preconditioning:
@@ -143,17 +159,28 @@ def discrete(betas: np.ndarray, prediction_type: str) -> Preconditioning:
     return Preconditioning(coefficients, (float(sigmas[0]), float(sigmas[-1])))
 
 
-def flow(num_train_timesteps: float = 1000.0) -> Preconditioning:
-    """Rectified flow (arXiv 2209.03003): x_t = (1 - t)·image + t·noise, the network predicts noise - image.
+FLOW_START = 1e7  # σ of t = 1 - 1e-7; from there the first state is the noise, in float32
 
-    It is told num_train_timesteps·t. σ = t/(1 - t), so that t = σ/(1 + σ) and x_t = x/(1 + σ).
+
+def flow(
+    num_train_timesteps: float = 1000.0, reversed_time: bool = False, predicts: str = "noise-data"
+) -> Preconditioning:
+    """Rectified flow (arXiv 2209.03003): x_t = (1 - t)·data + t·noise, the network predicts noise - data.
+
+    It is told num_train_timesteps·t. σ = t/(1 - t), so that t = σ/(1 + σ) and x_t = x/(1 + σ). Sampling starts at
+    t = 1, that is at a very high σ. Many networks count time the other way: ``reversed_time`` tells them
+    num_train_timesteps·(1 - t), and ``predicts="data-noise"`` is for those that predict the other direction.
     """
+    signs = {"noise-data": -1.0, "data-noise": 1.0}
+    if predicts not in signs:
+        raise ValueError(f"predicts is {predicts!r}; allowed: {', '.join(signs)}")
 
     def coefficients(sigma: Tensor) -> Coefficients:
         shrink = 1 / (1 + sigma)
-        return Coefficients(shrink, -sigma * shrink, shrink, num_train_timesteps * sigma * shrink)
+        time = shrink if reversed_time else sigma * shrink
+        return Coefficients(shrink, signs[predicts] * sigma * shrink, shrink, num_train_timesteps * time)
 
-    return Preconditioning(coefficients, (0.0, math.inf))
+    return Preconditioning(coefficients, (0.0, math.inf), (0.002, FLOW_START), "flow")
 
 
 PRECONDITIONINGS: dict[str, Callable[..., Preconditioning]] = {  # the names of EDM's checkpoints where they have one

@@ -1,0 +1,144 @@
+"""Denoisers around denoisers: a condition built in, and guidance."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edge_sampler.models.denoiser import Denoiser, Examples, null_of
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import CLASSES, Inputs
+
+
+class Wrapped(Denoiser):
+    """A denoiser around another, with its stages and examples."""
+
+    def __init__(self, model: Denoiser, **changes: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.spec = replace(model.spec, **changes)
+
+    @property
+    def encoder(self) -> nn.Module | None:  # type: ignore[override]
+        return self.model.encoder
+
+    @property
+    def decoder(self) -> nn.Module | None:  # type: ignore[override]
+        return self.model.decoder
+
+    @property
+    def examples(self) -> Examples:  # type: ignore[override]
+        return self.model.examples
+
+
+class BuiltIn(Wrapped):
+    """A model of which one condition is a constant: a class, a guidance embedding."""
+
+    def __init__(self, model: Denoiser, name: str, value: np.ndarray) -> None:
+        inputs = model.spec.inputs
+        kept = {key: one for key, one in inputs.conditions.items() if key != name}
+        told = value.item() if value.size == 1 else hashlib.sha256(value.tobytes()).hexdigest()[:16]
+        built_in = {**model.spec.built_in, name: told}
+        super().__init__(model, inputs=replace(inputs, conditions=kept), built_in=built_in)
+        self.name = name
+        self.register_buffer("value", torch.from_numpy(np.array(value))[None], persistent=False)
+
+    def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Tensor | None) -> Tensor:
+        return self.model(x, sigma, **conditions, **{self.name: self.get_buffer("value").to(x.device)})
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One term of a guided answer: its weight, and the conditions that it nulls."""
+
+    weight: float
+    nulled: tuple[str, ...] = ()
+
+
+class Guided(Wrapped):
+    """A weighted sum of a model's answers under different conditions: Σ weight·D(x; conditions, some of them nulled).
+
+    Classifier-free guidance (arXiv 2207.12598) is S·D_c + (1 - S)·D_∅. All branches run as one batch of several times
+    the size, or one after the other.
+    """
+
+    def __init__(self, model: Denoiser, branches: Sequence[Branch], guidance: float, one_batch: bool) -> None:
+        scale = guidance * model.spec.guidance  # guidance of a guided model: the scales multiply
+        super().__init__(model, guidance=scale, branches=len(branches) * model.spec.branches)
+        self.parts, self.one_batch = tuple(branches), one_batch
+
+    def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Tensor | None) -> Tensor:
+        told = [{**conditions, **self.nulls(part.nulled, conditions, x)} for part in self.parts]
+        if self.one_batch:
+            count = len(told)
+            sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
+            joined = {
+                name: torch.cat([value.expand(x.shape[0], *value.shape[1:]) for value in values])
+                for name in conditions
+                if (values := [branch[name] for branch in told if branch[name] is not None])
+            }
+            repeated = sigma if sigma.shape[0] == 1 else sigma.repeat(count)
+            answers = self.model(torch.cat([x] * count), repeated, **joined).unflatten(0, (count, -1)).unbind()
+        else:
+            answers = tuple(self.model(x, sigma, **values) for values in told)
+        guided = answers[0] * self.parts[0].weight
+        for answer, part in zip(answers[1:], self.parts[1:], strict=True):
+            guided = guided + answer * part.weight
+        return guided
+
+    def nulls(self, names: Sequence[str], conditions: Mapping[str, Tensor | None], x: Tensor) -> dict[str, Tensor]:
+        """[1, …] of each null, as large as the value that it stands for."""
+        told = {name: value for name in names if (value := conditions.get(name)) is not None}
+        known = self.spec.inputs.conditions
+        return {name: null_of(known[name], tuple(value.shape[1:]), x.device) for name, value in told.items()}
+
+
+def guided(model: Denoiser, scale: float, one_batch: bool = True) -> Denoiser:
+    """The model with classifier-free guidance: every condition that has a null is nulled in the second branch.
+
+    Raises UserError for a scale that is no finite number, and where no condition has a null.
+    """
+    if not abs(scale) < float("inf"):
+        raise UserError(f"guidance is {scale}; it must be a finite number")
+    nulled = tuple(name for name, one in model.spec.inputs.conditions.items() if one.null is not None)
+    if not nulled:
+        raise UserError(
+            f"guidance {scale:g} needs a condition with a null, as classes are, and {model.spec.name} has none"
+        )
+    return Guided(model, [Branch(scale), Branch(1 - scale, nulled)], scale, one_batch).eval()
+
+
+def built_in(model: Denoiser, name: str, value: Any) -> Denoiser:
+    """The model with one condition a constant. Raises UserError where it has none, or one of another kind."""
+    spec = model.spec
+    known = {key: one for key, one in spec.called_with.conditions.items() if key in spec.inputs.conditions}
+    if name not in known:
+        raise UserError(f"{spec.name} has no condition {name!r} to set; it has {', '.join(known) or 'none'}")
+    if name == CLASSES and value == known[name].null:
+        raise UserError(f"class-label is {value}; {spec.name} has classes 0 to {known[name].choices - 1}")
+    checked, _ = Inputs((), {name: known[name]}, spec.inputs.axes).check({name: value}, 1)
+    return BuiltIn(model, name, checked[name][0]).eval()
+
+
+def conditioned(
+    model: Denoiser,
+    class_label: int | None = None,
+    guidance: float = 1.0,
+    one_batch: bool = True,
+    values: Mapping[str, Any] | None = None,
+) -> Denoiser:
+    """The model with guidance S, and with a class and other conditions built in. Raises UserError as those do."""
+    classes = model.spec.classes
+    if class_label is not None and not 0 <= class_label < classes:
+        has = f"classes 0 to {classes - 1}" if classes else "none"
+        raise UserError(f"class-label is {class_label}; {model.spec.name} has {has}")
+    if guidance != 1:
+        model = guided(model, guidance, one_batch)
+    settled = ({} if class_label is None else {CLASSES: class_label}) | dict(values or {})
+    for name, value in settled.items():
+        model = built_in(model, name, value)
+    return model

@@ -9,7 +9,8 @@ from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.refinement import ITERATIONS, VIEWS
 from edge_sampler.calibration.schedules import SCHEDULES
 from edge_sampler.calibration.settings import CHOSEN, TARGETS, Settings
-from edge_sampler.models.denoiser import Denoiser, conditioned
+from edge_sampler.models.conditioned import conditioned
+from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.loading import load
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.errors import UserError

@@ -15,7 +15,8 @@ from edge_sampler.calibration.settings import CHOSEN, Settings
 from edge_sampler.calibration.solvers import ALL_SOLVERS, find
 from edge_sampler.calibration.study.measure import Judge, judging
 from edge_sampler.calibration.trace import trace
-from edge_sampler.models.denoiser import Denoiser, conditioned
+from edge_sampler.models.conditioned import conditioned
+from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.plan import Plan
 

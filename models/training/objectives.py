@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from edge_sampler.models.denoiser import Preconditioned, per_image
+from edge_sampler.models.denoiser import Preconditioned, per_sample
 from edge_sampler.models.precond import DDPM_SIGMAS
 
 LABEL_DROPOUT = 0.1  # of labels hidden, so that the network knows the unconditional branch of guidance (2207.12598)
@@ -22,9 +22,9 @@ def weighted_error(
     """
     hidden = torch.rand(len(labels), device=labels.device) < LABEL_DROPOUT
     known = labels.masked_fill(hidden, -1) if model.classes else None
-    denoised = model(images + per_image(sigma) * torch.randn_like(images), sigma, known)
-    out = per_image(model.preconditioning.coefficients(sigma).out)
-    return (per_image(weight) * (denoised.float() - images) ** 2 / out**2).mean()
+    denoised = model(images + per_sample(sigma) * torch.randn_like(images), sigma, known)
+    out = per_sample(model.preconditioning.coefficients(sigma).out)
+    return (per_sample(weight) * (denoised.float() - images) ** 2 / out**2).mean()
 
 
 def edm(model: Preconditioned, images: Tensor, labels: Tensor) -> Tensor:

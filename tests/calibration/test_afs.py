@@ -12,7 +12,8 @@ from edge_sampler.calibration.calibrate import calibrate, error_against_converge
 from edge_sampler.calibration.evaluate.noise_sets import to_fit
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.settings import Settings
-from edge_sampler.models.denoiser import Denoiser, conditioned
+from edge_sampler.models.conditioned import conditioned
+from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import silent
 from edge_sampler.runtime.plan import sample
 from tests.conftest import TINY

@@ -21,7 +21,8 @@ from edge_sampler.calibration.settings import AUTO, Settings
 from edge_sampler.calibration.solvers import ALL_SOLVERS, find
 from edge_sampler.calibration.solvers.base import Scheme, base_step
 from edge_sampler.calibration.trace import AFS
-from edge_sampler.models.denoiser import Denoiser, conditioned
+from edge_sampler.models.conditioned import conditioned
+from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import silent
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.noise import unit_noise

@@ -14,7 +14,7 @@ from edge_sampler.export.extend import precision_error
 from edge_sampler.export.lower import drop_unused
 from edge_sampler.export.precision import LOW, lower_precision
 from edge_sampler.export.save import save_checked
-from edge_sampler.models.denoiser import Denoiser, Preconditioned, per_image
+from edge_sampler.models.denoiser import Denoiser, Preconditioned, per_sample
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.bundle import FLOAT_IMAGES, Bundle
 from edge_sampler.runtime.errors import UserError
@@ -102,8 +102,8 @@ def test_the_predicted_error_is_that_of_pytorch(made: Path, digits: Denoiser, pr
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
         c = low.preconditioning.coefficients(torch.tensor([sigma], dtype=torch.float32))
-        network = low.model((per_image(c.in_) * x).to(dtype), c.noise.to(dtype)).float()
-        return per_image(c.skip) * x + per_image(c.out) * network
+        network = low.model((per_sample(c.in_) * x).to(dtype), c.noise.to(dtype)).float()
+        return per_sample(c.skip) * x + per_sample(c.out) * network
 
     with torch.inference_mode():
         difference = sample(denoise, noise, bundle.plan) - sample(digits, noise, bundle.plan)

@@ -24,7 +24,8 @@ from edge_sampler.export.lower import drop_unused, keep_batch_in_reshapes, lower
 from edge_sampler.export.network_graph import export_denoiser
 from edge_sampler.export.save import save_checked
 from edge_sampler.export.unroll import unroll
-from edge_sampler.models.denoiser import Denoiser, conditioned
+from edge_sampler.models.conditioned import conditioned
+from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import to_uint8

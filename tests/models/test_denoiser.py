@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from edge_sampler import models
-from edge_sampler.models.denoiser import Denoiser, Preconditioned, conditioned
+from edge_sampler.models.conditioned import conditioned
+from edge_sampler.models.denoiser import Denoiser, Preconditioned
 from edge_sampler.models.precond import (
     DDPM_SIGMAS,
     PREDICTIONS,

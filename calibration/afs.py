@@ -18,7 +18,7 @@ from edge_sampler.models.progress import ProgressBars, silent
 
 
 def mean_image(noises: Noises, cache: Cache, progress: ProgressBars = silent) -> Tensor:
-    """The mean [channels, height, width] of denoised images at σ_max over all processes' fitting noises.
+    """The mean [*shape] of denoised images at σ_max over all processes' fitting noises.
 
     Kept block by block.
     """

@@ -12,7 +12,9 @@ from edge_sampler.calibration.settings import CHOSEN, TARGETS, Settings
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.loading import load
+from edge_sampler.models.own import with_examples
 from edge_sampler.runtime.cache_folder import cache_folder
+from edge_sampler.runtime.command_line import given
 from edge_sampler.runtime.errors import UserError
 
 DEFAULTS = Settings(nfe=1)
@@ -46,6 +48,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     passes_help = "guidance calls the network twice, instead of once on twice as many images, which takes more memory"
     group.add_argument("--two-passes", action="store_true", help=passes_help)
     group.add_argument("--class-label", type=int, metavar="K", help="the one class to make (default: the caller's)")
+    set_help = "a condition to build into the graph, such as guidance_scale=3.5 or embedding=FILE.npy; again for each"
+    group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=set_help)
+    conditions_help = "values of the model's conditions to fit and to judge on: FILE.npz, [rows, …] by name"
+    group.add_argument("--conditions", type=Path, help=conditions_help)
     group.add_argument("--device", default="auto", help="where PyTorch calibrates: auto (default), cpu, cuda, …")
 
 
@@ -55,7 +61,12 @@ def load_model(arguments: argparse.Namespace) -> Denoiser:
     if arguments.weights and arguments.random_weights:
         raise UserError("--weights and --random-weights exclude each other")
     model = load(arguments.model, arguments.weights, arguments.random_weights)
-    model = conditioned(model, arguments.class_label, arguments.guidance, not arguments.two_passes)
+    if arguments.conditions:
+        if arguments.conditions.suffix != ".npz":
+            raise UserError(f"--conditions {arguments.conditions}: expected FILE.npz, with [rows, …] by name")
+        with_examples(model, given([str(arguments.conditions)]))
+    one_batch, values = not arguments.two_passes, given(arguments.set)
+    model = conditioned(model, arguments.class_label, arguments.guidance, one_batch, values)
     try:
         return model.to(torch.device(name))
     except (RuntimeError, AssertionError) as error:
@@ -77,7 +88,8 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
     group.add_argument(
         "--schedule",
         default=DEFAULTS.schedule,
-        help=f"noise levels: {', '.join(SCHEDULES)}, or {CHOSEN} for this model (default: edm; {CHOSEN} for auto)",
+        help=f"noise levels: {', '.join(SCHEDULES)}, or {CHOSEN} for this model (default: {CHOSEN} for auto; else edm, or "
+        "flow for flow models)",
     )
     target_help = f"{' or '.join(TARGETS)}: the paper's, or ours (default: local; global for auto)"
     group.add_argument(*names("target"), dest="fit_target", help=target_help)
@@ -90,7 +102,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
     group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to judge by (default: 128)")
     group.add_argument("--ridge", type=float, default=DEFAULTS.ridge, help="relative (default: 1e-4)")
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises (default: 0)")
-    afs_help = "answer the first evaluation by a constant image (default: for auto, unless there are several classes)"
+    afs_help = "answer the first evaluation by a constant image (default: for auto, unless the caller gives conditions)"
     group.add_argument("--afs", action=argparse.BooleanOptionalAction, help=afs_help)
     group.add_argument(
         "--refine",

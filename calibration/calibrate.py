@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import asdict, replace
-from typing import Any
 
 import numpy as np
 
@@ -20,22 +19,22 @@ from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.trace import trace
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
+from edge_sampler.runtime.fit_report import FitReport
 from edge_sampler.runtime.plan import Plan, sample
 
 
 def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = silent, cache: Cache = NO_CACHE) -> Plan:
     """The plan of ``settings.solver``, its γ fitted; a fixed solver on a fixed schedule costs no evaluation.
 
-    Deterministic for a seed, on one machine. ``plan.calibration`` is the report: settings, per-step γ and errors, final
-    error, what "auto" compared, refinement's errors, network evaluations (of one image) spent, seconds.
+    Deterministic for a seed, on one machine. ``plan.report`` tells how it was fitted; of a fixed solver it is None.
     """
     started = time.perf_counter()
     viewer(settings.refine_on, model.spec.shape)  # says at once what cannot be
     auto = settings.solver == "auto"
     solvers = [find(name) for name in (AUTO if auto else [settings.solver])]
-    schedule = settings.schedule or (CHOSEN if auto else "edm")
+    schedule = settings.schedule or (CHOSEN if auto else model.spec.schedule)
     target = settings.target or ("global" if auto else "local")
-    afs = auto and not model.spec.classes if settings.afs is None else settings.afs
+    afs = auto and not model.spec.inputs.conditions if settings.afs is None else settings.afs
     if not auto and solvers[0].history is None and schedule != CHOSEN and not afs and not settings.refine:
         return trace(scheme_of(solvers[0], grid_of(model, schedule), settings))
 
@@ -66,25 +65,29 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
         refined = refine(plan, noises, fine[0.0], settings.refine, cache, progress, settings.refine_on)
         plan, errors = refined.plan, list(refined.errors)
         error = rms(sample(noises.heldout.network, noises.heldout.noise, plan) - fine[0.0][noises.fitting :])
-    report = {
-        **fitted_to(model),
-        "settings": asdict(settings),
-        "target": target,
-        "schedule": schedule,
-        "heldout_rms_error": error,
-        "steps": [asdict(step) for step in best.steps],
-        "compared": {candidate.plan.solver: candidate.error for candidate in candidates},
-        "refinement": errors,
-        "evaluations": int(total(np.array([meter.evaluations], float))[0]),
-        "seconds": round(time.perf_counter() - started, 2),
-    }
-    return replace(plan, solver=plan.solver + REFINED * bool(settings.refine), calibration=report)
+    report = FitReport(
+        model=model.spec.title,
+        fingerprint=model.spec.fingerprint,
+        settings=asdict(settings),
+        target=target,
+        schedule=schedule,
+        heldout=settings.heldout,
+        heldout_rms_error=error,
+        steps=best.steps,
+        compared={candidate.plan.solver: candidate.error for candidate in candidates},
+        refinement=tuple(errors),
+        examples=examples_of(model),
+        evaluations=int(total(np.array([meter.evaluations], float))[0]),
+        seconds=round(time.perf_counter() - started, 2),
+    )
+    return replace(plan, solver=plan.solver + REFINED * bool(settings.refine), report=report)
 
 
-def fitted_to(model: Denoiser) -> dict[str, Any]:
-    """What a fit belongs to."""
-    spec = model.spec
-    return {"weights_sha256": spec.weights_sha256, "class_label": spec.class_label, "guidance": spec.guidance}
+def examples_of(model: Denoiser) -> tuple[int, ...]:
+    """How many examples of the conditions a fit is made on, and how many others judge it; () where it has no rows."""
+    if callable(model.examples) or not model.examples:
+        return ()
+    return tuple(last - first for first, last in (model.rows(False), model.rows(True)))
 
 
 def error_against_converged(

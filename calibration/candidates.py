@@ -8,15 +8,16 @@ from torch import Tensor
 
 from edge_sampler.calibration.chosen_levels import Grid
 from edge_sampler.calibration.evaluate.network import Network
-from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
+from edge_sampler.calibration.evaluate.noise_sets import Noises, digest, to_fit
 from edge_sampler.calibration.evaluate.reference import local_target
-from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache, digest
-from edge_sampler.calibration.fit import FittedStep, Target, fit, mean_error, rms
+from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
+from edge_sampler.calibration.fit import Target, fit, mean_error, rms
 from edge_sampler.calibration.schedules import SCHEDULES
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers.base import Scheme, Solver, base_step
 from edge_sampler.calibration.trace import trace
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.fit_report import FittedStep
 from edge_sampler.runtime.plan import Plan
 
 

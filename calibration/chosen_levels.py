@@ -31,6 +31,7 @@ from edge_sampler.calibration.solvers.base import Scheme, after, base_step
 from edge_sampler.models.progress import ProgressBars
 
 Grid = Callable[[int], list[float]]  # number of steps → noise levels, the last 0
+HIGHEST = 1000.0  # below the first level; between it and a flow's start nothing changes
 LEVELS = 64  # to choose among, or twice the number of steps
 PROBES = 8  # noises that tell what is left of an error
 STRIDE = 4  # levels that a step goes down whose error that is, and the steps after it
@@ -47,7 +48,8 @@ def choose(
     One solution by ``fine_steps`` or more steps serves every number of steps.
     """
     spec, numbers = noises.network.model.spec, sorted(set(steps))
-    levels = logarithmic(max(LEVELS, 2 * numbers[-1]), spec.sigma_min, spec.sigma_max)
+    levels = logarithmic(max(LEVELS, 2 * numbers[-1]), spec.sigma_min, min(spec.sigma_max, HIGHEST))
+    levels[0] = spec.sigma_max
     fitting = noises.part(slice(noises.fitting))
     probes = fitting.first(PROBES)
     spent = cost(len(levels) - 1, fine_steps) * len(noises) + (len(levels) - 1) * len(fitting)

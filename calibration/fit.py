@@ -1,7 +1,6 @@
 """Least squares for γ, from float64 Gram matrices, while the solver runs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,22 +9,11 @@ from torch import Tensor
 from edge_sampler.calibration.evaluate.distributed import total
 from edge_sampler.calibration.solvers.base import Denoise, Scheme
 from edge_sampler.calibration.trace import correct
+from edge_sampler.runtime.fit_report import FittedStep
 
 RIDGE = 1e-4  # relative weight of the pull toward the base solver, unless another is asked for
 
 Target = Callable[[int, Tensor], Tensor]  # (step index, state before it) → the state to reach, [n, …]
-
-
-@dataclass(frozen=True)
-class FittedStep:
-    """One step's γ, and its root-mean-square error against the target on held-out noises, without and with γ.
-
-    ``gamma`` is the departure from the base solver's own weights; all zero where it did not help.
-    """
-
-    gamma: tuple[float, ...]
-    error_before: float
-    error_after: float
 
 
 def gram(tensors: Sequence[Tensor]) -> np.ndarray:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from edge_sampler.calibration.evaluate.distributed import total
 from edge_sampler.calibration.evaluate.network import Network
-from edge_sampler.calibration.evaluate.noise_sets import Noises
-from edge_sampler.calibration.evaluate.results import Cache, digest
+from edge_sampler.calibration.evaluate.noise_sets import Noises, digest
+from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.fit import image_errors
 from edge_sampler.models.networks import classifier
 from edge_sampler.models.progress import ProgressBars, silent

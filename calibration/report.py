@@ -8,24 +8,24 @@ from edge_sampler.runtime.plan import Plan
 
 def show(plan: Plan) -> None:
     """Prints what was fitted; nothing for a fixed solver."""
-    report = plan.calibration
+    report = plan.report
     if not report:
         return
     console = Console()
-    if len(report["compared"]) > 1:
+    if len(report.compared) > 1:
         table = Table("solver", "mean error, held out", title=f"solvers at {plan.nfe} evaluations")
-        for solver, error in sorted(report["compared"].items(), key=lambda row: row[1]):
+        for solver, error in sorted(report.compared.items(), key=lambda row: row[1]):
             table.add_row(solver, f"{error:.4f}" + ("  <- taken" if solver == plan.solver else ""))
         console.print(table)
-    if report["steps"]:
-        table = Table("step", "RMS error before", "after", "γ", title=f"{plan.solver}, target {report['target']}")
-        for index, step in enumerate(report["steps"]):
-            gamma = ", ".join(f"{weight:+.4f}" for weight in step["gamma"]) or "none"
-            table.add_row(str(index), f"{step['error_before']:.2e}", f"{step['error_after']:.2e}", gamma)
+    if report.steps:
+        table = Table("step", "RMS error before", "after", "γ", title=f"{plan.solver}, target {report.target}")
+        for index, step in enumerate(report.steps):
+            gamma = ", ".join(f"{weight:+.4f}" for weight in step.gamma) or "none"
+            table.add_row(str(index), f"{step.error_before:.2e}", f"{step.error_after:.2e}", gamma)
         console.print(table)
-    if len(report["refinement"]) > 1:
-        console.print("refinement, mean error held out: " + " → ".join(f"{e:.4f}" for e in report["refinement"]))
+    if len(report.refinement) > 1:
+        console.print("refinement, mean error held out: " + " → ".join(f"{e:.4f}" for e in report.refinement))
     console.print(
-        f"images: RMS error {report['heldout_rms_error']:.4f} on {report['settings']['heldout']} held-out noises; "
-        f"{report['evaluations']} evaluations of one image, {report['seconds']:.0f} s"
+        f"RMS error of what it makes {report.heldout_rms_error:.4f} on {report.heldout} held-out noises; "
+        f"{report.evaluations} evaluations of one sample, {report.seconds:.0f} s"
     )

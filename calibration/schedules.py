@@ -34,21 +34,45 @@ def vp(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
     return [*(vp_sigma(t) for t in np.linspace(time(sigma_max), time(sigma_min), steps)), 0.0]
 
 
+def flow(steps: int, sigma_min: float, sigma_max: float) -> list[float]:
+    """Uniform in rectified flow's time t = σ/(1 + σ) (arXiv 2209.03003), which ends at 0 whatever the least level."""
+    times = np.linspace(sigma_max / (1 + sigma_max), 0, steps + 1)[:-1]
+    return [sigma_max, *(times / (1 - times)).tolist()[1:], 0.0]
+
+
 SCHEDULES: dict[str, Schedule] = {
     "edm": edm,
     "edm-rho3": partial(edm, rho=3.0),
     "edm-rho14": partial(edm, rho=14.0),
     "log": logarithmic,  # variance-exploding processes' own (2206.00364, Table 1)
     "vp": vp,
+    "flow": flow,
 }
 
 
 def subdivide(sigmas: list[float], substeps: int) -> list[float]:
-    """Each interval cut into ``substeps``, uniformly in σ^(1/7); the given levels stay, exactly."""
+    """Each interval cut into ``substeps``, uniformly in σ^(1/7); the given levels stay, exactly.
+
+    Beyond σ = 80 the scale is bent, so that infinity is a short way off: from there on nearly all is noise.
+    """
     if substeps < 2:
         raise UserError(f"an interval is cut into {substeps} fine steps; it takes at least 2")
     fine = [sigmas[0]]
     for start, end in pairwise(sigmas):
-        inner = np.linspace(start ** (1 / RHO), end ** (1 / RHO), substeps + 1)[1:-1] ** RHO
-        fine += [*inner.tolist(), end]
+        inner = np.linspace(bent(start), bent(end), substeps + 1)[1:-1]
+        fine += [*map(straight, inner.tolist()), end]
     return fine
+
+
+BEND = 80.0  # where EDM's schedule starts
+TOP = BEND ** (1 / RHO)
+
+
+def bent(sigma: float) -> float:
+    """σ^(1/7), which above ``BEND`` goes on with the same slope to a bound, as 1/σ goes to 0."""
+    return sigma ** (1 / RHO) if sigma <= BEND else TOP + TOP / RHO * (1 - BEND / sigma)
+
+
+def straight(value: float) -> float:
+    """``bent`` backward."""
+    return value**RHO if value <= TOP else BEND / (1 - (value - TOP) * RHO / TOP)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edge_sampler.calibration.solvers.base import Scheme, Step, base_step
-from edge_sampler.runtime.plan import Plan, as_image
+from edge_sampler.runtime.plan import Plan, nested
 
 AFS = "-afs"  # ends the name of a solver whose first step is analytical
 
@@ -33,7 +33,7 @@ def trace(scheme: Scheme, gammas: Sequence[Sequence[float]] = (), calibration: M
     over_vectors = replace(scheme, mean=units[1]) if afs else scheme
     images = over_vectors.run(record, scheme.sigmas[0] * units[0], corrected_by(gammas) if gammas else base_step)
     assert len(told) == nfe, f"{name} evaluates {len(told)} times instead of {nfe}"
-    mean = as_image(scheme.mean) if afs else ()
+    mean = nested(scheme.mean) if afs else ()
     return Plan(name + AFS * afs, tuple(told), (*rows, tuple(images.tolist())), calibration or {}, mean)
 
 

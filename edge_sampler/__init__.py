@@ -2,7 +2,10 @@
 
     import edge_sampler
 
-    with edge_sampler.load("artifacts/edm-digits-iia-ddim-afs-nfe10") as sampler:
+    model = edge_sampler.load_model("edm-digits")          # or edge_sampler.adapt(network, …)
+    plan = edge_sampler.fit(model, nfe=6)
+    edge_sampler.export_bundle(model, plan, "digits")
+    with edge_sampler.load("digits") as sampler:           # NumPy and ONNX Runtime from here on
         images = sampler.sample(seeds=range(64))
 
 A device needs ``edge_sampler.runtime`` alone; ``models``, ``calibration`` and ``export`` need PyTorch.
@@ -15,12 +18,71 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge_sampler import calibration, export, models, runtime
-    from edge_sampler.models.own import adapt
+    from edge_sampler.api import add_engine, fit, load_model
+    from edge_sampler.calibration.settings import Settings
+    from edge_sampler.export.assemble import Form, export_bundle
+    from edge_sampler.models.conditioned import Branch, Guided, built_in, guided
+    from edge_sampler.models.denoiser import Denoiser
+    from edge_sampler.models.own import Decoder, Encoder, adapt
+    from edge_sampler.runtime.bundle import Bundle
+    from edge_sampler.runtime.compare import compare
     from edge_sampler.runtime.errors import UserError
+    from edge_sampler.runtime.inputs import Condition, Output
+    from edge_sampler.runtime.plan import Plan
     from edge_sampler.runtime.sampler import Sampler, load
 
-__all__ = ["Sampler", "UserError", "adapt", "calibration", "export", "load", "models", "runtime"]
-HOMES = {"Sampler": "runtime.sampler", "UserError": "runtime.errors", "adapt": "models.own", "load": "runtime.sampler"}
+HOMES = {
+    "Branch": "models.conditioned",
+    "Bundle": "runtime.bundle",
+    "Condition": "runtime.inputs",
+    "Decoder": "models.own",
+    "Denoiser": "models.denoiser",
+    "Encoder": "models.own",
+    "Form": "export.assemble",
+    "Guided": "models.conditioned",
+    "Output": "runtime.inputs",
+    "Plan": "runtime.plan",
+    "Sampler": "runtime.sampler",
+    "Settings": "calibration.settings",
+    "UserError": "runtime.errors",
+    "adapt": "models.own",
+    "add_engine": "api",
+    "built_in": "models.conditioned",
+    "compare": "runtime.compare",
+    "export_bundle": "export.assemble",
+    "fit": "api",
+    "guided": "models.conditioned",
+    "load": "runtime.sampler",
+    "load_model": "api",
+}
+__all__ = [
+    "Branch",
+    "Bundle",
+    "Condition",
+    "Decoder",
+    "Denoiser",
+    "Encoder",
+    "Form",
+    "Guided",
+    "Output",
+    "Plan",
+    "Sampler",
+    "Settings",
+    "UserError",
+    "adapt",
+    "add_engine",
+    "built_in",
+    "calibration",
+    "compare",
+    "export",
+    "export_bundle",
+    "fit",
+    "guided",
+    "load",
+    "load_model",
+    "models",
+    "runtime",
+]
 
 _here = Path(__file__).parent
 if not (_here / "runtime").is_dir() and (_here.parent / "pyproject.toml").is_file():

@@ -1,25 +1,30 @@
-"""A model and a plan in; a bundle's files out."""
+"""A model and a plan in; a bundle out."""
 
 import importlib.metadata
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm
-from edge_sampler.export.network_graph import OPSET, export_denoiser
+from edge_sampler.export.network_graph import OPSET, export_decoder, export_denoiser, export_encoder
+from edge_sampler.export.pictures import draw
 from edge_sampler.export.save import save_checked
-from edge_sampler.export.unroll import unroll
+from edge_sampler.export.unroll import OUTPUTS, unroll
 from edge_sampler.models.denoiser import Denoiser
-from edge_sampler.runtime.bundle import MANIFEST, Bundle, describe_files, write_manifest
+from edge_sampler.models.progress import ProgressBars, silent
+from edge_sampler.runtime.bundle import MANIFEST, REFERENCE_INPUT, SCHEMA, Bundle, describe_files, write_manifest
 from edge_sampler.runtime.compare import PYTORCH, Difference, compare, worst
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.images import save_grid, to_uint8
+from edge_sampler.runtime.images import to_uint8
+from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan, sample
 from edge_sampler.runtime.sampler import Sampler
 
@@ -30,40 +35,161 @@ TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True)
-class Graphs:
-    """What was written: for the table at the end."""
+class Form:
+    """How a bundle's graph is to be.
 
+    Args:
+        dtype: of what it makes: float32, or uint8 [batch, H, W, C] for pictures.
+        samples: how many are drawn in samples.png.
+        encode, decode: whether the model's stages are part of it; else the caller makes and takes what stands between.
+    """
+
+    dtype: str = OUTPUTS[0]
+    samples: int = 16
+    encode: bool = True
+    decode: bool = True
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UserError(f"samples is {self.samples}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """A model's graphs, exported from PyTorch and lowered: what takes long, and fails where a network cannot be."""
+
+    denoiser: ir.Model
+    encoder: ir.Model | None
+    decoder: ir.Model | None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: for people."""
+
+    folder: Path
     nodes: int
     sampler_bytes: int
     denoiser_bytes: int
+    difference: Difference  # from PyTorch
 
 
-def write_graphs(model: Denoiser, plan: Plan, folder: Path, output: str = "float32") -> Graphs:
-    """denoiser.onnx and sampler.onnx, both checked, into ``folder``."""
-    exported = export_denoiser(model)
-    lower_group_norm(exported)
-    keep_batch_in_reshapes(exported)
-    sampler = unroll(exported, plan, output)
-    sampler.metadata_props.update(
-        solver=plan.solver,
-        nfe=str(plan.nfe),
-        plan_sha256=plan.sha256,
-        weights_sha256=model.spec.weights_sha256,
-        random_weights=str(model.spec.random_weights),
-    )
-    drop_unused(exported.graph)
-    denoiser_bytes = save_checked(exported, folder / "denoiser.onnx")
-    sampler_bytes = save_checked(sampler, folder / "sampler.onnx")
-    return Graphs(len(sampler.graph), sampler_bytes, denoiser_bytes)
-
-
-def write_reference(model: Denoiser, plan: Plan, folder: Path, output: str) -> None:
-    """PyTorch's own output for a few seeds: float64 states, the network in float32."""
-    seeds = list(REFERENCE_SEEDS)
-    classes = model.spec.classes
+def export_graphs(model: Denoiser) -> Graphs:
+    """The model's graphs; it stays on its device. Raises UserError for a network that no graph can hold."""
     device = model.device
-    labels = torch.arange(len(seeds), device=device) % classes if classes else None
-    network = Network(model, labels)
+    model.cpu()
+    denoiser, encoder, decoder = export_denoiser(model), export_encoder(model), export_decoder(model)
+    model.to(device)
+    for graph in (denoiser, encoder, decoder):
+        if graph is not None:
+            lower_group_norm(graph)
+            keep_batch_in_reshapes(graph)
+            drop_unused(graph.graph)
+    return Graphs(denoiser, encoder, decoder)
+
+
+def export_bundle(
+    model: Denoiser,
+    plan: Plan,
+    out: str | Path,
+    form: Form = Form(),
+    *,
+    graphs: Graphs | None = None,
+    force: bool = False,
+    progress: ProgressBars = silent,
+) -> Exported:
+    """Writes the bundle of this plan for this model: a folder, whole or not there.
+
+    Args:
+        model: as ``load_model`` or ``adapt`` returns it, with what is built in.
+        plan: fitted for this very model, or of a fixed solver.
+        out: the folder; replaced with ``force``.
+        graphs: of ``export_graphs``, where they are there already.
+
+    Raises UserError when the plan belongs to another model, for a form that the model does not have, where ``out``
+    exists, and when the graph's results differ from PyTorch's.
+    """
+    check_fit(model, plan)
+    made = Output(shape=model.spec.inputs.shape) if model.decoder and not form.decode else model.spec.output
+    if made is not model.spec.output:
+        made = replace(made, name="samples", units="of the decoder's input")
+    if form.dtype not in OUTPUTS or (form.dtype == "uint8" and not made.is_image):
+        raise UserError(f"output {form.dtype} is for pictures, 1 or 3 channels; {model.spec.name} makes {made.name}")
+    with progress("export", 4) as advance, writable(Path(out), force) as folder:
+        folder.mkdir()
+        graphs = graphs or export_graphs(model)
+        advance(1)
+        stages = [
+            name
+            for name, there, wanted in (
+                ("encoder", model.encoder is not None, form.encode),
+                ("decoder", model.decoder is not None, form.decode),
+            )
+            if there and wanted
+        ]
+        inputs = model.spec.called_with if "encoder" in stages else model.spec.inputs
+        plan.save(folder / "plan.json")
+        nodes, sampler_bytes, denoiser_bytes = write_graphs(graphs, plan, folder, form.dtype, stages, made.name)
+        advance(1)
+        write_reference(model, plan, folder, form.dtype, stages, made)
+        facts: dict[str, Any] = {
+            "schema": SCHEMA,
+            "model": model.spec.record(),
+            "inputs": inputs.record(),
+            "output": asdict(made),
+            "dtype": form.dtype,
+            "stages": stages,
+            "solver": plan.solver,
+            "nfe": plan.nfe,
+            "plan_sha256": plan.sha256,
+            "opset": OPSET,
+            "precision": "float32",
+            "tools": {tool: importlib.metadata.version(tool) for tool in TOOLS} | {"python": platform.python_version()},
+        }
+        bundle = Bundle(folder, {**facts, "files": describe_files(folder)})
+        difference = parity(bundle)
+        advance(1)
+        write_samples(bundle, form.samples)
+        write_manifest(folder / MANIFEST, facts, describe_files(folder))
+        advance(1)
+    return Exported(Path(out), nodes, sampler_bytes, denoiser_bytes, difference)
+
+
+def check_fit(model: Denoiser, plan: Plan) -> None:
+    """Raises UserError where the plan was fitted to another model, or its mean is of other data."""
+    spec, report = model.spec, plan.report
+    if report and report.fingerprint != spec.fingerprint:
+        raise UserError(f"the plan was fitted to another model, {report.model}, not to {spec.title}: fit it again")
+    if plan.afs and np.shape(plan.mean) != spec.shape:
+        raise UserError(f"the plan has a mean of {np.shape(plan.mean)} for data of {spec.shape}: fit it again")
+    if max(plan.sigmas) > spec.sigma_max * 1.001 or (not report and min(plan.sigmas) < spec.sigma_min * 0.999):
+        raise UserError(
+            f"the plan's noise levels, {max(plan.sigmas):.4g} to {min(plan.sigmas):.4g}, leave those of {spec.title}, "
+            f"{spec.sigma_max:.4g} to {spec.sigma_min:.4g}: fit it again"
+        )
+
+
+def write_graphs(
+    graphs: Graphs, plan: Plan, folder: Path, dtype: str, stages: list[str], output: str
+) -> tuple[int, int, int]:
+    """The sampler's graph and those of the baseline, checked; nodes and bytes of the first, bytes of the denoiser's."""
+    encoder = graphs.encoder if "encoder" in stages else None
+    decoder = graphs.decoder if "decoder" in stages else None
+    sampler = unroll(graphs.denoiser, plan, dtype, encoder, decoder, output)
+    sampler.metadata_props.update(solver=plan.solver, nfe=str(plan.nfe), plan_sha256=plan.sha256)
+    denoiser_bytes = save_checked(graphs.denoiser, folder / "denoiser.onnx")
+    for name, graph in (("encoder", encoder), ("decoder", decoder)):
+        if graph is not None:
+            save_checked(graph, folder / f"{name}.onnx")
+    return len(sampler.graph), save_checked(sampler, folder / "sampler.onnx"), denoiser_bytes
+
+
+def write_reference(model: Denoiser, plan: Plan, folder: Path, dtype: str, stages: list[str], output: Output) -> None:
+    """PyTorch's own results for a few seeds: float64 states, the network in float32."""
+    seeds = list(REFERENCE_SEEDS)
+    raw, sizes = model.spec.called_with.check(reference_conditions(model, seeds), len(seeds))
+    conditions = model.encode(raw)
+    network = Network(model, conditions)
     denoised: list[np.ndarray] = []
 
     def record(x: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -71,56 +197,49 @@ def write_reference(model: Denoiser, plan: Plan, folder: Path, output: str) -> N
         denoised.append(result.float().cpu().numpy())
         return result
 
-    noise = torch.from_numpy(unit_noise(seeds, model.spec.shape)).double().to(device)
-    images = sample(record, noise, plan).float().cpu().numpy()
-    np.savez(
-        folder / "reference.npz",
-        seeds=np.array(seeds),
-        class_labels=np.full(len(seeds), -1) if labels is None else labels.cpu().numpy(),
-        denoised=np.stack(denoised),
-        images=images,
-    )
-    _save_polygraphy(to_uint8(images) if output == "uint8" else images, folder / "reference.json")
+    noise = torch.from_numpy(unit_noise(seeds, model.spec.inputs.sized(sizes=sizes))).double().to(model.device)
+    last = sample(record, noise, plan).float()
+    made = (model.decode(last) if "decoder" in stages else last).cpu().numpy()
+    expected = (len(seeds), *Inputs(output.shape, axes=model.spec.inputs.axes).sized(sizes=sizes))
+    if made.shape != expected:
+        raise UserError(f"{output.name} are {list(made.shape)}, and should be {list(expected)}")
+    given = raw if "encoder" in stages else {name: value.cpu().numpy() for name, value in conditions.items()}
+    told = {f"{REFERENCE_INPUT}{name}": value for name, value in given.items()}
+    arrays = {"seeds": np.array(seeds), **told, "denoised": np.stack(denoised), "made": made}
+    np.savez(folder / "reference.npz", **arrays)  # type: ignore[arg-type]  # its stub takes them for options
+    _save_polygraphy(to_uint8(made) if dtype == "uint8" else made, output.name, folder / "reference.json")
 
 
-def _save_polygraphy(images: np.ndarray, path: Path) -> None:
+def reference_conditions(model: Denoiser, seeds: list[int]) -> dict[str, np.ndarray]:
+    """As a caller gives them: examples by seed, but choices in turn."""
+    drawn = model.draw_raw(seeds)
+    for name, condition in model.spec.called_with.conditions.items():
+        if condition.choices:
+            drawn[name] = np.array(seeds, np.int64) % condition.choices
+    return drawn
+
+
+def _save_polygraphy(made: np.ndarray, name: str, path: Path) -> None:
     """As ``polygraphy run --load-outputs`` reads it."""
     from polygraphy.comparator import IterationResult, RunResults
     from polygraphy.logger import G_LOGGER
 
     results = RunResults()
-    results.append(("pytorch", [IterationResult(outputs={"images": images}, runner_name="pytorch")]))
+    results.append(("pytorch", [IterationResult(outputs={name: made}, runner_name="pytorch")]))
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         results.save(str(path))
 
 
-def write_samples(folder: Path, model: Denoiser, count: int) -> None:
-    """samples.png, made by sampler.onnx in ONNX Runtime; classes in turn, where there are some."""
-    with Sampler(Bundle.open(folder), CPU) as sampler:
-        labels = [seed % model.spec.classes for seed in range(count)] if model.spec.classes else None
-        images = sampler.sample(range(count), labels, batch=16)
-    save_grid(images, folder / "samples.png", "RANDOM WEIGHTS" if model.spec.random_weights else "")
+def write_samples(bundle: Bundle, count: int) -> None:
+    """samples.png, made by sampler.onnx in ONNX Runtime with the bundle's examples of conditions."""
+    with Sampler(bundle, CPU) as sampler:
+        made = sampler.sample(range(count), batch=16, **bundle.examples(count))
+    draw(made, bundle, bundle.folder / "samples.png")
 
 
-def close(folder: Path, model: Denoiser, plan: Plan, output: str) -> None:
-    """Writes the manifest: what the bundle is, and every file now in it."""
-    facts: dict[str, Any] = {
-        "model": asdict(model.spec),
-        "solver": plan.solver,
-        "nfe": plan.nfe,
-        "plan_sha256": plan.sha256,
-        "gamma": [step["gamma"] for step in plan.calibration.get("steps", [])],
-        "opset": OPSET,
-        "precision": "float32",
-        "output": output,
-        "tools": {tool: importlib.metadata.version(tool) for tool in TOOLS} | {"python": platform.python_version()},
-    }
-    write_manifest(folder / MANIFEST, facts, describe_files(folder))
-
-
-def parity(folder: Path) -> Difference:
-    """The images' difference between sampler.onnx and PyTorch. Raises UserError when it is beyond ``TOLERANCE``."""
-    found = worst(compare(Bundle.open(folder), backends=[CPU]), CPU, PYTORCH)
+def parity(bundle: Bundle) -> Difference:
+    """The difference between sampler.onnx and PyTorch. Raises UserError when it is beyond ``TOLERANCE``."""
+    found = worst(compare(bundle, backends=[CPU]), CPU, PYTORCH)
     if not found.finite or found.relative > TOLERANCE:
         raise UserError(
             f"sampler.onnx differs from PyTorch by {found.relative:.1e} relative, more than {TOLERANCE:g}; "

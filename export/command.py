@@ -8,16 +8,16 @@ python -m export engine BUNDLE --engine tensorrt-rtx                            
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from edge_sampler.calibration.arguments import add_model_arguments, add_settings_arguments, cache, load_model, settings
-from edge_sampler.calibration.calibrate import calibrate, error_against_converged, fitted_to
+from edge_sampler.calibration.calibrate import calibrate, error_against_converged
 from edge_sampler.calibration.report import show
-from edge_sampler.export.assemble import close, parity, write_graphs, write_reference, write_samples
+from edge_sampler.export.assemble import Exported, Form, check_fit, export_bundle, export_graphs
 from edge_sampler.export.engine_command import add_engine_arguments, additions_of
 from edge_sampler.export.extend import add
 from edge_sampler.export.unroll import OUTPUTS
@@ -26,7 +26,7 @@ from edge_sampler.models.progress import bar
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.output import check_writable, writable
+from edge_sampler.runtime.output import check_writable
 from edge_sampler.runtime.plan import Plan
 
 CHECKED = 16  # images of a fixed solver, unless another number is asked for
@@ -42,39 +42,50 @@ def main() -> None:
     group.add_argument("--samples", type=int, default=16, help="images in samples.png (default: 16)")
     check_help = f"noises to measure the error on (default: {CHECKED}; of a fitted plan, its fit's own); 0: none"
     group.add_argument("--check", type=int, metavar="N", help=check_help)
+    group.add_argument(
+        "--no-encode", dest="encode", action="store_false", help="leave the model's encoder to the caller"
+    )
+    group.add_argument("--no-decode", dest="decode", action="store_false", help="leave its decoder to the caller")
     group.add_argument("--out", type=Path, help="default: artifacts/MODEL-SOLVER-nfeN")
     group.add_argument("--force", action="store_true", help="replace an existing bundle")
     add_engine_arguments(parser)
     arguments = parser.parse_args()
     additions = additions_of(arguments)
-    for name, value, least in (("samples", arguments.samples, 1), ("check", arguments.check, 0)):
-        if value is not None and value < least:
-            raise UserError(f"--{name} is {value}; it must be at least {least}")
+    if arguments.check is not None and arguments.check < 0:
+        raise UserError(f"--check is {arguments.check}; it must be at least 0")
     if (arguments.plan is None) == (arguments.nfe is None):
         raise UserError("name either --nfe (to calibrate) or --plan (already calibrated)")
+    form = Form(arguments.output, arguments.samples, arguments.encode, arguments.decode)
     wanted = settings(arguments) if arguments.plan is None else None
     if wanted and (arguments.out or wanted.solver != "auto"):  # then the place is known before the work
         check_writable(target(arguments, wanted.sampler, wanted.nfe), arguments.force)
     stored = Plan.load(arguments.plan) if arguments.plan else None
     model = load_model(arguments)
+    if stored:
+        check_fit(model, stored)
+    with bar("graph", 1) as advance:
+        graphs = export_graphs(model)  # first: what cannot be exported need not be fitted
+        advance(1)
     plan = calibrate(model, wanted, bar, cache(arguments)) if wanted else stored
     assert plan is not None
-    for what, own in fitted_to(model).items():
-        fitted = plan.calibration.get(what, own)
-        if fitted != own:
-            raise UserError(f"{arguments.plan} was fitted to another {what}, {fitted} instead of {own}: fit it again")
-    if plan.afs and np.shape(plan.mean) != model.spec.shape:
-        raise UserError(
-            f"{arguments.plan} has a mean of {np.shape(plan.mean)} for images of {model.spec.shape}: fit it again"
-        )
     show(plan)
+    error, images, report = None, arguments.check, plan.report
+    if images is None and report:
+        error, images = report.heldout_rms_error, report.heldout
+    elif images != 0 and not model.spec.random_weights:
+        images = images or CHECKED
+        error = error_against_converged(model, plan, images, bar, cache(arguments))
     out = target(arguments, plan.solver, plan.nfe)
-    with writable(out, arguments.force) as folder:
-        summary = make_bundle(model, plan, folder, arguments)
-    Console().print(summary)
-    print(f"{out}: look at samples.png; run it with `python -m runtime sample {out} --seeds 0-63 --out grid.png`")
+    exported = export_bundle(model, plan, out, form, graphs=graphs, force=arguments.force, progress=bar)
+    Console().print(summary(model, plan, exported, error, images))
+    bundle = Bundle.open(out)
+    look = "look at samples.png; " if "samples.png" in bundle.manifest["files"] else ""
+    suffix = "grid.png" if bundle.output.is_image else f"{bundle.output.name}.npz"
+    given = " --condition FILE.npz" if any(not one.choices for one in bundle.inputs.conditions.values()) else ""
+    run = f"python -m runtime sample {shlex.quote(str(out))} --seeds 0-63{given} --out {suffix}"
+    print(f"{out}: {look}run it with `{run}`")
     if additions:  # if that fails, the bundle stays: `python -m export engine` can add to it without another fit
-        Console().print(add(Bundle.open(out), additions))
+        Console().print(add(bundle, additions))
 
 
 def target(arguments: argparse.Namespace, solver: str, nfe: int) -> Path:
@@ -87,36 +98,19 @@ def target(arguments: argparse.Namespace, solver: str, nfe: int) -> Path:
     return arguments.out or Path("artifacts") / "-".join(parts)
 
 
-def make_bundle(model: Denoiser, plan: Plan, folder: Path, arguments: argparse.Namespace) -> Table:
-    """Fills the folder; returns the table to print."""
-    folder.mkdir()
-    error, images, fit = None, arguments.check, plan.calibration
-    if images is None and fit:
-        error, images = fit["heldout_rms_error"], fit["settings"]["heldout"]
-    elif images != 0 and not model.spec.random_weights:
-        images = images or CHECKED
-        error = error_against_converged(model, plan, images, bar, cache(arguments))
-    with bar("export", 5) as advance:
-        plan.save(folder / "plan.json")
-        write_reference(model, plan, folder, arguments.output)
-        advance(1)
-        graphs = write_graphs(model.cpu(), plan, folder, arguments.output)
-        advance(1)
-        close(folder, model, plan, arguments.output)
-        difference = parity(folder)
-        advance(1)
-        write_samples(folder, model, arguments.samples)
-        advance(1)
-        close(folder, model, plan, arguments.output)
-        advance(1)
+def summary(model: Denoiser, plan: Plan, exported: Exported, error: float | None, images: int | None) -> Table:
     title = model.spec.title + (" with RANDOM WEIGHTS" if model.spec.random_weights else "")
     table = Table(title=title, show_header=False)
     table.add_row("solver", plan.solver)
     table.add_row("network evaluations (NFE)", str(plan.nfe))
-    table.add_row("nodes", f"{graphs.nodes} ({graphs.nodes / plan.nfe:.0f} an evaluation)")
-    table.add_row("sampler.onnx", f"{graphs.sampler_bytes / 1e6:.1f} MB")
-    table.add_row("denoiser.onnx", f"{graphs.denoiser_bytes / 1e6:.1f} MB")
+    table.add_row("nodes", f"{exported.nodes} ({exported.nodes / plan.nfe:.0f} an evaluation)")
+    table.add_row("sampler.onnx", f"{exported.sampler_bytes / 1e6:.1f} MB")
+    table.add_row("denoiser.onnx", f"{exported.denoiser_bytes / 1e6:.1f} MB")
+    difference = exported.difference
     table.add_row("error against PyTorch", f"{difference.max:.1e} largest, {difference.rms:.1e} RMS")
-    measured = "not measured" if error is None else f"{error:.4f} RMS, {images} images"
+    measured = "not measured" if error is None else f"{error:.4f} RMS, {images} {model.spec.output.name}"
     table.add_row("error against the converged solution", measured)
+    if plan.report and plan.report.examples:
+        fitted, held = plan.report.examples
+        table.add_row("examples of conditions", f"{fitted} fitted on, {held} held out")
     return table

@@ -19,16 +19,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from edge_sampler.calibration.arguments import add_model_arguments
+from edge_sampler.calibration.arguments import add_model_arguments, load_model
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.settings import Settings
-from edge_sampler.export.assemble import close, write_graphs
+from edge_sampler.export.assemble import export_bundle, export_graphs, write_graphs
 from edge_sampler.export.build_engine import build, read_graph
 from edge_sampler.export.engine_command import add_engine_arguments, additions_of
 from edge_sampler.export.extend import Additions
-from edge_sampler.export.network_graph import OPSET
+from edge_sampler.export.network_graph import OPSET, Positional
 from edge_sampler.models.denoiser import Denoiser
-from edge_sampler.models.loading import load
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser, run_command, whole_numbers
 from edge_sampler.runtime.engine_record import Engine
@@ -50,12 +49,12 @@ def main() -> None:
     arguments = parser.parse_args()
     additions = additions_of(arguments)
     if arguments.measure is not None:
-        model = load(arguments.model, arguments.weights, arguments.random_weights)
+        model = load_model(arguments)
         print(json.dumps(measure(model, arguments.measure, additions)))
         return
     if arguments.rounds < 1 or min(arguments.nfe) < 1:
         raise UserError(f"--rounds is {arguments.rounds} and --nfe {arguments.nfe}; both must be at least 1")
-    load(arguments.model, arguments.weights, arguments.random_weights)  # so that bad input is reported here
+    load_model(arguments)  # so that bad input is reported here
     found: dict[int, list[dict[str, Any]]] = {nfe: [] for nfe in (BARE, *arguments.nfe)}
     for _ in range(arguments.rounds):
         for nfe, measured in found.items():
@@ -72,30 +71,34 @@ def measure(model: Denoiser, nfe: int, additions: Additions | None) -> dict[str,
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         if plan is None:
-            example = (torch.zeros(2, *model.spec.shape), torch.tensor(1.0))
-            labels = (torch.zeros(2, dtype=torch.int64),) if model.spec.classes else ()
-            batch = {0: torch.export.Dim("batch")}
-            torch.onnx.export(
-                model,
-                example + labels,
-                Path(folder) / "bare.onnx",
-                dynamic_shapes=(batch, None, *(batch for _ in labels)),
-                opset_version=OPSET,
-                external_data=False,
-                verbose=False,
-            )
+            bare_export(model, Path(folder) / "bare.onnx")
             result: dict[str, Any] = {}
         else:
-            graphs = write_graphs(model, plan, Path(folder))
-            size = graphs.sampler_bytes
-            result = {"bytes": size, "size": size / graphs.denoiser_bytes, "nodes": graphs.nodes / nfe}
+            graphs = export_graphs(model)
+            nodes, size, denoiser = write_graphs(graphs, plan, Path(folder), "float32", [], model.spec.output.name)
+            result = {"bytes": size, "size": size / denoiser, "nodes": nodes / nfe}
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
         if plan and additions and additions.engine:
-            plan.save(Path(folder) / "plan.json")
-            close(Path(folder), model, plan, "float32")
-            result |= measure_engine(Bundle.open(folder), additions.engine, weights)
+            exported = export_bundle(model, plan, Path(folder) / "bundle", graphs=graphs)
+            result |= measure_engine(Bundle.open(exported.folder), additions.engine, weights)
     return result | {"seconds": seconds, "memory": peak / weights, "peak": peak}
+
+
+def bare_export(model: Denoiser, path: Path) -> None:
+    """PyTorch's exporter alone, on the model as it is."""
+    conditions = model.encode(model.draw_raw([0, 1]))
+    example = (torch.zeros(2, *model.spec.shape), torch.tensor(1.0), *conditions.values())
+    batch = {0: torch.export.Dim.DYNAMIC}
+    torch.onnx.export(
+        Positional(model, tuple(conditions)),
+        example,
+        path,
+        dynamic_shapes=(batch, None, tuple(batch for _ in conditions)),
+        opset_version=OPSET,
+        external_data=False,
+        verbose=False,
+    )
 
 
 def measure_engine(bundle: Bundle, engine: Engine, weights: int) -> dict[str, Any]:

@@ -19,14 +19,13 @@ from edge_sampler.export.precision import lower_precision, round_activations
 from edge_sampler.export.save import save_checked
 from edge_sampler.models.progress import bar
 from edge_sampler.runtime.backends.onnxrt import Session
-from edge_sampler.runtime.bundle import FLOAT_IMAGES, MANIFEST, Bundle, describe_files, write_manifest
+from edge_sampler.runtime.bundle import MANIFEST, Bundle, describe_files, write_manifest
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import BoundError
-from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.output import writable
-from edge_sampler.runtime.sampler import make_feed
+from edge_sampler.runtime.sampler import feed_of
 
-CHECKED_PIXELS = 16_384  # that many, in 4 to 64 images, tell a precision's error
+CHECKED_VALUES = 16_384  # that many, in 4 to 64 samples, tell a precision's error
 FIRST_CHECKED_SEED = 1_000_000  # not the seeds that people look at
 
 
@@ -50,7 +49,7 @@ def add(bundle: Bundle, additions: Additions) -> Table:
             add_precision(bundle, folder, facts, additions.precision)
             error = facts["precisions"][additions.precision]
             table.add_row("error against fp32", f"{error['rms_error']:.1e} RMS, {error['largest_error']:.1e} largest")
-            table.add_row("measured on", f"{error['images']} images{' of RANDOM WEIGHTS' * bundle.random_weights}")
+            table.add_row("measured on", f"{error['samples']} samples{' of RANDOM WEIGHTS' * bundle.random_weights}")
             if additions.max_error is not None and not error["rms_error"] <= additions.max_error:
                 raise BoundError(
                     f"{additions.precision} costs an RMS error of {error['rms_error']:.2g}, more than --max-error "
@@ -100,31 +99,31 @@ def add_precision(bundle: Bundle, folder: Path, facts: dict[str, Any], precision
 
 
 def precision_error(bundle: Bundle, precision: str) -> dict[str, float]:
-    """What rounding the network's weights and activations changes in the images [-1, 1]: RMS, largest, and largest
+    """What rounding the network's weights and activations changes in what it makes: RMS, largest, and largest
     relative to the largest value; over a few seeds, computed on the CPU."""
     rounded = ir.load(bundle.graph("sampler.onnx"))
     round_activations(rounded, precision)
     drop_unused(rounded.graph)
-    count = min(64, max(4, CHECKED_PIXELS // int(np.prod(bundle.shape))))
-    noise = unit_noise(range(FIRST_CHECKED_SEED, FIRST_CHECKED_SEED + count), bundle.shape)
-    feed = make_feed(noise, np.arange(count) % max(1, bundle.classes), bundle.classes)
+    count = min(64, max(4, CHECKED_VALUES // int(np.prod(bundle.inputs.sized()))))
+    seeds = range(FIRST_CHECKED_SEED, FIRST_CHECKED_SEED + count)
+    feed = feed_of(bundle, seeds, bundle.examples(count))
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "rounded.onnx"
         save_checked(rounded, path)
-        exact = float_images(bundle, bundle.graph("sampler.onnx"), feed, optimise=True)
-        difference = float_images(bundle, path, feed, optimise=False) - exact  # optimised, it would round less
+        exact = floats_made(bundle, bundle.graph("sampler.onnx"), feed, optimise=True)
+        difference = floats_made(bundle, path, feed, optimise=False) - exact  # optimised, it would round less
     largest = float(np.abs(difference).max())
     return {
-        "images": count,
+        "samples": count,
         "rms_error": float(np.sqrt(np.mean(np.square(difference, dtype=np.float64)))),
         "largest_error": largest,
         "relative_error": largest / float(np.abs(exact).max()),
     }
 
 
-def float_images(bundle: Bundle, path: Path, feed: Mapping[str, np.ndarray], optimise: bool) -> np.ndarray:
-    name = FLOAT_IMAGES if bundle.output == "uint8" else "images"
-    with Session(path, [name] if name == FLOAT_IMAGES else (), optimise=optimise) as session:
+def floats_made(bundle: Bundle, path: Path, feed: Mapping[str, np.ndarray], optimise: bool) -> np.ndarray:
+    name = bundle.inner_output
+    with Session(path, [name] if name != bundle.output.name else (), optimise=optimise) as session:
         return session.run(feed)[name]
 
 

@@ -25,10 +25,10 @@ from edge_sampler.models.eager import make
 from edge_sampler.models.loading import load
 from edge_sampler.models.networks.layers import PositionalEmbedding
 from edge_sampler.runtime import cuda
-from edge_sampler.runtime.backends import onnxrt
-from edge_sampler.runtime.bench import BASELINE, host_paths
+from edge_sampler.runtime.backends import BACKENDS, onnxrt
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser, run_command, whole_numbers
+from edge_sampler.runtime.compare import Baseline
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import sample
@@ -69,7 +69,9 @@ def main() -> None:
     parser = Parser(
         prog="python -m export.gpu_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bundles", type=Path, nargs="+", help="of models without classes, with --precision fp16 added")
+    parser.add_argument(
+        "bundles", type=Path, nargs="+", help="of models without conditions, with --precision fp16 added"
+    )
     parser.add_argument("--batch", type=whole_numbers, default=[1, 4, 64], help="such as 1,4,64 (the default)")
     parser.add_argument("--paths", default=",".join(PATHS), help=f"of {','.join(PATHS)} (default: all)")
     arguments = parser.parse_args()
@@ -85,9 +87,9 @@ def main() -> None:
     show(["---"] * len(HEAD))
     for folder in arguments.bundles:
         bundle = Bundle.open(folder)
-        if bundle.classes:
-            raise UserError(f"{folder} is of a model with classes; the table is of models without")
-        expected = make(bundle, None)(unit_noise(range(COMPARED), bundle.shape), np.zeros(COMPARED, np.int64))
+        if bundle.inputs.conditions:
+            raise UserError(f"{folder} takes conditions; the table is of models without")
+        expected = make(bundle, None)({"noise": unit_noise(range(COMPARED), bundle.inputs.sized())})
         for path in paths:
             PATHS[path](bundle, arguments.batch, expected)
 
@@ -109,7 +111,7 @@ def rows(
     try:
         with open_path() as run, torch.inference_mode():
             for batch in batches:
-                noise = unit_noise(range(batch), bundle.shape)
+                noise = unit_noise(range(batch), bundle.inputs.sized())
                 difference = run(noise)[:COMPARED].astype(np.float64) - expected[:batch]
                 memory = cuda.used_memory() - before
                 seconds = measure(partial(run, noise))
@@ -208,14 +210,14 @@ def unrolled(bundle: Bundle, precision: str, capture: bool, layout: str) -> Iter
 
 @contextmanager
 def host_loop(bundle: Bundle) -> Iterator[Run]:
-    with onnxrt.Session(bundle.graph("denoiser.onnx"), (), onnxrt.CUDA) as session:
-        yield lambda noise: host_paths(bundle, {"noise": noise}, session)[BASELINE]()  # type: ignore[misc]
+    with Baseline(bundle, BACKENDS["onnxrt-cuda"].open_graph) as baseline:  # type: ignore[arg-type]
+        yield lambda noise: baseline.run({"noise": noise})
 
 
 def show_limit(bundle: Bundle, batches: list[int], _: np.ndarray) -> None:
     """What the network's multiplications take at the rate of large matrices."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(bundle, "fp32")(torch.zeros(1, *bundle.shape, device="cuda"), 1.0)
+        network(bundle, "fp32")(torch.zeros(1, *bundle.inputs.sized(), device="cuda"), 1.0)
     for precision, dtype in DTYPES.items():
         rate = matrix_rate(dtype)
         for batch in batches:
@@ -265,7 +267,7 @@ def show_unrolled(bundle: Bundle, batches: list[int], expected: np.ndarray) -> N
 
 def show_kernels(bundle: Bundle, batches: list[int], _: np.ndarray) -> None:
     """The kernels that take longest in one run of the fp16 graph, as ONNX Runtime runs it and as PyTorch does."""
-    noise = unit_noise(range(batches[0]), bundle.shape)
+    noise = unit_noise(range(batches[0]), bundle.inputs.sized())
     for what, path in (("ONNX Runtime", unrolled(bundle, "fp16", False, "NCHW")), ("PyTorch", eager(bundle, "fp16"))):
         with path as run, torch.inference_mode():
             run(noise)

@@ -19,12 +19,13 @@ from edge_sampler.models.zoo import ZOO, ZooRow
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.command_line import Parser
 from edge_sampler.runtime.errors import BoundError
+from edge_sampler.runtime.inputs import CLASSES, Shape
 from edge_sampler.runtime.noise import unit_noise
 
 CHECK_STREAM = 3  # of noise
 CHECKED_LEVELS, CHECKED_IMAGES = 6, 16
 MOST_LEFT = 1.1  # of the noise; where images are clear beside it, a good network leaves just under 1
-LEAST_LEVEL = 0.02  # of noise that is looked at; less is lost in rounding
+LEAST_LEVEL, HIGHEST_LEVEL = 0.02, 80.0  # of noise that are looked at; less is lost in rounding
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def verify(model: Denoiser) -> None:
     """Prints what the model is, and its denoising errors. Raises BoundError when it leaves more noise than came."""
     spec = model.spec
     print(f"{spec.name}: {type(model.model).__name__} of {parameters(model)} parameters")
-    print(f"images {size(spec.shape)}, classes {spec.classes or 'none'}")
+    print(f"{spec.output.name} {size(spec.inputs.shape)}, classes {spec.classes or 'none'}")
     print(f"licence {spec.licence}; noise levels {spec.sigma_min:g} to {spec.sigma_max:g}")
     print(f"shapes SHA-256  {checkpoint.shapes_sha256(model.state_dict())}")
     print(f"weights SHA-256 {spec.weights_sha256}")
@@ -72,19 +73,22 @@ def denoising_errors(model: Denoiser) -> dict[float, float]:
     The images are the model's own: what it made of the noise of the level before, of black ones at first.
     """
     spec = model.spec
-    classes = torch.arange(CHECKED_IMAGES) % spec.classes if spec.classes else None
+    raw = model.draw_raw(range(CHECKED_IMAGES))
+    if spec.classes:
+        raw[CLASSES] = np.arange(CHECKED_IMAGES) % spec.classes
+    conditions = model.encode(raw)
     images, errors = torch.zeros(CHECKED_IMAGES, *spec.shape), {}
-    levels = np.geomspace(spec.sigma_max, max(spec.sigma_min, LEAST_LEVEL), CHECKED_LEVELS).tolist()
+    levels = np.geomspace(min(spec.sigma_max, HIGHEST_LEVEL), max(spec.sigma_min, LEAST_LEVEL), CHECKED_LEVELS).tolist()
     for k, sigma in enumerate(levels):
         seeds = range(k * CHECKED_IMAGES, (k + 1) * CHECKED_IMAGES)
         noise = torch.from_numpy(unit_noise(seeds, spec.shape, CHECK_STREAM)).float()
-        denoised = model(images + sigma * noise, sigma, classes)
+        denoised = model(images + sigma * noise, sigma, **conditions)
         errors[sigma] = (denoised - images).square().mean().sqrt().item() / sigma
         images = denoised
     return errors
 
 
-def size(shape: tuple[int, int, int]) -> str:
+def size(shape: Shape) -> str:
     return "×".join(map(str, shape))
 
 

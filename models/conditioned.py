@@ -18,7 +18,7 @@ class Wrapped(Denoiser):
     """A denoiser around another, with its stages and examples."""
 
     def __init__(self, model: Denoiser, **changes: Any) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # the stages are the model's
         self.model = model
         self.spec = replace(model.spec, **changes)
 

@@ -109,9 +109,12 @@ class Denoiser(nn.Module):
     """
 
     spec: ModelSpec
-    examples: Examples
-    encoder: nn.Module | None
-    decoder: nn.Module | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder: nn.Module | None = None
+        self.decoder: nn.Module | None = None
+        self.examples: Examples = {}
 
     @property
     def device(self) -> torch.device:
@@ -188,7 +191,6 @@ class Preconditioned(Denoiser):
     def __init__(self, network: nn.Module, preconditioning: Preconditioning, inputs: Inputs) -> None:
         super().__init__()
         self.model, self.preconditioning, self.inputs = network, preconditioning, inputs
-        self.encoder, self.decoder, self.examples = None, None, {}
         condition = inputs.conditions.get(CLASSES)
         self.classes = condition.choices if condition else 0
 

@@ -1,6 +1,6 @@
 """A bundle's sampler as a PyTorch loop, for ``python -m runtime bench`` to compare with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -12,24 +12,32 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import sample
 
 
-def make(bundle: Bundle, weights: str | None) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """(noise [n, C, H, W], class_labels int64 [n]) → images, float32, by the very weights the bundle was made of.
+def make(bundle: Bundle, weights: str | None, on_gpu: bool = False) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+    """feed → samples float32, by the very model the bundle was made of; a feed is what sampler.onnx takes.
 
-    ``weights`` is the checkpoint, for a bundle whose model is not in the zoo. Raises UserError when the weights are
-    not to be had, or are others.
+    ``weights`` is the checkpoint, or FILE.py:FUNCTION, for a bundle whose model is not in the zoo. Raises UserError
+    when the model is not to be had, or is another, and when PyTorch finds no GPU though it is to run there.
     """
     recorded = bundle.manifest["model"]
+    if on_gpu and not torch.cuda.is_available():
+        raise UserError("PyTorch finds no GPU, and the backend runs on one")
     model = load(weights or recorded["name"], random_weights=bundle.random_weights)
-    model = conditioned(model, recorded.get("class_label"), recorded.get("guidance", 1.0))
-    if model.spec.weights_sha256 != recorded["weights_sha256"]:
-        raise UserError("the weights found are not those of the bundle")
+    settled = {name: value for name, value in recorded["built_in"].items() if not isinstance(value, str)}
+    model = conditioned(model, guidance=recorded["guidance"], values=settled)
+    if model.spec.fingerprint != recorded["fingerprint"]:
+        raise UserError(f"the model found, {model.spec.title}, is not the one that the bundle was made of")
+    model.to("cuda" if on_gpu else "cpu")
 
-    def run(noise: np.ndarray, class_labels: np.ndarray) -> np.ndarray:
-        labels = torch.from_numpy(class_labels) if bundle.classes else None
+    def run(feed: Mapping[str, np.ndarray]) -> np.ndarray:
+        raw = {name: array for name, array in feed.items() if name != "noise"}
         with torch.inference_mode():
-            images: torch.Tensor = sample(
-                lambda x, sigma: model(x, sigma, labels), torch.from_numpy(noise), bundle.plan
-            )
-        return images.numpy()
+            conditions = model.encode(raw) if "encoder" in bundle.manifest["stages"] else loaded(raw, model.device)
+            noise = torch.from_numpy(feed["noise"]).to(model.device)
+            made: torch.Tensor = sample(lambda x, sigma: model(x, sigma, **conditions), noise, bundle.plan)
+            return (model.decode(made) if "decoder" in bundle.manifest["stages"] else made).cpu().numpy()
 
     return run
+
+
+def loaded(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.array(array)).to(device) for name, array in arrays.items()}

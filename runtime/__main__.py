@@ -18,9 +18,10 @@ from edge_sampler.runtime import UserError, load
 from edge_sampler.runtime.backends import BACKENDS
 from edge_sampler.runtime.bench import EAGER, UNROLLED, bench
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.command_line import Parser, run_command, whole_numbers
+from edge_sampler.runtime.command_line import Parser, given, run_command, whole_numbers
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.engine_record import PRECISIONS
+from edge_sampler.runtime.errors import BoundError
 from edge_sampler.runtime.images import save_grid
 from edge_sampler.runtime.output import check_writable, writable
 
@@ -42,9 +43,17 @@ def main() -> int:
             added.add_argument("--precision", choices=PRECISIONS, help=f"of the network (default: {default})")
         return added
 
-    command = verb("sample", "make images of seeds")
+    command = verb("sample", "make images, or whatever the bundle makes, of seeds")
     command.add_argument("--seeds", type=whole_numbers, default=range(16), help="such as 0-63 or 1,5,9 (default: 0-15)")
-    command.add_argument("--class-labels", type=whole_numbers, help="one class, or one for each seed; -1 is none")
+    command.add_argument(
+        "--condition",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a number, numbers such as 1,2,3, or FILE.npy; FILE.npz alone gives several by name; again for each",
+    )
+    command.add_argument("--class-labels", type=whole_numbers, help="as --condition class_labels=…; -1 is no class")
+    command.add_argument("--temperature", type=float, default=1.0, help="scales the noise (default: 1)")
     command.add_argument("--batch", type=int, help="images in one run (default: an engine's largest, or 64)")
     command.add_argument("--out", type=Path, required=True, help=".png for a grid, .npz for arrays")
     command.add_argument("--force", action="store_true", help="replace an existing file")
@@ -67,23 +76,26 @@ def main() -> int:
 
 
 def sample(arguments: argparse.Namespace) -> int:
-    seeds, labels = arguments.seeds, arguments.class_labels
+    seeds, conditions = arguments.seeds, given(arguments.condition)
+    if arguments.class_labels is not None:
+        conditions["class_labels"] = arguments.class_labels
     if arguments.out.suffix not in (".png", ".npz"):
         raise UserError(f"--out {arguments.out}: unknown format {arguments.out.suffix!r}; allowed: .png, .npz")
     with (
         writable(arguments.out, arguments.force) as path,
         load(arguments.bundle, arguments.backend, arguments.precision) as sampler,
     ):
-        if labels is not None and len(labels) == 1:
-            labels = labels[0]
-        images = sampler.sample(seeds, labels, arguments.batch)
-        if not np.isfinite(images).all():
-            raise UserError("the images hold NaN or infinity; run `compare` to find where they start")
+        output = sampler.bundle.output
+        if arguments.out.suffix == ".png" and not output.is_image:
+            raise UserError(f"it makes {output.name} {list(output.shape)}, no pictures: write them with --out FILE.npz")
+        made = sampler.sample(seeds, arguments.batch, arguments.temperature, **conditions)
+        if not np.isfinite(made).all():
+            raise BoundError(f"the {output.name} hold NaN or infinity; run `compare` to find where they start")
         if arguments.out.suffix == ".npz":
-            np.savez(path, images=images, seeds=np.array(seeds))
+            np.savez(path, **{output.name: made, "seeds": np.array(seeds)})  # type: ignore[arg-type]
         else:
-            save_grid(images, path, "RANDOM WEIGHTS" if sampler.bundle.random_weights else "")
-    print(f"{arguments.out}: {len(seeds)} images, by {sampler.description}")
+            save_grid(made, path, "RANDOM WEIGHTS" if sampler.bundle.random_weights else "")
+    print(f"{arguments.out}: {len(seeds)} {output.name}, by {sampler.description}")
     return 0
 
 
@@ -142,6 +154,11 @@ def inspect(arguments: argparse.Namespace) -> int:
         bundle.file(name)
     print(json.dumps({key: value for key, value in bundle.manifest.items() if key != "files"}, indent=1))
     plan = bundle.plan
+    print(f"makes {bundle.output.name}: {bundle.dtype} {list(bundle.output.shape)}, {bundle.output.units}")
+    for name, condition in bundle.inputs.conditions.items():
+        print(f"takes {name}: {condition.wanted()}{condition.description and '; ' + condition.description}")
+    for name, axis in bundle.inputs.axes.items():
+        print(f"axis {name}: {axis.least} to {axis.largest}, usually {axis.usual}")
     levels = ", ".join(f"{sigma:.4g}" for sigma in plan.sigmas)
     print(f"plan: {plan.solver}, {plan.nfe} evaluations at noise levels {levels}{', analytical first step' * plan.afs}")
     for engine in bundle.engines:

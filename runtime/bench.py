@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 
 from edge_sampler.runtime.backends import choose
-from edge_sampler.runtime.backends.base import Session, Spans
+from edge_sampler.runtime.backends.base import Spans
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.compare import baseline_feed
+from edge_sampler.runtime.compare import Baseline
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.noise import unit_noise
-from edge_sampler.runtime.plan import sample
-from edge_sampler.runtime.sampler import make_feed
+from edge_sampler.runtime.sampler import feed_of
 
 UNROLLED, BASELINE, LIMIT, EAGER = "unrolled graph", "baseline host loop", "limit", "PyTorch eager loop"
 
@@ -26,7 +24,7 @@ TURN = 0.5  # seconds that a turn lasts at the least
 PERCENTILES = (50, 90, 95, 99)
 
 # The PyTorch path lives where PyTorch is known. A package offers it under this entry-point group as a function
-# (bundle, weights) → (noise [n, C, H, W], class_labels [n]) → images; it raises UserError when it cannot.
+# (bundle, weights, on_gpu) → feed → samples, a feed being what sampler.onnx takes; it raises UserError when it cannot.
 EAGER_GROUP = "edge_sampler.eager"
 
 
@@ -50,7 +48,7 @@ class Timing:
 
     @property
     def throughput(self) -> float:
-        """Images a second."""
+        """Samples a second."""
         return self.batch * len(self.latencies) / sum(self.latencies)
 
     def percentile(self, percent: float) -> float:
@@ -86,13 +84,12 @@ def bench(
     """
     if batch < 1 or rounds < 1:
         raise UserError(f"batch is {batch} and rounds {rounds}; both must be at least 1")
-    labels = np.arange(batch, dtype=np.int64) % max(1, bundle.classes)
-    feed = make_feed(unit_noise(range(batch), bundle.shape), labels, bundle.classes)
+    feed = feed_of(bundle, range(batch), bundle.examples(batch))
     chosen, left_out = choose(bundle, backend, precision), list[str]()
     paths: dict[str, Callable[[], object]] = {}
     with ExitStack() as stack:
-        if chosen.open_denoiser:
-            paths |= host_paths(bundle, feed, stack.enter_context(chosen.open_denoiser(bundle)))
+        if chosen.open_graph:
+            paths |= host_paths(bundle, feed, stack.enter_context(Baseline(bundle, chosen.open_graph)))
         else:
             left_out.append(f"{BASELINE} and {LIMIT}: {chosen.name} runs engines of whole samplers only")
         before = chosen.used_memory()
@@ -103,8 +100,8 @@ def bench(
         memory = max(0, chosen.used_memory() - before)
         paths[UNROLLED] = lambda: sampler.run(feed)
         try:
-            eager = _eager(bundle, weights)
-            paths[EAGER] = lambda: eager(feed["noise"], labels)
+            eager = _eager(bundle, weights, on_gpu=chosen.name != "onnxrt")
+            paths[EAGER] = lambda: eager(feed)
         except UserError as error:
             left_out.append(f"{EAGER}: {error}")
         latencies = alternate(paths, rounds)
@@ -123,18 +120,15 @@ def bench(
     return description, timings, left_out
 
 
-def host_paths(bundle: Bundle, feed: Mapping[str, np.ndarray], denoiser: Session) -> dict[str, Callable[[], object]]:
-    """What calls the denoiser evaluation by evaluation: the baseline loop, and the limit."""
-    plan = bundle.plan
-
-    def denoise(x: np.ndarray, sigma: float) -> np.ndarray:
-        return denoiser.run(baseline_feed(x, sigma, feed))["denoised"]
+def host_paths(bundle: Bundle, feed: Mapping[str, np.ndarray], baseline: Baseline) -> dict[str, Callable[[], object]]:
+    """What calls the denoiser evaluation by evaluation: the baseline loop, and the limit, without a stage or a sum."""
+    conditions = baseline.encode(feed)
 
     def limit() -> None:
-        for sigma in plan.sigmas:
-            denoise(feed["noise"], sigma)
+        for sigma in bundle.plan.sigmas:
+            baseline.denoise(feed["noise"], sigma, conditions)
 
-    return {LIMIT: limit, BASELINE: lambda: sample(denoise, feed["noise"], plan)}
+    return {LIMIT: limit, BASELINE: lambda: baseline.run(feed)}
 
 
 def alternate(paths: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[list[float]]]:
@@ -162,7 +156,7 @@ def over_limit(turns: list[list[float]], limits: list[list[float]]) -> float:
     return median(fmean(turn) / fmean(limit) for turn, limit in zip(turns, limits, strict=True))
 
 
-def _eager(bundle: Bundle, weights: str | None) -> Callable[[np.ndarray, np.ndarray], object]:
+def _eager(bundle: Bundle, weights: str | None, on_gpu: bool) -> Callable[[Mapping[str, np.ndarray]], object]:
     offers = entry_points(group=EAGER_GROUP)
     if not offers:
         raise UserError("no installed package offers it")
@@ -170,5 +164,5 @@ def _eager(bundle: Bundle, weights: str | None) -> Callable[[np.ndarray, np.ndar
         make = next(iter(offers)).load()
     except ImportError as error:
         raise UserError(f"{error.name} is not installed") from error
-    run: Callable[[np.ndarray, np.ndarray], object] = make(bundle, weights)
+    run: Callable[[Mapping[str, np.ndarray]], object] = make(bundle, weights, on_gpu)
     return run

@@ -2,10 +2,11 @@
 
 manifest.json   what the bundle is, and the SHA-256 and size of every other file
 plan.json       the sampler's table (runtime.plan)
-sampler.onnx    noise [batch, C, H, W] float32, unit normal (and class_labels int64 [batch]) → images
-denoiser.onnx   x [batch, C, H, W], sigma [] (and class_labels) → denoised: the baseline path
-reference.npz   what PyTorch computed for a few seeds: seeds, class_labels, denoised [nfe, …], images
-reference.json  the same images in Polygraphy's format
+sampler.onnx    noise [batch, *shape] float32, unit normal, and each condition [batch, …] → what the sampler makes
+denoiser.onnx   x [batch, *shape], sigma [], conditions → denoised: the baseline path
+encoder.onnx, decoder.onnx   the stages before and behind the loop, where the model has them
+reference.npz   what PyTorch computed for a few seeds: seeds, each condition as input_NAME, denoised [nfe, …], made
+reference.json  the last of those in Polygraphy's format
 samples.png     what it makes
 
 and, where they were asked for,
@@ -16,17 +17,22 @@ engines/                               TensorRT engines, and the log of each bui
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.plan import Plan
 
-SCHEMA = 1
+SCHEMA = 2
+REFERENCE_INPUT = "input_"  # begins the names of conditions in reference.npz
 FLOAT_IMAGES = "images_float32"  # what sampler.onnx calls its float images where its output is uint8
 MANIFEST = "manifest.json"
 FP32_TOLERANCE = 1e-4
@@ -70,10 +76,11 @@ class Bundle:
             raise UserError(f"{path} is damaged: {error}") from error
         if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
             found = manifest.get("schema") if isinstance(manifest, dict) else None
-            raise UserError(f"{path} has schema {found!r}; this version reads {SCHEMA}: export the bundle again")
+            raise UserError(f"{path} has schema {found!r}; this version reads {SCHEMA}: {again(manifest)}")
         try:
             bundle = cls(Path(folder), manifest)
-            _ = manifest["files"]["sampler.onnx"]["sha256"], bundle.shape, bundle.classes, bundle.output, bundle.engines
+            _ = manifest["files"]["sampler.onnx"]["sha256"], bundle.inputs, bundle.output, bundle.dtype, bundle.engines
+            _ = bundle.random_weights, bundle.loop_inputs
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
         return bundle
@@ -128,25 +135,67 @@ class Bundle:
     def plan(self) -> Plan:
         return Plan.load(self.file("plan.json"))
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        channels, height, width = self.manifest["model"]["shape"]
-        return int(channels), int(height), int(width)
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What sampler.onnx takes: noise of ``inputs.shape``, and conditions."""
+        return Inputs.read(self.manifest["inputs"])
+
+    @cached_property
+    def loop_inputs(self) -> Inputs:
+        """What denoiser.onnx takes: those of the loop, behind the encoder where there is one."""
+        return Inputs.read(self.manifest["model"]["inputs"])
+
+    @cached_property
+    def output(self) -> Output:
+        """What sampler.onnx makes."""
+        recorded = self.manifest["output"]
+        return Output(str(recorded["name"]), tuple(recorded["shape"]), str(recorded["units"]))
 
     @property
-    def classes(self) -> int:
-        """Number of classes; 0 when the model is unconditional."""
-        return int(self.manifest["model"]["classes"])
+    def dtype(self) -> str:
+        """``float32``, shaped as ``output`` says, or ``uint8`` [batch, H, W, C]."""
+        return str(self.manifest["dtype"])
 
     @property
-    def output(self) -> str:
-        """``float32`` [batch, C, H, W] in about [-1, 1], or ``uint8`` [batch, H, W, C]."""
-        return str(self.manifest["output"])
+    def inner_output(self) -> str:
+        """The name of the graph's last float value: of its output, or of what is rounded to uint8."""
+        return FLOAT_IMAGES if self.dtype == "uint8" else self.output.name
+
+    def reference(self) -> dict[str, np.ndarray]:
+        """What PyTorch computed, by name. Raises UserError when the file is damaged."""
+        try:
+            with np.load(self.file("reference.npz"), allow_pickle=False) as stored:
+                found = {name: stored[name] for name in stored.files}
+            _ = found["seeds"].tolist(), found["denoised"].shape, found["made"].shape
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.folder}/reference.npz is damaged: {error}: export the bundle again") from error
+        return found
+
+    def examples(self, count: int) -> dict[str, np.ndarray]:
+        """Conditions to try the sampler with: classes in turn, of others those recorded, in turn."""
+        examples, recorded = dict[str, np.ndarray](), dict[str, np.ndarray]()
+        for name, condition in self.inputs.conditions.items():
+            if condition.choices:
+                examples[name] = np.arange(count, dtype=np.int64) % condition.choices
+                continue
+            recorded = recorded or self.reference()
+            if f"{REFERENCE_INPUT}{name}" not in recorded:
+                raise UserError(f"{self.folder}/reference.npz holds no {name}: export the bundle again")
+            rows = recorded[f"{REFERENCE_INPUT}{name}"]
+            examples[name] = rows[np.arange(count) % len(rows)]
+        return examples
 
     @property
     def random_weights(self) -> bool:
         return bool(self.manifest["model"]["random_weights"])
+
+
+def again(manifest: Any) -> str:
+    """The command that makes a bundle of another schema anew, as far as it tells."""
+    found = manifest if isinstance(manifest, dict) else {}
+    recorded = found.get("model")
+    model = recorded.get("name", "MODEL") if isinstance(recorded, dict) else "MODEL"
+    return f"export it again, with python -m export --model {model} --nfe {found.get('nfe', 'N')}"
 
 
 def _other_file(path: Path) -> UserError:

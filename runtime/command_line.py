@@ -2,11 +2,14 @@
 
 import argparse
 import errno
+import json
 import os
 import re
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 from edge_sampler.runtime.errors import UserError
 
@@ -67,3 +70,29 @@ def whole_numbers(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(f"{text!r} names more than {MOST_NUMBERS} numbers")
         numbers += span
     return numbers
+
+
+def given(texts: Sequence[str]) -> dict[str, Any]:
+    """Conditions by name, of ``NAME=VALUE`` and ``FILE.npz``. Raises UserError for what is neither."""
+    import numpy as np
+
+    conditions: dict[str, Any] = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        path = Path(value)
+        try:
+            if path.suffix == ".npz" and not name:
+                with np.load(path, allow_pickle=False) as stored:
+                    conditions |= {key: stored[key] for key in stored.files}
+            elif path.suffix == ".npy" and name:
+                conditions[name] = np.load(path, allow_pickle=False)
+            elif name:
+                numbers = [json.loads(number) for number in value.split(",")]
+                conditions[name] = numbers if len(numbers) > 1 else numbers[0]
+            else:
+                raise ValueError("it has no name")
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{text}: not NAME=NUMBERS, NAME=FILE.npy or FILE.npz that can be read ({error})"
+            ) from error
+    return conditions

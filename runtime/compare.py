@@ -1,18 +1,18 @@
 """Parity without PyTorch: each backend's sampler, the loop over denoiser.onnx, and PyTorch's recorded output."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 
 from edge_sampler.runtime.backends import choose
 from edge_sampler.runtime.backends.base import Backend, Session
-from edge_sampler.runtime.bundle import FLOAT_IMAGES, Bundle
+from edge_sampler.runtime.bundle import REFERENCE_INPUT, Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import as_floats
-from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import sample
-from edge_sampler.runtime.sampler import make_feed
+from edge_sampler.runtime.sampler import feed_of
 
 HALF_LEVEL = 0.5 / 127.5  # what rounding to uint8 may change
 Feed = Mapping[str, np.ndarray]
@@ -24,13 +24,13 @@ class Trajectory:
     """What one path computed.
 
     Args:
-        denoised: [nfe, n, C, H, W], at each evaluation; None where the path does not tell.
-        images: [n, C, H, W].
+        denoised: [nfe, n, *shape], at each evaluation; None where the path does not tell.
+        made: [n, …], what the sampler makes.
         tolerance: how far they may be, relative, from what exact arithmetic gives.
     """
 
     denoised: np.ndarray | None
-    images: np.ndarray
+    made: np.ndarray
     tolerance: float
 
 
@@ -41,7 +41,7 @@ class Difference:
     ``expected`` is what ``relative`` may be, given the two paths' precisions.
     """
 
-    stage: str  # "denoised K" or "images"
+    stage: str  # "denoised K", or the output's name
     first: str
     second: str
     max: float
@@ -60,22 +60,23 @@ def compare(
     """Differences of every pair of paths at the end, and at every evaluation where both tell: each backend's sampler,
     the baseline loop, and PyTorch's recorded output.
 
-    ``seeds`` None takes those for which the bundle holds PyTorch's output; others leave PyTorch out. For a model
-    with classes, the i-th seed other than those gets class i modulo their number.
+    ``seeds`` None takes those for which the bundle holds PyTorch's output; others leave PyTorch out, and get the
+    bundle's examples of conditions in turn.
     """
     chosen = [choose(bundle, name, precision) for name in backends]
     recorded: dict[str, Trajectory] = {}
     if seeds is None:
-        with np.load(bundle.file("reference.npz"), allow_pickle=False) as stored:
-            seeds, labels = stored["seeds"].tolist(), stored["class_labels"]
-            recorded[PYTORCH] = Trajectory(stored["denoised"], stored["images"], bundle.tolerance())
+        stored = bundle.reference()
+        seeds = [int(seed) for seed in stored["seeds"]]
+        conditions = {name: stored[f"{REFERENCE_INPUT}{name}"] for name in bundle.inputs.conditions}
+        recorded[PYTORCH] = Trajectory(stored["denoised"], stored["made"], bundle.tolerance())
     else:
-        labels = np.arange(len(seeds), dtype=np.int64) % bundle.classes if bundle.classes else np.full(len(seeds), -1)
-    feed = make_feed(unit_noise(seeds, bundle.shape), labels, bundle.classes)
+        conditions = bundle.examples(len(seeds))
+    feed = feed_of(bundle, seeds, conditions)
     paths = {backend.name: run_sampler(bundle, feed, backend, precision) for backend in chosen}
     for backend in chosen:
-        if backend.open_denoiser is not None:
-            paths[BASELINE] = run_baseline(bundle, feed, backend.open_denoiser)
+        if backend.open_graph is not None:
+            paths[BASELINE] = run_baseline(bundle, feed, backend.open_graph)
             break
     paths |= recorded
     if len(paths) == 1:
@@ -85,48 +86,94 @@ def compare(
         difference
         for i, first in enumerate(names)
         for second in names[i + 1 :]
-        for difference in _differences(first, paths[first], second, paths[second])
+        for difference in _differences(bundle.output.name, first, paths[first], second, paths[second])
     ]
 
 
 def run_sampler(bundle: Bundle, feed: Feed, backend: Backend, precision: str | None) -> Trajectory:
     """The unrolled graph or its engine; a graph's intermediate denoised images are fetched as well."""
-    images, stages = "images", list[str]()
-    if backend.open_denoiser is not None:
-        stages = [f"denoised_{k}" for k in range(bundle.plan.nfe)]
-        images = FLOAT_IMAGES if bundle.output == "uint8" else "images"
-    with backend.open(bundle, precision, [*stages, *([images] if images != "images" else [])]) as session:
+    made, stages = bundle.output.name, list[str]()
+    if backend.open_graph is not None:
+        stages, made = [denoised_name(k) for k in range(bundle.plan.nfe)], bundle.inner_output
+    with backend.open(bundle, precision, [*stages, *([made] if made != bundle.output.name else [])]) as session:
         found = session.run(feed)
         precision = session.precision
-    rounding = HALF_LEVEL if found[images].dtype == np.uint8 else 0
+    rounding = HALF_LEVEL if found[made].dtype == np.uint8 else 0
     denoised = np.stack([found[stage] for stage in stages]) if stages else None
-    return Trajectory(denoised, as_floats(found[images]), bundle.tolerance(precision) + rounding)
+    return Trajectory(denoised, as_floats(found[made]), bundle.tolerance(precision) + rounding)
 
 
-def run_baseline(bundle: Bundle, feed: Feed, open_denoiser: Callable[[Bundle], Session]) -> Trajectory:
-    """The plan's loop on the host, one call of denoiser.onnx an evaluation."""
+def run_baseline(bundle: Bundle, feed: Feed, open_graph: Callable[[Bundle, str], Session]) -> Trajectory:
+    """The plan's loop on the host, one call of denoiser.onnx an evaluation, and the stages around it."""
     denoised: list[np.ndarray] = []
-    with open_denoiser(bundle) as session:
+    with Baseline(bundle, open_graph) as baseline:
 
-        def record(x: np.ndarray, sigma: float) -> np.ndarray:
-            denoised.append(session.run(baseline_feed(x, sigma, feed))["denoised"])
-            return denoised[-1]
+        def record(x: np.ndarray) -> None:
+            denoised.append(x)
 
-        images = sample(record, feed["noise"], bundle.plan)
-    return Trajectory(np.stack(denoised), images, bundle.tolerance())
-
-
-def baseline_feed(x: np.ndarray, sigma: float, feed: Feed) -> dict[str, np.ndarray]:
-    """denoiser.onnx's inputs for one evaluation of the sampler fed ``feed``."""
-    labels = {name: array for name, array in feed.items() if name != "noise"}
-    return {"x": x, "sigma": np.array(sigma, np.float32), **labels}
+        made = baseline.run(feed, record)
+    return Trajectory(np.stack(denoised), made, bundle.tolerance())
 
 
-def _differences(first: str, a: Trajectory, second: str, b: Trajectory) -> list[Difference]:
-    stages = [("images", a.images, b.images)]
+class Baseline:
+    """encoder.onnx, the plan's loop over denoiser.onnx, and decoder.onnx; a context manager that frees them."""
+
+    def __init__(self, bundle: Bundle, open_graph: Callable[[Bundle, str], Session]) -> None:
+        self._bundle = bundle
+        with ExitStack() as stack:
+            self._stages = {
+                name: stack.enter_context(open_graph(bundle, f"{name}.onnx"))
+                for name in ("encoder", "denoiser", "decoder")
+                if name == "denoiser" or name in bundle.manifest["stages"]
+            }
+            self._stack = stack.pop_all()
+
+    def encode(self, feed: Feed) -> dict[str, np.ndarray]:
+        """The denoiser's conditions, of the sampler's."""
+        conditions = {name: array for name, array in feed.items() if name != "noise"}
+        if "encoder" in self._stages:
+            taken = {name: conditions.pop(name) for name in self._bundle.manifest["model"]["raw"]}
+            conditions |= self._stages["encoder"].run(taken)
+        return conditions
+
+    def denoise(self, x: np.ndarray, sigma: float, conditions: Feed) -> np.ndarray:
+        feed = {"x": x, "sigma": np.array(sigma, np.float32), **conditions}
+        return self._stages["denoiser"].run(feed)["denoised"]
+
+    def run(self, feed: Feed, record: Callable[[np.ndarray], None] = lambda x: None) -> np.ndarray:
+        """What the sampler makes of ``feed``, the inputs of sampler.onnx; ``record`` gets each denoised sample."""
+        conditions = self.encode(feed)
+
+        def denoise(x: np.ndarray, sigma: float) -> np.ndarray:
+            denoised = self.denoise(x, sigma, conditions)
+            record(denoised)
+            return denoised
+
+        made: np.ndarray = sample(denoise, feed["noise"], self._bundle.plan)
+        if "decoder" in self._stages:
+            made = self._stages["decoder"].run({"x": made})[self._bundle.output.name]
+        return made
+
+    def __enter__(self) -> "Baseline":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+
+def denoised_name(evaluation: int) -> str:
+    """What sampler.onnx calls the answer of one evaluation."""
+    return f"denoised_{evaluation}"
+
+
+def _differences(output: str, first: str, a: Trajectory, second: str, b: Trajectory) -> list[Difference]:
+    stages = [(output, a.made, b.made)]
     if a.denoised is not None and b.denoised is not None:
         pairs = zip(a.denoised, b.denoised, strict=True)
         stages = [*((f"denoised {k}", *pair) for k, pair in enumerate(pairs)), *stages]
+    for stage, x, y in stages:
+        if x.shape != y.shape:
+            raise UserError(f"{stage} is {list(x.shape)} by {first} and {list(y.shape)} by {second}: export it again")
     return [
         Difference(
             stage,
@@ -148,5 +195,5 @@ def within(differences: list[Difference], tolerance: float | None) -> bool:
 
 
 def worst(differences: list[Difference], first: str, second: str) -> Difference:
-    """The images' difference of that pair."""
-    return next(d for d in differences if (d.first, d.second, d.stage) == (first, second, "images"))
+    """That pair's difference in the end."""
+    return [d for d in differences if (d.first, d.second) == (first, second)][-1]

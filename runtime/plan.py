@@ -8,13 +8,13 @@ With unit noise n and D_j the j-th network evaluation, every sampler computes, i
 
 so that ``nfe`` noise levels and one lower-triangular matrix are the whole of it, fitted coefficients included.
 
-A plan with an analytical first step (AFS) has one constant image m more to weigh, which stands where the network's
+A plan with an analytical first step (AFS) has one constant m more to weigh, which stands where the network's
 answer to pure noise would: a column A[k, 1]·m, behind the noise's, in every row.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.fit_report import FitReport
 
-SCHEMA = 1
-
-Image = tuple[tuple[tuple[float, ...], ...], ...]  # [channels][height][width]
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,10 @@ class Plan:
 
     Args:
         solver: its name, for people.
-        sigmas: the noise level that each evaluation is told, float [nfe], in pixel units, positive.
+        sigmas: the noise level that each evaluation is told, float [nfe], in the data's units, positive.
         table: A above; row k holds its k+1 entries (with a mean k+2), so row lengths are 1 … nfe+1 (2 … nfe+2).
-        calibration: how it was fitted: coefficients γ and a report, JSON values; empty for a fixed solver.
-        mean: m above, [channels][height][width]; empty without AFS.
+        report: how it was fitted; None for a fixed solver.
+        mean: m above, nested tuples of one sample's shape; empty without AFS.
 
     Raises UserError when sizes disagree or a number is not finite.
     """
@@ -45,8 +44,8 @@ class Plan:
     solver: str
     sigmas: tuple[float, ...]
     table: tuple[tuple[float, ...], ...]
-    calibration: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    mean: Image = ()
+    report: FitReport | None = field(default=None, compare=False)
+    mean: Any = ()
 
     def __post_init__(self) -> None:
         if not self.sigmas or not all(np.isfinite(sigma) and sigma > 0 for sigma in self.sigmas):
@@ -56,8 +55,8 @@ class Plan:
             raise UserError(f"a plan of {self.nfe} evaluations needs {self.nfe + 1} rows of {first} to {last} numbers")
         if not all(np.isfinite(entry) for row in self.table for entry in row):
             raise UserError("a plan's table must be finite")
-        if self.afs and not is_image(self.mean):
-            raise UserError("a plan's mean must be an image, channels of equally long rows of finite numbers")
+        if self.afs and not is_array(self.mean):
+            raise UserError("a plan's mean must be an array of finite numbers")
 
     @property
     def afs(self) -> bool:
@@ -78,7 +77,7 @@ class Plan:
     def save(self, path: Path) -> None:
         """Writes JSON; floats keep every bit."""
         fields = {"schema": SCHEMA, "solver": self.solver, "sigmas": self.sigmas, "table": self.table}
-        fields |= {"calibration": dict(self.calibration)} | ({"mean": self.mean} if self.afs else {})
+        fields |= {"report": self.report and self.report.record()} | ({"mean": self.mean} if self.afs else {})
         path.write_text(json.dumps(fields, indent=1) + "\n")
 
     @classmethod
@@ -87,13 +86,16 @@ class Plan:
         try:
             data = json.loads(path.read_text())
             if data["schema"] != SCHEMA:
-                raise UserError(f"{path}: plan schema {data['schema']!r}; this version reads {SCHEMA}")
+                raise UserError(
+                    f"{path}: plan schema {data['schema']!r}; this version reads {SCHEMA}: fit it again, with "
+                    "python -m calibration --model MODEL --nfe N"
+                )
             return cls(
                 solver=str(data["solver"]),
                 sigmas=tuple(float(sigma) for sigma in data["sigmas"]),
                 table=tuple(tuple(float(entry) for entry in row) for row in data["table"]),
-                calibration=dict(data["calibration"]),
-                mean=as_image(data.get("mean", ())),
+                report=FitReport.read(data["report"]) if data["report"] is not None else None,
+                mean=nested(data.get("mean", ())),
             )
         except OSError as error:
             raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
@@ -101,15 +103,17 @@ class Plan:
             raise UserError(f"{path}: not a valid plan ({type(error).__name__}: {error})") from error
 
 
-def as_image(values: Any) -> Image:
-    """An array or lists, [channels][height][width], as a plan keeps its mean."""
-    return tuple(tuple(tuple(float(pixel) for pixel in row) for row in channel) for channel in values)
+def nested(values: Any) -> Any:
+    """An array or lists, as a plan keeps its mean: tuples of tuples of floats."""
+    if np.ndim(values) == 0:
+        return float(values)
+    return tuple(nested(value) for value in values)
 
 
-def is_image(values: Any) -> bool:
-    """Whether they are finite numbers [channels][height][width]."""
+def is_array(values: Any) -> bool:
+    """Whether they are finite numbers, as many in every row."""
     try:
-        return np.ndim(values) == 3 and bool(np.isfinite(values).all())
+        return np.ndim(values) > 0 and bool(np.isfinite(values).all())
     except ValueError:  # ragged
         return False
 
@@ -124,9 +128,9 @@ def weighted_sum(weights: Sequence[float], terms: Sequence[Any]) -> Any:
 
 
 def terms_before(noise: Any, plan: Plan, constant: Callable[[np.ndarray], Any] | None = None) -> list[Any]:
-    """What the table weighs before any evaluation: the noise [n, channels, height, width], and the plan's mean.
+    """What the table weighs before any evaluation: the noise [n, *shape], and the plan's mean.
 
-    ``constant`` makes a term of an image float32 [1, channels, height, width]; unless told, one like the noise.
+    ``constant`` makes a term of an array float32 [1, *shape]; unless told, one like the noise.
     """
     if not plan.afs:
         return [noise]
@@ -142,9 +146,9 @@ def sample(
 ) -> Any:
     """Runs the plan: the only sampling loop of this project.
 
-    ``noise`` is unit normal, [n, channels, height, width]; it and what ``denoise(x, sigma)`` returns may be NumPy
+    ``noise`` is unit normal, [n, *shape]; it and what ``denoise(x, sigma)`` returns may be NumPy
     arrays, PyTorch tensors, or the exporter's symbolic values, which need ``constant`` (``terms_before``). Returns
-    images, shaped as the noise.
+    samples, shaped as the noise.
     """
     terms = terms_before(noise, plan, constant)
     for sigma, row in zip(plan.sigmas, plan.table, strict=False):

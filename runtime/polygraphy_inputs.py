@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.noise import unit_noise
-from edge_sampler.runtime.sampler import make_feed
+from edge_sampler.runtime.bundle import REFERENCE_INPUT, Bundle
+from edge_sampler.runtime.sampler import feed_of
 
 
 def load_data() -> Iterator[dict[str, np.ndarray]]:
-    """One feed: the noise (and classes) for which reference.json holds PyTorch's images."""
+    """One feed: the noise and conditions for which reference.json holds what PyTorch makes."""
     bundle = Bundle.open(os.environ.get("BUNDLE", "."))
-    with np.load(bundle.file("reference.npz"), allow_pickle=False) as stored:
-        yield make_feed(unit_noise(stored["seeds"].tolist(), bundle.shape), stored["class_labels"], bundle.classes)
+    stored = bundle.reference()
+    conditions = {name: stored[f"{REFERENCE_INPUT}{name}"] for name in bundle.inputs.conditions}
+    yield feed_of(bundle, stored["seeds"].tolist(), conditions)

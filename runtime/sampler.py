@@ -1,8 +1,9 @@
-"""Seeds → noise → images, in batches, through one backend."""
+"""Seeds and conditions → noise → samples, in batches, through one backend."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,38 +21,54 @@ class Sampler:
     def __init__(self, bundle: Bundle, backend: str = "auto", precision: str | None = None) -> None:
         self.bundle = bundle
         self._session = choose(bundle, backend, precision).open(bundle, precision, ())
+        self._closed = False
         self.description = self._session.description
         if bundle.random_weights:
-            print("note: this bundle has random weights; its images mean nothing", file=sys.stderr)
+            print("note: this bundle has random weights; what it makes means nothing", file=sys.stderr)
 
     def sample(
-        self, seeds: Sequence[int], class_labels: int | Sequence[int] | None = None, batch: int | None = None
+        self, seeds: Sequence[int], batch: int | None = None, temperature: float = 1.0, **conditions: Any
     ) -> np.ndarray:
-        """Images of ``seeds``: float32 [n, C, H, W] in about [-1, 1], or uint8 [n, H, W, C] where the bundle says so.
+        """What the sampler makes of ``seeds``: [n, …], as ``bundle.output`` and ``bundle.dtype`` say.
 
-        An image depends on its seed and class, not on the others. ``class_labels`` is one class, or one for each
-        seed, -1 meaning none; a model with classes needs it. ``batch`` images are made in one run, by default as many
-        as an engine takes, or 64. Raises UserError for seeds or classes out of range, or a batch beyond the engine's.
+        Images are float32 [n, C, H, W] in about [-1, 1], or uint8 [n, H, W, C] where the bundle says so. A sample
+        depends on its seed and conditions, not on the others.
+
+        Args:
+            seeds: whole numbers, 0 to 2^63 - 1.
+            batch: samples made in one run; by default as many as an engine takes, or 64.
+            temperature: scales the noise; 1 is what the sampler was fitted for.
+            conditions: ``bundle.inputs`` by name, one value, or one for each seed, [n, …]; an axis with a name that no
+                condition sizes is given by its name, as ``length=120``.
+
+        Raises UserError for seeds out of range, a condition that is missing, unknown or of another dtype or shape, and
+        a batch beyond the engine's.
         """
+        if self._closed:
+            raise UserError("the sampler is closed: sample inside its with block")
         largest = self._session.largest_batch
         batch = batch if batch is not None else largest or DEFAULT_BATCH
         if batch < 1 or (largest and batch > largest):
             raise UserError(f"batch is {batch}; it must be at least 1{f' and at most {largest}' if largest else ''}")
-        if len(seeds) == 0:
-            raise UserError("no seeds: name at least one")
-        labels = check_labels(class_labels, len(seeds), self.bundle.classes)
-        images = []
+        if not 0 < temperature < float("inf"):
+            raise UserError(f"temperature is {temperature}; it must be above 0 and finite")
+        seeds = checked_seeds(seeds)
+        values, sizes = self.bundle.inputs.check(conditions, len(seeds))
+        shape, made = self.bundle.inputs.sized(sizes=sizes), []
         for start in range(0, len(seeds), batch):
-            chunk = slice(start, start + batch)
-            feed = make_feed(unit_noise(seeds[chunk], self.bundle.shape), labels[chunk], self.bundle.classes)
-            images.append(self._session.run(feed)["images"])
-        return np.concatenate(images)
+            rows = slice(start, start + batch)
+            noise = unit_noise(seeds[rows], shape) * np.float32(temperature)
+            feed = {"noise": noise, **{name: value[rows] for name, value in values.items()}}
+            made.append(self._session.run(feed)[self.bundle.output.name])
+        return np.concatenate(made)
 
     def __enter__(self) -> "Sampler":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._session.__exit__(*exception)
+        if not self._closed:
+            self._closed = True
+            self._session.__exit__(*exception)
 
 
 def load(bundle: str | Path, backend: str = "auto", precision: str | None = None) -> Sampler:
@@ -63,25 +80,15 @@ def load(bundle: str | Path, backend: str = "auto", precision: str | None = None
     return Sampler(Bundle.open(bundle), backend, precision)
 
 
-def make_feed(noise: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, np.ndarray]:
-    """The graph's inputs: noise [n, C, H, W], and class_labels int64 [n] where the model has classes."""
-    return {"noise": noise} | ({"class_labels": labels} if classes else {})
+def checked_seeds(seeds: Sequence[int]) -> list[int]:
+    """Whole numbers, at least one. Raises UserError for anything else."""
+    array = np.asarray(seeds)
+    if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
+        raise UserError(f"seeds are {seeds!r:.80}; they must be whole numbers, at least one, such as [0, 1, 2]")
+    return [int(seed) for seed in array]
 
 
-def check_labels(class_labels: int | Sequence[int] | None, count: int, classes: int) -> np.ndarray:
-    """int64 [count], -1 for no class. Raises UserError for labels that this model cannot take."""
-    if class_labels is None:
-        if classes:
-            raise UserError(
-                f"this model has classes: pass class_labels (--class-labels), 0 to {classes - 1}, or -1 for none"
-            )
-        return np.full(count, -1, np.int64)
-    if not classes:
-        raise UserError("this model has no classes: leave class_labels out")
-    labels = np.asarray(class_labels)
-    if labels.dtype.kind not in "iu" or labels.ndim > 1 or (labels.ndim == 1 and len(labels) != count):
-        raise UserError(f"class_labels must be one whole number, or {count} of them, one for each seed")
-    if labels.size and not (labels.min() >= -1 and labels.max() < classes):
-        wrong = labels.min() if labels.min() < -1 else labels.max()
-        raise UserError(f"class label {wrong} is out of range; classes are 0 to {classes - 1}, -1 is none")
-    return np.broadcast_to(labels, count).astype(np.int64)
+def feed_of(bundle: Bundle, seeds: Sequence[int], conditions: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The graph's inputs for these seeds: noise [n, *shape] and each condition [n, …]."""
+    values, sizes = bundle.inputs.check(conditions, len(seeds))
+    return {"noise": unit_noise(seeds, bundle.inputs.sized(sizes=sizes)), **values}

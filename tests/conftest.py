@@ -19,7 +19,9 @@ from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.export.command import main as export_main
 from edge_sampler.export.network_graph import export_denoiser
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.fit_report import FitReport
 from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.plan import Plan
 
 pytest_plugins = ("tests.fakes.cuda",)
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, on as many cores
@@ -36,7 +38,7 @@ class Golden:
 
     model: Denoiser
     arrays: dict[str, np.ndarray]
-    labels: torch.Tensor | None  # int64 [n]
+    conditions: dict[str, torch.Tensor]
 
 
 @pytest.fixture(params=GOLDEN)
@@ -47,8 +49,8 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
     architecture.write_text(str(arrays["kwargs"]))
     state = {name.removeprefix("state/"): torch.tensor(a) for name, a in arrays.items() if name.startswith("state/")}
     torch.save(state, weights)
-    labels = torch.tensor(arrays["class_labels"].argmax(1)) if "class_labels" in arrays else None
-    return Golden(models.load(str(architecture), weights), arrays, labels)
+    classes = {"class_labels": torch.tensor(arrays["class_labels"].argmax(1))} if "class_labels" in arrays else {}
+    return Golden(models.load(str(architecture), weights), arrays, classes)
 
 
 @pytest.fixture(scope="session")
@@ -125,3 +127,9 @@ def relative(found: Any, expected: Any) -> float:
     """Largest difference over the largest magnitude."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def report_of(plan: Plan) -> FitReport:
+    """Of a plan that was fitted."""
+    assert plan.report
+    return plan.report

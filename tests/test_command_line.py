@@ -55,7 +55,7 @@ EXPORT_MISTAKES = [
     (("--model", "edm-digits", "--nfe", "2", *FAST, "--out", "corrupt.json/b"), "cannot write"),
     (("--model", "edm-digits", "--nfe", "2", "--device", "abacus"), "abacus"),
     (("--model", "edm-digits", "--nfe", "2", "--output", "int4"), "invalid choice"),
-    (("--model", "edm-digits", "--nfe", "2", "--guidance", "2"), "guidance 2 needs a model with classes"),
+    (("--model", "edm-digits", "--nfe", "2", "--guidance", "2"), "guidance 2 needs a condition with a null"),
     (("--model", "edm-digits", "--nfe", "2", "--class-label", "0"), "class-label is 0; edm-digits has none"),
     (("--model", "edm-fashion-cond", "--nfe", "2", "--class-label", "10"), "classes 0 to 9"),
     (("--model", "absent.py:make", "--nfe", "2"), "no file absent.py"),
@@ -106,7 +106,7 @@ def test_without_a_network_the_url_and_the_cache_are_named(tmp_path: Path) -> No
         (("sample", "bundle", "--out", "g.png", "--seeds", "0-999999999999"), "more than"),
         (("sample", "bundle", "--out", "g.png", "--seeds", "9223372036854775808"), "out of range"),
         (("sample", "bundle", "--out", "g.png", "--seeds", "-5"), "out of range"),
-        (("sample", "bundle", "--out", "g.png", "--class-labels", "3"), "has no classes"),
+        (("sample", "bundle", "--out", "g.png", "--class-labels", "3"), "takes no conditions"),
         (("sample", "bundle", "--out", "bundle/manifest.json/g.png"), "cannot write"),
         (("sample", "bundle", "--out", "g.png", "--backend", "abacus"), "unknown backend 'abacus'"),
         (("bench", "bundle", "--rounds", "0"), "at least 1"),
@@ -143,7 +143,7 @@ def test_calibration_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
     assert f"{error:.4f} RMS, 8 images" in done.stdout
     refused = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--random-weights")
     assert_one_line(refused, "fitted to another weights_sha256")
-    replace(Plan.load(tmp_path / plan), mean=(((0.0, 0.0),),), calibration={}).save(tmp_path / "tall.json")
+    replace(Plan.load(tmp_path / plan), mean=(((0.0, 0.0),),), report=None).save(tmp_path / "tall.json")
     refused = run(tmp_path, "export", "--model", "edm-digits", "--plan", "tall.json", "--out", "tall")
     assert_one_line(refused, "(1, 1, 2) for images of (1, 8, 8)")
     assert not (tmp_path / "tall").exists()

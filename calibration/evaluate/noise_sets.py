@@ -1,5 +1,6 @@
-"""Noises to fit on, to hold out and to judge by, each with its class where the model has classes."""
+"""Noises to fit on, to hold out and to judge by, each with its values of the model's conditions."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ SEEDS = 2**20  # of noises that belong to one seed; those to hold out start in t
 
 @dataclass(frozen=True)
 class Noises:
-    """Unit noise float64 [n, channels, height, width] of these seeds, and the network that denoises it.
+    """Unit noise float64 [n, *shape] of these seeds, and the network that denoises it.
 
     The first ``fitting`` of them fit; the others are held out.
     """
@@ -58,11 +59,10 @@ class Noises:
     @property
     def key(self) -> dict[str, Any]:
         """What tells these noises and the network's answers to them."""
-        spec, labels = self.network.model.spec, self.network.class_labels
         return {
-            "weights": spec.weights_sha256,
-            "guidance": spec.guidance,
-            "labels": spec.class_label if labels is None else labels.tolist(),
+            "model": self.network.model.spec.fingerprint,
+            "conditions": {name: digest(value) for name, value in self.network.conditions.items()},
+            "shape": list(self.noise.shape[1:]),
             "stream": self.stream,
             "seeds": list(self.seeds),
         }
@@ -73,20 +73,24 @@ def to_fit(model: Denoiser, batch: int, heldout: int, seed: int) -> Noises:
     first = seed * SEEDS
     fitting = share(range(first, first + batch))
     kept = share(range(first + SEEDS // 2, first + SEEDS // 2 + heldout))
-    return _noises(model, [*fitting, *kept], CALIBRATION_STREAM, len(fitting))
+    return _noises(model, fitting, kept, CALIBRATION_STREAM)
 
 
 def to_judge(model: Denoiser, count: int) -> Noises:
     """This process's share of ``count`` noises that no fit sees."""
-    return _noises(model, [*share(range(count))], CHECK_STREAM)
+    return _noises(model, [], share(range(count)), CHECK_STREAM)
 
 
-def _noises(model: Denoiser, seeds: Sequence[int], stream: int, fitting: int = 0) -> Noises:
-    """Classes are drawn by seed too, so that an image stays the same in any set."""
-    device = model.device
-    noise = torch.from_numpy(unit_noise(seeds, model.spec.shape, stream)).double().to(device)
-    labels = None
-    if model.spec.classes:
-        drawn = [np.random.default_rng([stream, seed]).integers(model.spec.classes) for seed in seeds]
-        labels = torch.tensor(drawn, dtype=torch.int64).to(device)
-    return Noises(Network(model, labels), seeds, stream, noise, fitting)
+def _noises(model: Denoiser, fitting: Sequence[int], heldout: Sequence[int], stream: int) -> Noises:
+    """Conditions are drawn by seed too, so that a sample is the same in any set; held-out ones are other examples."""
+    drawn = [model.draw_raw(seeds, stream, held) for seeds, held in ((fitting, False), (heldout, True)) if len(seeds)]
+    seeds = [*fitting, *heldout]
+    raw = {name: np.concatenate([values[name] for values in drawn]) for name in drawn[0]}
+    checked, sizes = model.spec.called_with.check(raw, len(seeds))
+    noise = torch.from_numpy(unit_noise(seeds, model.spec.inputs.sized(sizes=sizes), stream)).double().to(model.device)
+    return Noises(Network(model, model.encode(checked)), seeds, stream, noise, len(fitting))
+
+
+def digest(values: Tensor) -> str:
+    """What stands for ``values`` [n, …] in a key."""
+    return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()

@@ -148,8 +148,8 @@ def between_grids(
     judge = judging(model, judged, cache, progress)
     lines = [("not fitted: ipndm", [[error(judge, fixed(model, schedule, settings))] for schedule in SCHEDULES])]
     for origin in SCHEDULES:
-        steps = calibrate(model, replace(settings, schedule=origin), progress, cache).calibration["steps"]
-        gammas = [step["gamma"] for step in steps]
+        report = calibrate(model, replace(settings, schedule=origin), progress, cache).report
+        gammas = [step.gamma for step in report.steps] if report else []
         schemes = [scheme_of(find(settings.solver), grid_of(model, schedule), settings) for schedule in SCHEDULES]
         lines.append((f"γ of {origin}", [[error(judge, trace(scheme, gammas))] for scheme in schemes]))
     return Answer(f"γ of one grid on another, NFE {settings.nfe}", lines, [f"on {schedule}" for schedule in SCHEDULES])
@@ -160,7 +160,7 @@ def fixed(model: Denoiser, schedule: str, settings: Settings) -> Plan:
 
 
 def error(judge: Judge, plan: Plan) -> float:
-    return judge.row(replace(plan, calibration={}), "", ())[0].rmse
+    return judge.row(replace(plan, report=None), "", ())[0].rmse
 
 
 def columns(nfes: Sequence[int]) -> list[str]:

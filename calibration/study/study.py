@@ -118,7 +118,7 @@ def study(
         if s.nfe in refined:
             start = min(fits, key=lambda fit: fit.error).plan  # by the fit's own held-out noises
             last = refine(start, noises, fine[0.0], settings.refine, cache, progress, settings.refine_on).plan
-            measure(replace(last, solver="refined", calibration={}), "refined")
+            measure(replace(last, solver="refined", report=None), "refined")
     judge.check(min(row.rmse for row in rows))
     return Study(
         model.spec.title,
@@ -133,4 +133,4 @@ def study(
 
 
 def named(plan: Plan, chosen: bool) -> Plan:
-    return replace(plan, solver=plan.solver + "-chosen" * chosen, calibration={})
+    return replace(plan, solver=plan.solver + "-chosen" * chosen, report=None)

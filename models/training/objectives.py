@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from edge_sampler.models.denoiser import Preconditioned, per_sample
 from edge_sampler.models.precond import DDPM_SIGMAS
+from edge_sampler.runtime.inputs import CLASSES
 
 LABEL_DROPOUT = 0.1  # of labels hidden, so that the network knows the unconditional branch of guidance (2207.12598)
 
@@ -21,10 +22,10 @@ def weighted_error(
     Without a weight, every noise level asks the same of the raw network (arXiv 2206.00364, eq. 8).
     """
     hidden = torch.rand(len(labels), device=labels.device) < LABEL_DROPOUT
-    known = labels.masked_fill(hidden, -1) if model.classes else None
-    denoised = model(images + per_sample(sigma) * torch.randn_like(images), sigma, known)
-    out = per_sample(model.preconditioning.coefficients(sigma).out)
-    return (per_sample(weight) * (denoised.float() - images) ** 2 / out**2).mean()
+    known = {CLASSES: labels.masked_fill(hidden, -1)} if model.classes else {}
+    denoised = model(images + per_sample(sigma, images) * torch.randn_like(images), sigma, **known)
+    out = per_sample(model.preconditioning.coefficients(sigma).out, images)
+    return (per_sample(weight, images) * (denoised.float() - images) ** 2 / out**2).mean()
 
 
 def edm(model: Preconditioned, images: Tensor, labels: Tensor) -> Tensor:

@@ -13,13 +13,13 @@ from typing import Any, Self
 import numpy as np
 
 from edge_sampler.runtime import cuda
-from edge_sampler.runtime.backends.base import Backend, Spans
+from edge_sampler.runtime.backends.base import Backend, Spans, check_feed
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.protobuf import field_head
 
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
-OUTPUT_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
+DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(bool)": "bool"}
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Session:
             raise UserError(
                 f"ONNX Runtime would run {path.name} on {active[0]}, not on {provider.name}: check the driver"
             )
+        self._wanted = {one.name: (DTYPES[one.type], one.shape) for one in self._session.get_inputs()}
         self.outputs = [output.name for output in self._session.get_outputs()]
         self.precision = precision
         captured = ", CUDA graph" if capture else ""
@@ -92,6 +93,7 @@ class Session:
         self._captured = CapturedRuns(self._session) if capture else None
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        check_feed(self._wanted, feed, self.description)
         try:
             if self._captured:
                 return self._captured.run(feed)
@@ -155,7 +157,7 @@ class CapturedRuns:
 
         inputs = {name: on_device(array.shape, array.dtype) for name, array in feed.items()}
         outputs = {
-            made.name: on_device([sizes.get(axis, axis) for axis in made.shape], OUTPUT_TYPES[made.type])
+            made.name: on_device([sizes.get(axis, axis) for axis in made.shape], DTYPES[made.type])
             for made in self._session.get_outputs()
         }
         binding, options = self._session.io_binding(), onnxruntime.RunOptions()
@@ -222,8 +224,8 @@ def _open(provider: Provider, bundle: Bundle, precision: str | None, outputs: Se
     return Session(*arguments)
 
 
-def _open_denoiser(provider: Provider, bundle: Bundle) -> Session:
-    return Session(bundle.graph("denoiser.onnx"), (), provider)
+def _open_graph(provider: Provider, bundle: Bundle, file: str) -> Session:
+    return Session(bundle.graph(file), (), provider)
 
 
 def resident_memory() -> int:
@@ -240,7 +242,7 @@ def _backend(name: str, provider: Provider) -> Backend:
         name,
         partial(_unable, provider),
         partial(_open, provider),
-        partial(_open_denoiser, provider),
+        partial(_open_graph, provider),
         resident_memory if provider is CPU else cuda.used_memory,
     )
 

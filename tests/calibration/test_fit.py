@@ -27,7 +27,7 @@ from edge_sampler.models.progress import silent
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import sample
-from tests.conftest import TINY
+from tests.conftest import TINY, report_of
 
 BASES = {
     "iia-ddim": "ddim",
@@ -89,8 +89,8 @@ def test_fitting_lowers_the_error_of_every_solver(name: str, digits: Denoiser) -
     plan = calibrate(digits, small(8, name, target="global"))
     before = error_against_converged(digits, calibrate(digits, small(8, BASES[name])), 32)
     assert error_against_converged(digits, plan, 32) < before
-    for step in plan.calibration["steps"]:
-        assert step["error_after"] <= step["error_before"]
+    for step in report_of(plan).steps:
+        assert step.error_after <= step.error_before
 
 
 @pytest.mark.usefixtures("coarse_reference")
@@ -118,12 +118,12 @@ def test_a_fit_is_made_once(target: str, digits: Denoiser, tmp_path: Path) -> No
     cache, wanted = Cache(tmp_path), small(4, "iia-ddim", target=target)
     whole, again = (calibrate(digits, wanted, silent, cache) for _ in range(2))
     assert again.sha256 == whole.sha256 == calibrate(digits, wanted).sha256
-    assert again.calibration["steps"] == whole.calibration["steps"]
-    assert again.calibration["evaluations"] == 0 < whole.calibration["evaluations"]
+    assert report_of(again).steps == report_of(whole).steps
+    assert report_of(again).evaluations == 0 < report_of(whole).evaluations
     for change in ({"ridge": 0.1}, {"history": 2}, {"solver": "iia-ipndm"}, {"batch": 9}):
         other = calibrate(digits, replace(wanted, **change), silent, cache)
-        assert other.calibration["evaluations"] > 0
-        assert other.calibration["steps"] != whole.calibration["steps"]
+        assert report_of(other).evaluations > 0
+        assert report_of(other).steps != report_of(whole).steps
 
 
 @pytest.mark.usefixtures("coarse_reference")
@@ -149,10 +149,10 @@ def test_a_correction_that_does_not_help_is_dropped(network: Network, noise: tor
 @pytest.mark.usefixtures("coarse_reference")
 def test_auto_takes_what_measured_best(digits: Denoiser) -> None:
     plan = calibrate(digits, small(5, "auto"))
-    compared = plan.calibration["compared"]
+    compared = report_of(plan).compared
     assert set(compared) == {name + AFS for name in AUTO}
-    assert plan.calibration["schedule"] == "chosen"
-    assert compared[plan.solver] == min(compared.values()) == plan.calibration["refinement"][0]
+    assert report_of(plan).schedule == "chosen"
+    assert compared[plan.solver] == min(compared.values()) == report_of(plan).refinement[0]
 
 
 def test_a_fixed_solver_costs_nothing(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_a_fixed_solver_costs_nothing(digits: Denoiser, monkeypatch: pytest.Monk
         raise AssertionError("a fixed solver needs no evaluation")
 
     monkeypatch.setattr(Network, "__call__", refuse)
-    assert calibrate(digits, Settings(10, "ipndm")).calibration == {}
+    assert calibrate(digits, Settings(10, "ipndm")).report is None
 
 
 def test_the_reference_has_converged(network: Network, noise: torch.Tensor) -> None:
@@ -224,7 +224,7 @@ def test_bad_settings_are_refused(changes: dict[str, object], message: str) -> N
 def test_a_broken_network_is_noticed(digits: Denoiser) -> None:
     class Broken(Denoiser):
         def __init__(self) -> None:
-            torch.nn.Module.__init__(self)
+            super().__init__()
             self.spec, self.weight = digits.spec, torch.nn.Parameter(torch.zeros(1))
 
         def forward(self, x: torch.Tensor, sigma: object, class_labels: object = None) -> torch.Tensor:
@@ -243,9 +243,7 @@ def test_noises_to_fit_to_hold_out_to_judge_and_to_sample_are_all_different(digi
 
 def test_a_noise_keeps_its_class_in_any_set() -> None:
     model = models.load(TINY)
-    few, many = to_judge(model, 3).network.class_labels, to_judge(model, 9).network.class_labels
-    assert few is not None
-    assert many is not None
+    few, many = (to_judge(model, count).network.conditions["class_labels"] for count in (3, 9))
     assert few.tolist() == many[:3].tolist()
     torch.testing.assert_close(to_fit(conditioned(model, 1), 3, 2, 0).noise, to_fit(model, 3, 2, 0).noise)
 
@@ -257,8 +255,8 @@ def test_guidance_is_fitted_for() -> None:
     network(torch.zeros(3, *guided.spec.shape), 1.0)
     assert network.meter.evaluations == 6
     plan = calibrate(guided, small(4, "iia-ddim-guided"))
-    assert plan.calibration["guidance"] == 2
-    assert any(step["error_after"] < step["error_before"] for step in plan.calibration["steps"])
+    assert report_of(plan).fingerprint == guided.spec.fingerprint
+    assert any(step.error_after < step.error_before for step in report_of(plan).steps)
 
 
 def test_grids_have_the_models_own_range(digits: Denoiser) -> None:

@@ -30,6 +30,7 @@ from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.trace import trace
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
+from tests.conftest import report_of
 from edge_sampler.runtime.plan import Plan, sample
 
 
@@ -160,8 +161,8 @@ def test_a_refined_plan_is_a_plan_like_any_other(digits: Denoiser) -> None:
     refined, fitted = (calibrate(digits, s) for s in (settings, replace(settings, refine=0)))
     assert refined.solver == "iia-ddim-refined"
     assert refined.nfe == 4
-    assert refined.calibration["heldout_rms_error"] < fitted.calibration["heldout_rms_error"]
-    assert min(refined.calibration["refinement"]) < refined.calibration["refinement"][0]
+    assert report_of(refined).heldout_rms_error < report_of(fitted).heldout_rms_error
+    assert min(report_of(refined).refinement) < report_of(refined).refinement[0]
     assert max(refined.sigmas) <= digits.spec.sigma_max
 
 

@@ -24,7 +24,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.engine_record import LIBRARIES, Batch, Engine
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import as_floats
-from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.sampler import feed_of
 from tests.conftest import TINY, export
 
 GPU_BACKENDS = tuple(name for name in BACKENDS if name != "onnxrt")
@@ -142,8 +142,7 @@ def pytorch() -> Expected:
     @cache
     def images(folder: Path, count: int) -> np.ndarray:
         bundle = Bundle.open(folder)
-        labels = np.arange(count) % max(1, bundle.classes)
-        return make(bundle, WEIGHTS.get(folder.name))(unit_noise(range(count), bundle.shape), labels)
+        return make(bundle, WEIGHTS.get(folder.name))(feed_of(bundle, range(count), bundle.examples(count)))
 
     return lambda bundle, count: images(bundle.folder, count)
 

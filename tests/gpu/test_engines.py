@@ -62,7 +62,7 @@ def test_an_image_depends_on_its_seed_alone(
 def test_classes_and_uint8(name: str, equip: Equip, pytorch: Expected) -> None:
     bundle = equip(name, "fp32", "4", "classes")
     with runtime.load(bundle.folder, name, "fp32") as sampler:
-        images = sampler.sample(range(6), [k % bundle.classes for k in range(6)], batch=4)
+        images = sampler.sample(range(6), batch=4, **bundle.examples(6))
     assert images.dtype == np.uint8
     assert relative(as_floats(images), pytorch(bundle, 6).clip(-1, 1)) <= bundle.tolerance() + HALF_LEVEL
 
@@ -108,7 +108,7 @@ def test_runs_are_captured_as_cuda_graphs(name: str, precision: str, equip: Equi
     bundle = equip(name, precision, PROFILE)
     opened: Any = BACKENDS[name].open(bundle, precision, ())
     with opened as session:
-        first, *later = (session.run({"noise": np.ones((4, *bundle.shape), np.float32)}) for _ in range(3))
+        first, *later = (session.run({"noise": np.ones((4, *bundle.inputs.sized()), np.float32)}) for _ in range(3))
         assert session.captured_batches == {4}, "the engine does something that cannot be captured"
     for again in later:
         np.testing.assert_array_equal(again["images"], first["images"])

@@ -21,6 +21,7 @@ from edge_sampler.models.precond import (
     iddpm,
 )
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import Inputs
 from tests.conftest import TINY
 
 
@@ -51,7 +52,7 @@ def test_what_a_network_predicts_becomes_the_clean_image(answer: str, sigma: flo
     shape = (1, 4, 4)
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     preconditioning = flow() if answer == "flow" else ddpm(prediction_type=answer)
-    model = Preconditioned(Oracle(image, answer, preconditioning, sigma), preconditioning, shape)
+    model = Preconditioned(Oracle(image, answer, preconditioning, sigma), preconditioning, Inputs(shape))
     noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(model(image + sigma * noise, sigma), image.expand(3, *shape), atol=2e-4, rtol=0)
 
@@ -83,7 +84,7 @@ def test_learned_variances_are_left_out() -> None:
         def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
             return torch.cat([x, x + 100], dim=1)
 
-    model = Preconditioned(Doubled(), iddpm(), (3, 4, 4))
+    model = Preconditioned(Doubled(), iddpm(), Inputs((3, 4, 4)))
     x = torch.ones(2, 3, 4, 4)
     torch.testing.assert_close(model(x, 1.0), x - x / math.sqrt(2))
 
@@ -96,21 +97,21 @@ def tiny() -> Denoiser:
 @pytest.mark.parametrize("one_batch", [True, False])
 def test_guidance_moves_along_the_difference_that_the_class_makes(tiny: Denoiser, one_batch: bool) -> None:
     x, labels = torch.randn(3, *tiny.spec.shape), torch.tensor([0, 2, 1])
-    known, unknown = tiny(x, 2.0, labels), tiny(x, 2.0)
+    known, unknown = tiny(x, 2.0, class_labels=labels), tiny(x, 2.0)
     guided = conditioned(tiny, guidance=3.0, one_batch=one_batch)
     expected = unknown + 3.0 * (known - unknown)
-    torch.testing.assert_close(guided(x, 2.0, labels), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(guided(x, torch.full((3,), 2.0), labels), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(guided(x, 2.0, class_labels=labels), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(guided(x, torch.full((3,), 2.0), class_labels=labels), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(guided(x, 2.0), unknown)
     one = conditioned(tiny, 2, 3.0, one_batch)
-    torch.testing.assert_close(one(x, 2.0)[1:2], guided(x, 2.0, labels)[1:2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(one(x, 2.0)[1:2], guided(x, 2.0, class_labels=labels)[1:2], rtol=1e-5, atol=1e-5)
 
 
 def test_a_class_may_be_built_in(tiny: Denoiser) -> None:
     x = torch.randn(3, *tiny.spec.shape)
     one = conditioned(tiny, 1)
-    assert (one.spec.classes, one.spec.class_label, tiny.spec.class_label) == (0, 1, None)
-    torch.testing.assert_close(one(x, 2.0), tiny(x, 2.0, torch.ones(3, dtype=torch.int64)), rtol=1e-5, atol=1e-5)
+    assert (one.spec.classes, one.spec.built_in, tiny.spec.built_in) == (0, {"class_labels": 1}, {})
+    torch.testing.assert_close(one(x, 2.0), tiny(x, 2.0, class_labels=torch.ones(3, dtype=torch.int64)), rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_built_in_one_by_one_is_told_as_what_is_built_in_at_once(tiny: Denoiser) -> None:
@@ -118,6 +119,7 @@ def test_what_is_built_in_one_by_one_is_told_as_what_is_built_in_at_once(tiny: D
     one_by_one = conditioned(conditioned(tiny, guidance=3.0), 1)
     at_once = conditioned(tiny, 1, guidance=3.0)
     assert one_by_one.spec == at_once.spec
+    assert one_by_one.spec.fingerprint == at_once.spec.fingerprint != tiny.spec.fingerprint
     assert at_once.spec.title == f"{tiny.spec.name}, class 1, guidance 3"
     x = torch.randn(2, *tiny.spec.shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(one_by_one(x, 1.0), at_once(x, 1.0))
@@ -127,7 +129,7 @@ def test_classes_and_guidance_that_cannot_be(tiny: Denoiser, digits: Denoiser) -
     for model, allowed in ((tiny, "classes 0 to"), (digits, "has none")):
         with pytest.raises(UserError, match=f"class-label is 99; .*{allowed}"):
             conditioned(model, 99)
-    with pytest.raises(UserError, match="guidance 2 needs a model with classes"):
+    with pytest.raises(UserError, match="guidance 2 needs a condition with a null"):
         conditioned(digits, guidance=2.0)
     with pytest.raises(UserError, match="guidance is inf"):
         conditioned(tiny, guidance=float("inf"))

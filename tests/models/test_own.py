@@ -60,7 +60,7 @@ class Wrong(nn.Module):
         ({"precond": "VPrecond"}, "precond is 'VPrecond'; allowed: EDMPrecond, "),
         ({"precond": "FlowPrecond", "sigma_data": 1}, "FlowPrecond: .*sigma_data"),
         ({"precond": "DDPMPrecond", "prediction_type": "x0"}, "prediction_type is 'x0'; allowed: epsilon, "),
-        ({}, r"Wrong returned \[2, 4, 4\] for images \[2, 1, 4, 4\]"),
+        ({}, r"Wrong returned \[2, 4, 4\] for x \[2, 1, 4, 4\]"),
     ],
 )
 def test_what_cannot_be_adapted(arguments: dict[str, object], message: str) -> None:

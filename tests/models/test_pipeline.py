@@ -105,8 +105,8 @@ def test_classes_are_those_of_diffusers(tmp_path: Path) -> None:
     assert model.spec.classes == 5
     x, labels = torch.randn(3, 1, 8, 8), torch.tensor([4, 0, 2])
     sigma = model.spec.sigma_min
-    assert relative(model(x, sigma, labels), denoised(unet, x, sigma, 0, labels)) < 1e-5
-    assert not torch.allclose(model(x, sigma), model(x, sigma, labels), atol=1e-3)
+    assert relative(model(x, sigma, class_labels=labels), denoised(unet, x, sigma, 0, labels)) < 1e-5
+    assert not torch.allclose(model(x, sigma), model(x, sigma, class_labels=labels), atol=1e-3)
 
 
 def test_a_pipeline_becomes_a_graph(tmp_path: Path) -> None:

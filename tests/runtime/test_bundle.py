@@ -28,7 +28,8 @@ def test_it_holds_what_the_manifest_says(made: Path) -> None:
         bundle.file(name)
     assert bundle.plan.nfe == bundle.manifest["nfe"] == 4
     assert bundle.plan.sha256 == bundle.manifest["plan_sha256"]
-    assert bundle.manifest["gamma"] == [step["gamma"] for step in bundle.plan.calibration["steps"]]
+    assert bundle.plan.report
+    assert bundle.plan.report.fingerprint == bundle.manifest["model"]["fingerprint"]
     assert bundle.manifest["model"]["licence"].startswith("Apache-2.0")
     assert not bundle.random_weights
     with Image.open(made / "samples.png") as picture:
@@ -68,29 +69,29 @@ def test_comparing_notices_another_plan(copy: Path) -> None:
 
 def test_classes_and_uint8(conditional: Path) -> None:
     with runtime.load(conditional) as sampler:
-        images = sampler.sample([0, 0, 0], [1, 2, -1])
+        images = sampler.sample([0, 0, 0], class_labels=[1, 2, -1])
         assert images.dtype == np.uint8
         assert images.shape == (3, 16, 16, 3)
         assert (images[0] != images[1]).any()
-        np.testing.assert_array_equal(sampler.sample([0], 1), images[:1])
+        np.testing.assert_array_equal(sampler.sample([0], class_labels=1), images[:1])
         for labels, message in (
-            (None, "has classes"),
-            ([1, 2], "3 of them"),
-            (10, "10 is out of range"),
-            (-2, "-2 is"),
+            (None, "class_labels is missing"),
+            ([1, 2], "one or 3, one for each"),
+            (10, "holds 10, which is out of range"),
+            (-2, "holds -2"),
         ):
             with pytest.raises(UserError, match=message):
-                sampler.sample([0, 1, 2], labels)
+                sampler.sample([0, 1, 2], class_labels=labels)
     assert within(compare(Bundle.open(conditional)), 1e-4)
 
 
 def test_seeds_out_of_range_are_refused(made: Path) -> None:
     with runtime.load(made) as sampler:
-        for seeds, message in (([-1], "seed -1"), ([2**63], "out of range"), ([], "no seeds")):
+        for seeds, message in (([-1], "seed -1"), ([2**63], "out of range"), ([], "at least one"), ([1.5], "whole numbers")):
             with pytest.raises(UserError, match=message):
                 sampler.sample(seeds)
-        with pytest.raises(UserError, match="no classes"):
-            sampler.sample([0], 1)
+        with pytest.raises(UserError, match="unknown condition 'class_labels'.*takes no conditions"):
+            sampler.sample([0], class_labels=1)
         with pytest.raises(UserError, match="batch is 0"):
             sampler.sample([0], batch=0)
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.plan import Plan, as_image, sample
+from edge_sampler.runtime.fit_report import FitReport, FittedStep
+from edge_sampler.runtime.plan import Plan, nested, sample
 
 PLAN = Plan("test", (2.0, 0.5), ((2.0,), (1.5, 0.25), (0.0, -0.5, 1.5)), {"note": 1})
 WITH_MEAN = Plan("test", (2.0,), ((2.0, 0.5), (0.0, -0.25, 1.5)), mean=(((1.0, -2.0),),))
@@ -78,16 +79,33 @@ def test_impossible_plans_are_refused(sigmas: Any, table: Any) -> None:
         Plan("test", sigmas, table)
 
 
+REPORT = FitReport(
+    model="edm-digits",
+    fingerprint="00ff",
+    settings={"nfe": 5},
+    target="global",
+    schedule="chosen",
+    heldout=8,
+    heldout_rms_error=0.1,
+    steps=(FittedStep((0.1, -0.2), 0.5, 0.25),),
+    compared={"ddim": 0.125},
+    refinement=(0.125,),
+    examples=(),
+    evaluations=12,
+    seconds=0.5,
+)
+
+
 @pytest.mark.parametrize("channels", [0, 2])
 def test_json_keeps_every_bit(channels: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    mean = as_image(rng.normal(size=(channels, 3, 3)))
+    mean = nested(rng.normal(size=(channels, 3, 3)))
     table = tuple(tuple(rng.normal(size=k + 1 + (channels > 0)).tolist()) for k in range(6))
-    plan = Plan("test", tuple(rng.random(5).tolist()), table, {"gamma": [[0.1]]}, mean)
+    plan = Plan("test", tuple(rng.random(5).tolist()), table, REPORT, mean)
     plan.save(tmp_path / "plan.json")
     loaded = Plan.load(tmp_path / "plan.json")
     assert loaded == plan
-    assert loaded.calibration == plan.calibration
+    assert loaded.report == plan.report
     assert loaded.sha256 == plan.sha256
 
 

@@ -88,7 +88,7 @@ def test_classes_and_uint8_go_through(conditional: Path, tmp_path: Path, flavour
     add_engine(folder, flavour, "2")
     labels = [0, 1, 2, -1, 1]
     with runtime.load(folder, "onnxrt") as sampler, runtime.load(folder, flavour) as engine:
-        expected, found = sampler.sample(range(5), labels), engine.sample(range(5), labels)
+        expected, found = sampler.sample(range(5), class_labels=labels), engine.sample(range(5), class_labels=labels)
     assert found.dtype == np.uint8
     assert np.abs(found.astype(int) - expected).max() <= 1
 

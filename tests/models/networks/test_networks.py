@@ -15,7 +15,7 @@ from tests.conftest import DATA, Golden, relative
 
 def test_denoised_images_are_the_originals(golden: Golden) -> None:
     x, sigma = torch.tensor(golden.arrays["x"]), torch.tensor(golden.arrays["sigma"])
-    assert relative(golden.model(x, sigma, golden.labels), golden.arrays["denoised"]) < 1e-5
+    assert relative(golden.model(x, sigma, **golden.conditions), golden.arrays["denoised"]) < 1e-5
 
 
 @pytest.mark.parametrize("steps", [5, 8])
@@ -23,7 +23,7 @@ def test_the_heun_solver_is_the_original_sampler(golden: Golden, steps: int) -> 
     spec = golden.model.spec
     sigmas = edm(steps, spec.sigma_min, spec.sigma_max)
     x = torch.tensor(golden.arrays["latents"]).double() * sigmas[0]
-    images = find("heun").run(Network(golden.model, golden.labels), x, sigmas, base_step, history=0)
+    images = find("heun").run(Network(golden.model, golden.conditions), x, sigmas, base_step, history=0)
     assert relative(images, golden.arrays[f"edm_sampler_{steps}"]) < 1e-4
 
 

@@ -41,6 +41,40 @@ def lower_group_norm(model: ir.Model) -> None:
         )
 
 
+def compute_in_single_precision(graph: ir.Graph) -> None:
+    """float64 → float32, in place, but in what the noise level alone decides: ONNX Runtime has no such convolutions.
+
+    What is computed of the noise level, once, at export, stays as exact as the network has it.
+    """
+    varying = {value for value in graph.inputs if value.name != "sigma"}
+    for node in list(graph):
+        if not any(value in varying for value in node.inputs):
+            continue
+        varying.update(node.outputs)
+        for index, value in enumerate(node.inputs):
+            if value is None or value.dtype != ir.DataType.DOUBLE:
+                continue
+            if value.const_value is not None and value.is_initializer():
+                single = _initializer(graph, f"{value.name}_single", value.const_value.numpy().astype(np.float32))
+                node.replace_input_with(index, single)
+            elif value not in varying:
+                cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value})
+                cast.outputs[0].name, cast.outputs[0].shape = f"{value.name}_single_{node.outputs[0].name}", value.shape
+                cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+                graph.insert_before(node, cast)
+                node.replace_input_with(index, cast.outputs[0])
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.DOUBLE.value:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT.value)
+    for value in varying:
+        if value.dtype == ir.DataType.DOUBLE:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+    for node in list(graph):
+        source, made = node.inputs[0] if node.inputs else None, node.outputs[0]
+        if node.op_type == "Cast" and source in varying and source.dtype == made.dtype and not made.is_graph_output():
+            ir.convenience.replace_all_uses_with(made, source)
+            graph.remove(node, safe=True)
+
+
 def keep_batch_in_reshapes(model: ir.Model) -> None:
     """Reshape to [-1, …] → Reshape to [0, …], in place, where the first dimension is the batch before and after.
 

@@ -1,53 +1,154 @@
-"""One PyTorch export of the denoiser, its noise level an input."""
+"""PyTorch exports of the denoiser, its noise level an input, and of the stages before and behind the loop."""
 
 import contextlib
+import copy
 import io
 import logging
+import re
+import traceback
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
+from torch import Tensor, nn
 
+from edge_sampler.export.lower import compute_in_single_precision
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import Axis, Condition, Shape
 
 OPSET = 21  # the first in which GroupNormalization is one node that engines take
+BATCH = "batch"  # what graphs call their first axis
+FIXED = re.compile(r"marked (\S+) as dynamic but your code specialized it to be a constant \((\d+)\)")
+SUGGESTED = re.compile(r"^  (\w+ = .+)$", re.MULTILINE)
+
+
+class Positional(nn.Module):
+    """The denoiser with its conditions by place: torch.export of 2.13 stumbles over those by name."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, x: Tensor, sigma: Tensor, *told: Tensor) -> Any:
+        return self.model(x, sigma, **dict(zip(self.names, told, strict=True))).float()
+
+
+class Examples:
+    """Examples of a graph's inputs, and which of their sizes a call chooses.
+
+    torch.export looks at sizes and types alone. A size of 1 it would take for a constant.
+    """
+
+    def __init__(self, axes: Mapping[str, Axis]) -> None:
+        self.sizes = {name: min(max(2, axis.usual), axis.largest) for name, axis in axes.items()}
+        self.dims = {
+            name: torch.export.Dim(name, min=axis.least, max=axis.largest)
+            for name, axis in axes.items()
+            if axis.least < axis.largest
+        }
+        self.examples: dict[str, Tensor] = {}
+        self.dynamic: dict[str, dict[int, Any]] = {}
+
+    def add(self, name: str, shape: Shape, dtype: str = "float32") -> None:
+        """One [batch, *shape]."""
+        sizes = [self.sizes[size] if isinstance(size, str) else size for size in shape]
+        self.examples[name] = torch.zeros(2, *sizes, dtype=getattr(torch, dtype))
+        named = {place: self.dims[size] for place, size in enumerate(shape, 1) if size in self.dims}
+        # No Dim for the batch: diffusers' upsampling asks whether there are 64 samples, only to copy them.
+        self.dynamic[name] = {0: torch.export.Dim.DYNAMIC, **named}
+
+    def add_conditions(self, conditions: Mapping[str, Condition]) -> None:
+        for name, condition in conditions.items():
+            self.add(name, condition.shape, condition.dtype)
 
 
 def export_denoiser(model: Denoiser) -> ir.Model:
-    """Graph: x float32 [batch, C, H, W], sigma float32 [], class_labels int64 [batch] if any → denoised, as x.
+    """Graph: x float32 [batch, *shape], sigma float32 [], each condition [batch, *its shape] → denoised, as x.
 
-    The weights are the model's own tensors, not copies. Raises UserError for a network that fixes the batch size.
+    The weights are the model's own tensors, not copies, where it is on the CPU. Raises UserError for a network that
+    fixes the size of the batch or of an axis with a name, and for one that decides by values.
     """
-    example = [torch.zeros(2, *model.spec.shape), torch.tensor(1.0)]
-    batch = torch.export.Dim("batch")
-    shapes: list[dict[int, torch.export.Dim] | None] = [{0: batch}, None]
-    names = ["x", "sigma"]
-    if model.spec.classes:
-        example.append(torch.zeros(2, dtype=torch.int64))
-        shapes.append({0: batch})
-        names.append("class_labels")
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_logs("torch.onnx"):
+    spec, inputs = model.spec, Examples(model.spec.inputs.axes)
+    inputs.add("x", spec.inputs.shape)
+    inputs.examples["sigma"], inputs.dynamic["sigma"] = torch.tensor(1.0), {}
+    inputs.add_conditions(spec.inputs.conditions)
+    x, sigma, *told = inputs.dynamic.values()
+    dynamic = (x, sigma, tuple(told)) if told else (x, sigma)
+    return export(Positional(on_cpu(model), list(spec.inputs.conditions)), inputs, dynamic, ["denoised"], spec.name, spec.inputs.axes)
+
+
+def export_encoder(model: Denoiser) -> ir.Model | None:
+    """Graph: what the caller gives, [batch, …] each → the conditions that the encoder makes; None without one."""
+    if model.encoder is None:
+        return None
+    spec, inputs = model.spec, Examples(model.spec.inputs.axes)
+    inputs.add_conditions(spec.raw)
+    dynamic = (tuple(inputs.dynamic.values()),)
+    return export(AsGiven(on_cpu(model.encoder)), inputs, dynamic, spec.made, f"{spec.name}'s encoder", spec.inputs.axes)
+
+
+def export_decoder(model: Denoiser) -> ir.Model | None:
+    """Graph: x float32 [batch, *shape] → what the sampler makes; None for a model whose x is that."""
+    if model.decoder is None:
+        return None
+    spec, inputs = model.spec, Examples(model.spec.inputs.axes)
+    inputs.add("x", spec.inputs.shape)
+    dynamic, made = (tuple(inputs.dynamic.values()),), [spec.output.name]
+    return export(AsGiven(on_cpu(model.decoder)), inputs, dynamic, made, f"{spec.name}'s decoder", spec.inputs.axes)
+
+
+class AsGiven(nn.Module):
+    """A stage: its arguments' names are its own affair."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *values: Tensor) -> Any:
+        return self.module(*values)
+
+
+def on_cpu(module: nn.Module) -> nn.Module:
+    """The module, or a copy of it: graphs are made on the CPU."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return module if all(tensor.device.type == "cpu" for tensor in tensors) else copy.deepcopy(module).cpu()
+
+
+def export(
+    module: nn.Module,
+    inputs: Examples,
+    dynamic: tuple[Any, ...],
+    outputs: Sequence[str],
+    who: str,
+    axes: Mapping[str, Axis],
+) -> ir.Model:
+    """One PyTorch export. ``dynamic`` are ``inputs.dynamic`` as the module's arguments nest them."""
+    with warnings.catch_warnings(), silence(), quiet_logs("torch"):
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            model,
-            tuple(example),
-            input_names=names,
-            output_names=["denoised"],
-            dynamic_shapes=tuple(shapes),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+        examples = tuple(inputs.examples.values())
+        try:
+            captured = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
+            program = torch.onnx.export(
+                captured,
+                input_names=list(inputs.examples),
+                output_names=list(outputs),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # each part of PyTorch raises its own
+            raise UserError(reason(error, who, axes)) from error
     assert program is not None
     exported = program.model
-    denoised = exported.graph.outputs[0]
-    if denoised.shape is None or isinstance(denoised.shape[0], int):
-        raise UserError(
-            f"{model.spec.name} computes with a fixed number of images, so that its graph takes no other: let its "
-            "forward use x.shape[0] instead of len(x), and make no Python number of it"
-        )
+    name_sizes(exported, inputs.dynamic)
+    for value in exported.graph.outputs:
+        if value.shape is None or str(value.shape[0]) != BATCH:
+            raise UserError(fixed_batch(who))
+    compute_in_single_precision(exported.graph)
     DeduplicateInitializersPass()(exported)
     ClearMetadataAndDocStringPass()(exported)  # about 1.3 KB a node
     exported.graph.name = "denoiser"
@@ -55,12 +156,69 @@ def export_denoiser(model: Denoiser) -> ir.Model:
     return exported
 
 
+def fixed_batch(who: str) -> str:
+    return (
+        f"{who} computes with a fixed number of images, so that its graph takes no other: let its forward use x.shape[0] "
+        "instead of len(x), and make no Python number of it"
+    )
+
+
+def reason(error: Exception, who: str, axes: Mapping[str, Axis]) -> str:
+    """In one line, why PyTorch exported nothing."""
+    said = str(error)
+    for fixed, size in FIXED.findall(said):
+        if fixed not in axes:
+            return fixed_batch(who)
+        least, largest = axes[fixed].least, axes[fixed].largest
+        return f"{who} fixes {fixed} to {size}, though it is to be {least} to {largest}: let its forward use x.shape"
+    if "Constraints violated" in said:
+        wanted = ", ".join(f"{name} {axis.least} to {axis.largest}" for name, axis in axes.items())
+        takes = "; ".join(SUGGESTED.findall(said)) or said.splitlines()[1].strip(" -")
+        return f"{who} does not take every size that it is to take, {wanted}: PyTorch finds {takes}"
+    if "data-dependent" in said:
+        return (
+            f"{who} decides by the values of its input ({where(error)}), which no graph can hold: compute both and let "
+            "torch.where choose"
+        )
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{who} cannot be exported ({where(error)}): {type(error).__name__}: {(lines or [''])[0]}"
+
+
+def where(error: Exception) -> str:
+    """file:line of the caller's code that failed, as far as Python knows."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    own = [frame for frame in frames if "in __torch_function__" not in frame.name]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else "inside PyTorch"
+
+
+def name_sizes(exported: ir.Model, dynamic: Mapping[str, Mapping[int, Any]]) -> None:
+    """Calls sizes by their names instead of PyTorch's symbols, wherever one stands alone."""
+    names: dict[str, str] = {}
+    for value, dims in zip(exported.graph.inputs, dynamic.values(), strict=True):
+        for place, dim in dims.items():
+            assert value.shape is not None
+            names[str(value.shape[place])] = dim.__name__ if place else BATCH
+    for graph in exported.graphs():
+        for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
+            if value.shape is not None and any(str(size) in names for size in value.shape):
+                value.shape = ir.Shape([names.get(str(size), size) for size in value.shape])
+
+
 @contextlib.contextmanager
-def quiet_logs(name: str):  # type: ignore[no-untyped-def]
+def silence() -> Iterator[None]:
+    """PyTorch prints what it captured before it fails."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def quiet_logs(name: str) -> Iterator[None]:
     """The exporter warns of optional packages that nobody here misses."""
     logger = logging.getLogger(name)
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

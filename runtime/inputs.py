@@ -139,9 +139,9 @@ class Inputs:
         for name in given:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
                 raise UserError(
-                    f"unknown condition {name!r}{f'; did you mean {near[0]!r}?' if near else ''}"
-                    f" This sampler takes {', '.join(known) or 'no conditions'}"
+                    f"unknown condition {name!r}{hint}: this sampler takes {', '.join(known) or 'no conditions'}"
                 )
         sizes: dict[str, int] = {}
         values = {}

@@ -38,8 +38,8 @@ def test_class_minus_one_is_no_class() -> None:
     model = models.load(str(DATA / "official-format-tiny.pkl"))
     x = torch.randn(2, *model.spec.shape)
     none = model(x, 1.0)
-    assert torch.allclose(model(x, 1.0, torch.tensor([-1, -1])), none, atol=1e-5)
-    assert not torch.allclose(model(x, 1.0, torch.tensor([3, -1]))[0], none[0], atol=1e-3)
+    assert torch.allclose(model(x, 1.0, class_labels=torch.tensor([-1, -1])), none, atol=1e-5)
+    assert not torch.allclose(model(x, 1.0, class_labels=torch.tensor([3, -1]))[0], none[0], atol=1e-3)
 
 
 def test_the_shipped_network_denoises(digits: Denoiser) -> None:

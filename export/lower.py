@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+
+UNIT = (("ones", 1), ("zeros", 0))  # a scale and a bias that change nothing
 
 
 def lower_group_norm(model: ir.Model) -> None:
@@ -16,6 +18,8 @@ def lower_group_norm(model: ir.Model) -> None:
     LayerNormalization has a scale of ones, as large as what it normalises. A scale that is broadcast over it, which
     ONNX allows, saves the last two nodes, but ONNX Runtime below 1.24 refuses it, on CPUs its slow path runs it, and
     its CUDA kernel (1.31 at least) computes something else and says nothing: images were off by 0.5.
+
+    Where a call chooses a size, no scale can be as large: there it is InstanceNormalization, of groups for channels.
     """
     graph = model.graph
     for node in list(graph):
@@ -25,20 +29,78 @@ def lower_group_norm(model: ir.Model) -> None:
         assert x is not None
         assert x.shape is not None
         groups, epsilon = node.attributes["num_groups"].as_int(), node.attributes["epsilon"].as_float()
-        channels, *spatial = (int(size) for size in x.shape[1:])  # type: ignore[arg-type]
+        channels, *spatial = (size if isinstance(size, int) else -1 for size in x.shape[1:])
         size, per_channel = channels // groups * math.prod(spatial), (channels, *(1 for _ in spatial))
-        ones = _initializer(graph, f"ones_{size}", np.ones(size, np.float32))
-        grouped = ir.node("Reshape", [x, _constant(graph, [0, groups, size])])
-        normalised = ir.node("LayerNormalization", [grouped.outputs[0], ones], {"axis": 2, "epsilon": epsilon})
-        back = ir.node("Reshape", [normalised.outputs[0], _constant(graph, [0, channels, *spatial])])
+        sizes = ir.node("Shape", [x])
+        if -1 in spatial:
+            grouped = ir.node("Reshape", [x, _constant(graph, [0, groups, -1])])
+            same = [
+                _initializer(graph, f"{name}_{groups}", np.full(groups, number, np.float32)) for name, number in UNIT
+            ]
+            normalised = ir.node("InstanceNormalization", [grouped.outputs[0], *same], {"epsilon": epsilon})
+        else:
+            grouped = ir.node("Reshape", [x, _constant(graph, [0, groups, size])])
+            ones = _initializer(graph, f"ones_{size}", np.ones(size, np.float32))
+            normalised = ir.node("LayerNormalization", [grouped.outputs[0], ones], {"axis": 2, "epsilon": epsilon})
+        several = spatial.count(-1) > 1
+        target = sizes.outputs[0] if several else _constant(graph, [0, channels, *spatial])
+        back = ir.node("Reshape", [normalised.outputs[0], target])
         scaled = ir.node("Mul", [back.outputs[0], _reshaped(graph, scale, per_channel, "by_channel")])
         shifted = ir.node("Add", [scaled.outputs[0], _reshaped(graph, bias, per_channel, "by_channel")])
-        steps = {"grouped": grouped, "normalised": normalised, "back": back, "scaled": scaled, "norm": shifted}
+        steps = {"sizes": sizes} if several else {}
+        steps |= {"grouped": grouped, "normalised": normalised, "back": back, "scaled": scaled, "norm": shifted}
         for suffix, step in steps.items():
             step.outputs[0].name = f"{node.outputs[0].name}_{suffix}"
         ir.convenience.replace_nodes_and_values(
             graph, node, [node], list(steps.values()), node.outputs, shifted.outputs
         )
+
+
+def transpose_keys_at_once(model: ir.Model) -> None:
+    """Reshape to three dimensions, Transpose, Reshape back → one Transpose, in place.
+
+    PyTorch writes an attention's Kᵀ so, with eight nodes of arithmetic on shapes where the batch is open.
+    """
+    found = False
+    for node in list(model.graph):
+        if node.op_type != "Transpose" or list(node.attributes["perm"].as_ints()) != [0, 2, 1]:
+            continue
+        flat, readers = node.inputs[0], node.outputs[0].consumers()
+        into = flat.producer() if flat is not None else None
+        if into is None or into.op_type != "Reshape" or [reader.op_type for reader in readers] != ["Reshape"]:
+            continue
+        keys, back = into.inputs[0], readers[0].outputs[0]
+        if keys is None or keys.shape is None or len(keys.shape) != 4:
+            continue
+        n, heads, rows, columns = sizes = [s if isinstance(s, int) else 1009 + i for i, s in enumerate(keys.shape)]
+        flattened, restored = (_computed_sizes(one.inputs[1], keys, sizes) for one in (into, readers[0]))
+        if flattened in ([-1, rows, columns], [n * heads, rows, columns]) and restored == [n, heads, columns, rows]:
+            once = ir.node("Transpose", [keys], {"perm": [0, 1, 3, 2]})
+            once.outputs[0].name = f"{back.name}_at_once"
+            ir.convenience.replace_nodes_and_values(
+                model.graph, readers[0], [node, readers[0]], [once], [back], once.outputs
+            )
+            found = True
+    if found:
+        RemoveUnusedNodesPass()(model)
+
+
+def _computed_sizes(value: ir.Value | None, of: ir.Value, sizes: list[int]) -> list[int]:
+    """What arithmetic on the shape of ``of`` comes to, were that ``sizes``; nothing where it is another's."""
+    if value is None or value is of:
+        return []
+    if value.const_value is not None:
+        return [int(number) for number in value.const_value.numpy().reshape(-1)]
+    node = value.producer()
+    if node is not None and node.op_type == "Shape" and node.inputs[0] is of:
+        ends = [node.attributes[name].as_int() if name in node.attributes else None for name in ("start", "end")]
+        return sizes[slice(*ends)]
+    if node is not None and node.op_type == "Slice" and len(node.inputs) <= 4:
+        data, *ends = (_computed_sizes(one, of, sizes) for one in node.inputs[:3])
+        return data[ends[0][0] : ends[1][0]] if all(ends) else []
+    if node is not None and node.op_type == "Concat":
+        return [size for one in node.inputs for size in _computed_sizes(one, of, sizes)]
+    return []
 
 
 def compute_in_single_precision(graph: ir.Graph) -> None:
@@ -131,11 +193,11 @@ def prepare_for_tensorrt(model: ir.Model, batch: int | None) -> None:
 
 
 def fix_batch(model: ir.Model, batch: int) -> None:
-    """Writes the batch size where inputs and outputs, of a loop's body as well, leave it open."""
+    """Writes the batch size where inputs and outputs, of a loop's body as well, leave it open; named axes stay so."""
     for graph in model.graphs():
         for value in (*graph.inputs, *graph.outputs):
             assert value.shape is not None
-            value.shape = ir.Shape([size if isinstance(size, int) else batch for size in value.shape])
+            value.shape = ir.Shape([batch if str(size) == "batch" else size for size in value.shape])
 
 
 def raise_group_norm(graph: ir.Graph) -> None:

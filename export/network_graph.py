@@ -78,7 +78,14 @@ def export_denoiser(model: Denoiser) -> ir.Model:
     inputs.add_conditions(spec.inputs.conditions)
     x, sigma, *told = inputs.dynamic.values()
     dynamic = (x, sigma, tuple(told)) if told else (x, sigma)
-    return export(Positional(on_cpu(model), list(spec.inputs.conditions)), inputs, dynamic, ["denoised"], spec.name, spec.inputs.axes)
+    return export(
+        Positional(on_cpu(model), list(spec.inputs.conditions)),
+        inputs,
+        dynamic,
+        ["denoised"],
+        spec.name,
+        spec.inputs.axes,
+    )
 
 
 def export_encoder(model: Denoiser) -> ir.Model | None:
@@ -88,7 +95,9 @@ def export_encoder(model: Denoiser) -> ir.Model | None:
     spec, inputs = model.spec, Examples(model.spec.inputs.axes)
     inputs.add_conditions(spec.raw)
     dynamic = (tuple(inputs.dynamic.values()),)
-    return export(AsGiven(on_cpu(model.encoder)), inputs, dynamic, spec.made, f"{spec.name}'s encoder", spec.inputs.axes)
+    return export(
+        AsGiven(on_cpu(model.encoder)), inputs, dynamic, spec.made, f"{spec.name}'s encoder", spec.inputs.axes
+    )
 
 
 def export_decoder(model: Denoiser) -> ir.Model | None:
@@ -158,8 +167,8 @@ def export(
 
 def fixed_batch(who: str) -> str:
     return (
-        f"{who} computes with a fixed number of images, so that its graph takes no other: let its forward use x.shape[0] "
-        "instead of len(x), and make no Python number of it"
+        f"{who} computes with a fixed number of images, so that its graph takes no other: let its forward use "
+        "x.shape[0] instead of len(x), and make no Python number of it"
     )
 
 

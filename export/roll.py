@@ -1,85 +1,102 @@
 """Rolls the whole sampling loop into one graph that holds the denoiser once: ``unroll``'s graph, as an ONNX Loop.
 
 What an evaluation knows beforehand (its row of the plan's table, and what its noise level alone decides) is stacked
-into tables and gathered by the iteration's number; the denoised images are collected in the loop's state.
+into tables and gathered by the iteration's number; the denoised samples are collected in the loop's state. What
+conditions alone decide is computed before the loop. Names of its own begin with @, which no condition's does.
 """
 
 import numpy as np
 import onnx_ir as ir
 
-from edge_sampler.export.unroll import OUTPUTS, Canvas, close_canvas, images_name, open_canvas, take_apart
+from edge_sampler.export.canvas import OUTPUTS, Canvas, Ends
+from edge_sampler.export.split import split_joined
+from edge_sampler.export.take_apart import take_apart
 from edge_sampler.runtime.plan import Plan
 
 
-def roll(exported: ir.Model, plan: Plan, output: str = "float32") -> ir.Model:
-    """The graph of the whole sampler: noise float32 [batch, C, H, W] (and class_labels int64 [batch]) → images.
+def roll(
+    exported: ir.Model,
+    plan: Plan,
+    output: str = "float32",
+    encoder: ir.Model | None = None,
+    decoder: ir.Model | None = None,
+    output_name: str = "images",
+) -> ir.Model:
+    """The graph of the whole sampler, as ``unroll`` makes it, of the same arguments.
 
-    ``exported`` is of ``export_denoiser``; its weights are shared, not copied. The loop's state is what the columns of
-    the plan's table multiply, float32 [columns, batch, C, H, W]: the noise, the plan's mean where it has one, and the
-    denoised images, zeros until known.
+    The loop's state is what the columns of the plan's table multiply, float32 [columns, batch, *shape]: the noise, the
+    plan's mean where it has one, and the denoised samples, zeros until known.
     """
     assert output in OUTPUTS
+    ends = Ends(encoder, decoder, output, output_name)
     graph = exported.graph.clone()
-    canvas = open_canvas(graph)
+    split_joined(graph)
+    canvas = ends.open(graph)
     noise = canvas.inputs["noise"]
     assert noise.shape is not None
 
-    columns = len(plan.table[-1])
+    columns, ones = len(plan.table[-1]), [1] * len(noise.shape)
     rows = np.zeros((plan.nfe + 1, columns), np.float32)
     for index, weights in enumerate(plan.table):
         rows[index, : len(weights)] = weights
-    rows, places = (matrix.reshape(*matrix.shape, 1, 1, 1, 1) for matrix in (rows, np.eye(columns, dtype=np.float32)))
-    start = canvas.add("Mul", [noise, canvas.constant("noise_place", places[0])], "state_of_noise")
+    rows, places = (matrix.reshape(*matrix.shape, *ones) for matrix in (rows, np.eye(columns, dtype=np.float32)))
+    start = canvas.add("Mul", [noise, canvas.constant("@noise_place", places[0])], "@state_of_noise")
     if plan.afs:
-        mean = canvas.constant("state_of_mean", places[1] * np.array(plan.mean, np.float32))
-        start = canvas.add("Add", [start, mean], "state_start")
-    state = ir.Value(name="state", shape=ir.Shape([columns, *noise.shape]), type=noise.type)
+        mean = canvas.constant("@state_of_mean", places[1] * np.array(plan.mean, np.float32))
+        start = canvas.add("Add", [start, mean], "@state_start")
+    state = ir.Value(name="@state", shape=ir.Shape([columns, *noise.shape]), type=noise.type)
     body = draw_body(graph, plan, canvas, state, rows[:-1], places[-plan.nfe :])
     # Without a condition: where there is one, TensorRT adds a second limit to the loop.
-    operands = [canvas.constant("nfe", np.array(plan.nfe)), None, start]
-    finished = canvas.add("Loop", operands, "state_end", {"body": ir.AttrGraph("body", body)})
+    operands = [canvas.constant("@nfe", np.array(plan.nfe)), None, start]
+    finished = canvas.add("Loop", operands, "@state_end", {"body": ir.AttrGraph("body", body)})
 
-    last = canvas.constant("images_row", rows[-1])
-    return close_canvas(exported, canvas, weighted_sum(canvas, last, finished, images_name(output)), output)
+    last = canvas.constant("@last_row", rows[-1])
+    return ends.close(exported, canvas, weighted_sum(canvas, last, finished, ends.state_name))
 
 
 def draw_body(
     graph: ir.Graph, plan: Plan, outer: Canvas, state: ir.Value, rows: np.ndarray, places: np.ndarray
 ) -> ir.Graph:
-    """One iteration: step int64 [], going bool [], state → going, state with one more denoised image.
+    """One iteration: step int64 [], going bool [], state → going, state with one more denoised sample.
 
     Takes the nodes and weights out of ``graph``, the exported denoiser. The weights go into the body: outside, ONNX
     Runtime does not rearrange the convolutions' for the CPU. Unlike in ``unroll``, shifts do not join biases, which
-    would then vary between iterations. ``rows`` and ``places`` are float32 [nfe, columns, 1, 1, 1, 1].
+    would then vary between iterations. ``rows`` and ``places`` are float32 [nfe, columns, 1, 1, …].
     """
-    step = ir.Value(name="step", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT64))
-    going = ir.Value(name="going", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
+    step = ir.Value(name="@step", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT64))
+    going = ir.Value(name="@going", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
     body = Canvas([step, going, state])
 
     def gather(name: str, table: np.ndarray) -> ir.Value:
-        return body.add("Gather", [body.constant(f"{name}_table", table), step], f"{name}_now")
+        return body.add("Gather", [body.constant(f"{name}@table", table), step], f"{name}@now")
 
-    x = weighted_sum(body, gather("row", rows), state, "x_now")
     parts = take_apart(graph, sorted(set(plan.sigmas)))
+    now = parts.draw_once(outer)  # a loop's body sees the values around it
+    now |= {value: weighted_sum(body, gather("@row", rows), state, "@x") for value in graph.inputs if value.name == "x"}
     denoised = graph.outputs[0]
     graph.outputs.clear()
     graph.remove(parts.stamped)
-    now = outer.inputs | {"x": x}  # a loop's body sees the values around it
     for node in parts.stamped:
         for index, value in enumerate(node.inputs):
-            name = "" if value is None else str(value.name)
-            if name in parts.constants[plan.sigmas[0]] and name not in now:
-                now[name] = gather(name, np.stack([parts.constants[sigma][name] for sigma in plan.sigmas]))
-            if name in now:
-                node.replace_input_with(index, now[name])
+            if value is None:
+                continue
+            name = str(value.name)
+            if value not in now and name in parts.levelled:
+                now[value] = gather(name, np.stack([parts.constants[sigma][name] for sigma in plan.sigmas]))
+            elif value not in now and name in parts.constants[plan.sigmas[0]]:
+                now[value] = body.constant(f"{name}@all", parts.constants[plan.sigmas[0]][name])
+            elif name in outer.weights:
+                now[value] = outer.weights[name]
+            if value in now:
+                node.replace_input_with(index, now[value])
             elif name in graph.initializers:
                 body.weights[name] = graph.initializers.pop(name)
     body.nodes.extend(parts.stamped)
 
-    placed = body.add("Mul", [denoised, gather("place", places)], "placed")
-    updated = body.add("Add", [state, placed], "state_next")
+    placed = body.add("Mul", [denoised, gather("@place", places)], "@placed")
+    updated = body.add("Add", [state, placed], "@state_next")
     updated.shape, updated.type = state.shape, state.type
-    on = body.add("Identity", [body.constant("always", np.array(True))], "going_on")
+    on = body.add("Identity", [body.constant("@always", np.array(True))], "@going_on")
     on.shape, on.type = going.shape, going.type
     return ir.Graph(
         [step, going, state],
@@ -91,10 +108,10 @@ def draw_body(
 
 
 def weighted_sum(canvas: Canvas, weights: ir.Value, state: ir.Value, name: str) -> ir.Value:
-    """weights [columns, 1, 1, 1, 1] · state [columns, batch, C, H, W] → [batch, C, H, W].
+    """weights [columns, 1, 1, …] · state [columns, batch, *shape] → [batch, *shape].
 
     Not a matrix product: engines may compute those in TF32, and the noise's weight is up to sigma_max.
     """
-    first = canvas.constant(f"{name}_axes", np.array([0]))
-    products = canvas.add("Mul", [weights, state], f"{name}_terms")
+    first = canvas.constant(f"{name}@axes", np.array([0]))
+    products = canvas.add("Mul", [weights, state], f"{name}@terms")
     return canvas.add("ReduceSum", [products, first], name, {"keepdims": ir.AttrInt64("keepdims", 0)})

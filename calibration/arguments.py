@@ -88,8 +88,8 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
     group.add_argument(
         "--schedule",
         default=DEFAULTS.schedule,
-        help=f"noise levels: {', '.join(SCHEDULES)}, or {CHOSEN} for this model (default: {CHOSEN} for auto; else edm, or "
-        "flow for flow models)",
+        help=f"noise levels: {', '.join(SCHEDULES)}, or {CHOSEN} for this model (default: {CHOSEN} for auto; else edm, "
+        "or flow for flow models)",
     )
     target_help = f"{' or '.join(TARGETS)}: the paper's, or ours (default: local; global for auto)"
     group.add_argument(*names("target"), dest="fit_target", help=target_help)

@@ -1,6 +1,6 @@
 """Solver → Plan: the solver's own code, run once over coefficient vectors instead of images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from edge_sampler.runtime.plan import Plan, nested
 AFS = "-afs"  # ends the name of a solver whose first step is analytical
 
 
-def trace(scheme: Scheme, gammas: Sequence[Sequence[float]] = (), calibration: Mapping[str, Any] | None = None) -> Plan:
+def trace(scheme: Scheme, gammas: Sequence[Sequence[float]] = ()) -> Plan:
     """The plan of ``scheme``, its i-th step corrected by ``gammas[i]``.
 
     A vector's entry 0 is the weight of the unit noise, entry j + 1 that of the j-th denoised image; the first of these
@@ -34,7 +34,7 @@ def trace(scheme: Scheme, gammas: Sequence[Sequence[float]] = (), calibration: M
     images = over_vectors.run(record, scheme.sigmas[0] * units[0], corrected_by(gammas) if gammas else base_step)
     assert len(told) == nfe, f"{name} evaluates {len(told)} times instead of {nfe}"
     mean = nested(scheme.mean) if afs else ()
-    return Plan(name + AFS * afs, tuple(told), (*rows, tuple(images.tolist())), calibration or {}, mean)
+    return Plan(name + AFS * afs, tuple(told), (*rows, tuple(images.tolist())), mean=mean)
 
 
 def corrected_by(gammas: Sequence[Sequence[float]]) -> Step:

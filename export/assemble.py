@@ -16,7 +16,7 @@ from edge_sampler.export.network_graph import OPSET, export_decoder, export_deno
 from edge_sampler.export.pictures import draw
 from edge_sampler.export.save import save_checked
 from edge_sampler.export.unroll import OUTPUTS, unroll
-from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.denoiser import Denoiser, ModelSpec
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.bundle import MANIFEST, REFERENCE_INPUT, SCHEMA, Bundle, describe_files, write_manifest
 from edge_sampler.runtime.compare import PYTORCH, Difference, compare, worst
@@ -50,17 +50,31 @@ class Form:
     decode: bool = True
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise UserError(f"samples is {self.samples}; it must be at least 1")
+        if self.dtype not in OUTPUTS or self.samples < 1:
+            raise UserError(
+                f"output is {self.dtype!r} and samples {self.samples}; allowed: {', '.join(OUTPUTS)}, and 1 or more"
+            )
 
 
 @dataclass(frozen=True)
 class Graphs:
     """A model's graphs, exported from PyTorch and lowered: what takes long, and fails where a network cannot be."""
 
+    spec: ModelSpec
     denoiser: ir.Model
     encoder: ir.Model | None
     decoder: ir.Model | None
+
+    def of(self, form: Form) -> "Graphs":
+        """Those that a sampler of this form is made of."""
+        return replace(
+            self, encoder=self.encoder if form.encode else None, decoder=self.decoder if form.decode else None
+        )
+
+    @property
+    def stages(self) -> dict[str, ir.Model]:
+        """Those before and behind the loop, by name."""
+        return {name: graph for name, graph in (("encoder", self.encoder), ("decoder", self.decoder)) if graph}
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,7 @@ def export_graphs(model: Denoiser) -> Graphs:
             lower_group_norm(graph)
             keep_batch_in_reshapes(graph)
             drop_unused(graph.graph)
-    return Graphs(denoiser, encoder, decoder)
+    return Graphs(model.spec, denoiser, encoder, decoder)
 
 
 def export_bundle(
@@ -110,33 +124,23 @@ def export_bundle(
     exists, and when the graph's results differ from PyTorch's.
     """
     check_fit(model, plan)
-    made = Output(shape=model.spec.inputs.shape) if model.decoder and not form.decode else model.spec.output
-    if made is not model.spec.output:
-        made = replace(made, name="samples", units="of the decoder's input")
-    if form.dtype not in OUTPUTS or (form.dtype == "uint8" and not made.is_image):
-        raise UserError(f"output {form.dtype} is for pictures, 1 or 3 channels; {model.spec.name} makes {made.name}")
+    spec, output = model.spec, output_of(model, form)
+    if form.dtype == "uint8" and not output.is_image:
+        raise UserError(f"output uint8 is for pictures of 1 or 3 channels; {spec.name} makes {output.name}")
     with progress("export", 4) as advance, writable(Path(out), force) as folder:
         folder.mkdir()
-        graphs = graphs or export_graphs(model)
+        graphs = (graphs or export_graphs(model)).of(form)
         advance(1)
-        stages = [
-            name
-            for name, there, wanted in (
-                ("encoder", model.encoder is not None, form.encode),
-                ("decoder", model.decoder is not None, form.decode),
-            )
-            if there and wanted
-        ]
-        inputs = model.spec.called_with if "encoder" in stages else model.spec.inputs
         plan.save(folder / "plan.json")
-        nodes, sampler_bytes, denoiser_bytes = write_graphs(graphs, plan, folder, form.dtype, stages, made.name)
+        nodes, sampler_bytes, denoiser_bytes = write_graphs(graphs, plan, folder, form.dtype, output.name)
         advance(1)
-        write_reference(model, plan, folder, form.dtype, stages, made)
+        stages = list(graphs.stages)
+        write_reference(model, plan, folder, form.dtype, stages, output)
         facts: dict[str, Any] = {
             "schema": SCHEMA,
-            "model": model.spec.record(),
-            "inputs": inputs.record(),
-            "output": asdict(made),
+            "model": spec.record(),
+            "inputs": (spec.called_with if "encoder" in stages else spec.inputs).record(),
+            "output": asdict(output),
             "dtype": form.dtype,
             "stages": stages,
             "solver": plan.solver,
@@ -159,7 +163,10 @@ def check_fit(model: Denoiser, plan: Plan) -> None:
     """Raises UserError where the plan was fitted to another model, or its mean is of other data."""
     spec, report = model.spec, plan.report
     if report and report.fingerprint != spec.fingerprint:
-        raise UserError(f"the plan was fitted to another model, {report.model}, not to {spec.title}: fit it again")
+        raise UserError(
+            f"the plan was fitted to {report.model}, fingerprint {report.fingerprint[:12]}, and this is {spec.title}, "
+            f"fingerprint {spec.fingerprint[:12]}: fit it again"
+        )
     if plan.afs and np.shape(plan.mean) != spec.shape:
         raise UserError(f"the plan has a mean of {np.shape(plan.mean)} for data of {spec.shape}: fit it again")
     if max(plan.sigmas) > spec.sigma_max * 1.001 or (not report and min(plan.sigmas) < spec.sigma_min * 0.999):
@@ -169,18 +176,28 @@ def check_fit(model: Denoiser, plan: Plan) -> None:
         )
 
 
+def output_of(model: Denoiser, form: Form) -> Output:
+    """What a sampler of this form makes."""
+    if model.decoder is None or form.decode:
+        return model.spec.output
+    return Output("samples", model.spec.inputs.shape, "the decoder's input")
+
+
 def write_graphs(
-    graphs: Graphs, plan: Plan, folder: Path, dtype: str, stages: list[str], output: str
+    graphs: Graphs, plan: Plan, folder: Path, dtype: str = OUTPUTS[0], output: str = "images"
 ) -> tuple[int, int, int]:
     """The sampler's graph and those of the baseline, checked; nodes and bytes of the first, bytes of the denoiser's."""
-    encoder = graphs.encoder if "encoder" in stages else None
-    decoder = graphs.decoder if "decoder" in stages else None
-    sampler = unroll(graphs.denoiser, plan, dtype, encoder, decoder, output)
-    sampler.metadata_props.update(solver=plan.solver, nfe=str(plan.nfe), plan_sha256=plan.sha256)
+    sampler, spec = unroll(graphs.denoiser, plan, dtype, graphs.encoder, graphs.decoder, output), graphs.spec
+    sampler.metadata_props.update(
+        solver=plan.solver,
+        nfe=str(plan.nfe),
+        plan_sha256=plan.sha256,
+        fingerprint=spec.fingerprint,
+        random_weights=str(spec.random_weights),
+    )
+    for name, graph in graphs.stages.items():
+        save_checked(graph, folder / f"{name}.onnx")
     denoiser_bytes = save_checked(graphs.denoiser, folder / "denoiser.onnx")
-    for name, graph in (("encoder", encoder), ("decoder", decoder)):
-        if graph is not None:
-            save_checked(graph, folder / f"{name}.onnx")
     return len(sampler.graph), save_checked(sampler, folder / "sampler.onnx"), denoiser_bytes
 
 

@@ -66,7 +66,13 @@ def read_graph(bundle: Bundle, engine: Engine) -> ir.Model:
     if not engine.loop:
         graph = ir.load(bundle.graph("sampler.onnx"))
     else:
-        graph = roll(ir.load(bundle.graph("denoiser.onnx")), bundle.plan, bundle.output)
+        stages = {name: ir.load(bundle.graph(f"{name}.onnx")) for name in bundle.manifest["stages"]}
+        denoiser, encoder, decoder = (
+            ir.load(bundle.graph("denoiser.onnx")),
+            stages.get("encoder"),
+            stages.get("decoder"),
+        )
+        graph = roll(denoiser, bundle.plan, bundle.dtype, encoder, decoder, bundle.output.name)
     if engine.precision != "fp32":
         lower_precision(graph, engine.precision)
     return graph

@@ -75,7 +75,7 @@ def measure(model: Denoiser, nfe: int, additions: Additions | None) -> dict[str,
             result: dict[str, Any] = {}
         else:
             graphs = export_graphs(model)
-            nodes, size, denoiser = write_graphs(graphs, plan, Path(folder), "float32", [], model.spec.output.name)
+            nodes, size, denoiser = write_graphs(graphs, plan, Path(folder))
             result = {"bytes": size, "size": size / denoiser, "nodes": nodes / nfe}
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB

@@ -45,8 +45,8 @@ def lower_group_norm(model: ir.Model) -> None:
         several = spatial.count(-1) > 1
         target = sizes.outputs[0] if several else _constant(graph, [0, channels, *spatial])
         back = ir.node("Reshape", [normalised.outputs[0], target])
-        scaled = ir.node("Mul", [back.outputs[0], _reshaped(graph, scale, per_channel, "by_channel")])
-        shifted = ir.node("Add", [scaled.outputs[0], _reshaped(graph, bias, per_channel, "by_channel")])
+        scaled = ir.node("Mul", [back.outputs[0], _reshaped(graph, scale, per_channel)])
+        shifted = ir.node("Add", [scaled.outputs[0], _reshaped(graph, bias, per_channel)])
         steps = {"sizes": sizes} if several else {}
         steps |= {"grouped": grouped, "normalised": normalised, "back": back, "scaled": scaled, "norm": shifted}
         for suffix, step in steps.items():
@@ -163,10 +163,13 @@ def _constant(graph: ir.Graph, numbers: list[int]) -> ir.Value:
     return _initializer(graph, "shape_" + "_".join(map(str, numbers)), np.array(numbers, np.int64))
 
 
-def _reshaped(graph: ir.Graph, weight: ir.Value | None, shape: tuple[int, ...], suffix: str) -> ir.Value:
+def _reshaped(graph: ir.Graph, weight: ir.Value | None, shape: tuple[int, ...]) -> ir.Value:
+    """The weight in that shape; its name tells the shape, since one weight may be wanted in several."""
     assert weight is not None
     assert weight.const_value is not None
-    return _initializer(graph, f"{weight.name}_{suffix}", weight.const_value.numpy().reshape(shape))
+    return _initializer(
+        graph, f"{weight.name}_as_{'x'.join(map(str, shape))}", weight.const_value.numpy().reshape(shape)
+    )
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
@@ -211,7 +214,7 @@ def raise_group_norm(graph: ir.Graph) -> None:
             nodes, x, weights, groups = found
             norm = ir.node(
                 "GroupNormalization",
-                [x, *(_reshaped(graph, weight, (-1,), "flat") for weight in weights)],
+                [x, *(_reshaped(graph, weight, (-1,)) for weight in weights)],
                 {"num_groups": groups, "epsilon": node.attributes["epsilon"].as_float()},
             )
             norm.outputs[0].name = f"{node.outputs[0].name}_group"
@@ -265,7 +268,7 @@ def widen_scalars(graph: ir.Graph) -> None:
             continue
         for index, value in enumerate(node.inputs):
             if value is not None and value.const_value is not None and value.const_value.size == 1:
-                widened = _reshaped(graph, value, (1,) * len(shape), f"rank{len(shape)}")
+                widened = _reshaped(graph, value, (1,) * len(shape))
                 node.replace_input_with(index, widened)
 
 

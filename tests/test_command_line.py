@@ -61,7 +61,7 @@ EXPORT_MISTAKES = [
     (("--model", "absent.py:make", "--nfe", "2"), "no file absent.py"),
     (("--model", ".", "--nfe", "2"), "the folder is no pipeline, or not whole"),
     (("--model", "taken/absent", "--nfe", "2"), "unknown model 'taken/absent'"),
-    (("--model", "edm-digits", "--nfe", "2", "--samples", "0"), "--samples is 0; it must be at least 1"),
+    (("--model", "edm-digits", "--nfe", "2", "--samples", "0"), "samples 0; allowed"),
     (("--model", "edm-digits", "--nfe", "2", "--check", "-3"), "--check is -3; it must be at least 0"),
 ]
 
@@ -142,10 +142,10 @@ def test_calibration_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
     error = error_against_converged(load("edm-digits"), Plan.load(tmp_path / plan), 8)
     assert f"{error:.4f} RMS, 8 images" in done.stdout
     refused = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--random-weights")
-    assert_one_line(refused, "fitted to another weights_sha256")
+    assert_one_line(refused, "the plan was fitted to edm-digits, fingerprint")
     replace(Plan.load(tmp_path / plan), mean=(((0.0, 0.0),),), report=None).save(tmp_path / "tall.json")
     refused = run(tmp_path, "export", "--model", "edm-digits", "--plan", "tall.json", "--out", "tall")
-    assert_one_line(refused, "(1, 1, 2) for images of (1, 8, 8)")
+    assert_one_line(refused, "(1, 1, 2) for data of (1, 8, 8)")
     assert not (tmp_path / "tall").exists()
 
 

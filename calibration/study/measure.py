@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from edge_sampler.calibration.evaluate.distributed import gathered, total
-from edge_sampler.calibration.evaluate.noise_sets import Noises, to_judge
+from edge_sampler.calibration.evaluate.noise_sets import Noises, digest, to_judge
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
-from edge_sampler.calibration.evaluate.results import Cache, digest
+from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.fit import FittedStep, image_errors, rms
 from edge_sampler.calibration.study import frechet
 from edge_sampler.models.denoiser import Denoiser

@@ -30,8 +30,8 @@ from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.trace import trace
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
-from tests.conftest import report_of
 from edge_sampler.runtime.plan import Plan, sample
+from tests.conftest import report_of
 
 
 @pytest.fixture(scope="module")

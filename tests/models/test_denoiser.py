@@ -111,7 +111,9 @@ def test_a_class_may_be_built_in(tiny: Denoiser) -> None:
     x = torch.randn(3, *tiny.spec.shape)
     one = conditioned(tiny, 1)
     assert (one.spec.classes, one.spec.built_in, tiny.spec.built_in) == (0, {"class_labels": 1}, {})
-    torch.testing.assert_close(one(x, 2.0), tiny(x, 2.0, class_labels=torch.ones(3, dtype=torch.int64)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        one(x, 2.0), tiny(x, 2.0, class_labels=torch.ones(3, dtype=torch.int64)), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_what_is_built_in_one_by_one_is_told_as_what_is_built_in_at_once(tiny: Denoiser) -> None:

@@ -21,7 +21,7 @@ from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import base_step
-from edge_sampler.export.assemble import write_graphs
+from edge_sampler.export.assemble import export_graphs, write_graphs
 from edge_sampler.models import pipeline
 from edge_sampler.models.architecture import build, randomise
 from edge_sampler.models.denoiser import Denoiser
@@ -113,7 +113,7 @@ def test_a_pipeline_becomes_a_graph(tmp_path: Path) -> None:
     made(tmp_path)
     model = models.load(str(tmp_path))
     plan = calibrate(model, Settings(4, "iia-ipndm", batch=8, heldout=4))
-    write_graphs(model, plan, tmp_path)
+    write_graphs(export_graphs(model), plan, tmp_path)
     noise = np.random.default_rng(0).standard_normal((3, 1, 8, 8), np.float32)
     expected = sample(Network(model), torch.from_numpy(noise).double(), plan)
     with Session(tmp_path / "sampler.onnx") as session:

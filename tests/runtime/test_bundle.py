@@ -87,10 +87,15 @@ def test_classes_and_uint8(conditional: Path) -> None:
 
 def test_seeds_out_of_range_are_refused(made: Path) -> None:
     with runtime.load(made) as sampler:
-        for seeds, message in (([-1], "seed -1"), ([2**63], "out of range"), ([], "at least one"), ([1.5], "whole numbers")):
+        for seeds, message in (
+            ([-1], "seed -1"),
+            ([2**63], "out of range"),
+            ([], "at least one"),
+            ([1.5], "whole numbers"),
+        ):
             with pytest.raises(UserError, match=message):
                 sampler.sample(seeds)
-        with pytest.raises(UserError, match="unknown condition 'class_labels'.*takes no conditions"):
+        with pytest.raises(UserError, match=r"unknown condition 'class_labels'.*takes no conditions"):
             sampler.sample([0], class_labels=1)
         with pytest.raises(UserError, match="batch is 0"):
             sampler.sample([0], batch=0)

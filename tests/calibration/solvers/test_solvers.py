@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edge_sampler.calibration.schedules import SCHEDULES, edm, subdivide
+from edge_sampler.calibration.schedules import SCHEDULES, bent, edm, straight, subdivide
 from edge_sampler.calibration.solvers import ALL_SOLVERS, find
 from edge_sampler.calibration.solvers.base import Scheme, Solver, base_step
 from edge_sampler.calibration.trace import corrected_by, trace
@@ -116,7 +116,7 @@ def test_grids_fall_from_the_highest_level_to_zero(name: str) -> None:
         assert len(set(sigmas)) == len(sigmas)
         assert sigmas[0] == pytest.approx(80.0, rel=1e-9)
         assert sigmas[-1] == 0
-        if steps > 1:
+        if steps > 1 and name != "flow":  # whose last step goes down from t = 1/steps
             assert sigmas[-2] == pytest.approx(0.002, rel=1e-9)
 
 
@@ -133,3 +133,16 @@ def test_names_and_aliases() -> None:
     assert find("euler") is find("ddim")
     with pytest.raises(UserError, match=r"unknown solver 'ipmdn'; did you mean .*ipndm"):
         find("ipmdn")
+
+
+def test_a_flows_grid_is_uniform_in_its_time() -> None:
+    """arXiv 2209.03003's Euler steps, from whatever stands for t = 1."""
+    sigmas = np.array(SCHEDULES["flow"](8, 0.002, 1e7))
+    np.testing.assert_allclose(sigmas / (1 + sigmas), np.linspace(1, 0, 9), atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.002, 79.0, 80.0, 81.0, 1e4, 1e7])
+def test_the_scale_that_intervals_are_cut_on_can_be_read_back(sigma: float) -> None:
+    assert straight(bent(sigma)) == pytest.approx(sigma, rel=1e-6)
+    if sigma:
+        assert bent(sigma * 0.99) < bent(sigma) < bent(1e8) < 1.2 * bent(80.0)

@@ -1,0 +1,120 @@
+"""Networks of one's own: what PyTorch can run is exported and right, and what no graph can hold is one line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edge_sampler
+from edge_sampler.export.assemble import export_graphs
+from edge_sampler.runtime.compare import compare, within
+from edge_sampler.runtime.errors import UserError
+
+CONDITION = edge_sampler.Condition
+
+
+class Net(nn.Module):
+    """Two convolutions and an embedding of the noise level."""
+
+    def __init__(self, taken: int, made: int, rank: int = 2) -> None:
+        super().__init__()
+        convolution = {1: nn.Conv1d, 2: nn.Conv2d}[rank]
+        self.embed, self.last = nn.Linear(4, 8), convolution(8, made, 3, padding=1)
+        self.first = convolution(taken, 8, 3, padding=1)
+
+    def embedding(self, t: Tensor) -> Tensor:
+        return self.embed((t[:, None] * torch.arange(1, 5)).sin())
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        embedded = self.embedding(t)
+        return self.last(torch.relu(self.first(x) + embedded.reshape(*embedded.shape, *[1] * (x.ndim - 2))))
+
+
+class Double(Net):
+    def embedding(self, t: Tensor) -> Tensor:
+        return self.embed((t.double()[:, None] * torch.arange(1, 5).double()).sin().float())
+
+
+class DoubleToTheEnd(Net):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x, t).double()
+
+
+class Blind(Net):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x)))
+
+
+class BesideAnImage(Net):
+    """Super-resolution and the like: the image's channels stand beside the noise's."""
+
+    def forward(self, x: Tensor, t: Tensor, image: Tensor) -> Tensor:
+        return super().forward(torch.cat([x, image.expand(x.shape[0], -1, -1, -1)], dim=1), t)
+
+
+IMAGE = CONDITION((2, 8, 8), null=0.0)
+CASES = {
+    "double inside": (lambda: Double(3, 3), (3, 8, 8), {}),
+    "double to the end": (lambda: DoubleToTheEnd(3, 3), (3, 8, 8), {}),
+    "not told the noise level": (lambda: Blind(1, 1), (1, 8, 8), {}),
+    "a sequence": (lambda: Net(7, 7, rank=1), (7, 16), {}),
+    "2 channels": (lambda: Net(2, 2), (2, 8, 8), {}),
+    "4 channels": (lambda: Net(4, 4), (4, 8, 8), {}),
+    "5 channels, not square": (lambda: Net(5, 5), (5, 4, 6), {}),
+    "an image beside the noise": (lambda: BesideAnImage(3, 1), (1, 8, 8), {"image": IMAGE}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_exported_and_right(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    make, shape, conditions = CASES[name]
+    examples = {key: np.random.default_rng(0).normal(size=(5, *one.shape)) for key, one in conditions.items()}
+    model = edge_sampler.adapt(
+        make(), shape, "DDPMPrecond", conditions=conditions, examples=examples if examples else None
+    )
+    plan = edge_sampler.fit(model, edge_sampler.Settings(3, "iia-ddim", batch=8, heldout=4))
+    edge_sampler.export_bundle(model, plan, tmp_path / "bundle")
+    bundle = edge_sampler.Bundle.open(tmp_path / "bundle")
+    assert within(compare(bundle), 1e-4)
+    assert (tmp_path / "bundle" / "samples.png").is_file()
+    with edge_sampler.load(tmp_path / "bundle") as sampler:
+        made = sampler.sample([0, 1], **{key: rows[0] for key, rows in examples.items()})
+    assert made.shape == (2, *shape)
+    assert made.dtype == np.float32
+
+
+class Deciding(Net):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x, t) if x.mean().item() > 0 else x
+
+
+class FixesTheLength(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(16, 4))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x + self.positions
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "message"),
+    [
+        (lambda: Deciding(1, 1), (1, 8, 8), "decides by the values of its input"),
+        (lambda: FixesTheLength(), ("length", 4), "length"),
+    ],
+)
+def test_what_no_graph_can_hold_is_one_line(make: object, shape: tuple[int | str, ...], message: str) -> None:
+    axes = {"length": (8, 16, 32)} if "length" in shape else {}
+    model = edge_sampler.adapt(make(), shape, axes=axes)  # type: ignore[operator]
+    with pytest.raises(UserError, match=message) as raised:
+        export_graphs(model)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_network_that_predicts_too_little_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match=r"Net returned \[2, 1, 8, 8\] for x \[2, 3, 8, 8\]"):
+        edge_sampler.adapt(Net(3, 1), (3, 8, 8))

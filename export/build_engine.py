@@ -5,7 +5,7 @@ run on. Precision is what the graph says: networks are strongly typed, and TF32 
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from edge_sampler.export.precision import lower_precision
 from edge_sampler.export.roll import roll
 from edge_sampler.export.save import save_checked
 from edge_sampler.runtime import cuda
-from edge_sampler.runtime.backends.tensorrt_module import Library, image_dims, library, logger, version
+from edge_sampler.runtime.backends.tensorrt_module import Library, library, logger, version
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.engine_record import Batch, Engine
 from edge_sampler.runtime.errors import UserError
@@ -38,8 +38,17 @@ class Built:
     log: list[str]
 
 
-def engine_for(flavour: str, targets: str | None, precision: str, batch: Batch, loop: bool = False) -> Engine:
-    """The engine to build. Raises UserError for a missing library, an unknown target, or one that is not this GPU's."""
+def engine_for(
+    flavour: str,
+    targets: str | None,
+    precision: str,
+    batch: Batch,
+    loop: bool = False,
+    axes: Mapping[str, tuple[int, int, int]] | None = None,
+) -> Engine:
+    """The engine to build; ``axes`` are the least, usual and largest size of each axis with a name.
+
+    Raises UserError for a missing library, an unknown target, or one that is not this GPU's."""
     lib: Any = library(flavour)
     if flavour == "tensorrt-rtx":
         known = sorted((name.lower() for name in dir(lib.ComputeCapability) if name.startswith("SM")), key=_number)
@@ -53,7 +62,7 @@ def engine_for(flavour: str, targets: str | None, precision: str, batch: Batch, 
         if targets not in (None, *chosen):
             raise UserError(f"target {targets} is not this machine's GPU, {chosen[0]}: TensorRT builds for that alone")
     name = "-".join([flavour, precision, *chosen, f"b{batch}".replace(":", "_"), *(["loop"] if loop else [])])
-    return Engine(f"engines/{name}.engine", flavour, version(flavour), chosen, precision, batch, loop)
+    return Engine(f"engines/{name}.engine", flavour, version(flavour), chosen, precision, batch, loop, axes or {})
 
 
 def _number(target: str) -> tuple[int, str]:
@@ -66,16 +75,17 @@ def read_graph(bundle: Bundle, engine: Engine) -> ir.Model:
     if not engine.loop:
         graph = ir.load(bundle.graph("sampler.onnx"))
     else:
-        stages = {name: ir.load(bundle.graph(f"{name}.onnx")) for name in bundle.manifest["stages"]}
-        denoiser, encoder, decoder = (
-            ir.load(bundle.graph("denoiser.onnx")),
-            stages.get("encoder"),
-            stages.get("decoder"),
-        )
+        denoiser, encoder, decoder = (read_stage(bundle, name) for name in ("denoiser", "encoder", "decoder"))
+        assert denoiser is not None
         graph = roll(denoiser, bundle.plan, bundle.dtype, encoder, decoder, bundle.output.name)
     if engine.precision != "fp32":
         lower_precision(graph, engine.precision)
     return graph
+
+
+def read_stage(bundle: Bundle, name: str) -> ir.Model | None:
+    file = f"{name}.onnx"
+    return ir.load(bundle.graph(file)) if file in bundle.manifest["files"] else None
 
 
 def build(graph: ir.Model, engine: Engine) -> Built:
@@ -125,10 +135,17 @@ def configure(
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        sizes = (engine.batch.min, engine.batch.opt, engine.batch.max)
-        profile.set_shape(tensor.name, *(lib.Dims([size, *image_dims(tensor.shape)]) for size in sizes))
+        profile.set_shape(tensor.name, *(lib.Dims(sizes) for sizes in profile_of(tensor, engine)))
     config.add_optimization_profile(profile)
     return config
+
+
+def profile_of(tensor: "tensorrt.ITensor", engine: Engine) -> Iterator[list[int]]:
+    """The least, usual and largest shape of an input [batch, …]: the profile of the batch, and of axes with names."""
+    for which, batch in enumerate((engine.batch.min, engine.batch.opt, engine.batch.max)):
+        sizes = [int(tensor.shape[axis]) for axis in range(1, len(tensor.shape))]
+        named = {axis: engine.axes[tensor.get_dimension_name(axis)] for axis, size in enumerate(sizes, 1) if size < 0}
+        yield [batch, *(named[axis][which] if size < 0 else size for axis, size in enumerate(sizes, 1))]
 
 
 def set_targets(rtx: Any, config: Any, targets: tuple[str, ...]) -> None:
@@ -154,5 +171,7 @@ def share_norm_scales(lib: Library, network: "tensorrt.INetworkDefinition") -> N
             continue
         for position in (1, 2):
             tensor = layer.get_input(position)
+            if tensor is None or tensor.name not in made_by:
+                continue
             source = made_by[tensor.name].get_input(0)
             layer.set_input(position, shaped.setdefault(tensor.name if source is None else source.name, tensor))

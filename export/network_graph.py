@@ -136,6 +136,8 @@ def export(
     axes: Mapping[str, Axis],
 ) -> ir.Model:
     """One PyTorch export. ``dynamic`` are ``inputs.dynamic`` as the module's arguments nest them."""
+    if taken := sorted(set(inputs.examples) & set(outputs)):
+        raise UserError(f"{who} takes a condition called {taken[0]!r}, as what it makes is: give it another name")
     with warnings.catch_warnings(), silence(), quiet_logs("torch"):
         warnings.simplefilter("ignore")
         examples = tuple(inputs.examples.values())
@@ -154,6 +156,10 @@ def export(
     assert program is not None
     exported = program.model
     name_sizes(exported, inputs.dynamic)
+    for node in exported.graph:
+        for value in node.outputs:
+            if value.name in inputs.examples:  # the exporter has named it so
+                value.name = f"{value.name}@"
     for value in exported.graph.outputs:
         if value.shape is None or str(value.shape[0]) != BATCH:
             raise UserError(fixed_batch(who))

@@ -10,11 +10,14 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from edge_sampler.export.canvas import SAMPLE
 from edge_sampler.runtime.errors import UserError
 
 LOW = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+LARGEST = {"fp16": 65504.0, "bf16": 3.3895e38}  # finite numbers
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # a network begins and ends with one that has weights
-FLOAT32_INSIDE = {"fp16": ("Softmax",), "bf16": ("Softmax", "ConvTranspose")}  # TensorRT-RTX 1.7 fails on the latter
+STATISTICS = ("Softmax", "InstanceNormalization")  # the latter has no stash_type
+FLOAT32_INSIDE = {"fp16": STATISTICS, "bf16": (*STATISTICS, "ConvTranspose", "Mish")}  # TensorRT-RTX 1.7 fails on those
 FLOAT32_INPUTS = {"Resize": (1, 2)}  # regions and scales, which ONNX has in float32 alone
 BFLOAT16_OPSET = 22  # the first whose convolutions take bfloat16
 
@@ -25,17 +28,37 @@ def lower_precision(model: ir.Model, precision: str) -> None:
     Raises UserError when a weight is too large for float16.
     """
     ShapeInferencePass()(model)
+    lowered: set[ir.Value] = set()  # a loop's body reads values of the graph around it, which comes first
     for graph in model.graphs():
-        _lower(graph, precision)
+        clip_masks(graph, precision)
+        _lower(graph, precision, lowered)
+    for value in lowered:
+        value.dtype = LOW[precision]
     if precision == "bf16":
         model.graph.opset_imports[""] = max(model.graph.opset_imports[""], BFLOAT16_OPSET)
 
 
-def _lower(graph: ir.Graph, precision: str) -> None:
+def clip_masks(graph: ir.Graph, precision: str) -> None:
+    """Single numbers beyond the precision's range, with which masks hide, become its largest, in place.
+
+    A network's own float32 minimum would be an infinity, and a row that is hidden whole not a number. Infinities stay.
+    """
+    largest = LARGEST[precision]
+    for node in graph:
+        for index, value in enumerate(node.inputs):
+            if value is None or value.const_value is None or value.const_value.size != 1 or not value.is_initializer():
+                continue
+            if value.dtype == ir.DataType.FLOAT and largest < abs(number := value.const_value.numpy()) < np.inf:
+                clipped = ir.tensor(np.clip(number, -largest, largest).astype(np.float32))
+                node.replace_input_with(index, _initializer(graph, f"{value.name}_clipped", clipped))
+
+
+def _lower(graph: ir.Graph, precision: str, lowered: set[ir.Value]) -> None:
+    """``lowered`` grows by the values whose type is to become low."""
     dtype = LOW[precision]
     low = inside_network(graph, precision)
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-    lowered = {value for node in low for value in node.outputs if value.dtype == ir.DataType.FLOAT}
+    lowered |= {value for node in low for value in node.outputs if value.dtype == ir.DataType.FLOAT}
     for node in list(graph):
         wanted = dtype if node in low else ir.DataType.FLOAT
         for index, value in enumerate(node.inputs):
@@ -48,8 +71,6 @@ def _lower(graph: ir.Graph, precision: str) -> None:
                 if (value, wanted) not in casts:
                     casts[value, wanted] = _cast(graph, value, wanted)
                 node.replace_input_with(index, casts[value, wanted])
-    for value in lowered:
-        value.dtype = dtype
 
 
 def round_activations(model: ir.Model, precision: str) -> None:
@@ -61,6 +82,7 @@ def round_activations(model: ir.Model, precision: str) -> None:
     dtype = LOW[precision]
     ShapeInferencePass()(model)
     graph = model.graph
+    clip_masks(graph, precision)
     for node in inside_network(graph, precision):
         kept = FLOAT32_INPUTS.get(node.op_type, ())
         for index, value in enumerate(node.inputs):
@@ -82,10 +104,11 @@ def inside_network(graph: ir.Graph, precision: str) -> set[ir.Node]:
 
     Outside lie what a walk from the outputs backward reaches without passing a node with weights (last weighted sum,
     skip path and c_out, and through them every earlier state), and what a walk from there and from the inputs forward
-    reaches likewise (c_in, the classes' one-hot rows).
+    reaches likewise (c_in, the classes' one-hot rows). With a decoder the first walk starts at the last state as well.
     """
     outside: set[ir.Node] = set()
-    waiting = [value.producer() for value in graph.outputs]
+    ends = [*graph.outputs, *(value for node in graph for value in node.outputs if value.name == SAMPLE)]
+    waiting = [value.producer() for value in ends]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in outside and not _has_weights(node):
@@ -106,8 +129,8 @@ def _lowered_weight(graph: ir.Graph, value: ir.Value, precision: str) -> ir.Valu
     """The initializer in 16 bits."""
     assert value.const_value is not None
     array = value.const_value.numpy()
-    largest = float(np.abs(array).max(initial=0))
-    if precision == "fp16" and largest > np.finfo(np.float16).max:
+    largest = float(np.abs(array[np.isfinite(array)]).max(initial=0))
+    if precision == "fp16" and largest > LARGEST[precision]:
         raise UserError(f"{value.name} holds {largest:.3g}, more than float16's 65504: use bf16 or fp32")
     return _initializer(graph, f"{value.name}_{precision}", ir.tensor(array.astype(LOW[precision].numpy())))
 
@@ -127,7 +150,7 @@ def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     result = node.outputs[0]
     result.name, result.shape, result.type = f"{value.name}_{dtype.name.lower()}", value.shape, ir.TensorType(dtype)
     producer = value.producer()
-    if producer is None:
+    if producer is None or producer.graph is not graph:  # an input, or a value around the loop
         graph.insert_before(graph[0], node)
     else:
         graph.insert_after(producer, node)

@@ -86,10 +86,13 @@ def take_apart(graph: ir.Graph, sigmas: Sequence[float]) -> Parts:
 
 def evaluate(graph: ir.Graph, names: Sequence[str], sigmas: Sequence[float]) -> dict[float, dict[str, np.ndarray]]:
     """The values called ``names``, which depend on sigma alone, at each noise level; computed by ONNX Runtime."""
-    part = ir.convenience.extract(graph, [LEVEL], [name for name in names if name != LEVEL])
+    feeds = {sigma: {LEVEL: np.array(sigma, np.float32)} for sigma in sigmas}
+    computed = [name for name in names if name != LEVEL]
+    if not computed:
+        return feeds
+    part = ir.convenience.extract(graph, [LEVEL], computed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "constants.onnx"
         ir.save(ir.Model(part, ir_version=10), path)
         with Session(path) as session:
-            feeds = {sigma: {LEVEL: np.array(sigma, np.float32)} for sigma in sigmas}
             return {sigma: feed | session.run(feed) for sigma, feed in feeds.items()}

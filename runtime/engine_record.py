@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edge_sampler.runtime.errors import UserError
@@ -54,6 +54,7 @@ class Engine:
     precision: str
     batch: Batch
     loop: bool = False  # one evaluation, in a loop, instead of all of them unrolled
+    axes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict, hash=False)  # least, usual, largest sizes
 
     def __post_init__(self) -> None:
         if self.flavour not in LIBRARIES or self.precision not in PRECISIONS:
@@ -62,12 +63,15 @@ class Engine:
     @classmethod
     def read(cls, recorded: Mapping[str, Any]) -> "Engine":
         """As ``record`` wrote it. Raises KeyError, TypeError, ValueError or UserError when damaged."""
-        batch = Batch(**recorded["batch"])
-        return cls(**{**recorded, "targets": tuple(recorded["targets"]), "batch": batch})
+        batch, targets = Batch(**recorded["batch"]), tuple(recorded["targets"])
+        axes = {
+            name: (int(least), int(usual), int(most)) for name, (least, usual, most) in recorded.get("axes", {}).items()
+        }
+        return cls(**{**recorded, "targets": targets, "batch": batch, "axes": axes})
 
     def record(self) -> dict[str, Any]:
         """JSON values."""
-        return asdict(self)
+        return asdict(self) | {"axes": {name: list(sizes) for name, sizes in self.axes.items()}}
 
     def unfit(self, version: str, capability: str | None) -> str | None:
         """Why this engine cannot run with that version of its library, on that GPU (None: not asked); or None.

@@ -59,7 +59,9 @@ class Backend:
         return self.open_graph is not None
 
 
-def check_feed(wanted: Mapping[str, tuple[str, Sequence[int | str]]], feed: Mapping[str, np.ndarray], of: str) -> None:
+def check_inputs(
+    wanted: Mapping[str, tuple[str, Sequence[int | str]]], feed: Mapping[str, np.ndarray], of: str
+) -> None:
     """Raises UserError where ``feed`` is not what ``of`` takes: ``wanted`` has each input's dtype and shape.
 
     A name in a shape, or a size below 1, stands for any size, the same wherever a name stands.

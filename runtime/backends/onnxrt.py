@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from edge_sampler.runtime import cuda
-from edge_sampler.runtime.backends.base import Backend, Spans, check_feed
+from edge_sampler.runtime.backends.base import Backend, Spans, check_inputs
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.protobuf import field_head
@@ -93,7 +93,7 @@ class Session:
         self._captured = CapturedRuns(self._session) if capture else None
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        check_feed(self._wanted, feed, self.description)
+        check_inputs(self._wanted, feed, self.description)
         try:
             if self._captured:
                 return self._captured.run(feed)

@@ -26,6 +26,7 @@ class Library(Protocol):
     LayerType: "type[tensorrt.LayerType]"
     NetworkDefinitionCreationFlag: "type[tensorrt.NetworkDefinitionCreationFlag]"
     OnnxParser: "type[tensorrt.OnnxParser]"
+    TensorIOMode: "type[tensorrt.TensorIOMode]"
     nptype: Callable[[Any], Any]
 
 
@@ -66,8 +67,3 @@ def logger(flavour: str) -> Any:
             return next(errors, "it gave no reason")
 
     return Logger()
-
-
-def image_dims(shape: "tensorrt.Dims") -> tuple[int, ...]:
-    """All but the batch."""
-    return tuple(shape[axis] for axis in range(1, len(shape)))

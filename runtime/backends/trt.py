@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX, whose Python APIs are nearly one: an engine of a bundle, run without PyTorch."""
 
 import threading
-from collections import defaultdict
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
@@ -12,16 +12,20 @@ import numpy as np
 
 from edge_sampler.runtime import cuda
 from edge_sampler.runtime.backends.base import Backend, Spans
-from edge_sampler.runtime.backends.tensorrt_module import Library, image_dims, library, logger, version
+from edge_sampler.runtime.backends.feeds import check_feed, split, tensor_names, wanted_by
+from edge_sampler.runtime.backends.tensorrt_module import Library, library, logger, version
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.cache_folder import cache_folder
-from edge_sampler.runtime.engine_record import LIBRARIES, Batch, Engine
+from edge_sampler.runtime.engine_record import LIBRARIES, Engine
 from edge_sampler.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import tensorrt
 
 PREFERENCE = ("fp16", "bf16", "fp32")  # which to take when none is asked for
+MOST_LANES = 32  # kept while nobody runs them; each holds buffers and a CUDA graph for inputs of one size
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of an engine's inputs, by name
 
 
 def find_engine(bundle: Bundle, flavour: str, precision: str | None, capability: str | None) -> Engine:
@@ -57,25 +61,33 @@ class Session:
                 raise UserError(f"{engine.flavour} cannot load {engine.file}: {logger(engine.flavour).last_error()}")
             self._cache = RuntimeCache(bundle, engine, self._device)
             self.description = f"{engine.flavour} {engine.version}, {self._device.name}, {engine.file}"
+            self._wanted = wanted_by(self._lib, self._engine)
             undo.pop_all()
         self._batch, self.precision = engine.batch, engine.precision
         self.largest_batch: int | None = engine.batch.max
-        self._lock, self._lanes = threading.Lock(), list[Lane]()
-        self._idle: defaultdict[int, list[Lane]] = defaultdict(list)  # by batch
+        self._lock, self._lanes, self._closed = threading.Lock(), list[Lane](), False
+        self._idle: OrderedDict[Shapes, list[Lane]] = OrderedDict()  # the latest used last
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         parts: list[dict[str, np.ndarray]] = []
-        for part, count in split(feed, self._batch):
-            with self._lane(len(part["noise"])) as lane:
+        for part, count in self._split(feed):
+            with self._lane(part) as lane:
                 parts.append({name: array[:count] for name, array in lane.run(part)[0].items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def spans(self, feed: Mapping[str, np.ndarray]) -> Spans | None:
         times: list[Spans] = []
-        for part, _ in split(feed, self._batch):
-            with self._lane(len(part["noise"])) as lane:
+        for part, _ in self._split(feed):
+            with self._lane(part) as lane:
                 times.append(lane.run(part)[1])
         return Spans(*(sum(span) for span in zip(*map(astuple, times), strict=True)))
+
+    def _split(self, feed: Mapping[str, np.ndarray]) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        """Pieces that the engine takes. Raises UserError, before anything runs, for a feed that it does not."""
+        if self._closed:
+            raise UserError(f"{self.description} is closed")
+        check_feed(feed, self._wanted)
+        return split(feed, self._batch)
 
     @property
     def captured_batches(self) -> set[int]:
@@ -83,25 +95,39 @@ class Session:
         return {lane.batch for lane in self._lanes if lane.graph is not None}
 
     @contextmanager
-    def _lane(self, batch: int) -> Iterator["Lane"]:
-        """A lane for that batch, which no other thread uses meanwhile."""
+    def _lane(self, part: Mapping[str, np.ndarray]) -> Iterator["Lane"]:
+        """A lane for inputs of these sizes, which no other thread uses meanwhile."""
+        shapes = tuple((name, array.shape) for name, array in sorted(part.items()))
         self._device.enter()
         with self._lock:
-            idle = self._idle[batch]
+            idle = self._idle.setdefault(shapes, [])
             if not idle:
-                idle.append(Lane(self._lib, self._engine, batch, self._cache))
+                self._drop_idle()
+                idle.append(Lane(self._lib, self._engine, shapes, self._cache))
                 self._lanes.append(idle[0])
             lane = idle.pop()
         try:
             yield lane
         finally:
             with self._lock:
-                idle.append(lane)
+                self._idle.setdefault(shapes, []).append(lane)
+                self._idle.move_to_end(shapes)
+
+    def _drop_idle(self) -> None:
+        """Makes room for one more lane: those go that nobody has used for longest."""
+        for shapes in list(self._idle):
+            while len(self._lanes) >= MOST_LANES and self._idle[shapes]:
+                lane = self._idle[shapes].pop(0)
+                self._lanes.remove(lane)
+                lane.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._closed:
+            return
+        self._closed = True
         self._device.enter()
         if exception[0] is None:
             self._cache.save()
@@ -118,23 +144,16 @@ class Session:
         del self._engine, self._runtime
 
 
-def split(feed: Mapping[str, np.ndarray], batch: Batch) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """Pieces that an engine takes, and how many images of each are real: the last is padded with copies."""
-    total = len(feed["noise"])
-    for start in range(0, total, batch.max):
-        count = min(batch.max, total - start)
-        rows = np.minimum(np.arange(max(count, batch.min)), count - 1) + start
-        yield {name: array[rows] for name, array in feed.items()}, count
-
-
 class Lane:
-    """What one thread needs for one batch size: an execution context, its stream, buffers and captured CUDA graph.
+    """What one thread needs for inputs of one size: an execution context, its stream, buffers and captured CUDA graph.
 
     One size each, since a graph is valid only while its context stays as it was when captured.
     """
 
-    def __init__(self, lib: Library, engine: "tensorrt.ICudaEngine", batch: int, runtime_cache: "RuntimeCache") -> None:
-        self.batch, self._warm = batch, False
+    def __init__(
+        self, lib: Library, engine: "tensorrt.ICudaEngine", shapes: Shapes, runtime_cache: "RuntimeCache"
+    ) -> None:
+        self.batch, self._warm = shapes[0][1][0], False
         self.graph: int | None = None
         self._context = runtime_cache.make_context(lib, engine)
         self._memory = cuda.Memory()
@@ -143,8 +162,12 @@ class Lane:
             self._events = [self._memory.event() for _ in range(4)]
             self._host: dict[str, np.ndarray] = {}
             self._address: dict[str, int] = {}
+            for name, shape in shapes:
+                if not self._context.set_input_shape(name, shape):
+                    raise UserError(f"{name} {list(shape)} is beyond what the engine was built for")
             for name in tensor_names(engine):
-                shape = (batch, *image_dims(engine.get_tensor_shape(name)))
+                dims = self._context.get_tensor_shape(name)  # outputs' as well, now that all inputs' are set
+                shape = tuple(int(dims[axis]) for axis in range(len(dims)))
                 dtype = np.dtype(lib.nptype(engine.get_tensor_dtype(name)))
                 self._host[name] = self._memory.pinned(shape, dtype)
                 self._address[name] = self._memory.device(self._host[name].nbytes)
@@ -162,7 +185,7 @@ class Lane:
             host = self._host[name]
             cuda.call("cuMemcpyHtoDAsync_v2", self._address[name], host.ctypes.data, host.nbytes, self._stream)
         cuda.call("cuEventRecord", self._events[1], self._stream)
-        self._compute(feed)
+        self._compute()
         cuda.call("cuEventRecord", self._events[2], self._stream)
         outputs = [name for name in self._host if name not in feed]
         for name in outputs:
@@ -173,13 +196,11 @@ class Lane:
         spans = Spans(*(cuda.elapsed(start, end) for start, end in zip(self._events, self._events[1:], strict=False)))
         return {name: self._host[name].copy() for name in outputs}, spans
 
-    def _compute(self, feed: Mapping[str, np.ndarray]) -> None:
+    def _compute(self) -> None:
         """Enqueues the engine: the first time as it is, to warm up; then captured as a CUDA graph, and replayed."""
         if self.graph is not None:
             cuda.call("cuGraphLaunch", self.graph, self._stream)
             return
-        for name, array in feed.items():
-            self._context.set_input_shape(name, array.shape)
         if not self._context.execute_async_v3(self._stream):
             raise UserError("the engine library could not run the engine: is there enough device memory?")
         if not self._warm:
@@ -246,10 +267,6 @@ class RuntimeCache:
 
     def forget(self) -> None:
         self._cache = None
-
-
-def tensor_names(engine: "tensorrt.ICudaEngine") -> list[str]:
-    return [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
 
 
 def _unable(flavour: str, bundle: Bundle, precision: str | None) -> str | None:

@@ -133,7 +133,7 @@ def policy() -> Denoiser:
     return adapt(Policy(), (16, 7), "EDMPrecond", conditions={"seen": Condition((10,), null=0.0)}, examples=examples)
 
 
-def frames(stages: bool = False, fill: str = "mask") -> Denoiser:
+def frames(stages: bool = False) -> Denoiser:
     torch.manual_seed(1)
     rng, length, size = np.random.default_rng(1), LENGTHS[1], MEMORY[1]
     mask = np.arange(length)[None] < rng.integers(length // 2, length + 1, (8, 1))

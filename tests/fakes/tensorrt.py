@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(uint8)": np.uint8}
+TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+LARGEST = 64  # the profile of every axis that is open
 
 
 def make(driver: ctypes.CDLL, version: str, rtx: bool) -> Any:
@@ -53,6 +59,13 @@ def make(driver: ctypes.CDLL, version: str, rtx: bool) -> Any:
         def get_tensor_shape(self, name: str) -> list[int]:
             return [size if isinstance(size, int) else -1 for size in self._value(name).shape]
 
+        def get_tensor_mode(self, name: str) -> str:
+            return "INPUT" if name in {value.name for value in self.session.get_inputs()} else "OUTPUT"
+
+        def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
+            open_shape = self.get_tensor_shape(name)
+            return [[open_size if size < 0 else size for size in open_shape] for open_size in (1, 1, LARGEST)]
+
         def get_tensor_dtype(self, name: str) -> Any:
             return TYPES[self._value(name).type]
 
@@ -81,7 +94,16 @@ def make(driver: ctypes.CDLL, version: str, rtx: bool) -> Any:
 
         def set_input_shape(self, name: str, shape: Any) -> bool:
             self.shapes[name] = tuple(shape)
-            return True
+            return "shape" not in spoil
+
+        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+            """An output's follows from the names of its axes."""
+            if name in self.shapes:
+                return self.shapes[name]
+            sizes: dict[Any, int] = {}
+            for value in self.engine.session.get_inputs():
+                sizes |= zip(value.shape, self.shapes[value.name], strict=True)
+            return tuple(sizes.get(axis, axis) for axis in self.engine._value(name).shape)
 
         def execute_async_v3(self, stream_handle: int) -> bool:
             calls.append("execute")
@@ -129,6 +151,7 @@ def make(driver: ctypes.CDLL, version: str, rtx: bool) -> Any:
         "ICudaEngine": ICudaEngine,
         "IExecutionContext": IExecutionContext,
         "Builder": object,
+        "TensorIOMode": SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT"),
         "nptype": lambda trt_type: trt_type,
     }
     if rtx:

@@ -38,7 +38,7 @@ class LimitedAxis(nn.Module):
 
 class EvenAxis(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return x.unflatten(1, (-1, 2)).flip(2).flatten(1, 2)
+        return x.reshape(x.shape[0], -1, 2, 4).flip(2).reshape(x.shape)
 
 
 class ByValue(nn.Module):

@@ -96,8 +96,8 @@ def _computed_sizes(value: ir.Value | None, of: ir.Value, sizes: list[int]) -> l
         ends = [node.attributes[name].as_int() if name in node.attributes else None for name in ("start", "end")]
         return sizes[slice(*ends)]
     if node is not None and node.op_type == "Slice" and len(node.inputs) <= 4:
-        data, *ends = (_computed_sizes(one, of, sizes) for one in node.inputs[:3])
-        return data[ends[0][0] : ends[1][0]] if all(ends) else []
+        data, start, end = (_computed_sizes(one, of, sizes) for one in node.inputs[:3])
+        return data[start[0] : end[0]] if start and end else []
     if node is not None and node.op_type == "Concat":
         return [size for one in node.inputs for size in _computed_sizes(one, of, sizes)]
     return []

@@ -7,6 +7,7 @@ networks repeat the noise level for each sample before they embed it: here one r
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,8 +15,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edge_sampler.export.take_apart import CONSTANT, GIVEN, sources
 
-UNARY = ("Cast", "Cos", "Elu", "Erf", "Exp", "Gelu", "Identity", "LeakyRelu", "Log", "Mish", "Neg", "Relu", "Sigmoid")
-UNARY = (*UNARY, "Sin", "Softplus", "Sqrt", "Tanh")
+SMOOTH = ("Elu", "Erf", "Exp", "Gelu", "LeakyRelu", "Mish", "Relu", "Sigmoid", "Softplus", "Tanh")
+UNARY = (*SMOOTH, "Cast", "Cos", "Identity", "Log", "Neg", "Sin", "Sqrt")
 BINARY = ("Add", "Div", "Mul", "Pow", "Sub")
 LAYERS = ("Gemm", "MatMul")
 
@@ -168,9 +169,10 @@ def copied(graph: ir.Graph, node: ir.Node, inputs: Sequence[ir.Value | None]) ->
         if node.op_type in BINARY:
             made.shape = ir.Shape(broadcast(shapes))
         elif node.op_type == "Unsqueeze":
+            sizes: Any = shapes[0]
             axes = inputs[1].const_value if inputs[1] is not None else None
-            known = axes is not None and all(isinstance(size, int) for size in shapes[0])
-            made.shape = ir.Shape(np.expand_dims(np.empty(shapes[0]), tuple(axes.numpy())).shape) if known else None  # type: ignore[union-attr, arg-type]
+            if axes is not None and all(isinstance(size, int) for size in sizes):
+                made.shape = ir.Shape(np.expand_dims(np.empty(sizes), tuple(axes.numpy())).shape)
         else:
             last = [] if not shapes[0] else [shapes[0][-1] if node.op_type in UNARY else width(out)]
             made.shape = ir.Shape([*shapes[0][:-1], *last])

@@ -18,7 +18,7 @@ LENGTHS, MEMORY = (8, 16, 48), (2, 6, 12)
 
 def euler(sigmas: Sequence[float]) -> Plan:
     """DDIM's table on these noise levels."""
-    rows = [(sigmas[0],)]
+    rows: list[tuple[float, ...]] = [(sigmas[0],)]
     for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
         ratio = following / sigma
         rows.append((*(ratio * weight for weight in rows[-1]), 1 - ratio))

@@ -1,5 +1,6 @@
 """What the command lines do, as functions."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from edge_sampler.calibration.calibrate import calibrate
@@ -13,6 +14,7 @@ from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.engine_record import Batch
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import Axis
 from edge_sampler.runtime.plan import Plan
 
 
@@ -63,6 +65,7 @@ def add_engine(
     targets: str | None = None,
     precision: str = "fp32",
     batch: str = "1",
+    axes: Mapping[str, str] | None = None,
     loop: bool = False,
     max_error: float | None = None,
 ) -> Bundle:
@@ -73,6 +76,7 @@ def add_engine(
         targets: compute capabilities, such as "sm86,sm89"; None: TensorRT-RTX's own, or this GPU.
         precision: fp32, fp16 or bf16.
         batch: a number, or MIN:OPT:MAX.
+        axes: the same for each axis with a name; by default all sizes that the bundle takes.
         loop: one evaluation in a loop, instead of all of them unrolled.
         max_error: the largest RMS error that the precision may cost.
 
@@ -80,5 +84,6 @@ def add_engine(
     ``max_error``; then nothing is added.
     """
     engine = engine_for(flavour, targets, precision, Batch.parse(batch), loop)
-    add(Bundle.open(bundle), Additions(precision, max_error, engine))
+    sizes = {name: Axis.parse(text) for name, text in (axes or {}).items()}
+    add(Bundle.open(bundle), Additions(precision, max_error, engine, sizes))
     return Bundle.open(bundle)

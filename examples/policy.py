@@ -104,7 +104,9 @@ def make(iterations: int = 1500) -> edge_sampler.Denoiser:
         "FlowPrecond",
         num_train_timesteps=1,
         conditions={"features": Condition((WIDTH,), description="of the observation")},
-        encoder=Encoder(features, {"observation": Condition((OBSERVED,), description="start and goal, m")}, ("features",)),
+        encoder=Encoder(
+            features, {"observation": Condition((OBSERVED,), description="start and goal, m")}, ("features",)
+        ),
         decoder=Decoder(Metres(), Output("actions", (STEPS, DIMS), "m")),
         examples={"observation": observations(256, torch.Generator().manual_seed(1)).numpy()},
         licence="Apache-2.0",

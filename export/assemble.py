@@ -11,11 +11,12 @@ import onnx_ir as ir
 import torch
 
 from edge_sampler.calibration.evaluate.network import Network
-from edge_sampler.export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm
+from edge_sampler.export.canvas import OUTPUTS
+from edge_sampler.export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm, transpose_keys_at_once
 from edge_sampler.export.network_graph import OPSET, export_decoder, export_denoiser, export_encoder
 from edge_sampler.export.pictures import draw
 from edge_sampler.export.save import save_checked
-from edge_sampler.export.unroll import OUTPUTS, unroll
+from edge_sampler.export.unroll import unroll
 from edge_sampler.models.denoiser import Denoiser, ModelSpec
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.bundle import MANIFEST, REFERENCE_INPUT, SCHEMA, Bundle, describe_files, write_manifest
@@ -97,6 +98,7 @@ def export_graphs(model: Denoiser) -> Graphs:
     for graph in (denoiser, encoder, decoder):
         if graph is not None:
             lower_group_norm(graph)
+            transpose_keys_at_once(graph)
             keep_batch_in_reshapes(graph)
             drop_unused(graph.graph)
     return Graphs(model.spec, denoiser, encoder, decoder)

@@ -5,7 +5,7 @@ run on. Precision is what the graph says: networks are strongly typed, and TF32 
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +44,11 @@ def engine_for(
     precision: str,
     batch: Batch,
     loop: bool = False,
-    axes: Mapping[str, tuple[int, int, int]] | None = None,
 ) -> Engine:
-    """The engine to build; ``axes`` are the least, usual and largest size of each axis with a name.
+    """The engine to build, its axes still open.
 
-    Raises UserError for a missing library, an unknown target, or one that is not this GPU's."""
+    Raises UserError for a missing library, an unknown target, or one that is not this GPU's.
+    """
     lib: Any = library(flavour)
     if flavour == "tensorrt-rtx":
         known = sorted((name.lower() for name in dir(lib.ComputeCapability) if name.startswith("SM")), key=_number)
@@ -62,7 +62,7 @@ def engine_for(
         if targets not in (None, *chosen):
             raise UserError(f"target {targets} is not this machine's GPU, {chosen[0]}: TensorRT builds for that alone")
     name = "-".join([flavour, precision, *chosen, f"b{batch}".replace(":", "_"), *(["loop"] if loop else [])])
-    return Engine(f"engines/{name}.engine", flavour, version(flavour), chosen, precision, batch, loop, axes or {})
+    return Engine(f"engines/{name}.engine", flavour, version(flavour), chosen, precision, batch, loop)
 
 
 def _number(target: str) -> tuple[int, str]:

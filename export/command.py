@@ -18,9 +18,9 @@ from edge_sampler.calibration.arguments import add_model_arguments, add_settings
 from edge_sampler.calibration.calibrate import calibrate, error_against_converged
 from edge_sampler.calibration.report import show
 from edge_sampler.export.assemble import Exported, Form, check_fit, export_bundle, export_graphs
+from edge_sampler.export.canvas import OUTPUTS
 from edge_sampler.export.engine_command import add_engine_arguments, additions_of
 from edge_sampler.export.extend import add
-from edge_sampler.export.unroll import OUTPUTS
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import bar
 from edge_sampler.runtime.bundle import Bundle

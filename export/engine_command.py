@@ -6,6 +6,7 @@ python -m export engine BUNDLE --precision bf16 --max-error 0.02         # the g
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser
 from edge_sampler.runtime.engine_record import LIBRARIES, PRECISIONS, Batch
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import Axis
 
 
 def main() -> None:
@@ -30,11 +32,12 @@ def main() -> None:
     additions = additions_of(arguments)
     if additions is None:
         raise UserError("nothing to add: name an --engine, a --precision other than fp32, or both")
-    if additions.engine and additions.engine in bundle.engines and not arguments.force:
+    there = [engine.file for engine in bundle.engines]
+    if additions.engine and additions.engine.file in there and not arguments.force:
         raise UserError(f"{bundle.folder} holds {additions.engine.file} already; add --force to build it again")
     table = add(bundle, additions)
     Console().print(table)
-    print(f"{bundle.folder}: run it with `python -m runtime sample {bundle.folder} --out grid.png`")
+    print(f"{bundle.folder}: run it with `python -m runtime sample {shlex.quote(str(bundle.folder))} --out FILE`")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +45,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--engine", choices=tuple(LIBRARIES), help="build one (TensorRT: for this GPU)")
     group.add_argument("--target", help="of tensorrt-rtx: compute capabilities, such as sm86,sm89,sm120")
     group.add_argument("--batch", help="images in one run: N, or MIN:OPT:MAX (default: 1)")
+    axis_help = "sizes of an axis with a name: N, or MIN:OPT:MAX (default: all that the bundle takes); again for each"
+    group.add_argument("--axis", action="append", default=[], metavar="NAME=SIZES", help=axis_help)
     loop_help = "one evaluation in a loop: builds in the time of one, and gives up CUDA graphs"
     group.add_argument("--loop", action="store_true", help=loop_help)
     group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the network (default: fp32)")
@@ -54,9 +59,9 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
         raise UserError(f"--max-error is {arguments.max_error}; it must be above 0")
     if arguments.loop and arguments.engine is None:
         raise UserError("--loop is for an engine: name it with --engine")
-    for option in ("target", "batch"):
+    for option in ("target", "batch", "axis"):
         value = getattr(arguments, option)
-        if value is not None and arguments.engine is None:
+        if value and arguments.engine is None:
             raise UserError(f"--{option} {value} is for an engine: name it with --engine (a fit's: --fit-{option})")
     engine = None
     if arguments.engine:
@@ -64,4 +69,8 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
         engine = engine_for(arguments.engine, arguments.target, arguments.precision, batch, arguments.loop)
     if engine is None and arguments.precision == "fp32":
         return None
-    return Additions(arguments.precision, arguments.max_error, engine)
+    axes = {}
+    for text in arguments.axis:
+        name, _, sizes = text.partition("=")
+        axes[name] = Axis.parse(sizes)
+    return Additions(arguments.precision, arguments.max_error, engine, axes)

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from edge_sampler.models.progress import bar
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.bundle import MANIFEST, Bundle, describe_files, write_manifest
 from edge_sampler.runtime.engine_record import Engine
-from edge_sampler.runtime.errors import BoundError
+from edge_sampler.runtime.errors import BoundError, UserError
+from edge_sampler.runtime.inputs import Axis
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.sampler import feed_of
 
@@ -36,6 +37,7 @@ class Additions:
     precision: str
     max_error: float | None
     engine: Engine | None
+    axes: Mapping[str, Axis] = field(default_factory=dict)  # that the engine is for, where not all of the bundle's
 
 
 def add(bundle: Bundle, additions: Additions) -> Table:
@@ -56,13 +58,31 @@ def add(bundle: Bundle, additions: Additions) -> Table:
                     f"{additions.max_error:g}; nothing was added"
                 )
         if additions.engine:
-            layers, seconds = add_engine(bundle, folder, facts, additions.engine)
+            engine = replace(additions.engine, axes=profile_of(bundle, additions.axes))
+            layers, seconds = add_engine(bundle, folder, facts, engine)
             table.add_row("engine", additions.engine.file)
             table.add_row("for", f"{', '.join(additions.engine.targets)}; batch {additions.engine.batch}")
             table.add_row("size", f"{(folder / additions.engine.file).stat().st_size / 1e6:.1f} MB")
             table.add_row("layers", str(layers))
             table.add_row("build", f"{seconds:.1f} s, {seconds / bundle.plan.nfe:.2f} an evaluation")
     return table
+
+
+def profile_of(bundle: Bundle, chosen: Mapping[str, Axis]) -> dict[str, tuple[int, int, int]]:
+    """Least, usual and largest size of each axis with a name, as an engine takes them.
+
+    Raises UserError for an axis that the bundle does not have, and for sizes beyond it.
+    """
+    known = bundle.inputs.axes
+    for name, axis in chosen.items():
+        if name not in known:
+            raise UserError(f"--axis {name}: the bundle's axes are {', '.join(known) or 'none'}")
+        if axis.least < known[name].least or axis.largest > known[name].largest:
+            raise UserError(
+                f"--axis {name} is {axis.least} to {axis.largest}; the bundle takes {known[name].least} to "
+                f"{known[name].largest}"
+            )
+    return {name: chosen.get(name, axis).sizes for name, axis in known.items()}
 
 
 @contextmanager

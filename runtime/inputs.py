@@ -1,6 +1,7 @@
 """What a sampler is given: conditions by name, and axes whose size a call chooses. Everything is checked here, once."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,18 @@ class Axis:
             raise UserError(
                 f"an axis has sizes {self.least}, {self.usual}, {self.largest}; they must be at least 1, and in order"
             )
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return self.least, self.usual, self.largest
+
+    @classmethod
+    def parse(cls, text: str) -> "Axis":
+        """``64``, or ``16:64:256``. Raises UserError for anything else."""
+        if not re.fullmatch(r"\d+(:\d+:\d+)?", text):
+            raise UserError(f"sizes {text!r} are neither a number nor MIN:OPT:MAX, such as 16:64:256")
+        sizes = [int(size) for size in text.split(":")]
+        return cls(*sizes) if len(sizes) == 3 else cls(*sizes * 3)
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,7 @@ class Inputs:
         return {
             "shape": list(self.shape),
             "conditions": {name: condition.record() for name, condition in self.conditions.items()},
-            "axes": {name: [axis.least, axis.usual, axis.largest] for name, axis in self.axes.items()},
+            "axes": {name: list(axis.sizes) for name, axis in self.axes.items()},
         }
 
     @classmethod

@@ -79,14 +79,21 @@ class Graphs:
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What was written: for people."""
+class Written:
+    """Nodes of the sampler's graph, and bytes of its file and of the denoiser's."""
 
-    folder: Path
     nodes: int
     sampler_bytes: int
     denoiser_bytes: int
-    difference: Difference  # from PyTorch
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bundle that was written, and how far its sampler is from PyTorch's."""
+
+    folder: Path
+    graphs: Written
+    difference: Difference
 
 
 def export_graphs(model: Denoiser) -> Graphs:
@@ -134,7 +141,7 @@ def export_bundle(
         graphs = (graphs or export_graphs(model)).of(form)
         advance(1)
         plan.save(folder / "plan.json")
-        nodes, sampler_bytes, denoiser_bytes = write_graphs(graphs, plan, folder, form.dtype, output.name)
+        written = write_graphs(graphs, plan, folder, form.dtype, output.name)
         advance(1)
         stages = list(graphs.stages)
         write_reference(model, plan, folder, form.dtype, stages, output)
@@ -158,7 +165,7 @@ def export_bundle(
         write_samples(bundle, form.samples)
         write_manifest(folder / MANIFEST, facts, describe_files(folder))
         advance(1)
-    return Exported(Path(out), nodes, sampler_bytes, denoiser_bytes, difference)
+    return Exported(Path(out), written, difference)
 
 
 def check_fit(model: Denoiser, plan: Plan) -> None:
@@ -185,10 +192,8 @@ def output_of(model: Denoiser, form: Form) -> Output:
     return Output("samples", model.spec.inputs.shape, "the decoder's input")
 
 
-def write_graphs(
-    graphs: Graphs, plan: Plan, folder: Path, dtype: str = OUTPUTS[0], output: str = "images"
-) -> tuple[int, int, int]:
-    """The sampler's graph and those of the baseline, checked; nodes and bytes of the first, bytes of the denoiser's."""
+def write_graphs(graphs: Graphs, plan: Plan, folder: Path, dtype: str = OUTPUTS[0], output: str = "images") -> Written:
+    """The sampler's graph and those of the baseline, checked."""
     sampler, spec = unroll(graphs.denoiser, plan, dtype, graphs.encoder, graphs.decoder, output), graphs.spec
     sampler.metadata_props.update(
         solver=plan.solver,
@@ -200,7 +205,7 @@ def write_graphs(
     for name, graph in graphs.stages.items():
         save_checked(graph, folder / f"{name}.onnx")
     denoiser_bytes = save_checked(graphs.denoiser, folder / "denoiser.onnx")
-    return len(sampler.graph), save_checked(sampler, folder / "sampler.onnx"), denoiser_bytes
+    return Written(len(sampler.graph), save_checked(sampler, folder / "sampler.onnx"), denoiser_bytes)
 
 
 def write_reference(model: Denoiser, plan: Plan, folder: Path, dtype: str, stages: list[str], output: Output) -> None:
@@ -252,7 +257,7 @@ def _save_polygraphy(made: np.ndarray, name: str, path: Path) -> None:
 def write_samples(bundle: Bundle, count: int) -> None:
     """samples.png, made by sampler.onnx in ONNX Runtime with the bundle's examples of conditions."""
     with Sampler(bundle, CPU) as sampler:
-        made = sampler.sample(range(count), batch=16, **bundle.examples(count))
+        made = sampler.sample(range(count), 16, 1.0, **bundle.examples(count))
     draw(made, bundle, bundle.folder / "samples.png")
 
 

@@ -103,12 +103,12 @@ def summary(model: Denoiser, plan: Plan, exported: Exported, error: float | None
     table = Table(title=title, show_header=False)
     table.add_row("solver", plan.solver)
     table.add_row("network evaluations (NFE)", str(plan.nfe))
-    table.add_row("nodes", f"{exported.nodes} ({exported.nodes / plan.nfe:.0f} an evaluation)")
-    table.add_row("sampler.onnx", f"{exported.sampler_bytes / 1e6:.1f} MB")
-    table.add_row("denoiser.onnx", f"{exported.denoiser_bytes / 1e6:.1f} MB")
+    table.add_row("nodes", f"{exported.graphs.nodes} ({exported.graphs.nodes / plan.nfe:.0f} an evaluation)")
+    table.add_row("sampler.onnx", f"{exported.graphs.sampler_bytes / 1e6:.1f} MB")
+    table.add_row("denoiser.onnx", f"{exported.graphs.denoiser_bytes / 1e6:.1f} MB")
     difference = exported.difference
     table.add_row("error against PyTorch", f"{difference.max:.1e} largest, {difference.rms:.1e} RMS")
-    measured = "not measured" if error is None else f"{error:.4f} RMS, {images} {model.spec.output.name}"
+    measured = "not measured" if error is None else f"{error:.4f} RMS, {images} samples"
     table.add_row("error against the converged solution", measured)
     if plan.report and plan.report.examples:
         fitted, held = plan.report.examples

@@ -75,8 +75,9 @@ def measure(model: Denoiser, nfe: int, additions: Additions | None) -> dict[str,
             result: dict[str, Any] = {}
         else:
             graphs = export_graphs(model)
-            nodes, size, denoiser = write_graphs(graphs, plan, Path(folder))
-            result = {"bytes": size, "size": size / denoiser, "nodes": nodes / nfe}
+            written = write_graphs(graphs, plan, Path(folder))
+            size = written.sampler_bytes
+            result = {"bytes": size, "size": size / written.denoiser_bytes, "nodes": written.nodes / nfe}
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
         if plan and additions and additions.engine:

@@ -79,7 +79,7 @@ class Guided(Wrapped):
             joined = {
                 name: torch.cat([value.expand(x.shape[0], *value.shape[1:]) for value in values])
                 for name in conditions
-                if (values := [branch[name] for branch in told if branch[name] is not None])
+                if (values := [value for branch in told if (value := branch[name]) is not None])
             }
             repeated = sigma if sigma.shape[0] == 1 else sigma.repeat(count)
             answers = self.model(torch.cat([x] * count), repeated, **joined).unflatten(0, (count, -1)).unbind()

@@ -7,6 +7,7 @@ import torch
 
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.loading import load
+from edge_sampler.models.zoo import ZOO
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import sample
@@ -21,6 +22,8 @@ def make(bundle: Bundle, weights: str | None, on_gpu: bool = False) -> Callable[
     recorded = bundle.manifest["model"]
     if on_gpu and not torch.cuda.is_available():
         raise UserError("PyTorch finds no GPU, and the backend runs on one")
+    if weights is None and recorded["name"] not in ZOO:
+        raise UserError(f"{recorded['name']} is not known by name: give --weights with its file, or FILE.py:FUNCTION")
     model = load(weights or recorded["name"], random_weights=bundle.random_weights)
     settled = {name: value for name, value in recorded["built_in"].items() if not isinstance(value, str)}
     model = conditioned(model, guidance=recorded["guidance"], values=settled)

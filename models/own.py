@@ -123,7 +123,7 @@ def adapt(
     return model
 
 
-def with_examples(model: Preconditioned, examples: Examples) -> None:
+def with_examples(model: Denoiser, examples: Examples) -> None:
     """Gives a model examples of its conditions. Raises UserError where they do not fit."""
     found = examples([0, 1]) if callable(examples) else examples
     wanted = model.spec.called_with

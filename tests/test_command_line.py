@@ -140,7 +140,7 @@ def test_calibration_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
     assert ", 4 images" in done.stdout  # the fit's own
     done = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--check", "8", "--out", "judged")
     error = error_against_converged(load("edm-digits"), Plan.load(tmp_path / plan), 8)
-    assert f"{error:.4f} RMS, 8 images" in done.stdout
+    assert f"{error:.4f} RMS, 8 samples" in done.stdout
     refused = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--random-weights")
     assert_one_line(refused, "the plan was fitted to edm-digits, fingerprint")
     replace(Plan.load(tmp_path / plan), mean=(((0.0, 0.0),),), report=None).save(tmp_path / "tall.json")

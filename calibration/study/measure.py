@@ -11,12 +11,13 @@ from edge_sampler.calibration.evaluate.distributed import gathered, total
 from edge_sampler.calibration.evaluate.noise_sets import Noises, digest, to_judge
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
 from edge_sampler.calibration.evaluate.results import Cache
-from edge_sampler.calibration.fit import FittedStep, image_errors, rms
+from edge_sampler.calibration.fit import image_errors, rms
 from edge_sampler.calibration.study import frechet
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.networks import classifier
 from edge_sampler.models.progress import ProgressBars
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.fit_report import FittedStep
 from edge_sampler.runtime.plan import Plan, sample
 
 RESAMPLES = 1000  # of the bootstrap

@@ -12,7 +12,6 @@ from edge_sampler.calibration.chosen_levels import Grid, choose
 from edge_sampler.calibration.evaluate.distributed import gathered
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
 from edge_sampler.calibration.evaluate.results import Cache
-from edge_sampler.calibration.fit import FittedStep
 from edge_sampler.calibration.refinement import refine, viewer
 from edge_sampler.calibration.settings import AUTO, Settings
 from edge_sampler.calibration.solvers.base import Solver
@@ -21,6 +20,7 @@ from edge_sampler.calibration.trace import trace
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.fit_report import FittedStep
 from edge_sampler.runtime.plan import Plan
 
 ON_CHOSEN = " on a chosen grid"

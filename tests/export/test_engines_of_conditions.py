@@ -1,6 +1,7 @@
 """Precisions and engines of graphs with conditions, axes with names and stages."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +149,7 @@ def test_tensorrt_builds_them(name: str, shape: str, precision: str, batch: str,
     graph = ir.load(tmp_path / "s.onnx")
     if precision != "fp32":
         lower_precision(graph, precision)
-    engine = engine_for("tensorrt-rtx", "sm86", precision, Batch.parse(batch), shape == "loop", AXES)
+    engine = replace(engine_for("tensorrt-rtx", "sm86", precision, Batch.parse(batch), shape == "loop"), axes=AXES)
     assert len(bytes(build(graph, engine).engine_bytes)) > 1000
 
 

@@ -20,7 +20,7 @@ from edge_sampler.runtime.bundle import FLOAT_IMAGES, Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import sample
-from edge_sampler.runtime.sampler import make_feed
+from edge_sampler.runtime.sampler import feed_of
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 
@@ -84,7 +84,7 @@ def test_the_float16_graph_errs_as_predicted(made: Path, tmp_path: Path) -> None
     model = ir.load(made / "sampler.onnx")
     lower_precision(model, "fp16")
     save_checked(model, tmp_path / "low.onnx")
-    feed = make_feed(unit_noise(range(64), bundle.shape), np.array([]), 0)
+    feed = feed_of(bundle, range(64), {})
     with Session(tmp_path / "low.onnx") as low, Session(made / "sampler.onnx") as full:
         found = float(np.sqrt(np.mean((low.run(feed)["images"] - full.run(feed)["images"]) ** 2)))
     predicted = precision_error(bundle, "fp16")["rms_error"]
@@ -95,7 +95,7 @@ def test_the_predicted_error_is_that_of_pytorch(made: Path, digits: Denoiser, pr
     """PyTorch rounds after every operation, as the prediction does."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     bundle = Bundle.open(made)
-    noise = torch.from_numpy(unit_noise(range(64), bundle.shape))
+    noise = torch.from_numpy(unit_noise(range(64), bundle.inputs.sized()))
     low = copy.deepcopy(digits)
     assert isinstance(low, Preconditioned)
     low.model.to(dtype)

@@ -17,25 +17,25 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.noise import unit_noise
-from edge_sampler.runtime.sampler import make_feed
+from edge_sampler.runtime.sampler import feed_of
 from tests.conftest import relative
 
 
 def rolled(folder: Path) -> ir.Model:
     """As it is made of a bundle."""
     bundle = Bundle.open(folder)
-    return roll(ir.load(bundle.graph("denoiser.onnx")), bundle.plan, bundle.output)
+    return roll(ir.load(bundle.graph("denoiser.onnx")), bundle.plan, bundle.dtype)
 
 
 @pytest.mark.parametrize("which", ["made", "conditional"])
 def test_a_loop_makes_the_same_images(which: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(which)
     bundle = Bundle.open(folder)
-    feed = make_feed(unit_noise(range(3), bundle.shape), np.array([0, 1, -1]), bundle.classes)
+    feed = feed_of(bundle, range(3), {"class_labels": [0, 1, -1]} if which == "conditional" else {})
     save_checked(rolled(folder), tmp_path / "rolled.onnx")
     with Session(tmp_path / "rolled.onnx") as loop, Session(folder / "sampler.onnx") as unrolled:
         found, expected = loop.run(feed)["images"], unrolled.run(feed)["images"]
-    if bundle.output == "uint8":
+    if bundle.dtype == "uint8":
         assert np.abs(found.astype(int) - expected).max() <= 1
     else:
         assert relative(found, expected) < 1e-4

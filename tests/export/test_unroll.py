@@ -19,7 +19,7 @@ from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import ALL_SOLVERS, find
 from edge_sampler.calibration.solvers.base import Scheme, Solver, base_step
 from edge_sampler.calibration.trace import corrected_by, trace
-from edge_sampler.export.assemble import write_graphs
+from edge_sampler.export.assemble import export_graphs, write_graphs
 from edge_sampler.export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm
 from edge_sampler.export.network_graph import export_denoiser
 from edge_sampler.export.save import save_checked
@@ -75,7 +75,7 @@ def test_four_paths_agree(
     settings = Settings(nfe, solver.name, batch=12, heldout=4, fine_steps=2, target="local", afs=afs)
     mean = mean_image(noises_of(digits, settings), NO_CACHE) if afs else None
     plan, scheme = calibrate(digits, settings), scheme_of(solver, grid_of(digits, "edm"), settings, mean)
-    gammas = [step["gamma"] for step in plan.calibration.get("steps", [])]
+    gammas = [step.gamma for step in plan.report.steps] if plan.report else []
     step = corrected_by(gammas) if gammas else base_step
     looped = scheme.run(network, noise * scheme.sigmas[0], step)
     planned = sample(network, noise, plan)
@@ -94,16 +94,15 @@ def test_four_paths_agree(
 @pytest.mark.parametrize("steps", [5, 8])
 def test_the_graph_is_the_original_sampler(golden: Golden, steps: int, tmp_path: Path) -> None:
     nfe = 2 * steps - 1
-    write_graphs(golden.model, fixed_plan(golden.model, "heun", nfe), tmp_path)
+    write_graphs(export_graphs(golden.model), fixed_plan(golden.model, "heun", nfe), tmp_path)
     feed = {"noise": golden.arrays["latents"]}
-    if golden.labels is not None:
-        feed["class_labels"] = golden.labels.numpy()
+    feed |= {name: value.numpy() for name, value in golden.conditions.items()}
     with Session(tmp_path / "sampler.onnx") as session:
         assert relative(session.run(feed)["images"], golden.arrays[f"edm_sampler_{steps}"]) < 1e-3
 
 
 def test_onnx_accepts_the_files_in_full(digits: Denoiser, tmp_path: Path) -> None:
-    write_graphs(digits, fixed_plan(digits, "ipndm", 10), tmp_path)
+    write_graphs(export_graphs(digits), fixed_plan(digits, "ipndm", 10), tmp_path)
     for name in ("sampler.onnx", "denoiser.onnx"):
         onnx.checker.check_model(str(tmp_path / name), full_check=True)
         inferred = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / name), strict_mode=True, data_prop=True)
@@ -114,7 +113,7 @@ def test_onnx_accepts_the_files_in_full(digits: Denoiser, tmp_path: Path) -> Non
 
 
 def test_weights_are_stored_once_and_the_embedding_is_folded(digits: Denoiser, tmp_path: Path) -> None:
-    graphs = write_graphs(digits, fixed_plan(digits, "ipndm", 10), tmp_path)
+    graphs = write_graphs(export_graphs(digits), fixed_plan(digits, "ipndm", 10), tmp_path)
     assert graphs.sampler_bytes <= 1.20 * graphs.denoiser_bytes
     model = onnx.load(tmp_path / "sampler.onnx")
     names = [initializer.name for initializer in model.graph.initializer]
@@ -167,7 +166,7 @@ def test_uint8_output_rounds_clips_and_moves_channels_last(tmp_path: Path) -> No
     images = {}
     for output in ("float32", "uint8"):
         (tmp_path / output).mkdir()
-        write_graphs(model, plan, tmp_path / output, output)
+        write_graphs(export_graphs(model), plan, tmp_path / output, output)
         with Session(tmp_path / output / "sampler.onnx") as session:
             images[output] = session.run(feed)["images"]
     assert images["uint8"].dtype == np.uint8
@@ -181,12 +180,14 @@ def test_uint8_output_rounds_clips_and_moves_channels_last(tmp_path: Path) -> No
 def test_classes_reach_every_evaluation(tmp_path: Path) -> None:
     model = models.load(str(DATA / "official-format-tiny.pkl"))
     plan = fixed_plan(model, "ipndm", 3)
-    write_graphs(model, plan, tmp_path)
+    write_graphs(export_graphs(model), plan, tmp_path)
     noise = np.repeat(np.random.default_rng(0).normal(size=(1, *model.spec.shape)).astype(np.float32), 3, axis=0)
     labels = np.array([2, 7, -1])
     with Session(tmp_path / "sampler.onnx") as session:
         images = session.run({"noise": noise, "class_labels": labels})["images"]
-    expected = sample(Network(model, torch.from_numpy(labels)), torch.from_numpy(noise).double(), plan)
+    expected = sample(
+        Network(model, {"class_labels": torch.from_numpy(labels)}), torch.from_numpy(noise).double(), plan
+    )
     assert relative(images, expected) < 1e-4
     assert relative(images[0], images[1]) > 1e-3
 
@@ -195,20 +196,20 @@ def test_classes_reach_every_evaluation(tmp_path: Path) -> None:
 def test_guidance_and_a_class_are_built_in(one_batch: bool, class_label: int | None, tmp_path: Path) -> None:
     model = conditioned(models.load(TINY), class_label, 2.0, one_batch)
     plan = fixed_plan(model, "ipndm", 3)
-    write_graphs(model, plan, tmp_path)
+    write_graphs(export_graphs(model), plan, tmp_path)
     noise = np.random.default_rng(0).normal(size=(5, *model.spec.shape)).astype(np.float32)
     labels = np.array([2, 7, -1, 0, 3])
     feed = {"noise": noise} | ({"class_labels": labels} if class_label is None else {})
     with Session(tmp_path / "sampler.onnx") as session:
         images = session.run(feed)["images"]
-    network = Network(model, torch.from_numpy(labels) if class_label is None else None)
+    network = Network(model, {"class_labels": torch.from_numpy(labels)} if class_label is None else {})
     assert relative(images, sample(network, torch.from_numpy(noise).double(), plan)) < 1e-4
 
 
 def test_one_class_costs_nothing_in_the_graph(tmp_path: Path) -> None:
     """What the class does to the embedding is as constant as the noise level."""
     model = conditioned(models.load(TINY), 3)
-    write_graphs(model, fixed_plan(model, "ddim", 2), tmp_path)
+    write_graphs(export_graphs(model), fixed_plan(model, "ddim", 2), tmp_path)
     graph = onnx.load(tmp_path / "sampler.onnx").graph
     assert [value.name for value in graph.input] == ["noise"]
     assert "Gemm" not in {node.op_type for node in graph.node}

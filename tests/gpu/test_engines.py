@@ -62,7 +62,7 @@ def test_an_image_depends_on_its_seed_alone(
 def test_classes_and_uint8(name: str, equip: Equip, pytorch: Expected) -> None:
     bundle = equip(name, "fp32", "4", "classes")
     with runtime.load(bundle.folder, name, "fp32") as sampler:
-        images = sampler.sample(range(6), batch=4, **bundle.examples(6))
+        images = sampler.sample(range(6), 4, 1.0, **bundle.examples(6))
     assert images.dtype == np.uint8
     assert relative(as_floats(images), pytorch(bundle, 6).clip(-1, 1)) <= bundle.tolerance() + HALF_LEVEL
 

@@ -94,7 +94,7 @@ def test_seeds_out_of_range_are_refused(made: Path) -> None:
             ([1.5], "whole numbers"),
         ):
             with pytest.raises(UserError, match=message):
-                sampler.sample(seeds)
+                sampler.sample(seeds)  # type: ignore[arg-type]
         with pytest.raises(UserError, match=r"unknown condition 'class_labels'.*takes no conditions"):
             sampler.sample([0], class_labels=1)
         with pytest.raises(UserError, match="batch is 0"):

@@ -18,23 +18,36 @@ def trace(scheme: Scheme, gammas: Sequence[Sequence[float]] = ()) -> Plan:
     A vector's entry 0 is the weight of the unit noise, entry j + 1 that of the j-th denoised image; the first of these
     is the scheme's mean, where it has one.
     """
-    name, afs = scheme.solver.name, scheme.mean is not None
-    nfe = scheme.nfe - afs
-    units = np.eye(scheme.nfe + 1)
+    name, afs, clip = scheme.solver.name, scheme.mean is not None, scheme.solver.clip
+    nfe, each = scheme.nfe - afs, 2 if clip else 1
+    units = np.eye(1 + afs + each * nfe)
     told: list[float] = []
     rows: list[tuple[float, ...]] = []
 
     def record(x: np.ndarray, sigma: float) -> np.ndarray:
         assert len(told) < nfe, f"{name} evaluates more often than {nfe} times"
-        rows.append(tuple(x[: 1 + afs + len(told)].tolist()))
+        place = 1 + afs + each * len(told)
+        rows.append(tuple(np.asarray(x)[:place].tolist()))
         told.append(float(sigma))
-        return units[afs + len(told)]
+        answer = units[place].view(Answer)
+        answer.clipped = units[place + 1] if clip else None
+        return answer
 
     over_vectors = replace(scheme, mean=units[1]) if afs else scheme
     images = over_vectors.run(record, scheme.sigmas[0] * units[0], corrected_by(gammas) if gammas else base_step)
     assert len(told) == nfe, f"{name} evaluates {len(told)} times instead of {nfe}"
-    mean = nested(scheme.mean) if afs else ()
-    return Plan(name + AFS * afs, tuple(told), (*rows, tuple(images.tolist())), mean=mean)
+    mean, last = nested(scheme.mean) if afs else (), np.asarray(images)
+    return Plan(name + AFS * afs, tuple(told), (*rows, tuple(last.tolist())), mean=mean, clip=clip)
+
+
+class Answer(np.ndarray):
+    """A unit vector that stands for an answer of the network; clipped, it is the unit vector of the next column."""
+
+    clipped: np.ndarray | None = None
+
+    def clip(self, low: Any, high: Any) -> Any:  # type: ignore[override]
+        assert self.clipped is not None, "a solver that clips says so"
+        return self.clipped
 
 
 def corrected_by(gammas: Sequence[Sequence[float]]) -> Step:

@@ -45,7 +45,7 @@ def roll(
         mean = canvas.constant("@state_of_mean", places[1] * np.array(plan.mean, np.float32))
         start = canvas.add("Add", [start, mean], "@state_start")
     state = ir.Value(name="@state", shape=ir.Shape([columns, *noise.shape]), type=noise.type)
-    body = draw_body(graph, plan, canvas, state, rows[:-1], places[-plan.nfe :])
+    body = draw_body(graph, plan, canvas, state, rows[:-1], places[1 + plan.afs :])
     # Without a condition: where there is one, TensorRT adds a second limit to the loop.
     operands = [canvas.constant("@nfe", np.array(plan.nfe)), None, start]
     finished = canvas.add("Loop", operands, "@state_end", {"body": ir.AttrGraph("body", body)})
@@ -61,7 +61,8 @@ def draw_body(
 
     Takes the nodes and weights out of ``graph``, the exported denoiser. The weights go into the body: outside, ONNX
     Runtime does not rearrange the convolutions' for the CPU. Unlike in ``unroll``, shifts do not join biases, which
-    would then vary between iterations. ``rows`` and ``places`` are float32 [nfe, columns, 1, 1, …].
+    would then vary between iterations. ``rows`` and ``places`` are float32 [nfe, columns, 1, 1, …]; of a
+    plan that clips, places are twice as many.
     """
     step = ir.Value(name="@step", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT64))
     going = ir.Value(name="@going", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
@@ -93,8 +94,13 @@ def draw_body(
                 body.weights[name] = graph.initializers.pop(name)
     body.nodes.extend(parts.stamped)
 
-    placed = body.add("Mul", [denoised, gather("@place", places)], "@placed")
+    placed = body.add("Mul", [denoised, gather("@place", places[:: plan.columns])], "@placed")
     updated = body.add("Add", [state, placed], "@state_next")
+    if plan.clip:
+        bounds = [body.constant(f"@clip{bound:g}", np.array(bound, np.float32)) for bound in (-plan.clip, plan.clip)]
+        clipped = body.add("Clip", [denoised, *bounds], "@clipped")
+        placed = body.add("Mul", [clipped, gather("@clipped_place", places[1 :: plan.columns])], "@clipped_placed")
+        updated = body.add("Add", [updated, placed], "@state_next_clipped")
     updated.shape, updated.type = state.shape, state.type
     on = body.add("Identity", [body.constant("@always", np.array(True))], "@going_on")
     on.shape, on.type = going.shape, going.type

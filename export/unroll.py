@@ -22,12 +22,20 @@ class Symbol:
     """A weighted sum of the graph's values that knows ``*`` and ``+``, as ``sample`` asks of its terms."""
 
     terms: tuple[tuple[float, ir.Value], ...]
+    canvas: Canvas | None = None  # of an answer, which may be clipped
 
     def __rmul__(self, factor: float) -> "Symbol":
         return Symbol(tuple((factor * weight, value) for weight, value in self.terms))
 
     def __add__(self, other: "Symbol") -> "Symbol":
         return Symbol(self.terms + other.terms)
+
+    def clip(self, low: float, high: float) -> "Symbol":
+        """One of the graph's values, clipped: a node behind it."""
+        ((_, value),) = self.terms
+        assert self.canvas is not None
+        bounds = [self.canvas.constant(f"clip{bound:g}", np.array(bound, np.float32)) for bound in (low, high)]
+        return Symbol(((1.0, self.canvas.add("Clip", [value, *bounds], f"{value.name}_clipped")),))
 
     def draw(self, canvas: Canvas, name: str) -> ir.Value:
         """The value called ``name``: a product for each term, and one sum."""
@@ -68,7 +76,7 @@ def unroll(
         nonlocal evaluations
         evaluations += 1
         drawn = x.draw(canvas, f"x_{evaluations - 1}")
-        return Symbol(((1.0, stamp_denoiser(parts, canvas, known, drawn, sigma, evaluations - 1)),))
+        return Symbol(((1.0, stamp_denoiser(parts, canvas, known, drawn, sigma, evaluations - 1)),), canvas)
 
     def constant(mean: np.ndarray) -> Symbol:
         return Symbol(((1.0, canvas.constant("afs_mean", mean)),))

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edge_sampler.models.denoiser import Denoiser, Examples, null_of
+from edge_sampler.models.denoiser import Denoiser, Examples, digest, null_of
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import CLASSES, Inputs
+from edge_sampler.runtime.inputs import CLASSES, Condition, Inputs
 
 
 class Wrapped(Denoiser):
@@ -49,6 +49,28 @@ class BuiltIn(Wrapped):
 
     def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Tensor | None) -> Tensor:
         return self.model(x, sigma, **conditions, **{self.name: self.get_buffer("value").to(x.device)})
+
+
+class Pinned(Wrapped):
+    """A model of which some entries are known: inpainting, a planner's start and goal, the frozen head of a chunk.
+
+    Two conditions more, ``known`` and ``known_mask`` (1 where it is known), both shaped as x. The known entries are the
+    answer there at every evaluation, so that the state there is those with noise of its level, and in the end they.
+    """
+
+    def __init__(self, model: Denoiser) -> None:
+        inputs = model.spec.inputs
+        pinned = {
+            "known": Condition(inputs.shape, description="the entries that are known"),
+            "known_mask": Condition(inputs.shape, description="1 where an entry is known, else 0"),
+        }
+        more = replace(inputs, conditions={**inputs.conditions, **pinned})
+        super().__init__(model, inputs=more, architecture=digest(["pinned", model.spec.architecture]))
+
+    def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Tensor | None) -> Tensor:
+        known, mask = conditions.pop("known", None), conditions.pop("known_mask", None)
+        denoised = self.model(x, sigma, **conditions)
+        return denoised if known is None or mask is None else denoised + mask * (known - denoised)
 
 
 @dataclass(frozen=True)

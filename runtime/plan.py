@@ -10,6 +10,9 @@ so that ``nfe`` noise levels and one lower-triangular matrix are the whole of it
 
 A plan with an analytical first step (AFS) has one constant m more to weigh, which stands where the network's
 answer to pure noise would: a column A[k, 1]·m, behind the noise's, in every row.
+
+A plan that clips has two columns for each evaluation: D_j, and D_j clipped to [-clip, clip]. So DDIM with
+``clip_sample``, which keeps the noise estimate of the answer as it was, is a table too.
 """
 
 import hashlib
@@ -34,9 +37,11 @@ class Plan:
     Args:
         solver: its name, for people.
         sigmas: the noise level that each evaluation is told, float [nfe], in the data's units, positive.
-        table: A above; row k holds its k+1 entries (with a mean k+2), so row lengths are 1 … nfe+1 (2 … nfe+2).
+        table: A above; row k holds its k+1 entries (with a mean k+2), so row lengths are 1 … nfe+1 (2 … nfe+2). Where
+            it clips, they are 1, 3, 5, ….
         report: how it was fitted; None for a fixed solver.
         mean: m above, nested tuples of one sample's shape; empty without AFS.
+        clip: the bound of the second column; 0: there is none.
 
     Raises UserError when sizes disagree or a number is not finite.
     """
@@ -46,12 +51,16 @@ class Plan:
     table: tuple[tuple[float, ...], ...]
     report: FitReport | None = field(default=None, compare=False)
     mean: Any = ()
+    clip: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.sigmas or not all(np.isfinite(sigma) and sigma > 0 for sigma in self.sigmas):
             raise UserError("a plan needs at least one noise level, each finite and above 0")
-        first, last = 1 + self.afs, self.nfe + 1 + self.afs
-        if [len(row) for row in self.table] != list(range(first, last + 1)):
+        if not (np.isfinite(self.clip) and self.clip >= 0):
+            raise UserError(f"a plan's clip is {self.clip}; it must be a finite number, 0 or above")
+        first, each = 1 + self.afs, self.columns
+        last = first + each * self.nfe
+        if [len(row) for row in self.table] != list(range(first, last + 1, each)):
             raise UserError(f"a plan of {self.nfe} evaluations needs {self.nfe + 1} rows of {first} to {last} numbers")
         if not all(np.isfinite(entry) for row in self.table for entry in row):
             raise UserError("a plan's table must be finite")
@@ -64,6 +73,11 @@ class Plan:
         return len(self.mean) > 0
 
     @property
+    def columns(self) -> int:
+        """How many columns of the table an evaluation has."""
+        return 2 if self.clip else 1
+
+    @property
     def nfe(self) -> int:
         """Number of network (function) evaluations."""
         return len(self.sigmas)
@@ -71,12 +85,13 @@ class Plan:
     @property
     def sha256(self) -> str:
         """Tells the sampler: of the noise levels, the table and the mean, not of names or reports."""
-        told = [self.sigmas, self.table, *([self.mean] if self.afs else [])]
+        told = [self.sigmas, self.table, *([self.mean] if self.afs else []), *([self.clip] if self.clip else [])]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
         """Writes JSON; floats keep every bit."""
         fields = {"schema": SCHEMA, "solver": self.solver, "sigmas": self.sigmas, "table": self.table}
+        fields |= {"clip": self.clip} if self.clip else {}
         fields |= {"report": self.report and self.report.record()} | ({"mean": self.mean} if self.afs else {})
         path.write_text(json.dumps(fields, indent=1) + "\n")
 
@@ -96,6 +111,7 @@ class Plan:
                 table=tuple(tuple(float(entry) for entry in row) for row in data["table"]),
                 report=FitReport.read(data["report"]) if data["report"] is not None else None,
                 mean=nested(data.get("mean", ())),
+                clip=float(data.get("clip", 0.0)),
             )
         except OSError as error:
             raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
@@ -147,10 +163,12 @@ def sample(
     """Runs the plan: the only sampling loop of this project.
 
     ``noise`` is unit normal, [n, *shape]; it and what ``denoise(x, sigma)`` returns may be NumPy
-    arrays, PyTorch tensors, or the exporter's symbolic values, which need ``constant`` (``terms_before``). Returns
-    samples, shaped as the noise.
+    arrays, PyTorch tensors, or the exporter's symbolic values, which need ``constant`` (``terms_before``). They know
+    ``*``, ``+`` and, for a plan that clips, ``clip(low, high)``. Returns samples, shaped as the noise.
     """
     terms = terms_before(noise, plan, constant)
     for sigma, row in zip(plan.sigmas, plan.table, strict=False):
         terms.append(denoise(weighted_sum(row, terms), sigma))
+        if plan.clip:
+            terms.append(terms[-1].clip(-plan.clip, plan.clip))
     return weighted_sum(plan.table[-1], terms)

@@ -44,6 +44,7 @@ class Solver:
     steps: Callable[[int], int] = lambda nfe: nfe
     history: int | None = None  # the paper's r; None: a fixed solver, never corrected
     aliases: tuple[str, ...] = ()
+    clip: float = 0.0  # the bound to which it clips each answer, beside using it as it is; 0: it does not
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,18 @@ def differences(past: Sequence[Evaluation], history: int) -> list[Any]:
 def multistep(
     rule: Callable[[list[Evaluation], float], Any],
     directions: Callable[[Sequence[Evaluation], int], list[Any]] = differences,
+    last: Callable[[Evaluation], Any] = lambda now: now.denoised,
 ) -> Callable[..., Any]:
     """The solver that evaluates once a step and applies ``rule(evaluations so far, newest first; next sigma)``.
 
-    A step to σ = 0 is Euler's, which there is the denoised image itself (k-diffusion and diffusers do the same).
+    A step to σ = 0 is ``last``: Euler's, which there is the denoised image itself, as in k-diffusion and diffusers.
     """
 
     def run(denoise: Denoise, x: Any, sigmas: Sequence[float], step: Step, history: int, nfe: int | None = None) -> Any:
         past: list[Evaluation] = []
         for sigma, sigma_next in pairwise(sigmas):
             past.insert(0, Evaluation(sigma, x, denoise(x, sigma)))
-            base = rule(past, sigma_next) if sigma_next > 0 else past[0].denoised
+            base = rule(past, sigma_next) if sigma_next > 0 else last(past[0])
             x = step(base, directions(past, history))
         return x
 

@@ -12,6 +12,19 @@ def ddim(past: list[Evaluation], sigma_next: float) -> Any:
     return now.x + (sigma_next - now.sigma) * now.d
 
 
+CLIP = 1.0  # diffusers' clip_sample_range, unless told
+
+
+def clipped(now: Evaluation) -> Any:
+    """The denoised sample within [-1, 1]."""
+    return now.denoised.clip(-CLIP, CLIP)
+
+
+def ddim_clipped(past: list[Evaluation], sigma_next: float) -> Any:
+    """clip(D) + σ'·d: diffusers' DDIM with ``clip_sample``, as policies use it; d is that of the answer as it was."""
+    return clipped(past[0]) + sigma_next * past[0].d
+
+
 def noise_estimate(past: Sequence[Evaluation], history: int) -> list[Any]:
     """ε̂ of this step alone: the direction of the paper's form for classifier-free guidance, DDIM + β·ε̂."""
     return [past[0].d]
@@ -19,6 +32,7 @@ def noise_estimate(past: Sequence[Evaluation], history: int) -> list[Any]:
 
 SOLVERS = (
     Solver("ddim", multistep(ddim), order=1, aliases=("euler",)),
+    Solver("ddim-clip", multistep(ddim_clipped, last=clipped), order=1, clip=CLIP),
     Solver("iia-ddim", multistep(ddim), order=1, history=1),
     Solver("iia-ddim-guided", multistep(ddim, noise_estimate), order=1, history=0),
 )

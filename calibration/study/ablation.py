@@ -74,7 +74,9 @@ def questions(history: Sequence[int], batch: int) -> dict[str, list[Trial]]:
             for solver in ("ipndm", "iia-ipndm")
         ],
         "Other solvers (chosen levels)": [
-            Trial(f"{solver.name}", {"schedule": CHOSEN, "solver": solver.name}) for solver in ALL_SOLVERS
+            Trial(f"{solver.name}", {"schedule": CHOSEN, "solver": solver.name})
+            for solver in ALL_SOLVERS
+            if not solver.clip
         ],
         "First step": [
             Trial(f"{schedule}, {'analytical' if afs else 'by the network'}", {"schedule": schedule, "afs": afs})

@@ -87,6 +87,6 @@ def main() -> None:
 
 def solvers_of(text: str) -> list[Solver]:
     """The solvers of a list by comma, each once. Raises UserError for an unknown one."""
-    groups = {"all": [solver.name for solver in ALL_SOLVERS], "auto": AUTO}
+    groups = {"all": [solver.name for solver in ALL_SOLVERS if not solver.clip], "auto": AUTO}
     names = [name for part in text.split(",") for name in groups.get(part.strip(), [part.strip()])]
     return [*dict.fromkeys(map(find, names))]

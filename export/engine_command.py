@@ -13,9 +13,10 @@ from rich.console import Console
 
 from edge_sampler.export.build_engine import engine_for
 from edge_sampler.export.extend import Additions, add
+from edge_sampler.export.precisions import PRECISIONS
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser
-from edge_sampler.runtime.engine_record import LIBRARIES, PRECISIONS, Batch
+from edge_sampler.runtime.engine_record import LIBRARIES, Batch
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Axis
 
@@ -49,7 +50,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--axis", action="append", default=[], metavar="NAME=SIZES", help=axis_help)
     loop_help = "one evaluation in a loop: builds in the time of one, and gives up CUDA graphs"
     group.add_argument("--loop", action="store_true", help=loop_help)
-    group.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the network (default: fp32)")
+    group.add_argument(
+        "--precision", choices=("fp32", *PRECISIONS), default="fp32", help="of the network (default: fp32)"
+    )
     group.add_argument("--max-error", type=float, help="exit 1 if the precision's RMS error of the images is above it")
 
 

@@ -11,21 +11,17 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from edge_sampler.export.canvas import SAMPLE
+from edge_sampler.export.precisions import PRECISIONS
 from edge_sampler.runtime.errors import UserError
 
-LOW = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-LARGEST = {"fp16": 65504.0, "bf16": 3.3895e38}  # finite numbers
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # a network begins and ends with one that has weights
-STATISTICS = ("Softmax", "InstanceNormalization")  # the latter has no stash_type
-FLOAT32_INSIDE = {"fp16": STATISTICS, "bf16": (*STATISTICS, "ConvTranspose", "Mish")}  # TensorRT-RTX 1.7 fails on those
 FLOAT32_INPUTS = {"Resize": (1, 2)}  # regions and scales, which ONNX has in float32 alone
-BFLOAT16_OPSET = 22  # the first whose convolutions take bfloat16
 
 
 def lower_precision(model: ir.Model, precision: str) -> None:
-    """The sampler's graph (or the denoiser's) in ``fp16`` or ``bf16``, in place; inputs and outputs keep their types.
+    """The sampler's graph (or the denoiser's) in one of ``precisions``, in place; inputs and outputs keep their types.
 
-    Raises UserError when a weight is too large for float16.
+    Raises UserError when a weight is too large for it.
     """
     ShapeInferencePass()(model)
     lowered: set[ir.Value] = set()  # a loop's body reads values of the graph around it, which comes first
@@ -33,9 +29,8 @@ def lower_precision(model: ir.Model, precision: str) -> None:
         clip_masks(graph, precision)
         _lower(graph, precision, lowered)
     for value in lowered:
-        value.dtype = LOW[precision]
-    if precision == "bf16":
-        model.graph.opset_imports[""] = max(model.graph.opset_imports[""], BFLOAT16_OPSET)
+        value.dtype = PRECISIONS[precision].dtype
+    model.graph.opset_imports[""] = max(model.graph.opset_imports[""], PRECISIONS[precision].opset)
 
 
 def clip_masks(graph: ir.Graph, precision: str) -> None:
@@ -43,7 +38,7 @@ def clip_masks(graph: ir.Graph, precision: str) -> None:
 
     A network's own float32 minimum would be an infinity, and a row that is hidden whole not a number. Infinities stay.
     """
-    largest = LARGEST[precision]
+    largest = PRECISIONS[precision].largest
     for node in graph:
         for index, value in enumerate(node.inputs):
             if value is None or value.const_value is None or value.const_value.size != 1 or not value.is_initializer():
@@ -55,7 +50,7 @@ def clip_masks(graph: ir.Graph, precision: str) -> None:
 
 def _lower(graph: ir.Graph, precision: str, lowered: set[ir.Value]) -> None:
     """``lowered`` grows by the values whose type is to become low."""
-    dtype = LOW[precision]
+    dtype = PRECISIONS[precision].dtype
     low = inside_network(graph, precision)
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     lowered |= {value for node in low for value in node.outputs if value.dtype == ir.DataType.FLOAT}
@@ -79,7 +74,7 @@ def round_activations(model: ir.Model, precision: str) -> None:
     So a CPU measures what a precision costs: sums in float32, operands and results in 16 bits, as on tensor cores.
     ONNX Runtime's CPU kernels have no bfloat16, and keep float32 between the nodes of a float16 graph.
     """
-    dtype = LOW[precision]
+    dtype = PRECISIONS[precision].dtype
     ShapeInferencePass()(model)
     graph = model.graph
     clip_masks(graph, precision)
@@ -118,7 +113,7 @@ def inside_network(graph: ir.Graph, precision: str) -> set[ir.Node]:
         sources = [value.producer() for value in node.inputs if value is not None and not value.is_initializer()]
         if not _has_weights(node) and all(source is None or source in outside for source in sources):
             outside.add(node)
-    return {node for node in graph if node not in outside and node.op_type not in FLOAT32_INSIDE[precision]}
+    return {node for node in graph if node not in outside and node.op_type not in PRECISIONS[precision].float32_inside}
 
 
 def _has_weights(node: ir.Node) -> bool:
@@ -126,13 +121,14 @@ def _has_weights(node: ir.Node) -> bool:
 
 
 def _lowered_weight(graph: ir.Graph, value: ir.Value, precision: str) -> ir.Value:
-    """The initializer in 16 bits."""
+    """The initializer in that precision."""
     assert value.const_value is not None
+    low = PRECISIONS[precision]
     array = value.const_value.numpy()
     largest = float(np.abs(array[np.isfinite(array)]).max(initial=0))
-    if precision == "fp16" and largest > LARGEST[precision]:
-        raise UserError(f"{value.name} holds {largest:.3g}, more than float16's 65504: use bf16 or fp32")
-    return _initializer(graph, f"{value.name}_{precision}", ir.tensor(array.astype(LOW[precision].numpy())))
+    if largest > low.largest:
+        raise UserError(f"{value.name} holds {largest:.3g}, more than {precision}'s {low.largest:g}: {low.advice}")
+    return _initializer(graph, f"{value.name}_{precision}", ir.tensor(array.astype(low.dtype.numpy())))
 
 
 def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

@@ -2,26 +2,19 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from edge_sampler.models.denoiser import Preconditioned
-from edge_sampler.models.networks.dhariwal_unet import DhariwalUNet
+from edge_sampler.models.networks import NETWORKS
 from edge_sampler.models.networks.layers import FourierEmbedding
-from edge_sampler.models.networks.song_unet import SongUNet
-from edge_sampler.models.networks.unet_2d import UNet2D
 from edge_sampler.models.precond import PRECONDITIONINGS
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs, class_labels
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "SongUNet": SongUNet,
-    "DhariwalUNet": DhariwalUNet,
-    "UNet2DModel": UNet2D,
-}
 DEFAULT_NETWORKS = {"EDMPrecond": "DhariwalUNet", "iDDPMPrecond": "DhariwalUNet"}  # of EDM's classes; else SongUNet
 IGNORED = ("use_fp16", "sigma_min", "sigma_max", "sigma_data")  # where the preconditioning itself does not take them
 

@@ -12,7 +12,7 @@ INSTALL = {
     "tensorrt": "install tensorrt (a Jetson's JetPack brings it; elsewhere: pip install tensorrt)",
     "tensorrt-rtx": "pip install tensorrt-rtx",
 }
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISION = re.compile(r"[a-z0-9+-]+")  # the form of a name; export.precisions has them
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Engine:
     axes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict, hash=False)  # least, usual, largest sizes
 
     def __post_init__(self) -> None:
-        if self.flavour not in LIBRARIES or self.precision not in PRECISIONS:
+        if self.flavour not in LIBRARIES or not PRECISION.fullmatch(self.precision):
             raise ValueError(f"engine {self.file} is of {self.flavour} in {self.precision}")
 
     @classmethod

@@ -65,3 +65,6 @@ class DhariwalUNet(UNet):
         if classes is not None:
             embedding = embedding + self.map_label(classes)
         return self.out_conv(silu(self.out_norm(self.trunk(x, silu(embedding)))))
+
+
+NETWORKS = {"DhariwalUNet": DhariwalUNet}

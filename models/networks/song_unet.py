@@ -91,3 +91,6 @@ class SongUNet(UNet):
         embedding = silu(self.map_layer1(silu(self.map_layer0(embedding))))
         x = self.trunk(x, embedding)
         return self.dec[f"{self.head}_conv"](silu(self.dec[f"{self.head}_norm"](x)))
+
+
+NETWORKS = {"SongUNet": SongUNet}

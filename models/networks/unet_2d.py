@@ -46,3 +46,6 @@ class OneHotEmbedding(nn.Embedding):
 
     def forward(self, one_hot: Tensor) -> Tensor:
         return one_hot @ self.weight
+
+
+NETWORKS = {"UNet2DModel": UNet2D}

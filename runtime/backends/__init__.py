@@ -1,11 +1,18 @@
-"""Engine libraries, one module each; ``base.Backend`` says what a module offers. Here, best first."""
+"""Engine libraries: the BACKENDS of each module of this folder, best first. A new one is a new file.
 
-from edge_sampler.runtime.backends import onnxrt, trt
+``base.Backend`` says what a backend offers.
+"""
+
+import importlib
+import pkgutil
+
 from edge_sampler.runtime.backends.base import Backend
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 
-BACKENDS = {backend.name: backend for backend in (*trt.BACKENDS, *onnxrt.BACKENDS)}
+_MODULES = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+_FOUND: list[Backend] = [backend for module in _MODULES for backend in getattr(module, "BACKENDS", ())]
+BACKENDS = {backend.name: backend for backend in sorted(_FOUND, key=lambda backend: backend.rank)}
 
 
 def choose(bundle: Bundle, name: str = "auto", precision: str | None = None) -> Backend:

@@ -48,6 +48,7 @@ class Backend:
     """
 
     name: str
+    rank: int  # the lowest that can run a bundle is the one that "auto" takes
     unable: Callable[[Bundle, str | None], str | None]
     open: Callable[[Bundle, str | None, Sequence[str]], Session]
     open_graph: Callable[[Bundle, str], Session] | None

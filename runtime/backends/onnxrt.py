@@ -237,9 +237,10 @@ def resident_memory() -> int:
     return int(pages) * 4096
 
 
-def _backend(name: str, provider: Provider) -> Backend:
+def _backend(name: str, rank: int, provider: Provider) -> Backend:
     return Backend(
         name,
+        rank,
         partial(_unable, provider),
         partial(_open, provider),
         partial(_open_graph, provider),
@@ -247,7 +248,11 @@ def _backend(name: str, provider: Provider) -> Backend:
     )
 
 
-BACKENDS = (_backend("onnxrt-tensorrt-rtx", RTX), _backend("onnxrt-cuda", CUDA), _backend("onnxrt", CPU))
+BACKENDS = (
+    _backend("onnxrt-tensorrt-rtx", 10, RTX),
+    _backend("onnxrt-cuda", 20, CUDA),
+    _backend("onnxrt", 30, CPU),
+)
 
 
 def _declare_outputs(names: Sequence[str]) -> bytes:

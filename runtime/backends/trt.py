@@ -22,7 +22,7 @@ from edge_sampler.runtime.errors import UserError
 if TYPE_CHECKING:
     import tensorrt
 
-PREFERENCE = ("fp16", "bf16", "fp32")  # which to take when none is asked for
+PREFERENCE = ("fp16", "bf16", "fp32")  # which to take when none is asked for; others last
 MOST_LANES = 32  # kept while nobody runs them; each holds buffers and a CUDA graph for inputs of one size
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of an engine's inputs, by name
@@ -34,7 +34,7 @@ def find_engine(bundle: Bundle, flavour: str, precision: str | None, capability:
     Raises UserError saying what the engines there need and what was found.
     """
     engines = [e for e in bundle.engines if e.flavour == flavour and precision in (None, e.precision)]
-    engines.sort(key=lambda engine: (PREFERENCE.index(engine.precision), engine.loop))  # otherwise as they stand
+    engines.sort(key=lambda engine: ((*PREFERENCE, engine.precision).index(engine.precision), engine.loop))
     if not engines:
         of = f"{precision} " if precision else ""
         raise UserError(f"the bundle holds no {of}engine for it: python -m export engine BUNDLE --engine {flavour}")
@@ -288,6 +288,6 @@ def _open(flavour: str, bundle: Bundle, precision: str | None, outputs: Sequence
 
 
 BACKENDS = tuple(
-    Backend(flavour, partial(_unable, flavour), partial(_open, flavour), None, cuda.used_memory)
-    for flavour in LIBRARIES
+    Backend(flavour, rank, partial(_unable, flavour), partial(_open, flavour), None, cuda.used_memory)
+    for rank, flavour in enumerate(LIBRARIES)
 )

@@ -14,7 +14,8 @@ from edge_sampler import models
 from edge_sampler.export.build_engine import build, engine_for
 from edge_sampler.export.lower import drop_unused, fix_batch, lower_group_norm
 from edge_sampler.export.network_graph import export_denoiser
-from edge_sampler.export.precision import LOW, lower_precision
+from edge_sampler.export.precision import lower_precision
+from edge_sampler.export.precisions import PRECISIONS
 from edge_sampler.export.save import save_checked
 from edge_sampler.export.unroll import unroll
 from edge_sampler.models.denoiser import Denoiser
@@ -38,7 +39,7 @@ def lowered(name: str, shape: str, precision: str, path: Path) -> ir.Model:
     return model
 
 
-@pytest.mark.parametrize("precision", LOW)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_with_a_decoder_behind_the_solvers_sums_stay_float32(shape: str, precision: str, tmp_path: Path) -> None:
     model = lowered("frames, stages", shape, precision, tmp_path / "full.onnx")
@@ -92,7 +93,7 @@ def masked(fill: float | torch.Tensor) -> Denoiser:
     return models.adapt(Masked(fill), (12, 8), conditions={"mask": Condition((12,), "bool")})
 
 
-@pytest.mark.parametrize("precision", LOW)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("fill", [float("-inf"), torch.finfo(torch.float32).min, -1e4])
 def test_masks_fit_into_every_precision(fill: float, precision: str, tmp_path: Path) -> None:
     graph = unroll(case_of(masked(fill)).denoiser, euler([2.0, 0.5]))
@@ -139,7 +140,7 @@ def test_group_norms_of_any_size(shape: tuple[int | str, ...], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("batch", ["1:2:4", "2"])
-@pytest.mark.parametrize("precision", ["fp32", *LOW])
+@pytest.mark.parametrize("precision", ["fp32", *PRECISIONS])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ["policy", "frames, stages"])
 def test_tensorrt_builds_them(name: str, shape: str, precision: str, batch: str, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from edge_sampler.export.extend import precision_error
 from edge_sampler.export.lower import drop_unused
-from edge_sampler.export.precision import LOW, lower_precision
+from edge_sampler.export.precision import lower_precision
+from edge_sampler.export.precisions import PRECISIONS
 from edge_sampler.export.save import save_checked
 from edge_sampler.models.denoiser import Denoiser, Preconditioned, per_sample
 from edge_sampler.runtime.backends.onnxrt import Session
@@ -25,7 +26,7 @@ from edge_sampler.runtime.sampler import feed_of
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
-@pytest.fixture(params=LOW)
+@pytest.fixture(params=PRECISIONS)
 def precision(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -40,7 +41,7 @@ def lowered(folder: Path, precision: str) -> ir.Model:
 
 
 def float_inputs(node: ir.Node) -> Iterator[ir.DataType]:
-    floats = {ir.DataType.FLOAT, *LOW.values()}
+    floats = {ir.DataType.FLOAT, *(one.dtype for one in PRECISIONS.values())}
     yield from (value.dtype for value in node.inputs if value is not None and value.dtype in floats)
 
 
@@ -53,7 +54,7 @@ def test_the_network_is_lowered_and_nothing_around_it(
     nfe = Bundle.open(folder).plan.nfe
     for node in model.graph:
         if node.op_type in WEIGHTED:
-            assert set(float_inputs(node)) == {LOW[precision]}, node
+            assert set(float_inputs(node)) == {PRECISIONS[precision].dtype}, node
         if node.op_type == "Softmax":
             assert set(float_inputs(node)) == {ir.DataType.FLOAT}, node
     values = {str(value.name): value for node in model.graph for value in node.outputs}

@@ -9,7 +9,8 @@ import pytest
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.export.lower import drop_unused, lower_group_norm
-from edge_sampler.export.precision import LOW, lower_precision
+from edge_sampler.export.precision import lower_precision
+from edge_sampler.export.precisions import PRECISIONS
 from edge_sampler.export.roll import roll
 from edge_sampler.export.save import save_checked
 from edge_sampler.export.unroll import unroll
@@ -60,14 +61,14 @@ def test_any_table_fits(
         assert relative(loop.run({"noise": noise})["images"], unrolled.run({"noise": noise})["images"]) < 1e-4
 
 
-@pytest.mark.parametrize("precision", LOW)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_body_is_lowered_as_well(made: Path, precision: str) -> None:
     model = rolled(made)
     lower_precision(model, precision)
     body = list(model.graphs())[1]
     for graph in model.graphs():
         drop_unused(graph)
-    halves = [value for value in body.initializers.values() if value.dtype == LOW[precision]]
+    halves = [value for value in body.initializers.values() if value.dtype == PRECISIONS[precision].dtype]
     floats = [value for value in body.initializers.values() if value.dtype == ir.DataType.FLOAT]
     sizes = [sum(value.const_value.size for value in values if value.const_value) for values in (halves, floats)]
     assert sizes[0] > 50 * sizes[1]

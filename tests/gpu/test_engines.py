@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from edge_sampler import runtime
+from edge_sampler.export.precisions import PRECISIONS
 from edge_sampler.runtime import cuda
 from edge_sampler.runtime.backends import BACKENDS
 from edge_sampler.runtime.compare import HALF_LEVEL
-from edge_sampler.runtime.engine_record import LIBRARIES, PRECISIONS
+from edge_sampler.runtime.engine_record import LIBRARIES
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import as_floats
 from tests.conftest import relative
@@ -21,7 +22,7 @@ from tests.gpu.conftest import GPU_BACKENDS, Equip, Expected, Measure
 
 BACKEND = pytest.mark.parametrize("name", GPU_BACKENDS)
 ENGINE = pytest.mark.parametrize("name", LIBRARIES)
-PRECISION = pytest.mark.parametrize("precision", PRECISIONS)
+PRECISION = pytest.mark.parametrize("precision", ("fp32", *PRECISIONS))
 PROFILE = "1:4:16"
 LEAK = 16e6  # bytes; ten of edm-digits' engines are more than twice that
 SMALLEST = 2**20  # bytes; a device with less than that is full

@@ -102,6 +102,8 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
     group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to judge by (default: 128)")
     group.add_argument("--ridge", type=float, default=DEFAULTS.ridge, help="relative (default: 1e-4)")
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises (default: 0)")
+    temperature_help = "scales the noise, as `runtime sample --temperature` does (default: 1)"
+    group.add_argument("--temperature", type=float, default=DEFAULTS.temperature, metavar="T", help=temperature_help)
     afs_help = "answer the first evaluation by a constant image (default: for auto, unless the caller gives conditions)"
     group.add_argument("--afs", action=argparse.BooleanOptionalAction, help=afs_help)
     group.add_argument(
@@ -130,6 +132,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
         heldout=arguments.heldout,
         ridge=arguments.ridge,
         seed=arguments.seed,
+        temperature=arguments.temperature,
         afs=arguments.afs,
         refine=arguments.refine,
         refine_on=arguments.refine_on,

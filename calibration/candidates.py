@@ -36,7 +36,7 @@ class Candidate:
 
 def noises_of(model: Denoiser, settings: Settings) -> Noises:
     """Those to fit on."""
-    return to_fit(model, settings.batch, settings.heldout, settings.seed)
+    return to_fit(model, settings.batch, settings.heldout, settings.seed, settings.temperature)
 
 
 def grid_of(model: Denoiser, schedule: str) -> Grid:

@@ -32,9 +32,10 @@ class Settings:
         batch: the paper's |B|, noises to fit on; ``heldout`` more judge every step and the choice of solver.
         ridge: relative weight of the pull toward the base solver. 1e-4 costs no accuracy against less and halves the
             largest γ, and with it float32's rounding, where past gradients hardly differ.
-        seed: of the noises, and of the classes where the model has some.
+        seed: of the noises, and of the values of conditions.
+        temperature: scales the noise that is fitted on, for a sampler that is called with the same.
         afs: whether the first step is analytical (calibration/afs.py), which saves an evaluation for one step more.
-            None: for "auto" alone, unless images are of several classes, whose one mean is a poor answer.
+            None: for "auto" alone, unless the caller gives conditions, which have no one mean.
         refine: iterations of joint refinement after the fit, at the most; 0: none.
         refine_on: one of ``VIEWS``: the error of pixels, or of a classifier's features (28×28 images alone).
     """
@@ -49,6 +50,7 @@ class Settings:
     heldout: int = 128
     ridge: float = RIDGE
     seed: int = 0
+    temperature: float = 1.0
     afs: bool | None = None
     refine: int = 0
     refine_on: str = "pixels"
@@ -67,6 +69,8 @@ class Settings:
         ):
             if not getattr(self, name) >= least:
                 raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"temperature is {self.temperature}; it must be above 0 and finite")
         for name in ("batch", "heldout"):
             if getattr(self, name) < processes():
                 raise UserError(

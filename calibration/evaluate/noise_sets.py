@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ SEEDS = 2**20  # of noises that belong to one seed; those to hold out start in t
 
 @dataclass(frozen=True)
 class Noises:
-    """Unit noise float64 [n, *shape] of these seeds, and the network that denoises it.
+    """Unit noise float64 [n, *shape] of these seeds, times the temperature, and the network that denoises it.
 
     The first ``fitting`` of them fit; the others are held out.
     """
@@ -30,17 +30,20 @@ class Noises:
     stream: int
     noise: Tensor
     fitting: int = 0
+    temperature: float = 1.0
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     def part(self, rows: slice) -> "Noises":
-        return Noises(self.network.part(rows), self.seeds[rows], self.stream, self.noise[rows])
+        network, seeds, noise = self.network.part(rows), self.seeds[rows], self.noise[rows]
+        return replace(self, network=network, seeds=seeds, noise=noise, fitting=0)
 
     def some(self, places: Sequence[int]) -> "Noises":
         """Those at these places, to fit on none of them."""
         network = self.network.part(list(places))
-        return Noises(network, [self.seeds[place] for place in places], self.stream, self.noise[list(places)])
+        seeds, noise = [self.seeds[place] for place in places], self.noise[list(places)]
+        return replace(self, network=network, seeds=seeds, noise=noise, fitting=0)
 
     def first(self, count: int) -> "Noises":
         """Of the first ``count`` of all processes' noises, those that are here."""
@@ -65,15 +68,16 @@ class Noises:
             "shape": list(self.noise.shape[1:]),
             "stream": self.stream,
             "seeds": list(self.seeds),
+            "temperature": self.temperature,
         }
 
 
-def to_fit(model: Denoiser, batch: int, heldout: int, seed: int) -> Noises:
-    """This process's share of ``batch`` noises to fit on and of ``heldout`` more."""
+def to_fit(model: Denoiser, batch: int, heldout: int, seed: int, temperature: float = 1.0) -> Noises:
+    """This process's share of ``batch`` noises to fit on and of ``heldout`` more, times ``temperature``."""
     first = seed * SEEDS
     fitting = share(range(first, first + batch))
     kept = share(range(first + SEEDS // 2, first + SEEDS // 2 + heldout))
-    return _noises(model, fitting, kept, CALIBRATION_STREAM)
+    return _noises(model, fitting, kept, CALIBRATION_STREAM, temperature)
 
 
 def to_judge(model: Denoiser, count: int) -> Noises:
@@ -81,14 +85,17 @@ def to_judge(model: Denoiser, count: int) -> Noises:
     return _noises(model, [], share(range(count)), CHECK_STREAM)
 
 
-def _noises(model: Denoiser, fitting: Sequence[int], heldout: Sequence[int], stream: int) -> Noises:
+def _noises(
+    model: Denoiser, fitting: Sequence[int], heldout: Sequence[int], stream: int, temperature: float = 1.0
+) -> Noises:
     """Conditions are drawn by seed too, so that a sample is the same in any set; held-out ones are other examples."""
     drawn = [model.draw_raw(seeds, stream, held) for seeds, held in ((fitting, False), (heldout, True)) if len(seeds)]
     seeds = [*fitting, *heldout]
     raw = {name: np.concatenate([values[name] for values in drawn]) for name in drawn[0]}
     checked, sizes = model.spec.called_with.check(raw, len(seeds))
     noise = torch.from_numpy(unit_noise(seeds, model.spec.inputs.sized(sizes=sizes), stream)).double().to(model.device)
-    return Noises(Network(model, model.encode(checked)), seeds, stream, noise, len(fitting))
+    network = Network(model, model.encode(checked))
+    return Noises(network, seeds, stream, temperature * noise, len(fitting), temperature)
 
 
 def digest(values: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Networks written here, and those of libraries: the NETWORKS of each module of this folder. A new family is a new file.
+"""Networks written here, and of libraries: the NETWORKS of each module of this folder. A new family is a new file.
 
 A name of NETWORKS is what an architecture calls ``model_type``, and stands for a function of (resolution, channels in,
 channels out, classes, …) that makes the network.

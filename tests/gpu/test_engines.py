@@ -22,7 +22,7 @@ from tests.gpu.conftest import GPU_BACKENDS, Equip, Expected, Measure
 
 BACKEND = pytest.mark.parametrize("name", GPU_BACKENDS)
 ENGINE = pytest.mark.parametrize("name", LIBRARIES)
-PRECISION = pytest.mark.parametrize("precision", ("fp32", *PRECISIONS))
+PRECISION = pytest.mark.parametrize("precision", ["fp32", *PRECISIONS])
 PROFILE = "1:4:16"
 LEAK = 16e6  # bytes; ten of edm-digits' engines are more than twice that
 SMALLEST = 2**20  # bytes; a device with less than that is full

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edge_sampler.api import add_engine, fit, load_model
     from edge_sampler.calibration.settings import Settings
     from edge_sampler.export.assemble import Form, export_bundle
-    from edge_sampler.models.conditioned import Branch, Guided, built_in, guided
+    from edge_sampler.models.conditioned import Branch, Guided, Pinned, built_in, guided
     from edge_sampler.models.denoiser import Denoiser
     from edge_sampler.models.own import Decoder, Encoder, adapt
     from edge_sampler.runtime.bundle import Bundle
@@ -41,6 +41,7 @@ HOMES = {
     "Form": "export.assemble",
     "Guided": "models.conditioned",
     "Output": "runtime.inputs",
+    "Pinned": "models.conditioned",
     "Plan": "runtime.plan",
     "Sampler": "runtime.sampler",
     "Settings": "calibration.settings",
@@ -65,6 +66,7 @@ __all__ = [
     "Form",
     "Guided",
     "Output",
+    "Pinned",
     "Plan",
     "Sampler",
     "Settings",

@@ -49,6 +49,13 @@ def test_polygraphy_compares_with_pytorch(made: Path, copy: Path) -> None:
     )
 
 
+def test_polygraphy_is_fed_the_conditions(conditional: Path) -> None:
+    run = ("run", "sampler.onnx", "--onnxrt", *INPUTS, "--load-outputs", "reference.json", "--atol", "1")
+    compared = polygraphy(conditional, *run)
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    assert "class_labels" in compared.stdout
+
+
 @pytest.mark.parametrize("graph", ["sampler.onnx", "sampler-fp16.onnx"])
 def test_polygraphy_reads_and_builds_our_graphs(copy: Path, graph: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this system")

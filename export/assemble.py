@@ -107,7 +107,6 @@ def export_graphs(model: Denoiser) -> Graphs:
             lower_group_norm(graph)
             transpose_keys_at_once(graph)
             keep_batch_in_reshapes(graph)
-            drop_unused(graph.graph)
     return Graphs(model.spec, denoiser, encoder, decoder)
 
 
@@ -203,9 +202,16 @@ def write_graphs(graphs: Graphs, plan: Plan, folder: Path, dtype: str = OUTPUTS[
         random_weights=str(spec.random_weights),
     )
     for name, graph in graphs.stages.items():
-        save_checked(graph, folder / f"{name}.onnx")
-    denoiser_bytes = save_checked(graphs.denoiser, folder / "denoiser.onnx")
+        save_checked(without_unused(graph), folder / f"{name}.onnx")
+    denoiser_bytes = save_checked(without_unused(graphs.denoiser), folder / "denoiser.onnx")
     return Written(len(sampler.graph), save_checked(sampler, folder / "sampler.onnx"), denoiser_bytes)
+
+
+def without_unused(model: ir.Model) -> ir.Model:
+    """A copy with the weights shared: ``drop_unused`` forgets shapes, which drawing another sampler asks for."""
+    copy = model.clone()
+    drop_unused(copy.graph)
+    return copy
 
 
 def write_reference(model: Denoiser, plan: Plan, folder: Path, dtype: str, stages: list[str], output: Output) -> None:

@@ -137,7 +137,7 @@ def test_calibration_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
     done = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--samples", "1")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "artifacts" / "edm-digits-iia-ddim-afs-nfe2" / "manifest.json").exists()
-    assert ", 4 images" in done.stdout  # the fit's own
+    assert ", 4 samples" in done.stdout  # the fit's own
     done = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--check", "8", "--out", "judged")
     error = error_against_converged(load("edm-digits"), Plan.load(tmp_path / plan), 8)
     assert f"{error:.4f} RMS, 8 samples" in done.stdout

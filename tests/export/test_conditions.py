@@ -15,6 +15,7 @@ import torch
 
 from edge_sampler import models
 from edge_sampler.export import unroll as unroll_module
+from edge_sampler.export.assemble import export_graphs, write_graphs
 from edge_sampler.export.lower import keep_batch_in_reshapes, lower_group_norm, transpose_keys_at_once
 from edge_sampler.export.network_graph import export_decoder, export_denoiser, export_encoder
 from edge_sampler.export.roll import roll
@@ -216,13 +217,16 @@ OPS |= {"Reshape": 162, "Sigmoid": 63, "Softmax": 9, "Split": 9, "Sum": 4, "Tran
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_graphs_of_pictures_are_what_they_were(name: str) -> None:
+def test_graphs_of_pictures_are_what_they_were(name: str, tmp_path: Path) -> None:
     model = models.load(name.split(",")[0])
-    lowered = case_of(conditioned(model, guidance=2.0) if "guidance" in name else model)
+    model = conditioned(model, guidance=2.0) if "guidance" in name else model
+    lowered, graphs = case_of(model), export_graphs(model)
     plans = [euler([80.0, 5.0, 0.3][:nfe]) for nfe in (1, 3)]
     one, three = (lowered.draw("unrolled", plan).graph for plan in plans)
     assert (len(one), len(three)) == (COUNTS[name][0], COUNTS[name][1] - 2 * ONCE[name])
     assert sum(map(len, lowered.draw("loop", plans[1]).graphs())) == COUNTS[name][2]
+    for _ in range(2):  # one export serves many plans
+        assert write_graphs(graphs, plans[1], tmp_path).nodes == len(three)
     if name == "edm-digits":
         assert Counter(node.op_type for node in three) == OPS
 

@@ -69,7 +69,7 @@ def test_two_processes_make_the_plan_of_one(tmp_path: Path) -> None:
         plans.append(json.loads(out.read_text()))
     for one, two in zip(plans[0]["table"], plans[1]["table"], strict=True):
         assert one == pytest.approx(two, rel=1e-3, abs=1e-4)  # float32 networks see other batches
-    assert plans[0]["calibration"]["evaluations"] == plans[1]["calibration"]["evaluations"]
+    assert plans[0]["report"]["evaluations"] == plans[1]["report"]["evaluations"]
 
 
 def test_two_processes_measure_what_one_measures(tmp_path: Path) -> None:

@@ -133,8 +133,6 @@ def export_bundle(
     """
     check_fit(model, plan)
     spec, output = model.spec, output_of(model, form)
-    if form.dtype == "uint8" and not output.is_image:
-        raise UserError(f"output uint8 is for pictures of 1 or 3 channels; {spec.name} makes {output.name}")
     with progress("export", 4) as advance, writable(Path(out), force) as folder:
         folder.mkdir()
         graphs = (graphs or export_graphs(model)).of(form)
@@ -185,10 +183,12 @@ def check_fit(model: Denoiser, plan: Plan) -> None:
 
 
 def output_of(model: Denoiser, form: Form) -> Output:
-    """What a sampler of this form makes."""
-    if model.decoder is None or form.decode:
-        return model.spec.output
-    return Output("samples", model.spec.inputs.shape, "the decoder's input")
+    """What a sampler of this form makes. Raises UserError where it cannot be as ``form.dtype`` says."""
+    bare = model.decoder is not None and not form.decode
+    output = Output("samples", model.spec.inputs.shape, "the decoder's input") if bare else model.spec.output
+    if form.dtype == "uint8" and not output.is_image:
+        raise UserError(f"output uint8 is for pictures of 1 or 3 channels; {model.spec.name} makes {output.name}")
+    return output
 
 
 def write_graphs(graphs: Graphs, plan: Plan, folder: Path, dtype: str = OUTPUTS[0], output: str = "images") -> Written:

@@ -17,10 +17,10 @@ from rich.table import Table
 from edge_sampler.calibration.arguments import add_model_arguments, add_settings_arguments, cache, load_model, settings
 from edge_sampler.calibration.calibrate import calibrate, error_against_converged
 from edge_sampler.calibration.report import show
-from edge_sampler.export.assemble import Exported, Form, check_fit, export_bundle, export_graphs
+from edge_sampler.export.assemble import Exported, Form, check_fit, export_bundle, export_graphs, output_of
 from edge_sampler.export.canvas import OUTPUTS
 from edge_sampler.export.engine_command import add_engine_arguments, additions_of
-from edge_sampler.export.extend import add
+from edge_sampler.export.extend import add, profile_of
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import bar
 from edge_sampler.runtime.bundle import Bundle
@@ -61,6 +61,9 @@ def main() -> None:
         check_writable(target(arguments, wanted.sampler, wanted.nfe), arguments.force)
     stored = Plan.load(arguments.plan) if arguments.plan else None
     model = load_model(arguments)
+    output_of(model, form)  # each of these says at once what cannot be
+    if additions:
+        profile_of(model.spec.called_with.axes, additions.axes)
     if stored:
         check_fit(model, stored)
     with bar("graph", 1) as advance:

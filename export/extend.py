@@ -58,7 +58,7 @@ def add(bundle: Bundle, additions: Additions) -> Table:
                     f"{additions.max_error:g}; nothing was added"
                 )
         if additions.engine:
-            engine = replace(additions.engine, axes=profile_of(bundle, additions.axes))
+            engine = replace(additions.engine, axes=profile_of(bundle.inputs.axes, additions.axes))
             layers, seconds = add_engine(bundle, folder, facts, engine)
             table.add_row("engine", additions.engine.file)
             table.add_row("for", f"{', '.join(additions.engine.targets)}; batch {additions.engine.batch}")
@@ -68,18 +68,17 @@ def add(bundle: Bundle, additions: Additions) -> Table:
     return table
 
 
-def profile_of(bundle: Bundle, chosen: Mapping[str, Axis]) -> dict[str, tuple[int, int, int]]:
+def profile_of(known: Mapping[str, Axis], chosen: Mapping[str, Axis]) -> dict[str, tuple[int, int, int]]:
     """Least, usual and largest size of each axis with a name, as an engine takes them.
 
-    Raises UserError for an axis that the bundle does not have, and for sizes beyond it.
+    Raises UserError for an axis that is not ``known``, and for sizes beyond what is.
     """
-    known = bundle.inputs.axes
     for name, axis in chosen.items():
         if name not in known:
-            raise UserError(f"--axis {name}: the bundle's axes are {', '.join(known) or 'none'}")
+            raise UserError(f"--axis {name}: the sampler's axes are {', '.join(known) or 'none'}")
         if axis.least < known[name].least or axis.largest > known[name].largest:
             raise UserError(
-                f"--axis {name} is {axis.least} to {axis.largest}; the bundle takes {known[name].least} to "
+                f"--axis {name} is {axis.least} to {axis.largest}; the sampler takes {known[name].least} to "
                 f"{known[name].largest}"
             )
     return {name: chosen.get(name, axis).sizes for name, axis in known.items()}

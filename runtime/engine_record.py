@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import parse_sizes
 
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # flavour → Python module
 INSTALL = {
@@ -37,10 +38,7 @@ class Batch:
     @classmethod
     def parse(cls, text: str) -> "Batch":
         """``8``, or ``1:4:16``. Raises UserError for anything else."""
-        if not re.fullmatch(r"\d+(:\d+:\d+)?", text):
-            raise UserError(f"batch {text!r} is neither a number nor MIN:OPT:MAX, such as 1:4:16")
-        sizes = [int(size) for size in text.split(":")]
-        return cls(*sizes) if len(sizes) == 3 else cls(*sizes * 3)
+        return cls(*parse_sizes(text))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,15 @@ CLASSES = "class_labels"  # the condition that class-conditional models share
 Shape = tuple[int | str, ...]
 
 
+def parse_sizes(text: str) -> tuple[int, int, int]:
+    """Least, usual and largest of ``8``, which is all of them, or of ``1:4:16``. Raises UserError for anything else."""
+    if not re.fullmatch(r"\d+(:\d+:\d+)?", text):
+        raise UserError(f"size {text!r} is neither a number nor MIN:OPT:MAX, such as 1:4:16")
+    sizes = [int(size) for size in text.split(":")]
+    least, usual, largest = sizes if len(sizes) == 3 else sizes * 3
+    return least, usual, largest
+
+
 @dataclass(frozen=True)
 class Axis:
     """The sizes that an axis with a name may have. Engines are tuned for ``usual``, and fits use it."""
@@ -36,10 +45,7 @@ class Axis:
     @classmethod
     def parse(cls, text: str) -> "Axis":
         """``64``, or ``16:64:256``. Raises UserError for anything else."""
-        if not re.fullmatch(r"\d+(:\d+:\d+)?", text):
-            raise UserError(f"sizes {text!r} are neither a number nor MIN:OPT:MAX, such as 16:64:256")
-        sizes = [int(size) for size in text.split(":")]
-        return cls(*sizes) if len(sizes) == 3 else cls(*sizes * 3)
+        return cls(*parse_sizes(text))
 
 
 @dataclass(frozen=True)

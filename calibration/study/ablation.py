@@ -44,8 +44,9 @@ class Answer:
     columns: Sequence[str]
 
 
-def questions(history: Sequence[int], batch: int) -> dict[str, list[Trial]]:
-    """By question, the trials; what they do not change is iia-ipndm with r = 1, the global target and EDM's grid.
+def questions(history: Sequence[int], batch: int, own: str) -> dict[str, list[Trial]]:
+    """By question, the trials; what they do not change is iia-ipndm with r = 1, the global target and
+    the model's ``own`` schedule.
 
     ``batch``: the noises that trials are fitted on; also the most that are asked about.
     """
@@ -80,17 +81,17 @@ def questions(history: Sequence[int], batch: int) -> dict[str, list[Trial]]:
         ],
         "First step": [
             Trial(f"{schedule}, {'analytical' if afs else 'by the network'}", {"schedule": schedule, "afs": afs})
-            for schedule in ("edm", CHOSEN)
+            for schedule in (own, CHOSEN)
             for afs in (False, True)
         ],
         "Refinement": [
             Trial(f"{schedule}, {how}", {"schedule": schedule, "refine": iterations})
-            for schedule in ("edm", CHOSEN)
+            for schedule in (own, CHOSEN)
             for how, iterations in (("not refined", 0), ("refined", ITERATIONS))
         ],
         f"Noises to fit on, over {SEEDS} seeds": [
             Trial(f"{schedule}, r = {r}, {noises}", {"schedule": schedule, "history": r, "batch": noises}, SEEDS)
-            for schedule in ("edm", CHOSEN)
+            for schedule in (own, CHOSEN)
             for r in (min(history), max(history))
             for noises in batches
         ],
@@ -118,7 +119,7 @@ def ablate(
 
     return [
         Answer(question, [(trial.label, [errors(trial, nfe) for nfe in nfes]) for trial in trials], columns(nfes))
-        for question, trials in questions(history, settings.batch).items()
+        for question, trials in questions(history, settings.batch, model.spec.schedule).items()
     ]
 
 
@@ -132,8 +133,9 @@ def between_models(
         if len(group) < 2:
             continue
         judges = [judging(model, judged, cache, progress) for model in group]
-        for schedule in ("edm", CHOSEN):
-            plans = {"not fitted: ipndm, EDM's grid": fixed(models[0], "edm", settings)}
+        own = group[0].spec.schedule
+        for schedule in (own, CHOSEN):
+            plans = {f"not fitted: ipndm, {own} grid": fixed(group[0], own, settings)}
             for model in group:
                 plan = calibrate(model, replace(settings, schedule=schedule), progress, cache)
                 plans[f"fitted on {model.spec.title}"] = plan

@@ -36,7 +36,7 @@ def main() -> None:
     nfes = sorted(set(arguments.nfe))
     if nfes[0] < 2 or arguments.noises < 2:
         raise UserError(f"--nfe {nfes} and --noises {arguments.noises}: both take at least 2")
-    settings = Settings(nfes[0], "iia-ipndm", "edm", "global", batch=arguments.batch, heldout=arguments.heldout)
+    settings = Settings(nfes[0], "iia-ipndm", target="global", batch=arguments.batch, heldout=arguments.heldout)
     target = arguments.out or Path(f"ablation-{Path(arguments.model).stem}.md")
     kept, first = cache(arguments), load_model(arguments)
     models = [first, *(load(name).to(first.device) for name in arguments.also.split(",") if name)]

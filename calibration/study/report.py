@@ -218,6 +218,17 @@ def plot_steps(study: Study, nfe: int, path: Path) -> None:
     plt.close(figure)
 
 
+def show_sample(axes: Axes, sample: np.ndarray) -> None:
+    """A picture of 1 or 3 channels, the first channel of others, or a line for each dimension of a sequence."""
+    if sample.ndim < 3:
+        axes.plot(sample, linewidth=0.6)
+    else:
+        channels = sample if len(sample) == 3 else sample[:1]
+        pixels = np.clip(channels.transpose(1, 2, 0) / 2 + 0.5, 0, 1)
+        axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+
+
 def plot_samples(study: Study, nfe: int, path: Path) -> None:
     """The same noise in each row: the converged image, and that of the best sampler of each kind."""
     best = [study.best(kind, nfe) for kind in study.kinds(nfe)]
@@ -231,9 +242,7 @@ def plot_samples(study: Study, nfe: int, path: Path) -> None:
     )
     for column, (name, images) in zip(every.T, columns, strict=True):
         for axes, image in zip(column, images, strict=True):
-            pixels = np.clip(image.transpose(1, 2, 0) / 2 + 0.5, 0, 1)
-            axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[])
+            show_sample(axes, image)
         column[0].set_title(name, fontsize=7)
     figure.suptitle(f"{study.model}, NFE {nfe}: the same noise in each row", fontsize=10)
     figure.savefig(path, dpi=110)

@@ -76,10 +76,10 @@ def study(
         raise UserError(f"solvers are {names}: a study compares fitted ones with fixed ones; name one of each, or more")
     viewer(settings.refine_on, model.spec.shape)  # says at once what cannot be
     every = [replace(settings, nfe=nfe, target="global", history=None) for nfe in nfes]
-    edm = grid_of(model, "edm")
-    levels = {sigma for s in every for solver in solvers for sigma in scheme_of(solver, edm, s).sigmas if sigma > 0}
+    own = grid_of(model, model.spec.schedule)
+    levels = {sigma for s in every for solver in solvers for sigma in scheme_of(solver, own, s).sigmas if sigma > 0}
     noises = noises_of(model, settings)
-    with progress("EDM's levels", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
+    with progress("fixed levels", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
         fine = solution(noises, levels, REFERENCE_STEPS, cache)
     with_afs = [solver for solver in fitted if solver.name in AUTO]
     numbers = {solver.steps(nfe) for solver in solvers for nfe in nfes}
@@ -99,7 +99,7 @@ def study(
         pictures[f"{row.solver} {row.nfe}"] = shown
 
     entrants: list[tuple[Solver, Sequence[Grid], torch.Tensor | None, str]] = [
-        *((solver, [edm], None, "") for solver in solvers),
+        *((solver, [own], None, "") for solver in solvers),
         *((solver, grids, None, ON_CHOSEN) for solver in solvers),
         *((solver, grids, mean, ON_CHOSEN + WITH_AFS) for solver in with_afs),
     ]
@@ -109,7 +109,7 @@ def study(
             for solver, tried, image, how in entrants:
                 kind = ("fixed" if solver.history is None else "fitted") + how
                 if kind == "fixed":
-                    measure(trace(scheme_of(solver, edm, s)), kind)
+                    measure(trace(scheme_of(solver, own, s)), kind)
                     continue
                 fit = best_candidate(solver, tried, noises, fine, "global", s, cache, image)
                 measure(named(fit.plan, bool(how)), kind, fit.steps)

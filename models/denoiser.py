@@ -29,7 +29,7 @@ class ModelSpec:
         weights_sha256: of names, shapes and float32 values, so the same in every file format.
         random_weights: True for a dry run, whose samples mean nothing.
         output: what a sampler of it makes.
-        raw: conditions that its encoder takes from the caller, in place of those that it makes.
+        raw: conditions that its encoder takes from the caller, in place of those that it has ``made``.
         built_in: the conditions that are constants of the model, with their values (of arrays, a hash).
         guidance: the scale S of classifier-free guidance that is built in; 1: none.
         branches: evaluations of the network in one of the denoiser.
@@ -46,7 +46,7 @@ class ModelSpec:
     random_weights: bool
     output: Output
     raw: Mapping[str, Condition] = field(default_factory=dict)
-    made: tuple[str, ...] = ()  # conditions that the encoder makes
+    made: tuple[str, ...] = ()
     built_in: Mapping[str, Any] = field(default_factory=dict)
     guidance: float = 1.0
     branches: int = 1

@@ -103,7 +103,8 @@ def adapt(
     if output is None and made.is_image:
         made = replace(made, name="images")
     weights = weights_sha256(model.state_dict())
-    facts = [f"{type(network).__module__}.{type(network).__qualname__}", precond, arguments]
+    nulls = {key: np.asarray(one.null).tolist() for key, one in inputs.conditions.items()}
+    facts = [f"{type(network).__module__}.{type(network).__qualname__}", precond, arguments, nulls]
     model.describe(name, licence, weights, facts, output=decoder.output if decoder else made)
     if encoder:
         unknown = sorted(set(encoder.makes) - set(inputs.conditions))

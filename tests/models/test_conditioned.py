@@ -1,0 +1,105 @@
+"""Guidance as a weighted sum of branches, and entries that are known beforehand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edge_sampler
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.compare import compare, within
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import sample
+
+CONDITION = edge_sampler.Condition
+CONDITIONS = {"text": CONDITION((4,), null=-1.0), "image": CONDITION((2, 4, 4), null=0.0)}
+
+
+class Net(nn.Module):
+    """Text, and an image beside x, as InstructPix2Pix has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.text = nn.Conv2d(4, 2, 3, padding=1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, sigma: Tensor, text: Tensor, image: Tensor) -> Tensor:
+        hidden = self.layer(torch.cat([x / (1 + sigma.reshape(-1, 1, 1, 1)), image.expand(x.shape[0], -1, -1, -1)], 1))
+        return (hidden + self.text(text)[..., None, None]).tanh()
+
+
+@pytest.fixture(scope="module")
+def model() -> Denoiser:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    examples = {"text": rng.normal(size=(8, 4)), "image": rng.normal(size=(8, 2, 4, 4))}
+    return edge_sampler.adapt(Net(), (2, 4, 4), conditions=CONDITIONS, examples=examples)
+
+
+def drawn(model: Denoiser, count: int = 3) -> tuple[Tensor, dict[str, Tensor]]:
+    raw, _ = model.spec.called_with.check(model.draw_raw(range(count)), count)
+    return torch.randn(count, 2, 4, 4, generator=torch.Generator().manual_seed(0)), model.encode(raw)
+
+
+@pytest.mark.parametrize("one_batch", [True, False])
+def test_two_scales_are_three_branches(model: Denoiser, one_batch: bool) -> None:
+    """arXiv 2211.09800, eq. 3: e_∅ + s_I·(e_I - e_∅) + s_T·(e_IT - e_I)."""
+    s_text, s_image = 5.0, 1.5
+    branches = [
+        edge_sampler.Branch(s_text),
+        edge_sampler.Branch(s_image - s_text, ("text",)),
+        edge_sampler.Branch(1 - s_image, ("text", "image")),
+    ]
+    guided = edge_sampler.Guided(model, branches, s_text, one_batch)
+    x, told = drawn(model)
+    no_text = {**told, "text": torch.full((1, 4), -1.0)}
+    nothing = {**no_text, "image": torch.zeros(1, 2, 4, 4)}
+    both, image, none = (model(x, 0.7, **values) for values in (told, no_text, nothing))
+    expected = none + s_image * (image - none) + s_text * (both - image)
+    torch.testing.assert_close(guided(x, 0.7, **told), expected, rtol=1e-5, atol=1e-5)
+    assert guided.spec.branches == 3
+
+
+def test_guidance_takes_every_condition_that_has_a_null(model: Denoiser) -> None:
+    x, told = drawn(model)
+    nothing = {"text": torch.full((1, 4), -1.0), "image": torch.zeros(1, 2, 4, 4)}
+    both, none = model(x, 0.7, **told), model(x, 0.7, **nothing)
+    torch.testing.assert_close(edge_sampler.guided(model, 2.0)(x, 0.7, **told), 2 * both - none, rtol=1e-5, atol=1e-5)
+
+
+def test_a_condition_is_built_in(model: Denoiser, tmp_path: Path) -> None:
+    one = edge_sampler.built_in(model, "text", [1.0, 2.0, 3.0, 4.0])
+    assert list(one.spec.inputs.conditions) == ["image"]
+    x, told = drawn(model)
+    text = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    torch.testing.assert_close(one(x, 0.7, image=told["image"]), model(x, 0.7, text=text, image=told["image"]))
+    for name, value, message in (("txt", 1, "no condition 'txt' to set; it has text, image"), ("text", [1], "shape")):
+        with pytest.raises(UserError, match=message):
+            edge_sampler.built_in(model, name, value)
+    plan = calibrate(one, edge_sampler.Settings(2, "ddim"))
+    edge_sampler.export_bundle(one, plan, tmp_path / "bundle")
+    bundle = edge_sampler.Bundle.open(tmp_path / "bundle")
+    assert within(compare(bundle), 1e-4)
+    assert list(bundle.inputs.conditions) == ["image"]
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ipndm", "heun"])
+def test_known_entries_stay(solver: str, model: Denoiser) -> None:
+    pinned = edge_sampler.Pinned(model).eval()
+    noise, told = drawn(model)
+    known, mask = torch.full((3, 2, 4, 4), 0.25), (torch.arange(4) < 2).float().expand(3, 2, 4, 4)
+    seen: list[Any] = []
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        seen.append((x, sigma))
+        return pinned(x.float(), sigma, known=known, known_mask=mask, **told).double()
+
+    made = sample(denoise, noise.double(), calibrate(model, edge_sampler.Settings(5, solver)))
+    torch.testing.assert_close(made[mask > 0].float(), known[mask > 0])
+    for x, sigma in seen:  # known entries with noise of their level, but for the first state, which is noise alone
+        missing = ((x - sigma * noise)[mask > 0] - 0.25).abs().max()
+        assert missing < 0.25 * sigma / model.spec.sigma_max + 1e-3
+    assert (made[mask == 0] - 0.25).abs().min() > 1e-6

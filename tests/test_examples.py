@@ -10,10 +10,13 @@ import pytest
 import torch
 
 import edge_sampler
+from edge_sampler.export.assemble import export_graphs
+from edge_sampler.export.unroll import unroll
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import sample
 from tests.conftest import export, relative
+from tests.export.test_conditions import flops
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FIT = edge_sampler.Settings(4, batch=16, heldout=8)
@@ -107,6 +110,15 @@ def test_a_sequence_is_as_long_as_its_conditions(tmp_path: Path) -> None:
         ):
             with pytest.raises(UserError, match=message):
                 sampler.sample([0], **told)
+
+
+@pytest.mark.parametrize(("make", "looped", "once"), [("make", 10.2e9, 4.6e9), ("with_encoder", 38.1e9, 8.1e9)])
+def test_an_action_head_computes_what_its_tokens_decide_once(make: str, looped: float, once: float) -> None:
+    """FLOPs of eight evaluations by a loop on the host, at least, and of the sampler's graph, at most."""
+    model = getattr(example("action_head"), make)()
+    graphs, plan = export_graphs(model), edge_sampler.fit(model, nfe=8, solver="ddim")
+    assert 8 * flops(graphs.denoiser, batch=1) >= looped
+    assert flops(unroll(graphs.denoiser, plan), batch=1) <= once
 
 
 def test_an_engine_of_any_length_is_built(tmp_path: Path) -> None:

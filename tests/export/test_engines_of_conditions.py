@@ -110,7 +110,7 @@ def test_masks_fit_into_every_precision(fill: float, precision: str, tmp_path: P
 def test_matrices_beyond_float16_are_refused() -> None:
     graph = unroll(case_of(masked(torch.full((12, 12), 1e5))).denoiser, euler([2.0]))
     lower_precision(graph.clone(), "bf16")
-    with pytest.raises(UserError, match=r"holds 1e\+05, more than float16's 65504"):
+    with pytest.raises(UserError, match=r"holds 1e\+05, more than fp16's 65504"):
         lower_precision(graph, "fp16")
 
 

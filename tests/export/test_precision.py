@@ -117,5 +117,5 @@ def test_weights_beyond_float16_are_refused(made: Path) -> None:
     assert weight.const_value is not None
     weight.const_value = ir.tensor(weight.const_value.numpy() + np.float32(1e5), name=weight.name)
     lower_precision(model.clone(), "bf16")
-    with pytest.raises(UserError, match=f"{weight.name} holds 1e\\+05, more than float16's 65504: use bf16"):
+    with pytest.raises(UserError, match=f"{weight.name} holds 1e\\+05, more than fp16's 65504: use bf16"):
         lower_precision(model, "fp16")

@@ -218,7 +218,7 @@ def test_the_fastest_engine_is_taken_unless_another_is_named(copy: Path, flavour
             assert f"engines/{expected}.engine" in sampler.description
 
 
-@pytest.mark.parametrize("changes", [{"precision": "int4"}, {"flavour": "openvino"}, {"batch": {"min": 2}}])
+@pytest.mark.parametrize("changes", [{"precision": "int 4"}, {"flavour": "openvino"}, {"batch": {"min": 2}}])
 def test_a_damaged_record_is_one_line(copy: Path, flavour: str, changes: dict[str, Any]) -> None:
     add_engine(copy, flavour)
     manifest = json.loads((copy / "manifest.json").read_text())

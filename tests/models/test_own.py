@@ -4,15 +4,22 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import edge_sampler
 from edge_sampler import models
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.settings import Settings
 from edge_sampler.models.precond import PRECONDITIONINGS
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import sample
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "your-model.md").read_text()
@@ -167,3 +174,110 @@ def test_the_path_is_left_as_it_was(tmp_path: Path) -> None:
         models.load(f"{tmp_path}/mine.py:make")
     assert sys.path == ["theirs", *before]
     sys.path[:] = before
+
+
+class Told(nn.Module):
+    """Takes a hint [n, 4] beside x [n, 8]."""
+
+    def forward(self, x: Tensor, sigma: Tensor, hint: Tensor) -> Tensor:
+        return x * hint.mean(-1, keepdim=True).tanh()
+
+
+HINT = {"hint": edge_sampler.Condition((4,))}
+ROWS = np.zeros((6, 4), np.float32)
+
+
+class Hints(nn.Module):
+    """Makes a hint of so many numbers."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, size)
+
+    def forward(self, seen: Tensor) -> tuple[Tensor]:
+        return (self.layer(seen),)
+
+
+SEEN = {"seen": edge_sampler.Condition((2,))}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"examples": {"hint": ROWS[:, :3]}}, r"hint has shape \[6, 3\]; hint must be float32 \[4\]"),
+        ({"examples": {"hint": ROWS[:0]}}, "there are no examples"),
+        ({"examples": {"hint": ROWS, "more": ROWS}}, "unknown condition 'more'"),
+        ({"examples": {"hint": ROWS, "more": ROWS[:2]}}, "of as many rows"),
+        ({"examples": {"hint": ROWS * np.nan}}, "hint holds NaN"),
+        ({"examples": {}}, "of as many rows: there are none"),
+        ({"encoder": edge_sampler.Encoder(Hints(3), SEEN, ("hint",))}, r"hint has shape \[2, 3\]"),
+        (
+            {"encoder": edge_sampler.Encoder(Hints(4), SEEN, ("hnt",))},
+            "the encoder makes 'hnt'; the network's conditions are",
+        ),
+        (
+            {"decoder": edge_sampler.Decoder(nn.Linear(8, 3), edge_sampler.Output("pose", (4,)))},
+            r"the decoder returned \[2, 3\] for x \[2, 8\]; its output says \[2, 4\]",
+        ),
+        ({"sigma_min": 2.0, "sigma_max": 1.0}, "sigma_min is 2 and sigma_max 1; they must be above 0 and in order"),
+        ({"axes": {"length": (4, 2, 8)}}, "sizes 4, 2, 8; they must be at least 1, and in order"),
+    ],
+)
+def test_conditions_and_stages_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        models.adapt(Told(), (8,), conditions=HINT, **arguments)
+
+
+def test_a_condition_without_examples_is_asked_for_before_the_fit() -> None:
+    model = models.adapt(Told(), (8,), conditions=HINT)
+    with pytest.raises(UserError, match=r"Told has no examples of its condition hint.*--conditions FILE\.npz"):
+        calibrate(model, Settings(2, "iia-ddim"))
+
+
+def test_examples_may_be_a_function_of_seeds() -> None:
+    def examples(seeds: Sequence[int]) -> dict[str, np.ndarray]:
+        return {"hint": np.array([[seed] * 4 for seed in seeds], np.float32)}
+
+    model = models.adapt(Told(), (8,), conditions=HINT, examples=examples)
+    assert model.draw_raw([7, 9])["hint"][:, 0].tolist() == [7, 9]
+
+
+def test_a_network_keeps_its_own_limits() -> None:
+    spec = models.adapt(Told(), (8,), conditions=HINT, sigma_min=0.01, sigma_max=150.0).spec
+    assert (spec.sigma_min, spec.sigma_max) == (0.01, 150.0)
+
+
+@pytest.mark.parametrize("reversed_time", [False, True])
+@pytest.mark.parametrize("predicts", ["noise-data", "data-noise"])
+def test_flows_that_count_time_backward_or_predict_the_other_direction(reversed_time: bool, predicts: str) -> None:
+    class Knowing(nn.Module):
+        """Rectified flow toward data that are all 0.5."""
+
+        def forward(self, x: Tensor, told: Tensor) -> Tensor:
+            t = (1 - told if reversed_time else told)[:, None]
+            away = (x - 0.5) / t.clamp_min(1e-3)  # x = 0.5 + t·(noise - 0.5)
+            return away if predicts == "noise-data" else -away
+
+    arguments: Any = {"reversed_time": reversed_time, "predicts": predicts}
+    model = models.adapt(Knowing(), (8,), "FlowPrecond", num_train_timesteps=1, **arguments)
+    x = 0.5 + 3.0 * torch.randn(2, 8)
+    torch.testing.assert_close(model(x, 3.0), torch.full_like(x, 0.5))
+    assert model.spec.sigma_max == 1e7
+    assert model.spec.schedule == "flow"
+
+
+def test_a_flow_starts_where_its_noise_does() -> None:
+    """Against Euler from t = 1 by hand: what a start at σ = 80 would miss is the hundredth part."""
+
+    class Velocity(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return (x * 1.3 + t[:, None]).sin()
+
+    model = models.adapt(Velocity(), (8,), "FlowPrecond", num_train_timesteps=1)
+    plan = calibrate(model, Settings(4, "ddim"))
+    noise = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).double()
+    x = noise
+    for k in range(4):
+        x = x - Velocity()(x, torch.full((3,), 1 - k / 4).double()) / 4
+    made = sample(lambda x, sigma: model(x.float(), sigma).double(), noise, plan)
+    torch.testing.assert_close(made, x, rtol=0, atol=1e-5)

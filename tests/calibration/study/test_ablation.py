@@ -29,5 +29,5 @@ def test_tables(digits: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "± " in cells["chosen, r = 2, 4"]
     heun = calibrate(digits, Settings(3, "heun"))
     assert float(cells["Heun (heun)"]) == pytest.approx(error_against_converged(digits, heun, 16), rel=0.02)
-    assert cells["fitted on edm-digits"] != cells["not fitted: ipndm, EDM's grid"]
+    assert cells["fitted on edm-digits"] != cells["not fitted: ipndm, edm grid"]
     assert len({cells[f"fitted on {Path(TINY).stem}, class {k}"] for k in range(3)}) == 3

@@ -90,12 +90,13 @@ def bare_export(model: Denoiser, path: Path) -> None:
     """PyTorch's exporter alone, on the model as it is."""
     conditions = model.encode(model.draw_raw([0, 1]))
     example = (torch.zeros(2, *model.spec.shape), torch.tensor(1.0), *conditions.values())
-    batch = {0: torch.export.Dim.DYNAMIC}
+    batch: Any = {0: torch.export.Dim.DYNAMIC}
+    told = (tuple(batch for _ in conditions),) if conditions else ()
     torch.onnx.export(
         Positional(model, tuple(conditions)),
         example,
         path,
-        dynamic_shapes=(batch, None, tuple(batch for _ in conditions)),
+        dynamic_shapes=(batch, None, *told),
         opset_version=OPSET,
         external_data=False,
         verbose=False,

@@ -19,8 +19,11 @@ from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.trace import trace
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
+from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport
 from edge_sampler.runtime.plan import Plan, sample
+
+LARGEST_WEIGHT = 1e5  # of an answer, which float32 then rounds by 0.006
 
 
 def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = silent, cache: Cache = NO_CACHE) -> Plan:
@@ -36,7 +39,7 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
     target = settings.target or ("global" if auto else "local")
     afs = auto and not model.spec.inputs.conditions if settings.afs is None else settings.afs
     if not auto and solvers[0].history is None and schedule != CHOSEN and not afs and not settings.refine:
-        return trace(scheme_of(solvers[0], grid_of(model, schedule), settings))
+        return usable(trace(scheme_of(solvers[0], grid_of(model, schedule), settings)))
 
     noises = noises_of(model, settings)
     meter = noises.network.meter
@@ -80,7 +83,22 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
         evaluations=int(total(np.array([meter.evaluations], float))[0]),
         seconds=round(time.perf_counter() - started, 2),
     )
-    return replace(plan, solver=plan.solver + REFINED * bool(settings.refine), report=report)
+    return usable(replace(plan, solver=plan.solver + REFINED * bool(settings.refine), report=report))
+
+
+def usable(plan: Plan) -> Plan:
+    """The plan. Raises UserError where it weighs answers by so much that float32 loses what they say.
+
+    So do solvers that average two slopes over a step from a flow's first level, σ = 1e7, to one of a few.
+    """
+    largest = max(abs(weight) for row in plan.table for weight in row[1:] or (0.0,))
+    if largest > LARGEST_WEIGHT:
+        raise UserError(
+            f"{plan.solver} weighs the network's answers by up to {largest:.1e} on noise levels from "
+            f"{max(plan.sigmas):.3g}, which float32 cannot hold: take another solver, such as ipndm, or --schedule edm "
+            "and a lower highest level"
+        )
+    return plan
 
 
 def examples_of(model: Denoiser) -> tuple[int, ...]:

@@ -281,3 +281,13 @@ def test_a_flow_starts_where_its_noise_does() -> None:
         x = x - Velocity()(x, torch.full((3,), 1 - k / 4).double()) / 4
     made = sample(lambda x, sigma: model(x.float(), sigma).double(), noise, plan)
     torch.testing.assert_close(made, x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["heun", "spndm"])
+def test_a_solver_that_fails_from_a_flows_first_level_is_refused(solver: str) -> None:
+    """It averages two slopes over a step of ten million."""
+    model = models.load("flow-digits")
+    with pytest.raises(UserError, match=rf"{solver} weighs the network's answers by up to .*which float32 cannot hold"):
+        calibrate(model, Settings(5, solver))
+    for sound in ("ddim", "ipndm", "unipc", "deis", "dpmpp-2m"):
+        assert calibrate(model, Settings(5, sound)).nfe == 5

@@ -1,4 +1,4 @@
-"""Denoisers around denoisers: a condition built in, and guidance."""
+"""Denoisers around denoisers: a condition built in, known entries, and guidance."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

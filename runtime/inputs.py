@@ -116,7 +116,9 @@ class Inputs:
         named = {size for shape in self._shapes() for size in shape if isinstance(size, str)}
         if unknown := sorted(named - set(self.axes)):
             raise UserError(f"axis {unknown[0]!r} has no sizes: give its least, usual and largest")
-        if clash := sorted(set(self.conditions) & ({"x", "sigma", "noise", "batch", "seeds"} | set(self.axes))):
+        if clash := sorted(
+            set(self.conditions) & ({"x", "sigma", "noise", "batch", "seeds", "temperature"} | set(self.axes))
+        ):
             raise UserError(f"a condition is called {clash[0]!r}, which is taken: give it another name")
 
     def _shapes(self) -> Iterable[Shape]:

@@ -93,6 +93,7 @@ def test_json_keeps_them() -> None:
         (lambda: Condition((), "float64"), "dtype is 'float64'; allowed: float32, int64, bool"),
         (lambda: Inputs(("T",)), "axis 'T' has no sizes"),
         (lambda: Inputs((1,), {"noise": Condition()}), "called 'noise', which is taken"),
+        (lambda: Inputs((1,), {"temperature": Condition()}), "called 'temperature', which is taken"),
     ],
 )
 def test_what_cannot_be_declared(make: Any, message: str) -> None:

@@ -30,7 +30,13 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
     """The plan of ``settings.solver``, its γ fitted; a fixed solver on a fixed schedule costs no evaluation.
 
     Deterministic for a seed, on one machine. ``plan.report`` tells how it was fitted; of a fixed solver it is None.
+    Raises UserError where the plan is not usable.
     """
+    return usable(fitted(model, settings, progress, cache))
+
+
+def fitted(model: Denoiser, settings: Settings, progress: ProgressBars = silent, cache: Cache = NO_CACHE) -> Plan:
+    """The plan of ``calibrate``, whatever it is worth: a study shows bad ones as well."""
     started = time.perf_counter()
     viewer(settings.refine_on, model.spec.shape)  # says at once what cannot be
     auto = settings.solver == "auto"
@@ -39,7 +45,7 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
     target = settings.target or ("global" if auto else "local")
     afs = auto and not model.spec.inputs.conditions if settings.afs is None else settings.afs
     if not auto and solvers[0].history is None and schedule != CHOSEN and not afs and not settings.refine:
-        return usable(trace(scheme_of(solvers[0], grid_of(model, schedule), settings)))
+        return trace(scheme_of(solvers[0], grid_of(model, schedule), settings))
 
     noises = noises_of(model, settings)
     meter = noises.network.meter
@@ -83,7 +89,7 @@ def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = sile
         evaluations=int(total(np.array([meter.evaluations], float))[0]),
         seconds=round(time.perf_counter() - started, 2),
     )
-    return usable(replace(plan, solver=plan.solver + REFINED * bool(settings.refine), report=report))
+    return replace(plan, solver=plan.solver + REFINED * bool(settings.refine), report=report)
 
 
 def usable(plan: Plan) -> Plan:

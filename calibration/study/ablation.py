@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.calibrate import fitted
 from edge_sampler.calibration.candidates import grid_of, scheme_of
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.refinement import ITERATIONS
@@ -115,7 +115,7 @@ def ablate(
 
     def errors(trial: Trial, nfe: int) -> list[float]:
         every = [replace(settings, nfe=nfe, seed=seed, **trial.changes) for seed in range(trial.seeds)]
-        return [error(judge, calibrate(model, one, progress, cache)) for one in every]
+        return [error(judge, fitted(model, one, progress, cache)) for one in every]
 
     return [
         Answer(question, [(trial.label, [errors(trial, nfe) for nfe in nfes]) for trial in trials], columns(nfes))
@@ -137,7 +137,7 @@ def between_models(
         for schedule in (own, CHOSEN):
             plans = {f"not fitted: ipndm, {own} grid": fixed(group[0], own, settings)}
             for model in group:
-                plan = calibrate(model, replace(settings, schedule=schedule), progress, cache)
+                plan = fitted(model, replace(settings, schedule=schedule), progress, cache)
                 plans[f"fitted on {model.spec.title}"] = plan
             lines = [(name, [[error(judge, plan)] for judge in judges]) for name, plan in plans.items()]
             question = f"Fitted on one, used on another: {schedule} grid, NFE {settings.nfe}"
@@ -152,7 +152,7 @@ def between_grids(
     judge = judging(model, judged, cache, progress)
     lines = [("not fitted: ipndm", [[error(judge, fixed(model, schedule, settings))] for schedule in SCHEDULES])]
     for origin in SCHEDULES:
-        report = calibrate(model, replace(settings, schedule=origin), progress, cache).report
+        report = fitted(model, replace(settings, schedule=origin), progress, cache).report
         gammas = [step.gamma for step in report.steps] if report else []
         schemes = [scheme_of(find(settings.solver), grid_of(model, schedule), settings) for schedule in SCHEDULES]
         lines.append((f"γ of {origin}", [[error(judge, trace(scheme, gammas))] for scheme in schemes]))

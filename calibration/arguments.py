@@ -1,6 +1,7 @@
 """The command-line arguments of choosing a model and calibrating it, shared by ``calibration`` and ``export``."""
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from edge_sampler.calibration.schedules import SCHEDULES
 from edge_sampler.calibration.settings import CHOSEN, TARGETS, Settings
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.families.base import Options
 from edge_sampler.models.loading import load
 from edge_sampler.models.own import with_examples
 from edge_sampler.runtime.cache_folder import cache_folder
@@ -43,6 +45,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--weights", help="a checkpoint to load into the model instead of its own")
     group.add_argument("--random-weights", action="store_true", help="a dry run without the model's weights")
+    size_help = "of a pipeline's images, in pixels, such as 512x768 (default: the pipeline's own)"
+    group.add_argument("--size", metavar="HEIGHTxWIDTH", help=size_help)
+    group.add_argument("--vae", type=Path, metavar="FOLDER", help="a decoder to take instead of the pipeline's own")
     guidance_help = "S of classifier-free guidance, two network calls an evaluation (default: 1, none)"
     group.add_argument("--guidance", type=float, default=1.0, metavar="S", help=guidance_help)
     passes_help = "guidance calls the network twice, instead of once on twice as many images, which takes more memory"
@@ -60,7 +65,8 @@ def load_model(arguments: argparse.Namespace) -> Denoiser:
     name = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.weights and arguments.random_weights:
         raise UserError("--weights and --random-weights exclude each other")
-    model = load(arguments.model, arguments.weights, arguments.random_weights)
+    options = Options(parse_size(arguments.size), arguments.vae)
+    model = load(arguments.model, arguments.weights, arguments.random_weights, options=options)
     if arguments.conditions:
         if arguments.conditions.suffix != ".npz":
             raise UserError(f"--conditions {arguments.conditions}: expected FILE.npz, with [rows, …] by name")
@@ -72,6 +78,16 @@ def load_model(arguments: argparse.Namespace) -> Denoiser:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
         raise UserError(f"--device {name}: PyTorch cannot use it ({reason})") from error
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """``512x768`` → (512, 768). Raises UserError for anything else."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise UserError(f"--size {text}: expected HEIGHTxWIDTH in pixels, such as 512x768")
+    height, width = map(int, text.split("x"))
+    return height, width
 
 
 def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = False) -> None:

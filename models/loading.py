@@ -9,16 +9,23 @@ from typing import Any
 
 import torch
 
-from edge_sampler.models import checkpoint, own, pipeline
+from edge_sampler.models import checkpoint, families, own, pipeline
 from edge_sampler.models.architecture import build, randomise
 from edge_sampler.models.checkpoint import Checkpoint
 from edge_sampler.models.denoiser import Denoiser, Preconditioned
 from edge_sampler.models.download import fetch
+from edge_sampler.models.families.base import Options
 from edge_sampler.models.zoo import WEIGHTS, ZOO
 from edge_sampler.runtime.errors import UserError
 
 
-def load(model: str, weights: str | Path | None = None, random_weights: bool = False, seed: int = 0) -> Denoiser:
+def load(
+    model: str,
+    weights: str | Path | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
+    options: Options | None = None,
+) -> Denoiser:
     """A denoiser in evaluation mode, on the CPU, float32.
 
     Args:
@@ -27,6 +34,7 @@ def load(model: str, weights: str | Path | None = None, random_weights: bool = F
             on the hub; or FILE.py:FUNCTION, which makes a denoiser (``edge_sampler.adapt``) and is run.
         weights: the checkpoint to load into that architecture, instead of the model's own.
         random_weights: random weights, seeded by ``seed``: a dry run, marked so in ``spec``.
+        options: what a folder's family lets its caller choose.
 
     Raises UserError for an unknown name, a bad file, or weights of another architecture.
     """
@@ -34,6 +42,12 @@ def load(model: str, weights: str | Path | None = None, random_weights: bool = F
         if weights is not None or random_weights:
             raise UserError(f"{model} brings its own weights; leave --weights and --random-weights out")
         return own.load(model)
+    if Path(model).is_dir() and (family := families.find(Path(model))):
+        if weights is not None or random_weights:
+            raise UserError(f"{model} brings its own weights; leave --weights and --random-weights out")
+        return family.load(Path(model), options or Options())
+    if options and options != Options():
+        raise UserError(f"{model} is no folder of a family whose size or VAE can be chosen; leave --size and --vae out")
     origin = _find(model)
     architecture = origin.architecture()
     if random_weights:

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs, class_labels
 
 DEFAULT_NETWORKS = {"EDMPrecond": "DhariwalUNet", "iDDPMPrecond": "DhariwalUNet"}  # of EDM's classes; else SongUNet
-IGNORED = ("use_fp16", "sigma_min", "sigma_max", "sigma_data")  # where the preconditioning itself does not take them
+IGNORED = ("use_fp16", "sigma_data")  # where the preconditioning itself does not take them
 
 
 def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:
@@ -56,6 +57,12 @@ def _build(arguments: dict[str, Any]) -> Preconditioned:
     preconditioning = make(**own)
     for ignored in IGNORED:
         arguments.pop(ignored, None)
+    lowest, highest = preconditioning.sigma_limits
+    limits = arguments.pop("sigma_min", lowest), arguments.pop("sigma_max", highest)  # those of EDM's snapshots
+    preconditioning = replace(preconditioning, sigma_limits=limits)
+    lowest, highest = preconditioning.sigma_range
+    if not 0 < lowest < highest:
+        raise ValueError(f"sigma_min is {limits[0]} and sigma_max {limits[1]}; they must be in order")
     resolution, channels = arguments.pop("img_resolution"), arguments.pop("img_channels")
     classes = arguments.pop("label_dim", 0)
     predicted = arguments.pop("out_channels", 2 * channels if precond == "iDDPMPrecond" else channels)

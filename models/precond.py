@@ -7,7 +7,7 @@ process shrinks them is in c_in.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -136,7 +136,8 @@ def ddpm(
     ):
         if value not in known:
             raise ValueError(f"{argument} is {value!r}; allowed: {', '.join(known)}")
-    return discrete(BETA_SCHEDULES[beta_schedule](beta_start, beta_end, num_train_timesteps), prediction_type)
+    known_levels = discrete(BETA_SCHEDULES[beta_schedule](beta_start, beta_end, num_train_timesteps), prediction_type)
+    return replace(known_levels, sampled=(0.0, math.inf))  # from its own first step, as its own samplers do
 
 
 def iddpm(C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Preconditioning:  # noqa: N803

@@ -89,6 +89,16 @@ def test_ddim_is_that_of_diffusers(schedule: str, prediction: str, tmp_path: Pat
     assert relative(ours, x) < 1e-4
 
 
+def test_sampling_starts_where_training_ended(tmp_path: Path) -> None:
+    """At the noise level of the last of its own steps, where large images are all noise and their brightness is not."""
+    scheduler = diffusers.DDPMScheduler()
+    made(tmp_path, scheduler)
+    kept = scheduler.alphas_cumprod[-1].double()
+    assert calibrate(models.load(str(tmp_path)), Settings(4, "ddim")).sigmas[0] == pytest.approx(
+        float(((1 - kept) / kept).sqrt()), rel=1e-5
+    )
+
+
 def test_flow_matching_is_that_of_diffusers(tmp_path: Path) -> None:
     """Its Euler step, in t, and ours, in σ, are one: both are exact where the clean image does not change."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()

@@ -133,3 +133,27 @@ def test_bad_architecture_files_are_refused(text: str, message: str, tmp_path: P
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         models.load(str(path), random_weights=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limits"),
+    [
+        ({"sigma_min": 0.05, "sigma_max": 5.0}, (0.05, 5.0)),
+        ({"sigma_min": 0.0, "sigma_max": float("inf")}, (0.002, 80.0)),  # what EDM's own snapshots mostly have
+        ({"precond": "VEPrecond", "sigma_max": 5.0}, (0.02, 5.0)),
+    ],
+)
+def test_a_network_is_sampled_within_its_own_noise_levels(
+    arguments: dict[str, Any], limits: tuple[float, float], tmp_path: Path
+) -> None:
+    path = tmp_path / "limited.json"
+    path.write_text(json.dumps(DIGITS | arguments))
+    spec = models.load(str(path), random_weights=True).spec
+    assert (spec.sigma_min, spec.sigma_max) == limits
+
+
+def test_noise_levels_out_of_order_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "limited.json"
+    path.write_text(json.dumps(DIGITS | {"sigma_min": 5.0, "sigma_max": 0.5}))
+    with pytest.raises(UserError, match=r"sigma_min is 5\.0 and sigma_max 0\.5; they must be in order"):
+        models.load(str(path), random_weights=True)

@@ -7,7 +7,6 @@ import json
 import math
 import pickle
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,8 +160,6 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 
 def _read_state_dict(path: Path) -> Checkpoint:
-    if not zipfile.is_zipfile(path):
-        raise UserError("not a PyTorch file, or truncated")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,16 @@ def load(
         if weights is not None or random_weights:
             raise UserError(f"{model} brings its own weights; leave --weights and --random-weights out")
         return own.load(model)
-    if Path(model).is_dir() and (family := families.find(Path(model))):
+    folder = _folder(model)
+    if folder and (family := families.find(folder)):
         if weights is not None or random_weights:
             raise UserError(f"{model} brings its own weights; leave --weights and --random-weights out")
-        return family.load(Path(model), options or Options())
+        found = family.load(folder, options or Options())
+        found.spec = replace(found.spec, name=Path(model).resolve().name)  # a repository's folder is named by a hash
+        return found
     if options and options != Options():
         raise UserError(f"{model} is no folder of a family whose size or VAE can be chosen; leave --size and --vae out")
-    origin = _find(model)
+    origin = _find(model, folder)
     architecture = origin.architecture()
     if random_weights:
         network = build(architecture, origin.name)
@@ -80,7 +83,19 @@ class _Origin:
     shapes_sha256: str | None = None  # of the tensors' names and shapes
 
 
-def _find(model: str) -> _Origin:
+def _folder(model: str) -> Path | None:
+    """Where a model's folder is, downloaded first if it is the hub's; None where ``model`` names something else."""
+    path = Path(model)
+    if model in ZOO or path.suffix in (".json", *checkpoint.FORMATS):
+        return None
+    if path.is_dir():
+        return pipeline.snapshot(path)
+    if pipeline.HUB_ID.fullmatch(model) and not path.parent.is_dir():
+        return pipeline.download(model)
+    return None
+
+
+def _find(model: str, folder: Path | None) -> _Origin:
     path = Path(model)
     if row := ZOO.get(model):
         return _Origin(model, lambda: row.architecture, lambda: _read(row.source), row.licence, row.shapes_sha256)
@@ -94,11 +109,8 @@ def _find(model: str) -> _Origin:
             )
         architecture = found.architecture
         return _Origin(path.stem, lambda: architecture, lambda: found, (found.metadata or {}).get("licence", "unknown"))
-    if path.is_dir():
-        return _Origin(path.resolve().name, lambda: pipeline.architecture(path), lambda: pipeline.read(path))
-    if pipeline.HUB_ID.fullmatch(model) and not path.parent.is_dir():
-        folder = pipeline.download(model)
-        return _Origin(path.name, lambda: pipeline.architecture(folder), lambda: pipeline.read(folder))
+    if folder:
+        return _Origin(path.resolve().name, lambda: pipeline.architecture(folder), lambda: pipeline.read(folder))
     near = difflib.get_close_matches(model, ZOO, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(ZOO)}."
     files = "/".join(checkpoint.FORMATS)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from edge_sampler.models import checkpoint
 from edge_sampler.models.checkpoint import Checkpoint
-from edge_sampler.models.download import NotFoundError, fetch
-from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.errors import UserError
 
 HUB = "https://huggingface.co/"
 HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the first that is there
+INDEX = "model_index.json"  # which a whole pipeline has
+WEIGHTS = "diffusion_pytorch_model"  # then a variant, a part and a suffix
+PART = re.compile(r"-\d{5}-of-(?P<count>\d{5})")
 DISCRETE_SCHEDULERS = (  # whose steps are those of training, whatever solver they are
     "DDPMScheduler",
     "DDIMScheduler",
@@ -33,10 +33,39 @@ PREFIX = "model.unet."  # of the U-Net in our denoiser
 
 def read(folder: Path) -> Checkpoint:
     """The weights and architecture of a pipeline's folder. Raises UserError where it holds another kind of pipeline."""
-    found = [path for name in WEIGHTS for path in (folder / "unet" / name, folder / name) if path.is_file()]
-    if not found:
-        raise UserError(f"{folder} has no {' or '.join(WEIGHTS)}: the folder is no pipeline, or not whole")
-    return Checkpoint(named_ours(checkpoint.read(found[0]).tensors), architecture(folder))
+    tensors = dict[str, Tensor]()
+    for path in weights_files(folder):
+        tensors |= checkpoint.read(path).tensors
+    return Checkpoint(named_ours(tensors), architecture(folder))
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The U-Net's files: safetensors before pickles, whole precision before a variant of it, and all parts of one.
+
+    Raises UserError where there is none, or a part is missing.
+    """
+    for suffix in (".safetensors", ".bin"):
+        for place in (folder / "unet", folder):
+            found = sorted(place.glob(f"{WEIGHTS}*{suffix}"), key=lambda path: (len(path.name), path.name))
+            parts = [PART.search(path.name) for path in found]
+            if found and parts[0] is None:
+                return found[:1]
+            if found and parts[0] is not None:
+                count, whole = int(parts[0]["count"]), PART.sub("", found[0].name)
+                kept = [path for path in found if PART.sub("", path.name) == whole]
+                if len(kept) != count:
+                    raise UserError(f"{place} has {len(kept)} of {count} parts of {whole}: the folder is not whole")
+                return kept
+    raise UserError(f"{folder} has no {WEIGHTS}.safetensors or .bin: the folder is no pipeline, or not whole")
+
+
+def snapshot(folder: Path) -> Path:
+    """The files' own folder, where ``folder`` is a repository in the cache of Hugging Face's tools."""
+    main = folder / "refs" / "main"
+    if main.is_file():
+        return folder / "snapshots" / main.read_text().strip()
+    found = [path for path in (folder / "snapshots").glob("*") if path.is_dir()]
+    return found[0] if len(found) == 1 else folder
 
 
 def architecture(folder: Path) -> dict[str, Any]:
@@ -99,32 +128,29 @@ def named_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {ours(name): tensor for name, tensor in tensors.items()}
 
 
-def folder_of(name: str) -> Path:
-    """Where the files of the hub's pipeline ``name`` are kept, once they are there."""
-    return cache_folder() / "hub" / name
-
-
 def download(name: str) -> Path:
     """The folder of the hub's pipeline ``name``, its files downloaded first where they are not there.
 
-    Raises UserError when they cannot be had.
+    By diffusers' own loader, into the cache that all tools of Hugging Face share: HF_HOME, HF_ENDPOINT, HF_TOKEN and
+    HF_HUB_OFFLINE say what they say everywhere. Raises UserError when the files cannot be had.
     """
-    folder, page = folder_of(name), f"{HUB}{name}"
-    for part, files in (("unet", ["config.json"]), ("unet", WEIGHTS), ("scheduler", ["scheduler_config.json"])):
-        places = [place for file in files for place in (f"{part}/{file}", file)]
-        if any((folder / place).is_file() for place in places):
-            continue
-        for place in places:
-            try:
-                fetch(f"{page}/resolve/main/{place}", folder / place)
-                break
-            except NotFoundError:
-                continue
-        else:
-            raise UserError(f"{page} has none of {', '.join(places)}: it is not there, or no pipeline of images")
-    return folder
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        raise UserError(f"pipelines of the hub need diffusers: pip install '.[diffusers]' ({error})") from error
+    try:
+        return Path(DiffusionPipeline.download(name))
+    except Exception as error:  # of the hub, the network, or what lies there
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"no pipeline {name} to be had ({type(error).__name__}: {reason}); name a folder that holds it instead"
+        ) from error
 
 
 def is_local(name: str) -> bool:
     """Is the hub's pipeline ``name`` downloaded?"""
-    return any((folder_of(name) / part / file).is_file() for part in ("unet", "") for file in WEIGHTS)
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return False
+    return isinstance(try_to_load_from_cache(name, INDEX), str)

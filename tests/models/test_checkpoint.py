@@ -101,6 +101,12 @@ def test_a_state_dict_file_cannot_run_code_either(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+def test_state_dicts_of_before_pytorch_1_6(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(6.0).reshape(2, 3)}
+    torch.save(tensors, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(checkpoint.read(tmp_path / "legacy.pt").tensors["a"], tensors["a"])
+
+
 def test_a_tensor_cannot_claim_more_than_is_stored(tmp_path: Path) -> None:
     storage = torch.zeros(4).storage()  # type: ignore[no-untyped-call]
     tensor = Call(torch._utils._rebuild_tensor_v2, storage, 0, (10**6, 10**6), (0, 0), False, collections.OrderedDict())

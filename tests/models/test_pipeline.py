@@ -1,9 +1,15 @@
 """Pipelines of diffusers, against diffusers itself."""
 
+import hashlib
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -158,6 +164,26 @@ def test_safetensors_are_preferred(tmp_path: Path) -> None:
     assert models.load(str(tmp_path)).spec.shape == (1, 8, 8)
 
 
+@pytest.mark.parametrize("safe", [True, False])
+def test_variants_and_parts(safe: bool, tmp_path: Path) -> None:
+    """As diffusers saves them."""
+    unet = made(tmp_path / "whole")
+    wanted = models.load(str(tmp_path / "whole")).spec.weights_sha256
+    for name, options in {"parts": {"max_shard_size": "20KB"}, "fp32": {"variant": "fp32"}}.items():
+        shutil.copytree(tmp_path / "whole", tmp_path / name)
+        for path in (tmp_path / name / "unet").iterdir():
+            path.unlink()
+        unet.save_pretrained(tmp_path / name / "unet", safe_serialization=safe, **options)
+        whole = [tmp_path / name / "unet" / f"diffusion_pytorch_model{suffix}" for suffix in (".safetensors", ".bin")]
+        assert not any(path.exists() for path in whole)
+        assert models.load(str(tmp_path / name)).spec.weights_sha256 == wanted
+    parts = sorted((tmp_path / "parts" / "unet").glob("*-of-*"))
+    assert len(parts) > 2
+    parts[1].unlink()
+    with pytest.raises(UserError, match=f"has {len(parts) - 1} of {len(parts)} parts of diffusion_pytorch_model"):
+        models.load(str(tmp_path / "parts"))
+
+
 def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -220,42 +246,79 @@ def test_a_folder_that_is_not_whole(tmp_path: Path) -> None:
         models.load(str(tmp_path / "again"))
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """The folder that a small server shows as the hub; what is downloaded goes to "cache" beside it."""
-    folder = tmp_path / "hub"
-    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+class Hub(SimpleHTTPRequestHandler):
+    """Shows OWNER/NAME folders as the hub does: a list of a repository's files, and the files."""
+
+    SHA = "0123456789" * 4
+
+    def do_GET(self) -> None:
+        if found := re.match(r"/api/models/(\w+/\w+)(/tree|/revision|$)", self.path):
+            folder = Path(self.directory, found[1])
+            paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+            files = [{"rfilename": path, "path": path, "type": "file", "size": 1, "oid": self.SHA} for path in paths]
+            if not paths:
+                self.send_error(404)
+                return
+            about = files if found[2] == "/tree" else {"id": found[1], "sha": self.SHA, "siblings": files}
+            body = json.dumps(about).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        else:
+            super().do_GET()
+
+    def translate_path(self, path: str) -> str:
+        return super().translate_path(re.sub("/resolve/[^/]+", "", path))
+
+    def end_headers(self) -> None:
+        self.send_header("X-Repo-Commit", self.SHA)
+        self.send_header("ETag", f'"{hashlib.sha256(self.path.encode()).hexdigest()}"')
+        super().end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address at which ``folder`` is shown as the hub."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(pipeline, "HUB", f"http://127.0.0.1:{server.server_port}/")
-        monkeypatch.setenv("EDGE_SAMPLER_CACHE", str(tmp_path / "cache"))
-        yield folder
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
-def test_pipelines_of_the_hub(hub: Path) -> None:
-    """Downloaded once; then there, whatever becomes of the hub."""
-    made(hub / "us" / "new" / "resolve" / "main")
-    old = hub / "us" / "old" / "resolve" / "main"
+def loaded(names: str, endpoint: str, home: Path) -> list[str]:
+    """What a fresh process prints of the hub's models: name and weights' hash, or the error."""
+    code = (
+        "import sys; from edge_sampler import models; from edge_sampler.runtime.errors import UserError\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: spec = models.load(name).spec; print(spec.name, spec.weights_sha256)\n"
+        "    except UserError as error: print(error)"
+    )
+    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_ETAG_TIMEOUT": "2"}
+    run = subprocess.run([sys.executable, "-c", code, *names.split()], env=environment, capture_output=True, text=True)
+    assert not run.returncode, run.stderr
+    return run.stdout.splitlines()
+
+
+def test_pipelines_of_the_hub(tmp_path: Path) -> None:
+    """Downloaded once, from the address and to the place that Hugging Face's tools have; then there for good."""
+    hub, home = tmp_path / "hub", tmp_path / "home"
+    made(hub / "us" / "new")
+    old = hub / "us" / "old"
     made(old, safe=False)
     for path in (old / "unet").iterdir():
         path.rename(old / path.name)
-    assert not pipeline.is_local("us/new")
-    first = [models.load(name).spec for name in ("us/new", "us/old")]
-    assert [spec.name for spec in first] == ["new", "old"]
-    assert first[0].weights_sha256 == first[1].weights_sha256
-    assert pipeline.is_local("us/new")
-    shutil.rmtree(hub)
-    assert models.load("us/old").spec == first[1]
-
-
-def test_pipelines_that_cannot_be_downloaded(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.mkdir()
-    with pytest.raises(UserError, match=r"/nobody/nothing has none of unet/config\.json, config\.json"):
-        models.load("nobody/nothing")
-    monkeypatch.setattr(pipeline, "HUB", "http://127.0.0.1:9/")
-    with pytest.raises(UserError, match=r"cannot download http://127.0.0.1:9/nobody/nothing/.*refused"):
-        models.load("nobody/nothing")
+    with served(hub) as endpoint:
+        *first, missing = loaded("us/new us/old us/nothing", endpoint, home)
+    assert "no pipeline us/nothing to be had" in missing
+    assert [line.split()[0] for line in first] == ["new", "old"]
+    assert len({line.split()[1] for line in first}) == 1
+    repository = home / "hub" / "models--us--new"
+    assert loaded(f"us/old {repository}", "http://127.0.0.1:9", home)[0] == first[1]
+    assert models.load(str(repository)).spec.weights_sha256 == first[0].split()[1]
 
 
 @pytest.mark.parametrize("name", [name for name, row in ZOO.items() if row.source.startswith(pipeline.HUB)])

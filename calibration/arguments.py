@@ -57,6 +57,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=set_help)
     conditions_help = "values of the model's conditions to fit and to judge on: FILE.npz, [rows, …] by name"
     group.add_argument("--conditions", type=Path, help=conditions_help)
+    prompts_help = "texts to fit and to judge on, one a line: FILE.txt, for models that are told a text"
+    group.add_argument("--prompts", type=Path, help=prompts_help)
     group.add_argument("--device", default="auto", help="where PyTorch calibrates: auto (default), cpu, cuda, …")
 
 
@@ -67,10 +69,11 @@ def load_model(arguments: argparse.Namespace) -> Denoiser:
         raise UserError("--weights and --random-weights exclude each other")
     options = Options(parse_size(arguments.size), arguments.vae)
     model = load(arguments.model, arguments.weights, arguments.random_weights, options=options)
-    if arguments.conditions:
-        if arguments.conditions.suffix != ".npz":
-            raise UserError(f"--conditions {arguments.conditions}: expected FILE.npz, with [rows, …] by name")
-        with_examples(model, given([str(arguments.conditions)]))
+    if arguments.conditions and arguments.conditions.suffix != ".npz":
+        raise UserError(f"--conditions {arguments.conditions}: expected FILE.npz, with [rows, …] by name")
+    if arguments.conditions or arguments.prompts:
+        examples = given([str(arguments.conditions)] if arguments.conditions else [])
+        with_examples(model, examples | (prompts(model, arguments.prompts) if arguments.prompts else {}))
     one_batch, values = not arguments.two_passes, given(arguments.set)
     model = conditioned(model, arguments.class_label, arguments.guidance, one_batch, values)
     try:
@@ -78,6 +81,20 @@ def load_model(arguments: argparse.Namespace) -> Denoiser:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
         raise UserError(f"--device {name}: PyTorch cannot use it ({reason})") from error
+
+
+def prompts(model: Denoiser, path: Path) -> dict[str, list[str]]:
+    """Examples of the one text that a model is told. Raises UserError where it is told none, and for an empty file."""
+    told = [name for name, one in model.spec.called_with.conditions.items() if one.text and one.text.must_be_given]
+    if len(told) != 1:
+        raise UserError(f"--prompts is for models that are told one text; {model.spec.name} is told {len(told)}")
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"--prompts {path}: cannot be read as text ({error})") from error
+    if not lines:
+        raise UserError(f"--prompts {path}: there is no text in it; it should have one a line")
+    return {told[0]: lines}
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

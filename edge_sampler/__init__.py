@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edge_sampler.runtime.inputs import Condition, Output
     from edge_sampler.runtime.plan import Plan
     from edge_sampler.runtime.sampler import Sampler, load
+    from edge_sampler.runtime.text import Text
 
 HOMES = {
     "Branch": "models.conditioned",
@@ -45,6 +46,7 @@ HOMES = {
     "Plan": "runtime.plan",
     "Sampler": "runtime.sampler",
     "Settings": "calibration.settings",
+    "Text": "runtime.text",
     "UserError": "runtime.errors",
     "adapt": "models.own",
     "add_engine": "api",
@@ -70,6 +72,7 @@ __all__ = [
     "Plan",
     "Sampler",
     "Settings",
+    "Text",
     "UserError",
     "adapt",
     "add_engine",

@@ -141,11 +141,15 @@ def export_bundle(
         written = write_graphs(graphs, plan, folder, form.dtype, output.name)
         advance(1)
         stages = list(graphs.stages)
+        inputs = spec.called_with if "encoder" in stages else spec.inputs
+        for one in inputs.conditions.values():
+            if one.text:
+                (folder / one.text.file).write_text(one.text.content, encoding="utf-8")
         write_reference(model, plan, folder, form.dtype, stages, output)
         facts: dict[str, Any] = {
             "schema": SCHEMA,
             "model": spec.record(),
-            "inputs": (spec.called_with if "encoder" in stages else spec.inputs).record(),
+            "inputs": inputs.record(),
             "output": asdict(output),
             "dtype": form.dtype,
             "stages": stages,

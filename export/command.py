@@ -84,7 +84,9 @@ def main() -> None:
     bundle = Bundle.open(out)
     look = "look at samples.png; " if "samples.png" in bundle.manifest["files"] else ""
     suffix = "grid.png" if bundle.output.is_image else f"{bundle.output.name}.npz"
-    given = " --condition FILE.npz" if any(not one.choices for one in bundle.inputs.conditions.values()) else ""
+    others = {name: one for name, one in bundle.inputs.conditions.items() if not one.choices}
+    texts = [f' --condition {name}="…"' for name, one in others.items() if one.text and one.text.must_be_given]
+    given = "".join(texts) + " --condition FILE.npz" * any(not one.text for one in others.values())
     run = f"python -m runtime sample {shlex.quote(str(out))} --seeds 0-63{given} --out {suffix}"
     print(f"{out}: {look}run it with `{run}`")
     if additions:  # if that fails, the bundle stays: `python -m export engine` can add to it without another fit

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from edge_sampler.models.precond import Preconditioning
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import CLASSES, Condition, Inputs, Output
+from edge_sampler.runtime.text import tokenized
 
-Examples = Mapping[str, np.ndarray] | Callable[[Sequence[int]], Mapping[str, np.ndarray]]
+Examples = Mapping[str, Any] | Callable[[Sequence[int]], Mapping[str, np.ndarray]]
 HELD = 4  # one in so many of a model's examples is held out of the fit
 
 
@@ -124,11 +125,15 @@ class Denoiser(nn.Module):
         """A value of each condition for each seed, as a caller gives them: [n, …].
 
         A seed's values are the same in any set of seeds. ``held`` chooses among a model's examples: those to fit on
-        (False), the others (True), or any (None). Raises UserError where a condition has no examples.
+        (False), the others (True), or any (None). Raises UserError where a condition has no examples. A text with a
+        default needs none.
         """
-        wanted, drawn = self.spec.called_with.conditions, dict[str, np.ndarray]()
+        wanted = self.spec.called_with.conditions
         rngs = [np.random.default_rng([stream, seed]) for seed in seeds]
-        named = {name: one for name, one in wanted.items() if not one.choices}
+        own = () if callable(self.examples) else self.examples
+        defaults = {name: value for name, value in tokenized(wanted, {}).items() if name not in own}
+        drawn = {name: np.stack([value] * len(seeds)) for name, value in defaults.items()}
+        named = {name: one for name, one in wanted.items() if not one.choices and name not in drawn}
         for name, one in wanted.items():
             if one.choices:
                 drawn[name] = np.array([rng.integers(one.choices) for rng in rngs], np.int64)
@@ -150,9 +155,11 @@ class Denoiser(nn.Module):
 
     def _have(self, names: tuple[str, ...], found: Mapping[str, Any]) -> None:
         if missing := [name for name in names if name not in found]:
+            text = self.spec.called_with.conditions[missing[0]].text
+            or_prompts = ", or --prompts FILE.txt, one text a line" if text else ""
             raise UserError(
                 f"{self.spec.name} has no examples of its condition {missing[0]}, which a fit and a check need: give "
-                f"--conditions FILE.npz with {', '.join(names)}, [rows, …] each (in Python: adapt(examples=…))"
+                f"--conditions FILE.npz with {', '.join(names)}, [rows, …] each{or_prompts} (in Python: examples=…)"
             )
 
     def rows(self, held: bool | None) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from edge_sampler.models.precond import PRECONDITIONINGS
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Axis, Condition, Inputs, Output, class_labels
 from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.text import tokenized
 
 NAME = re.compile(r"(.+\.py):(\w+)")
 ROOMS = Path(__file__).resolve().parents[1]  # the folder that holds this one
@@ -75,7 +76,7 @@ def adapt(
         conditions: what else the network is told, the same at every evaluation.
         axes: for each name in a shape, its least, usual and largest size.
         examples: values of what a caller gives, to fit and to judge on: arrays [rows, …] by name, or a function of
-            a list of seeds that returns those.
+            a list of seeds that returns those. Of a text, texts.
         encoder, decoder: stages before and behind the loop. Both become part of the sampler's graph.
         output: what the sampler makes, by name, where there is no decoder; by default "images" for pictures [1 or 3, H,
             W], else "samples".
@@ -125,10 +126,17 @@ def adapt(
 
 
 def with_examples(model: Denoiser, examples: Examples) -> None:
-    """Gives a model examples of its conditions. Raises UserError where they do not fit."""
-    found = examples([0, 1]) if callable(examples) else examples
+    """Gives a model examples of its conditions, texts as such or as token ids. Raises UserError where they do not fit.
+
+    A function of seeds gives token ids.
+    """
     wanted = model.spec.called_with
-    named = {key: one for key, one in wanted.conditions.items() if not one.choices}
+    made = examples([0, 1]) if callable(examples) else examples
+    defaults = tokenized(wanted.conditions, {})
+    named = {
+        key: one for key, one in wanted.conditions.items() if not one.choices and (key in made or key not in defaults)
+    }
+    found = tokenized(named, made)
     counts = {key: len(np.asarray(value)) for key, value in found.items() if np.ndim(value)}
     if len(set(counts.values())) > 1 or len(counts) != len(found) or not counts:
         told = ", ".join(f"{key} {list(np.shape(value))}" for key, value in found.items())
@@ -137,7 +145,7 @@ def with_examples(model: Denoiser, examples: Examples) -> None:
     if rows < 1:
         raise UserError("there are no examples: give at least one row")
     replace(wanted, conditions=named).check(found, rows)
-    model.examples = examples
+    model.examples = examples if callable(examples) else found
 
 
 def probe(model: Preconditioned) -> list[float]:

@@ -1,6 +1,7 @@
 """Runs a bundle on this machine.
 
 python -m runtime sample BUNDLE --seeds 0-63 --out grid.png
+python -m runtime sample BUNDLE --condition prompt="a red heart" --out hearts.png
 python -m runtime compare BUNDLE                  # parity: exit 1 beyond --tolerance
 python -m runtime compare BUNDLE --backends onnxrt,tensorrt-rtx
 python -m runtime bench BUNDLE --batch 1,16 --json times.json
@@ -49,7 +50,8 @@ def main() -> int:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a number, numbers such as 1,2,3, or FILE.npy; FILE.npz alone gives several by name; again for each",
+        help="a number, numbers such as 1,2,3, a text, or FILE.npy; FILE.npz alone gives several by name; again for "
+        "each",
     )
     command.add_argument("--class-labels", type=whole_numbers, help="as --condition class_labels=…; -1 is no class")
     command.add_argument("--temperature", type=float, default=1.0, help="scales the noise (default: 1)")
@@ -75,7 +77,8 @@ def main() -> int:
 
 
 def sample(arguments: argparse.Namespace) -> int:
-    seeds, conditions = arguments.seeds, given(arguments.condition)
+    known = Bundle.open(arguments.bundle).inputs.conditions
+    seeds, conditions = arguments.seeds, given(arguments.condition, [name for name in known if known[name].text])
     if arguments.class_labels is not None:
         conditions["class_labels"] = arguments.class_labels
     if arguments.out.suffix not in (".png", ".npz"):

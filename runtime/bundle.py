@@ -5,6 +5,7 @@ plan.json       the sampler's table (runtime.plan)
 sampler.onnx    noise [batch, *shape] float32, unit normal, and each condition [batch, …] → what the sampler makes
 denoiser.onnx   x [batch, *shape], sigma [], conditions → denoised: the baseline path
 encoder.onnx, decoder.onnx   the stages before and behind the loop, where the model has them
+tokenizer-….json   what makes token ids of text, where a condition is of text
 reference.npz   what PyTorch computed for a few seeds: seeds, each condition as input_NAME, denoised [nfe, …], made
 reference.json  the last of those in Polygraphy's format
 samples.png     what it makes
@@ -18,9 +19,9 @@ engines/                               TensorRT engines, and the log of each bui
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.plan import Plan
+from edge_sampler.runtime.text import tokenized
 
 SCHEMA = 2
 REFERENCE_INPUT = "input_"  # begins the names of conditions in reference.npz
@@ -184,6 +186,14 @@ class Bundle:
             rows = recorded[f"{REFERENCE_INPUT}{name}"]
             examples[name] = rows[np.arange(count) % len(rows)]
         return examples
+
+    @cached_property
+    def _tokenizer(self) -> Callable[[str], str]:
+        return cache(lambda file: self.read(file).decode())
+
+    def tokenized(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Conditions as they are given, token ids in place of text. Raises UserError as ``runtime.text`` does."""
+        return tokenized(self.inputs.conditions, given, self._tokenizer)
 
     @property
     def random_weights(self) -> bool:

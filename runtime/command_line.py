@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -72,13 +72,16 @@ def whole_numbers(text: str) -> list[int]:
     return numbers
 
 
-def given(texts: Sequence[str]) -> dict[str, Any]:
-    """Conditions by name, of ``NAME=VALUE`` and ``FILE.npz``. Raises UserError for what is neither."""
+def given(texts: Sequence[str], of_text: Container[str] = ()) -> dict[str, Any]:
+    """Conditions by name, of ``NAME=VALUE`` and ``FILE.npz``. Raises UserError for what is neither.
+
+    The values of conditions that are ``of_text`` are taken as they are, but for FILE.npy.
+    """
     import numpy as np
 
     conditions: dict[str, Any] = {}
     for text in texts:
-        name, _, value = text.rpartition("=")
+        name, _, value = text.partition("=") if text.partition("=")[0] in of_text else text.rpartition("=")
         path = Path(value)
         try:
             if path.suffix == ".npz" and not name:
@@ -86,6 +89,8 @@ def given(texts: Sequence[str]) -> dict[str, Any]:
                     conditions |= {key: stored[key] for key in stored.files}
             elif path.suffix == ".npy" and name:
                 conditions[name] = np.load(path, allow_pickle=False)
+            elif name in of_text:
+                conditions[name] = value
             elif name:
                 numbers = [json.loads(number) for number in value.split(",")]
                 conditions[name] = numbers if len(numbers) > 1 else numbers[0]

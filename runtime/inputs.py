@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.text import Text
 
 DTYPES = {"float32": "fiu", "int64": "iu", "bool": "b"}  # NumPy's kinds that each may be given as
 CLASSES = "class_labels"  # the condition that class-conditional models share
@@ -58,6 +59,7 @@ class Condition:
         null: the value that means "nothing", which guidance needs: of ``shape``, or one that broadcasts to it.
         choices: values are whole numbers below this, or ``null``; 0: anything goes.
         description: one sentence for people.
+        text: how text becomes the value, which is int64 [length] then; None: it is not of text.
     """
 
     shape: Shape = ()
@@ -65,10 +67,13 @@ class Condition:
     null: Any = field(default=None, compare=False)
     choices: int = 0
     description: str = ""
+    text: Text | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise UserError(f"a condition's dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
+        if self.text and (self.dtype != "int64" or len(self.shape) != 1 or not isinstance(self.shape[0], int)):
+            raise UserError(f"a condition of text is int64 [length], of so many tokens, and not {self.wanted()}")
 
     def record(self) -> dict[str, Any]:
         """JSON values. Of a null that is no single number, only that there is one."""
@@ -79,6 +84,7 @@ class Condition:
             "null": self.null if single or self.null is None else True,
             "choices": self.choices,
             "description": self.description,
+            **({"text": self.text.record()} if self.text else {}),
         }
 
     @classmethod
@@ -90,12 +96,13 @@ class Condition:
             recorded["null"],
             int(recorded["choices"]),
             str(recorded["description"]),
+            Text.read(recorded["text"]) if "text" in recorded else None,
         )
 
     def wanted(self) -> str:
-        """As messages say it: ``int64 []``, ``float32 [length, 80]``."""
+        """As messages say it: ``int64 []``, ``float32 [length, 80]``, ``text or int64 [77]``."""
         of = f", 0 to {self.choices - 1}{f' or {self.null}' if self.null is not None else ''}" if self.choices else ""
-        return f"{self.dtype} [{', '.join(map(str, self.shape))}]{of}"
+        return f"{'text or ' if self.text else ''}{self.dtype} [{', '.join(map(str, self.shape))}]{of}"
 
 
 def class_labels(classes: int) -> dict[str, Condition]:

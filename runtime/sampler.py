@@ -38,8 +38,9 @@ class Sampler:
             seeds: whole numbers, 0 to 2^63 - 1.
             batch: samples made in one run; by default as many as an engine takes, or 64.
             temperature: scales the noise; 1 is what the sampler was fitted for.
-            conditions: ``bundle.inputs`` by name, one value, or one for each seed, [n, …]; an axis with a name that no
-                condition sizes is given by its name, as ``length=120``.
+            conditions: ``bundle.inputs`` by name, one value, or one for each seed, [n, …]; of those made of text, a
+                text or a list of them. An axis with a name that no condition sizes is given by its name, as
+                ``length=120``.
 
         Raises UserError for seeds out of range, a condition that is missing, unknown or of another dtype or shape, and
         a batch beyond the engine's.
@@ -53,7 +54,7 @@ class Sampler:
         if not 0 < temperature < float("inf"):
             raise UserError(f"temperature is {temperature}; it must be above 0 and finite")
         seeds = checked_seeds(seeds)
-        values, sizes = self.bundle.inputs.check(conditions, len(seeds))
+        values, sizes = self.bundle.inputs.check(self.bundle.tokenized(conditions), len(seeds))
         shape, made = self.bundle.inputs.sized(sizes=sizes), []
         for start in range(0, len(seeds), batch):
             rows = slice(start, start + batch)

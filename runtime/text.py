@@ -1,0 +1,129 @@
+"""Text as a condition: a tokenizer, which the bundle carries, makes token ids of it on the host."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_sampler.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from edge_sampler.runtime.inputs import Condition
+
+
+@dataclass(frozen=True)
+class Text:
+    """How a condition of token ids, int64 [length], is made of text.
+
+    Args:
+        file: the tokenizer's in a bundle, named by its content.
+        default: the text where the caller gives none; None: the caller has to give one.
+        follows: another condition, whose text this one takes where the caller gives it none of its own.
+        content: the JSON that the library `tokenizers` saves, with its way of padding; "" in a bundle's manifest.
+    """
+
+    file: str
+    default: str | None = None
+    follows: str = ""
+    content: str = field(default="", compare=False, repr=False)
+
+    @property
+    def must_be_given(self) -> bool:
+        return self.default is None and not self.follows
+
+    @classmethod
+    def of(cls, tokenizer: str | Path, default: str | None = None, follows: str = "") -> "Text":
+        """``tokenizer`` is a file that the library `tokenizers` saved, or its content. Raises UserError for others."""
+        if isinstance(tokenizer, Path) or not tokenizer.lstrip().startswith("{"):
+            try:
+                tokenizer = Path(tokenizer).read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise UserError(f"cannot read the tokenizer {tokenizer}: {error}") from error
+        name = f"tokenizer-{hashlib.sha256(tokenizer.encode()).hexdigest()[:12]}.json"
+        loaded(tokenizer, 1)
+        return cls(name, default, follows, tokenizer)
+
+    def record(self) -> dict[str, Any]:
+        """JSON values, without the content."""
+        return {"file": self.file, "default": self.default, "follows": self.follows}
+
+    @classmethod
+    def read(cls, recorded: Mapping[str, Any]) -> "Text":
+        """What ``record`` made. Raises KeyError or TypeError for anything else."""
+        return cls(str(recorded["file"]), recorded["default"], str(recorded["follows"]))
+
+
+def tokens(texts: Any, content: str, name: str, length: int) -> np.ndarray:
+    """Token ids int64 [length] of one text, or [n, length] of several; ``name`` is the condition's, for messages.
+
+    Raises UserError for a text with more tokens, and as ``loaded`` does.
+    """
+    written = [texts] if isinstance(texts, str) else [str(text) for text in texts]
+    ids = [encoding.ids for encoding in loaded(content, length).encode_batch(written)]
+    for found, text in zip(ids, written, strict=True):
+        if len(found) > length:
+            raise UserError(
+                f"{name} has {len(found)} tokens, those of begin and end included, and the model takes {length}: "
+                f"shorten {text[:40]!r}…"
+            )
+    return np.array(ids[0] if isinstance(texts, str) else ids, np.int64)
+
+
+@lru_cache(maxsize=8)
+def loaded(content: str, length: int) -> "Tokenizer":
+    """The tokenizer, which pads to ``length`` tokens and cuts nothing off.
+
+    Raises UserError where the library is not installed, for what is no tokenizer, and for one that does not pad.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise UserError(
+            f"text needs the library tokenizers, token ids do not: pip install 'edge-sampler[text]' ({error})"
+        ) from error
+    try:
+        tokenizer = Tokenizer.from_str(content)
+    except Exception as error:  # the library raises Exception itself
+        raise UserError(f"not a tokenizer that the library tokenizers can read: {error}") from error
+    if tokenizer.padding is None:
+        raise UserError("the tokenizer does not say how it pads: save it after tokenizer.enable_padding(pad_id=…)")
+    tokenizer.no_truncation()
+    tokenizer.enable_padding(**{**tokenizer.padding, "length": length})
+    return tokenizer
+
+
+def is_text(value: Any) -> bool:
+    """A text, or several in a list or array."""
+    return isinstance(value, str) or (
+        isinstance(value, list | tuple | np.ndarray) and len(value) > 0 and all(isinstance(one, str) for one in value)
+    )
+
+
+def tokenized(
+    conditions: Mapping[str, "Condition"], given: Mapping[str, Any], read: Callable[[str], str] = str
+) -> dict[str, Any]:
+    """What is given, with token ids in place of text; texts that were not given are their defaults.
+
+    ``read`` returns the content of a tokenizer's file, where a condition does not hold it. Raises UserError as
+    ``tokens`` does.
+    """
+
+    def text_of(name: str) -> Any:
+        text, value = conditions[name].text if name in conditions else None, given.get(name)
+        if value is None and text:
+            value = text_of(text.follows) if text.follows else text.default
+        return value
+
+    told = dict(given)
+    for name, condition in conditions.items():
+        value = text_of(name)
+        if condition.text and is_text(value):
+            content = condition.text.content or read(condition.text.file)
+            told[name] = tokens(value, content, name, int(condition.shape[0]))
+    return told

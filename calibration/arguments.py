@@ -53,6 +53,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     passes_help = "guidance calls the network twice, instead of once on twice as many images, which takes more memory"
     group.add_argument("--two-passes", action="store_true", help=passes_help)
     group.add_argument("--class-label", type=int, metavar="K", help="the one class to make (default: the caller's)")
+    null_help = "the class that means none, where the model was trained with one more for that, as guidance needs it"
+    group.add_argument("--null-class", type=int, metavar="K", help=null_help)
     set_help = "a condition to build into the graph, such as guidance_scale=3.5 or embedding=FILE.npy; again for each"
     group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=set_help)
     conditions_help = "values of the model's conditions to fit and to judge on: FILE.npz, [rows, …] by name"
@@ -75,7 +77,7 @@ def load_model(arguments: argparse.Namespace) -> Denoiser:
         examples = given([str(arguments.conditions)] if arguments.conditions else [])
         with_examples(model, examples | (prompts(model, arguments.prompts) if arguments.prompts else {}))
     one_batch, values = not arguments.two_passes, given(arguments.set)
-    model = conditioned(model, arguments.class_label, arguments.guidance, one_batch, values)
+    model = conditioned(model, arguments.class_label, arguments.guidance, one_batch, values, arguments.null_class)
     try:
         return model.to(torch.device(name))
     except (RuntimeError, AssertionError) as error:

@@ -35,7 +35,9 @@ def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:
                     "it predicts fewer channels than it is given: networks conditioned on images need a "
                     "wrapper that takes the image as a condition, see docs/your-model.md"
                 )
-            shapes(torch.empty(1, *shapes.shape), 1.0)
+            needed = {name: one for name, one in shapes.inputs.conditions.items() if one.null is None}
+            told = {name: torch.empty(1, *shapes.inputs.sized(one.shape)) for name, one in needed.items()}
+            shapes(torch.empty(1, *shapes.shape), 1.0, **told)
         return _build(dict(architecture))
     except KeyError as error:
         raise UserError(f"{name}: unusable architecture ({error.args[0]!r} is missing)") from error
@@ -64,10 +66,12 @@ def _build(arguments: dict[str, Any]) -> Preconditioned:
     if not 0 < lowest < highest:
         raise ValueError(f"sigma_min is {limits[0]} and sigma_max {limits[1]}; they must be in order")
     resolution, channels = arguments.pop("img_resolution"), arguments.pop("img_channels")
-    classes = arguments.pop("label_dim", 0)
+    classes, null = arguments.pop("label_dim", 0), -1 if arguments.get("label_dropout") else None
     predicted = arguments.pop("out_channels", 2 * channels if precond == "iDDPMPrecond" else channels)
     network = NETWORKS[model_type](resolution, channels, predicted, classes, **arguments)
-    return Preconditioned(network, preconditioning, Inputs((channels, resolution, resolution), class_labels(classes)))
+    return Preconditioned(
+        network, preconditioning, Inputs((channels, resolution, resolution), class_labels(classes, null))
+    )
 
 
 def predicts_all(architecture: Mapping[str, Any]) -> bool:

@@ -14,6 +14,8 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import CLASSES, Condition, Inputs
 from edge_sampler.runtime.text import Text
 
+NULL_CLASS = "null_class"  # among what is built in
+
 
 class Wrapped(Denoiser):
     """A denoiser around another, with its stages and examples."""
@@ -50,6 +52,21 @@ class BuiltIn(Wrapped):
 
     def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Tensor | None) -> Tensor:
         return self.model(x, sigma, **conditions, **{self.name: self.get_buffer("value").to(x.device)})
+
+
+class NullClass(Wrapped):
+    """A model of which one class means "no class", as networks have it that were trained with a class more for that."""
+
+    def __init__(self, model: Denoiser, label: int) -> None:
+        spec = model.spec
+        named = {**spec.inputs.conditions, CLASSES: replace(spec.inputs.conditions[CLASSES], null=label)}
+        built_in = {**spec.built_in, NULL_CLASS: label}
+        super().__init__(model, inputs=replace(spec.inputs, conditions=named), built_in=built_in)
+
+    def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Tensor | None) -> Tensor:
+        if conditions.get(CLASSES) is None:
+            conditions[CLASSES] = null_of(self.spec.inputs.conditions[CLASSES], (), x.device)
+        return self.model(x, sigma, **conditions)
 
 
 class Pinned(Wrapped):
@@ -211,9 +228,9 @@ def guided(model: Denoiser, scale: float, one_batch: bool = True) -> Denoiser:
         name for name, one in model.spec.inputs.conditions.items() if one.null is not None and name not in negated
     )
     if not nulled and not negated:
+        classes = " (its classes have no value that means none: name one by --null-class)" * bool(model.spec.classes)
         raise UserError(
-            f"guidance {scale:g} needs a condition with a null, as classes are, or a text, and {model.spec.name} has "
-            "neither"
+            f"guidance {scale:g} needs a condition with a null, or a text, and {model.spec.name} has neither{classes}"
         )
     return Guided(model, [Branch(scale), Branch(1 - scale, nulled, negated)], scale, one_batch).eval()
 
@@ -236,12 +253,19 @@ def conditioned(
     guidance: float = 1.0,
     one_batch: bool = True,
     values: Mapping[str, Any] | None = None,
+    null_class: int | None = None,
 ) -> Denoiser:
-    """The model with guidance S, and with a class and other conditions built in. Raises UserError as those do."""
+    """The model with guidance S, and with a class and other conditions built in. Raises UserError as those do.
+
+    ``null_class`` is the class that means "no class", where the model has none yet.
+    """
     classes = model.spec.classes
-    if class_label is not None and not 0 <= class_label < classes:
-        has = f"classes 0 to {classes - 1}" if classes else "none"
-        raise UserError(f"class-label is {class_label}; {model.spec.name} has {has}")
+    for argument, label in (("class-label", class_label), ("null-class", null_class)):
+        if label is not None and not 0 <= label < classes:
+            has = f"classes 0 to {classes - 1}" if classes else "none"
+            raise UserError(f"{argument} is {label}; {model.spec.name} has {has}")
+    if null_class is not None:
+        model = NullClass(model, null_class)
     if guidance != 1:
         model = guided(model, guidance, one_batch)
     settled = ({} if class_label is None else {CLASSES: class_label}) | dict(values or {})

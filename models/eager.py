@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from edge_sampler.models.conditioned import conditioned
+from edge_sampler.models.conditioned import NULL_CLASS, conditioned
 from edge_sampler.models.loading import load
 from edge_sampler.models.zoo import ZOO
 from edge_sampler.runtime.bundle import Bundle
@@ -26,7 +26,8 @@ def make(bundle: Bundle, weights: str | None, on_gpu: bool = False) -> Callable[
         raise UserError(f"{recorded['name']} is not known by name: give --weights with its file, or FILE.py:FUNCTION")
     model = load(weights or recorded["name"], random_weights=bundle.random_weights)
     settled = {name: value for name, value in recorded["built_in"].items() if not isinstance(value, str)}
-    model = conditioned(model, guidance=recorded["guidance"], values=settled)
+    null_class = settled.pop(NULL_CLASS, None)
+    model = conditioned(model, guidance=recorded["guidance"], values=settled, null_class=null_class)
     if model.spec.fingerprint != recorded["fingerprint"]:
         raise UserError(f"the model found, {model.spec.title}, is not the one that the bundle was made of")
     model.to("cuda" if on_gpu else "cpu")

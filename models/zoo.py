@@ -121,7 +121,9 @@ ZOO: dict[str, ZooRow] = {
     "edm-digits": ZooRow(DIGITS, "edm-digits.safetensors", DIGITS_LICENCE),
     "flow-digits": ZooRow(DIGITS | {"precond": "FlowPrecond"}, "flow-digits.safetensors", DIGITS_LICENCE),
     "edm-fashion": ZooRow(FASHION, "edm-fashion.safetensors", FASHION_LICENCE),
-    "edm-fashion-cond": ZooRow(FASHION | {"label_dim": 10}, "edm-fashion-cond.safetensors", FASHION_LICENCE),
+    "edm-fashion-cond": ZooRow(
+        FASHION | {"label_dim": 10, "label_dropout": 0.1}, "edm-fashion-cond.safetensors", FASHION_LICENCE
+    ),
     "ddim-fashion": ZooRow(FASHION | {"precond": "DDPMPrecond"}, "ddim-fashion.safetensors", FASHION_LICENCE),
     "edm-cifar10": _official(DDPMPP | CIFAR10, "edm-cifar10-32x32-uncond-vp.pkl", CIFAR10_VP),
     "edm-cifar10-ve": _official(NCSNPP | CIFAR10, "edm-cifar10-32x32-uncond-ve.pkl", CIFAR10_VE),

@@ -105,10 +105,9 @@ class Condition:
         return f"{'text or ' if self.text else ''}{self.dtype} [{', '.join(map(str, self.shape))}]{of}"
 
 
-def class_labels(classes: int) -> dict[str, Condition]:
-    """The condition of a model with so many classes; none for 0."""
-    description = "the class of the image; -1 is no class"
-    return {CLASSES: Condition((), "int64", -1, classes, description)} if classes else {}
+def class_labels(classes: int, null: int | None = -1) -> dict[str, Condition]:
+    """The condition of a model with so many classes; none for 0. ``null`` means "no class"; None: nothing does."""
+    return {CLASSES: Condition((), "int64", null, classes, "the class of the image")} if classes else {}
 
 
 @dataclass(frozen=True)

@@ -250,7 +250,7 @@ def test_a_noise_keeps_its_class_in_any_set() -> None:
 
 def test_guidance_is_fitted_for() -> None:
     """The paper's guided form lowers the error of guided DDIM."""
-    guided = conditioned(models.load(TINY), guidance=2.0)
+    guided = conditioned(models.load(TINY), guidance=2.0, null_class=0)
     network = to_judge(guided, 3).network
     network(torch.zeros(3, *guided.spec.shape), 1.0)
     assert network.meter.evaluations == 6

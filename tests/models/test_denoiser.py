@@ -94,16 +94,22 @@ def tiny() -> Denoiser:
     return models.load(TINY)
 
 
+@pytest.fixture(scope="module")
+def fashion() -> Denoiser:
+    """It knows what no class is: some labels were hidden when it was trained."""
+    return models.load("edm-fashion-cond")
+
+
 @pytest.mark.parametrize("one_batch", [True, False])
-def test_guidance_moves_along_the_difference_that_the_class_makes(tiny: Denoiser, one_batch: bool) -> None:
-    x, labels = torch.randn(3, *tiny.spec.shape), torch.tensor([0, 2, 1])
-    known, unknown = tiny(x, 2.0, class_labels=labels), tiny(x, 2.0)
-    guided = conditioned(tiny, guidance=3.0, one_batch=one_batch)
+def test_guidance_moves_along_the_difference_that_the_class_makes(fashion: Denoiser, one_batch: bool) -> None:
+    x, labels = torch.randn(3, *fashion.spec.shape), torch.tensor([0, 2, 1])
+    known, unknown = fashion(x, 2.0, class_labels=labels), fashion(x, 2.0)
+    guided = conditioned(fashion, guidance=3.0, one_batch=one_batch)
     expected = unknown + 3.0 * (known - unknown)
     torch.testing.assert_close(guided(x, 2.0, class_labels=labels), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(guided(x, torch.full((3,), 2.0), class_labels=labels), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(guided(x, 2.0), unknown)
-    one = conditioned(tiny, 2, 3.0, one_batch)
+    one = conditioned(fashion, 2, 3.0, one_batch)
     torch.testing.assert_close(one(x, 2.0)[1:2], guided(x, 2.0, class_labels=labels)[1:2], rtol=1e-5, atol=1e-5)
 
 
@@ -116,14 +122,14 @@ def test_a_class_may_be_built_in(tiny: Denoiser) -> None:
     )
 
 
-def test_what_is_built_in_one_by_one_is_told_as_what_is_built_in_at_once(tiny: Denoiser) -> None:
+def test_what_is_built_in_one_by_one_is_told_as_what_is_built_in_at_once(fashion: Denoiser) -> None:
     """Fits are kept by what the spec says."""
-    one_by_one = conditioned(conditioned(tiny, guidance=3.0), 1)
-    at_once = conditioned(tiny, 1, guidance=3.0)
+    one_by_one = conditioned(conditioned(fashion, guidance=3.0), 1)
+    at_once = conditioned(fashion, 1, guidance=3.0)
     assert one_by_one.spec == at_once.spec
-    assert one_by_one.spec.fingerprint == at_once.spec.fingerprint != tiny.spec.fingerprint
-    assert at_once.spec.title == f"{tiny.spec.name}, class 1, guidance 3"
-    x = torch.randn(2, *tiny.spec.shape, generator=torch.Generator().manual_seed(0))
+    assert one_by_one.spec.fingerprint == at_once.spec.fingerprint != fashion.spec.fingerprint
+    assert at_once.spec.title == f"{fashion.spec.name}, class 1, guidance 3"
+    x = torch.randn(2, *fashion.spec.shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(one_by_one(x, 1.0), at_once(x, 1.0))
 
 
@@ -133,5 +139,11 @@ def test_classes_and_guidance_that_cannot_be(tiny: Denoiser, digits: Denoiser) -
             conditioned(model, 99)
     with pytest.raises(UserError, match="guidance 2 needs a condition with a null"):
         conditioned(digits, guidance=2.0)
+    with pytest.raises(
+        UserError, match=r"guidance 2 needs .* \(its classes have no value that means none: name one by"
+    ):
+        conditioned(tiny, guidance=2.0)
+    with pytest.raises(UserError, match=r"null-class is 99; official-format-tiny has classes 0 to \d+$"):
+        conditioned(tiny, guidance=2.0, null_class=99)
     with pytest.raises(UserError, match="guidance is inf"):
-        conditioned(tiny, guidance=float("inf"))
+        conditioned(tiny, guidance=float("inf"), null_class=0)

@@ -30,6 +30,7 @@ from edge_sampler.calibration.solvers.base import base_step
 from edge_sampler.export.assemble import export_graphs, write_graphs
 from edge_sampler.models import pipeline
 from edge_sampler.models.architecture import build, randomise
+from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.precond import BETA_SCHEDULES, discrete_sigmas
 from edge_sampler.models.zoo import DDPM_256, DDPM_CIFAR10, ZOO
@@ -122,7 +123,12 @@ def test_classes_are_those_of_diffusers(tmp_path: Path) -> None:
     x, labels = torch.randn(3, 1, 8, 8), torch.tensor([4, 0, 2])
     sigma = model.spec.sigma_min
     assert relative(model(x, sigma, class_labels=labels), denoised(unet, x, sigma, 0, labels)) < 1e-5
-    assert not torch.allclose(model(x, sigma), model(x, sigma, class_labels=labels), atol=1e-3)
+    with pytest.raises(UserError, match="is missing, and has no value that means nothing"):
+        model(x, sigma)
+    known, none = (denoised(unet, x, sigma, 0, of) for of in (labels, torch.full((3,), 1)))
+    guided = conditioned(model, guidance=3.0, null_class=1)
+    assert relative(guided(x, sigma, class_labels=labels), 3 * known - 2 * none) < 1e-5
+    assert relative(guided(x, sigma), none) < 1e-5
 
 
 def test_a_pipeline_becomes_a_graph(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from edge_sampler.calibration.schedules import edm
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import base_step
 from edge_sampler.models.denoiser import Denoiser
-from tests.conftest import DATA, Golden, relative
+from tests.conftest import Golden, relative
 
 
 def test_denoised_images_are_the_originals(golden: Golden) -> None:
@@ -35,7 +35,7 @@ def test_sigma_may_be_a_number_a_scalar_or_one_an_image(digits: Denoiser) -> Non
 
 
 def test_class_minus_one_is_no_class() -> None:
-    model = models.load(str(DATA / "official-format-tiny.pkl"))
+    model = models.load("edm-fashion-cond")
     x = torch.randn(2, *model.spec.shape)
     none = model(x, 1.0)
     assert torch.allclose(model(x, 1.0, class_labels=torch.tensor([-1, -1])), none, atol=1e-5)

@@ -17,7 +17,7 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs, class_labels
 
 DEFAULT_NETWORKS = {"EDMPrecond": "DhariwalUNet", "iDDPMPrecond": "DhariwalUNet"}  # of EDM's classes; else SongUNet
-IGNORED = ("use_fp16", "sigma_data")  # where the preconditioning itself does not take them
+IGNORED = ("use_fp16", "sigma_data", "new_attention_order")  # where the preconditioning does not take them
 
 
 def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:

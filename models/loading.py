@@ -2,19 +2,20 @@
 
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edge_sampler.models import checkpoint, families, own, pipeline
+from edge_sampler.models import checkpoint, families, guided_diffusion, own, pipeline
 from edge_sampler.models.architecture import build, randomise
 from edge_sampler.models.checkpoint import Checkpoint
 from edge_sampler.models.denoiser import Denoiser, Preconditioned
 from edge_sampler.models.download import fetch
 from edge_sampler.models.families.base import Options
+from edge_sampler.models.networks.dhariwal_unet import DhariwalUNet
 from edge_sampler.models.zoo import WEIGHTS, ZOO
 from edge_sampler.runtime.errors import UserError
 
@@ -66,7 +67,7 @@ def load(
             raise UserError(f"{model} is an architecture without weights; add --weights FILE or --random-weights")
         with torch.device("meta"):  # shapes without memory: the checkpoint brings the values
             network = build(architecture, origin.name)
-        _fill(network, source, origin)
+        _fill(network, source, origin, architecture)
         licence = origin.licence
     digest = checkpoint.weights_sha256(network.state_dict())
     return network.describe(origin.name, licence, digest, architecture, random_weights)
@@ -136,11 +137,13 @@ def _read_architecture(path: Path) -> dict[str, Any]:
     return architecture
 
 
-def _fill(network: Preconditioned, source: Checkpoint, origin: _Origin) -> None:
+def _fill(network: Preconditioned, source: Checkpoint, origin: _Origin, architecture: Mapping[str, Any]) -> None:
     wanted, found, name = network.state_dict(), dict(source.tensors), origin.name
     found.pop("u", None)  # noise levels of EDM's iDDPMPrecond, which models.precond.iddpm computes
     if any(key.startswith(pipeline.PREFIX) for key in wanted):
         found = pipeline.named_ours(found)
+    if guided_diffusion.MARK in found and isinstance(network.model, DhariwalUNet):
+        found = guided_diffusion.named_ours(found, network.model, bool(architecture.get("new_attention_order")))
     problems = (
         [f"{key} is missing" for key in wanted if key not in found]
         + [f"{key} is surplus" for key in found if key not in wanted]

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_sampler.models import pipeline
+from edge_sampler.models import guided_diffusion, pipeline
+from edge_sampler.models.guided_diffusion import adm
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -109,6 +110,10 @@ def _hub(architecture: dict[str, Any], name: str) -> ZooRow:
     return ZooRow(architecture, pipeline.HUB + name, "Apache-2.0")
 
 
+def _adm(architecture: dict[str, Any], file: str) -> ZooRow:
+    return ZooRow(architecture, guided_diffusion.URL + file, "MIT")
+
+
 CIFAR10_VP = "5b64854adf30015fc75adc6c061a84a176303695d0be57736e9ec7344e4f6f6d"
 CIFAR10_VE = "ea8d0e56f3c0f15893049ab65d6e0a2ed29fa07e384b612f314272c96d5f6ddb"
 CIFAR10_COND_VP = "2fa7b34b55c2aa1fc001e382c05cd6643319622b15ced94970e27ca34bc10aff"
@@ -138,6 +143,24 @@ ZOO: dict[str, ZooRow] = {
     "edm-afhqv2": _official(DDPMPP | AFHQV2, "edm-afhqv2-64x64-uncond-vp.pkl", FACES_VP),
     "edm-afhqv2-ve": _official(NCSNPP | AFHQV2, "edm-afhqv2-64x64-uncond-ve.pkl", FACES_VE),
     "edm-imagenet64": _official(IMAGENET64, "edm-imagenet-64x64-cond-adm.pkl", IMAGENET),
+    "adm-imagenet64": _adm(
+        adm(
+            64,
+            [1, 2, 3, 4],
+            1000,
+            model_channels=192,
+            num_blocks=3,
+            beta_schedule="squaredcos_cap_v2",
+            new_attention_order=True,
+        ),
+        "64x64_diffusion.pt",
+    ),
+    "adm-imagenet256": _adm(adm(256, [1, 1, 2, 2, 4, 4], 1000), "256x256_diffusion.pt"),
+    "adm-imagenet256-uncond": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "256x256_diffusion_uncond.pt"),
+    "adm-imagenet512": _adm(adm(512, [0.5, 1, 1, 2, 2, 4, 4], 1000), "512x512_diffusion.pt"),
+    "adm-lsun-bedroom": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "lsun_bedroom.pt"),
+    "adm-lsun-cat": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "lsun_cat.pt"),
+    "adm-lsun-horse": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "lsun_horse.pt"),
     "ddim-cifar10": _hub(DDPM_CIFAR10, "google/ddpm-cifar10-32"),
     "ddim-lsun-bedroom": _hub(DDPM_256, "google/ddpm-bedroom-256"),
     "ddim-lsun-bedroom-ema": _hub(DDPM_256, "google/ddpm-ema-bedroom-256"),

@@ -21,7 +21,7 @@ class DhariwalUNet(UNet):
         label_dim: int = 0,
         augment_dim: int = 0,
         model_channels: int = 192,
-        channel_mult: tuple[int, ...] = (1, 2, 3, 4),
+        channel_mult: tuple[float, ...] = (1, 2, 3, 4),
         channel_mult_emb: int = 4,
         num_blocks: int = 3,
         attn_resolutions: tuple[int, ...] = (32, 16, 8),
@@ -46,7 +46,7 @@ class DhariwalUNet(UNet):
             head_channels=64,
             dropout=dropout,
         )
-        level_channels = tuple(model_channels * multiplier for multiplier in channel_mult)
+        level_channels = tuple(int(model_channels * multiplier) for multiplier in channel_mult)
         layout = TrunkLayout(
             img_resolution,
             in_channels,

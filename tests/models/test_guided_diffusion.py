@@ -1,0 +1,80 @@
+"""OpenAI's checkpoints: their own network's answers, from tensors of their names and order."""
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edge_sampler import models
+from edge_sampler.models.architecture import build
+from edge_sampler.models.denoiser import Preconditioned
+from edge_sampler.models.guided_diffusion import MARK, URL, adm
+from edge_sampler.models.zoo import ZOO
+from edge_sampler.runtime.errors import UserError
+from tests.conftest import DATA, relative
+
+SMALL: dict[str, dict[str, Any]] = {
+    "cond-new": adm(
+        16, [1, 2], 5, model_channels=128, num_blocks=1, attn_resolutions=[8], new_attention_order=True,
+        beta_schedule="squaredcos_cap_v2",
+    ),
+    "uncond-legacy": adm(16, [1, 1], model_channels=128, attn_resolutions=[16, 8]),
+}  # fmt: skip
+
+
+def values(name: str, shape: list[int]) -> np.ndarray:
+    """The tensor that tests/data/README.md gives to a name, as the golden file's maker did."""
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+    drawn = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    if len(shape) > 1:
+        return drawn / np.float32(math.sqrt(math.prod(shape[1:])))
+    return 1 + drawn / 10 if name.endswith("weight") else drawn / 10
+
+
+def state(golden: Any, key: str) -> dict[str, torch.Tensor]:
+    parts = [re.fullmatch(r"(\S+) (\[.*\])", line) for line in golden[f"{key}/names"]]
+    return {part[1]: torch.from_numpy(values(part[1], json.loads(part[2]))) for part in parts if part}
+
+
+@pytest.fixture(scope="module")
+def golden() -> Any:
+    return np.load(DATA / "guided-diffusion.npz")
+
+
+@pytest.mark.parametrize("key", SMALL)
+def test_networks_answer_as_their_own_code_does(key: str, golden: Any, tmp_path: Path) -> None:
+    torch.save(state(golden, key), tmp_path / "weights.pt")
+    (tmp_path / "small.json").write_text(json.dumps(SMALL[key]))
+    model = models.load(str(tmp_path / "small.json"), tmp_path / "weights.pt")
+    assert isinstance(model, Preconditioned)
+    x, t, y = (torch.from_numpy(golden[f"{key}/{name}"]) for name in ("x", "t", "y"))
+    told = [torch.nn.functional.one_hot(y, 5).float()] if model.spec.classes else []
+    assert relative(model.model(x, t.float(), *told), torch.from_numpy(golden[f"{key}/out"])) < 1e-5
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(golden: Any, tmp_path: Path) -> None:
+    (tmp_path / "small.json").write_text(json.dumps(SMALL["cond-new"]))
+    torch.save(state(golden, "uncond-legacy"), tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="do not fit the architecture of small"):
+        models.load(str(tmp_path / "small.json"), tmp_path / "weights.pt")
+    torch.save({MARK: torch.zeros(1)}, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="do not fit the architecture of small"):
+        models.load(str(tmp_path / "small.json"), tmp_path / "weights.pt")
+
+
+PUBLISHED = {"adm-imagenet64": 296, "adm-imagenet256": 554, "adm-imagenet512": 559, "adm-lsun-cat": 552}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_rows_have_the_published_size(name: str) -> None:
+    """arXiv 2105.05233, table 13: millions of parameters."""
+    assert ZOO[name].source.startswith(URL)
+    with torch.device("meta"):
+        model = build(ZOO[name].architecture, name)
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(PUBLISHED[name], abs=1)

@@ -101,7 +101,10 @@ def _blocks(network: DhariwalUNet) -> Iterator[tuple[str, str, str, UNetBlock | 
 
 
 def reordered(value: Tensor, heads: int, new_attention_order: bool) -> Tensor:
-    """[3c, …] in our order: head, depth, (q, k, v). Theirs is (q, k, v), head, depth; before it, head, (q, k, v), depth."""
+    """[3c, …] by head, depth, (q, k, v), as ours are.
+
+    Theirs are by (q, k, v), head, depth, or in their older networks by head, (q, k, v), depth.
+    """
     rest = value.shape[1:]
     if new_attention_order:
         return value.reshape(3, heads, -1, *rest).movedim(0, 2).reshape(value.shape)

@@ -8,7 +8,8 @@
 From Python the length is that of the condition:
 
     with edge_sampler.load("mel") as sampler:
-        mel = sampler.sample([0], text=np.zeros((120, 8), np.float32), mask=np.ones(120, bool))    # [1, 120, 20]
+        told = {"text": np.zeros((120, 8), np.float32), "mask": np.ones(120, bool), "speaker": np.zeros(16, np.float32)}
+        mel = sampler.sample([0], **told)    # [1, 120, 20]
 """
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import edge_sampler
 from edge_sampler import Condition
 
-BANDS, TEXT, WIDTH, HEADS = 20, 8, 32, 4
+BANDS, TEXT, SPEAKER, WIDTH, HEADS = 20, 8, 16, 32, 4
 
 
 class Block(nn.Module):
@@ -39,28 +40,30 @@ class Block(nn.Module):
 
 
 class Mel(nn.Module):
-    """x [n, length, 20], t [n or 1], text [n, length, 8], mask bool [n, length] → data - noise, as x."""
+    """x [n, length, 20], t [n or 1], text [n, length, 8], mask bool [n, length], speaker [n, 16] → data - noise."""
 
     def __init__(self) -> None:
         super().__init__()
         self.time = nn.Linear(8, WIDTH)
-        self.x, self.text = nn.Linear(BANDS, WIDTH), nn.Linear(TEXT, WIDTH)
+        self.x, self.text, self.speaker = (nn.Linear(size, WIDTH) for size in (BANDS, TEXT, SPEAKER))
         self.blocks, self.out = nn.ModuleList(Block() for _ in range(2)), nn.Linear(WIDTH, BANDS)
 
-    def forward(self, x: Tensor, t: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, text: Tensor, mask: Tensor, speaker: Tensor) -> Tensor:
         angles = t[:, None] * 2.0 ** torch.arange(4, device=t.device)
-        hidden = self.x(x) + self.text(text) + self.time(torch.cat([angles.sin(), angles.cos()], -1))[:, None]
+        whole = self.time(torch.cat([angles.sin(), angles.cos()], -1)) + self.speaker(speaker)
+        hidden = self.x(x) + self.text(text) + whole[:, None]
         for block in self.blocks:
             hidden = block(hidden, mask)
         return self.out(hidden) * mask[..., None]
 
 
 def examples(seeds: list[int], length: int = 64) -> dict[str, np.ndarray]:
-    """Text of random features, of which a random part at the end is masked."""
+    """Text of random features, of which a random part at the end is masked, and a speaker."""
     rngs = [np.random.default_rng([7, seed]) for seed in seeds]
     text = np.stack([rng.normal(size=(length, TEXT)) for rng in rngs]).astype(np.float32)
     mask = np.stack([np.arange(length) < rng.integers(length // 2, length + 1) for rng in rngs])
-    return {"text": text, "mask": mask}
+    speaker = np.stack([rng.normal(size=SPEAKER) for rng in rngs]).astype(np.float32)
+    return {"text": text, "mask": mask, "speaker": speaker}
 
 
 def make() -> edge_sampler.Denoiser:
@@ -76,6 +79,7 @@ def make() -> edge_sampler.Denoiser:
         conditions={
             "text": Condition(("length", TEXT), null=0.0, description="features of the text, frame by frame"),
             "mask": Condition(("length",), "bool", description="which frames there are"),
+            "speaker": Condition((SPEAKER,), description="an embedding of who speaks"),
         },
         axes={"length": (16, 64, 256)},
         examples=examples,

@@ -112,6 +112,22 @@ def test_a_sequence_is_as_long_as_its_conditions(tmp_path: Path) -> None:
                 sampler.sample([0], **told)
 
 
+def test_a_sequence_is_what_eulers_steps_make_of_it(tmp_path: Path) -> None:
+    """Those of Matcha-TTS and F5-TTS, from noise at t = 0 to data at 1, at three lengths by one graph."""
+    module = example("sequence")
+    model, out = module.make(), tmp_path / "mel"
+    network: torch.nn.Module = model.model
+    edge_sampler.export_bundle(model, edge_sampler.fit(model, nfe=4, solver="ddim"), out)
+    with edge_sampler.load(out) as sampler:
+        for length in (16, 90, 256):
+            told = module.examples([0, 1], length)
+            x = torch.from_numpy(edge_sampler.runtime.noise.unit_noise([0, 1], (length, 20)))
+            conditions = {name: torch.from_numpy(value) for name, value in told.items()}
+            for step in range(4):
+                x = x + network(x, torch.tensor([step / 4]), **conditions) / 4
+            assert relative(sampler.sample([0, 1], **told), x) < 1e-4
+
+
 @pytest.mark.parametrize(("make", "looped", "once"), [("make", 10.2e9, 4.6e9), ("with_encoder", 38.1e9, 8.1e9)])
 def test_an_action_head_computes_what_its_tokens_decide_once(make: str, looped: float, once: float) -> None:
     """FLOPs of eight evaluations by a loop on the host, at least, and of the sampler's graph, at most."""

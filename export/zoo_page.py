@@ -14,8 +14,9 @@ import torch
 
 from edge_sampler.models.architecture import build
 from edge_sampler.models.command import parameters, size
+from edge_sampler.models.families import FAMILIES
 from edge_sampler.models.progress import bar
-from edge_sampler.models.zoo import ZOO
+from edge_sampler.models.zoo import GROUPS, ZOO
 from edge_sampler.runtime.command_line import Parser, run_command
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import writable
@@ -31,12 +32,27 @@ python -m export.zoo_page --nfe {nfe} --out docs/models.md --force
 
 with random weights, on a CPU; seconds are those of one machine, and count from the loaded model to the checked files.
 
-| name | images | classes | parameters | seconds | peak memory | sampler.onnx | nodes an evaluation | weights' licence |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
-{rows}
+{groups}
+## Folders of other libraries
+
+{families}
 
 Any other EDM checkpoint, pipeline of diffusers, or network of your own: [your-model.md](your-model.md).
 """
+
+
+COLUMNS = (
+    "name",
+    "images",
+    "classes",
+    "parameters",
+    "seconds",
+    "peak memory",
+    "sampler.onnx",
+    "nodes an evaluation",
+    "weights' licence",
+)
+HEAD = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}\n"
 
 
 def main() -> None:
@@ -55,11 +71,18 @@ def main() -> None:
     if arguments.nfe < 1:
         raise UserError(f"--nfe is {arguments.nfe}; it must be at least 1")
     with writable(arguments.out, arguments.force) as path, bar("models", len(names)) as advance:
-        rows = []
-        for name in names:
-            rows.append(row(name, measured(name, arguments.nfe)))
-            advance(1)
-        path.write_text(PAGE.format(nfe=arguments.nfe, rows="\n".join(rows)))
+        groups = ""
+        for group in GROUPS:
+            rows = []
+            for name in [name for name in names if name in group.rows]:
+                rows.append(row(name, measured(name, arguments.nfe)) + "\n")
+                advance(1)
+            if rows:
+                groups += f"## {group.title}\n\nVerified: {group.verified}.\n\n{HEAD}{''.join(rows)}\n"
+        families = "\n".join(
+            f"- **{one.name}**: {', '.join(one.supported)}. Verified: {one.verified}." for one in FAMILIES
+        )
+        path.write_text(PAGE.format(nfe=arguments.nfe, groups=groups, families=families))
 
 
 def measured(name: str, nfe: int) -> dict[str, Any]:

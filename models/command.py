@@ -14,8 +14,9 @@ from edge_sampler.models import checkpoint, pipeline
 from edge_sampler.models.architecture import build
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.download import cached
+from edge_sampler.models.families import FAMILIES
 from edge_sampler.models.loading import load
-from edge_sampler.models.zoo import ZOO, ZooRow
+from edge_sampler.models.zoo import GROUPS, ZooRow
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.command_line import Parser
 from edge_sampler.runtime.errors import BoundError
@@ -41,13 +42,17 @@ def main() -> None:
 
 
 def show() -> None:
-    line = "{:22} {:8} {:>7} {:>10}  {:15} {}"
+    line = "{:22} {:9} {:>7} {:>10}  {:15} {}"
     print(line.format("name", "images", "classes", "parameters", "weights", "licence"))
-    for name, row in ZOO.items():
-        with torch.device("meta"):
-            network = build(row.architecture, name)
-        cells = (size(network.shape), network.classes or "-", parameters(network), where(row), row.licence)
-        print(line.format(name, *cells))
+    for group in GROUPS:
+        print(f"\n{group.title}. Verified: {group.verified}.")
+        for name, row in group.rows.items():
+            with torch.device("meta"):
+                network = build(row.architecture, name)
+            cells = (size(network.shape), network.classes or "-", parameters(network), where(row), row.licence)
+            print(line.format(name, *cells))
+    for family in FAMILIES:
+        print(f"\nFolders: {family.name}. Verified: {family.verified}.\n{', '.join(family.supported)}")
     print(f"\nWeights that are not there are downloaded when first used, into {cache_folder()}")
 
 

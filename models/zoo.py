@@ -102,6 +102,15 @@ class ZooRow:
     shapes_sha256: str | None = None  # of the tensors' names and shapes
 
 
+@dataclass(frozen=True)
+class Group:
+    """Models of one kind, and what of them is verified."""
+
+    title: str
+    verified: str
+    rows: dict[str, ZooRow]
+
+
 def _official(architecture: dict[str, Any], file: str, shapes_sha256: str) -> ZooRow:
     return ZooRow(architecture, EDM_URL + file, EDM_LICENCE, shapes_sha256)
 
@@ -122,50 +131,76 @@ FACES_VP = "f955a245c76e4839819177d868c0e2f846c241e4e0c2aee27ae54e6ad7616118"
 FACES_VE = "e4fe182e5798b3d949ae846df8496137a3138a54d2f56fccf651427f36a6bcd7"
 IMAGENET = "462dae53f27654f3f7f3167272cd08cacea1aa52fa444c18ace4a3e3e682a4ae"
 
-ZOO: dict[str, ZooRow] = {
-    "edm-digits": ZooRow(DIGITS, "edm-digits.safetensors", DIGITS_LICENCE),
-    "flow-digits": ZooRow(DIGITS | {"precond": "FlowPrecond"}, "flow-digits.safetensors", DIGITS_LICENCE),
-    "edm-fashion": ZooRow(FASHION, "edm-fashion.safetensors", FASHION_LICENCE),
-    "edm-fashion-cond": ZooRow(
-        FASHION | {"label_dim": 10, "label_dropout": 0.1}, "edm-fashion-cond.safetensors", FASHION_LICENCE
+GROUPS = (
+    Group(
+        "Small ones that ship",
+        "fits, graphs and engines of them are made and compared in every run of the tests; edm-fashion ran on an H100",
+        {
+            "edm-digits": ZooRow(DIGITS, "edm-digits.safetensors", DIGITS_LICENCE),
+            "flow-digits": ZooRow(DIGITS | {"precond": "FlowPrecond"}, "flow-digits.safetensors", DIGITS_LICENCE),
+            "edm-fashion": ZooRow(FASHION, "edm-fashion.safetensors", FASHION_LICENCE),
+            "edm-fashion-cond": ZooRow(
+                FASHION | {"label_dim": 10, "label_dropout": 0.1}, "edm-fashion-cond.safetensors", FASHION_LICENCE
+            ),
+            "ddim-fashion": ZooRow(FASHION | {"precond": "DDPMPrecond"}, "ddim-fashion.safetensors", FASHION_LICENCE),
+        },
     ),
-    "ddim-fashion": ZooRow(FASHION | {"precond": "DDPMPrecond"}, "ddim-fashion.safetensors", FASHION_LICENCE),
-    "edm-cifar10": _official(DDPMPP | CIFAR10, "edm-cifar10-32x32-uncond-vp.pkl", CIFAR10_VP),
-    "edm-cifar10-ve": _official(NCSNPP | CIFAR10, "edm-cifar10-32x32-uncond-ve.pkl", CIFAR10_VE),
-    "edm-cifar10-cond": _official(
-        DDPMPP | CIFAR10 | {"label_dim": 10}, "edm-cifar10-32x32-cond-vp.pkl", CIFAR10_COND_VP
+    Group(
+        "EDM's checkpoints (arXiv 2206.00364)",
+        "parity with EDM's own code on six small networks, names and shapes of all nine files; graphs with random "
+        "weights, the published ones were never at hand",
+        {
+            "edm-cifar10": _official(DDPMPP | CIFAR10, "edm-cifar10-32x32-uncond-vp.pkl", CIFAR10_VP),
+            "edm-cifar10-ve": _official(NCSNPP | CIFAR10, "edm-cifar10-32x32-uncond-ve.pkl", CIFAR10_VE),
+            "edm-cifar10-cond": _official(
+                DDPMPP | CIFAR10 | {"label_dim": 10}, "edm-cifar10-32x32-cond-vp.pkl", CIFAR10_COND_VP
+            ),
+            "edm-cifar10-cond-ve": _official(
+                NCSNPP | CIFAR10 | {"label_dim": 10}, "edm-cifar10-32x32-cond-ve.pkl", CIFAR10_COND_VE
+            ),
+            "edm-ffhq": _official(DDPMPP | FFHQ, "edm-ffhq-64x64-uncond-vp.pkl", FACES_VP),
+            "edm-ffhq-ve": _official(NCSNPP | FFHQ, "edm-ffhq-64x64-uncond-ve.pkl", FACES_VE),
+            "edm-afhqv2": _official(DDPMPP | AFHQV2, "edm-afhqv2-64x64-uncond-vp.pkl", FACES_VP),
+            "edm-afhqv2-ve": _official(NCSNPP | AFHQV2, "edm-afhqv2-64x64-uncond-ve.pkl", FACES_VE),
+            "edm-imagenet64": _official(IMAGENET64, "edm-imagenet-64x64-cond-adm.pkl", IMAGENET),
+        },
     ),
-    "edm-cifar10-cond-ve": _official(
-        NCSNPP | CIFAR10 | {"label_dim": 10}, "edm-cifar10-32x32-cond-ve.pkl", CIFAR10_COND_VE
+    Group(
+        "OpenAI's guided-diffusion (arXiv 2105.05233)",
+        "parity with its own code on two small networks, sizes as published; the published weights were never at hand",
+        {
+            "adm-imagenet64": _adm(
+                adm(
+                    64,
+                    [1, 2, 3, 4],
+                    1000,
+                    model_channels=192,
+                    num_blocks=3,
+                    beta_schedule="squaredcos_cap_v2",
+                    new_attention_order=True,
+                ),
+                "64x64_diffusion.pt",
+            ),
+            "adm-imagenet256": _adm(adm(256, [1, 1, 2, 2, 4, 4], 1000), "256x256_diffusion.pt"),
+            "adm-imagenet256-uncond": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "256x256_diffusion_uncond.pt"),
+            "adm-imagenet512": _adm(adm(512, [0.5, 1, 1, 2, 2, 4, 4], 1000), "512x512_diffusion.pt"),
+            "adm-lsun-bedroom": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "lsun_bedroom.pt"),
+            "adm-lsun-cat": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "lsun_cat.pt"),
+            "adm-lsun-horse": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "lsun_horse.pt"),
+        },
     ),
-    "edm-ffhq": _official(DDPMPP | FFHQ, "edm-ffhq-64x64-uncond-vp.pkl", FACES_VP),
-    "edm-ffhq-ve": _official(NCSNPP | FFHQ, "edm-ffhq-64x64-uncond-ve.pkl", FACES_VE),
-    "edm-afhqv2": _official(DDPMPP | AFHQV2, "edm-afhqv2-64x64-uncond-vp.pkl", FACES_VP),
-    "edm-afhqv2-ve": _official(NCSNPP | AFHQV2, "edm-afhqv2-64x64-uncond-ve.pkl", FACES_VE),
-    "edm-imagenet64": _official(IMAGENET64, "edm-imagenet-64x64-cond-adm.pkl", IMAGENET),
-    "adm-imagenet64": _adm(
-        adm(
-            64,
-            [1, 2, 3, 4],
-            1000,
-            model_channels=192,
-            num_blocks=3,
-            beta_schedule="squaredcos_cap_v2",
-            new_attention_order=True,
-        ),
-        "64x64_diffusion.pt",
+    Group(
+        "DDPMs of Google (arXiv 2006.11239)",
+        "parity with diffusers at full depth; graphs with random weights, the published ones were never at hand",
+        {
+            "ddim-cifar10": _hub(DDPM_CIFAR10, "google/ddpm-cifar10-32"),
+            "ddim-lsun-bedroom": _hub(DDPM_256, "google/ddpm-bedroom-256"),
+            "ddim-lsun-bedroom-ema": _hub(DDPM_256, "google/ddpm-ema-bedroom-256"),
+            "ddim-lsun-church": _hub(DDPM_256, "google/ddpm-church-256"),
+            "ddim-lsun-church-ema": _hub(DDPM_256, "google/ddpm-ema-church-256"),
+            "ddim-celebahq": _hub(DDPM_256, "google/ddpm-celebahq-256"),
+            "ddim-celebahq-ema": _hub(DDPM_256, "google/ddpm-ema-celebahq-256"),
+        },
     ),
-    "adm-imagenet256": _adm(adm(256, [1, 1, 2, 2, 4, 4], 1000), "256x256_diffusion.pt"),
-    "adm-imagenet256-uncond": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "256x256_diffusion_uncond.pt"),
-    "adm-imagenet512": _adm(adm(512, [0.5, 1, 1, 2, 2, 4, 4], 1000), "512x512_diffusion.pt"),
-    "adm-lsun-bedroom": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "lsun_bedroom.pt"),
-    "adm-lsun-cat": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "lsun_cat.pt"),
-    "adm-lsun-horse": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "lsun_horse.pt"),
-    "ddim-cifar10": _hub(DDPM_CIFAR10, "google/ddpm-cifar10-32"),
-    "ddim-lsun-bedroom": _hub(DDPM_256, "google/ddpm-bedroom-256"),
-    "ddim-lsun-bedroom-ema": _hub(DDPM_256, "google/ddpm-ema-bedroom-256"),
-    "ddim-lsun-church": _hub(DDPM_256, "google/ddpm-church-256"),
-    "ddim-lsun-church-ema": _hub(DDPM_256, "google/ddpm-ema-church-256"),
-    "ddim-celebahq": _hub(DDPM_256, "google/ddpm-celebahq-256"),
-    "ddim-celebahq-ema": _hub(DDPM_256, "google/ddpm-ema-celebahq-256"),
-}
+)
+ZOO = {name: row for group in GROUPS for name, row in group.rows.items()}

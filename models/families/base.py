@@ -29,8 +29,12 @@ class Family:
         recognises: whether a folder is one of these; it looks at file names and JSON alone.
         load: the denoiser of such a folder, in evaluation mode, on the CPU, float32, its ``spec`` complete. It raises
             UserError for a folder that is not whole, options that do not apply, and what is not supported.
+        supported: what the library calls those that can be loaded.
+        verified: what of them is, in a few words.
     """
 
     name: str
     recognises: Callable[[Path], bool]
     load: Callable[[Path, Options], Denoiser]
+    supported: tuple[str, ...]
+    verified: str

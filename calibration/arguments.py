@@ -10,11 +10,12 @@ from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.refinement import ITERATIONS, VIEWS
 from edge_sampler.calibration.schedules import SCHEDULES
 from edge_sampler.calibration.settings import CHOSEN, TARGETS, Settings
+from edge_sampler.models.checkpoint import FORMATS
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families.base import Options
 from edge_sampler.models.loading import load
-from edge_sampler.models.own import with_examples
+from edge_sampler.models.own import is_named, with_examples
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.command_line import given
 from edge_sampler.runtime.errors import UserError
@@ -62,6 +63,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     prompts_help = "texts to fit and to judge on, one a line: FILE.txt, for models that are told a text"
     group.add_argument("--prompts", type=Path, help=prompts_help)
     group.add_argument("--device", default="auto", help="where PyTorch calibrates: auto (default), cpu, cuda, …")
+
+
+def file_name(model: str) -> str:
+    """What files made of ``--model`` are called by: ``ddpm-v1.5`` of the folder, ``mine`` of ``mine.py:make``."""
+    path = Path(model)
+    if path.is_dir():
+        return path.resolve().name
+    return path.stem if is_named(model) or path.suffix in (*FORMATS, ".json") else path.name
 
 
 def load_model(arguments: argparse.Namespace) -> Denoiser:

@@ -11,7 +11,14 @@ python -m calibration ablation --help    # measures what each part of a fit is w
 import argparse
 from pathlib import Path
 
-from edge_sampler.calibration.arguments import add_model_arguments, add_settings_arguments, cache, load_model, settings
+from edge_sampler.calibration.arguments import (
+    add_model_arguments,
+    add_settings_arguments,
+    cache,
+    file_name,
+    load_model,
+    settings,
+)
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.evaluate.distributed import written
 from edge_sampler.calibration.report import show
@@ -28,7 +35,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()
     wanted = settings(arguments)
-    name = f"{Path(arguments.model).stem}-{wanted.sampler}-nfe{wanted.nfe}.json"
+    name = f"{file_name(arguments.model)}-{wanted.sampler}-nfe{wanted.nfe}.json"
     target = arguments.out or Path(name)
     model = load_model(arguments)
     kept = cache(arguments)

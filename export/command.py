@@ -14,7 +14,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from edge_sampler.calibration.arguments import add_model_arguments, add_settings_arguments, cache, load_model, settings
+from edge_sampler.calibration.arguments import (
+    add_model_arguments,
+    add_settings_arguments,
+    cache,
+    file_name,
+    load_model,
+    settings,
+)
 from edge_sampler.calibration.calibrate import calibrate, error_against_converged
 from edge_sampler.calibration.report import show
 from edge_sampler.export.assemble import Exported, Form, check_fit, export_bundle, export_graphs, output_of
@@ -95,7 +102,7 @@ def main() -> None:
 
 def target(arguments: argparse.Namespace, solver: str, nfe: int) -> Path:
     """Where the bundle goes."""
-    parts = [Path(arguments.model).stem, solver, f"nfe{nfe}"]
+    parts = [file_name(arguments.model), solver, f"nfe{nfe}"]
     parts += [f"class{arguments.class_label}"] if arguments.class_label is not None else []
     parts += [f"guidance{arguments.guidance:g}"] if arguments.guidance != 1 else []
     parts += [arguments.output] if arguments.output != "float32" else []

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_sampler.calibration.arguments import file_name
 from edge_sampler.calibration.calibrate import error_against_converged
 from edge_sampler.models import load
 from edge_sampler.runtime.command_line import run_command, whole_numbers
@@ -194,3 +195,21 @@ def test_a_missing_library_is_one_line(tmp_path: Path) -> None:
 
 def test_lists_of_numbers() -> None:
     assert whole_numbers("0-3,7,-1") == [0, 1, 2, 3, 7, -1]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("edm-digits", "edm-digits"),
+        ("us/ddpm-v1.5", "ddpm-v1.5"),
+        ("https://there/edm.pkl", "edm"),
+        ("mine.py:make", "mine"),
+        (".", "ddpm-v1.5"),
+    ],
+)
+def test_files_are_called_as_their_model(
+    model: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ddpm-v1.5").mkdir()
+    monkeypatch.chdir(tmp_path / "ddpm-v1.5")
+    assert file_name(model) == name

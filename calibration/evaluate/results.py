@@ -5,6 +5,7 @@ need not.
 import hashlib
 import json
 import os
+import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,9 +22,22 @@ MEANING = 2  # raise it when code that makes stored results changes them
 
 @dataclass(frozen=True)
 class Cache:
-    """Arrays by key, a file each in ``folder``; without a folder nothing is kept."""
+    """Arrays by key, a file each in ``folder``; without a folder nothing is kept.
+
+    Raises UserError where the folder cannot be written, before anything is computed for it.
+    """
 
     folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise UserError(f"cannot keep results in {self.folder}: {error.strerror}; see --cache") from error
 
     def recall(self, key: Mapping[str, Any], compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The arrays of ``key`` (JSON values), computed only when they are not there whole."""

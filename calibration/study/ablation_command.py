@@ -9,7 +9,14 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from edge_sampler.calibration.arguments import DEFAULTS, add_cache_argument, add_model_arguments, cache, load_model
+from edge_sampler.calibration.arguments import (
+    DEFAULTS,
+    add_cache_argument,
+    add_model_arguments,
+    cache,
+    file_name,
+    load_model,
+)
 from edge_sampler.calibration.evaluate.distributed import written
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.study.ablation import Answer, ablate, between_grids, between_models, markdown
@@ -37,7 +44,7 @@ def main() -> None:
     if nfes[0] < 2 or arguments.noises < 2:
         raise UserError(f"--nfe {nfes} and --noises {arguments.noises}: both take at least 2")
     settings = Settings(nfes[0], "iia-ipndm", target="global", batch=arguments.batch, heldout=arguments.heldout)
-    target = arguments.out or Path(f"ablation-{Path(arguments.model).stem}.md")
+    target = arguments.out or Path(f"ablation-{file_name(arguments.model)}.md")
     kept, first = cache(arguments), load_model(arguments)
     models = [first, *(load(name).to(first.device) for name in arguments.also.split(",") if name)]
 

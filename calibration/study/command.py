@@ -14,6 +14,7 @@ from edge_sampler.calibration.arguments import (
     add_model_arguments,
     add_refine_on_argument,
     cache,
+    file_name,
     load_model,
 )
 from edge_sampler.calibration.evaluate.distributed import written
@@ -70,7 +71,7 @@ def main() -> None:
         refine=arguments.iterations,
         refine_on=arguments.refine_on,
     )
-    target = arguments.out or Path(f"study-{Path(arguments.model).stem}")
+    target = arguments.out or Path(f"study-{file_name(arguments.model)}")
     model, kept = load_model(arguments), cache(arguments)
 
     def work(progress: ProgressBars) -> Study:

@@ -259,6 +259,12 @@ def test_guidance_is_fitted_for() -> None:
     assert any(step.error_after < step.error_before for step in report_of(plan).steps)
 
 
+def test_a_folder_that_cannot_keep_results_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot keep results in .*file: .*; see --cache"):
+        Cache(tmp_path / "file")
+
+
 def test_grids_have_the_models_own_range(digits: Denoiser) -> None:
     sigmas = scheme_of(find("ddim"), grid_of(digits, "edm"), Settings(4, "ddim")).sigmas
     assert sigmas[0] == pytest.approx(digits.spec.sigma_max)

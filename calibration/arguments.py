@@ -9,7 +9,7 @@ import torch
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.refinement import ITERATIONS, VIEWS
 from edge_sampler.calibration.schedules import SCHEDULES
-from edge_sampler.calibration.settings import CHOSEN, TARGETS, Settings
+from edge_sampler.calibration.settings import CHOSEN, OWN, TARGETS, Settings
 from edge_sampler.models.checkpoint import FORMATS
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
@@ -132,8 +132,8 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
     group.add_argument(
         "--schedule",
         default=DEFAULTS.schedule,
-        help=f"noise levels: {', '.join(SCHEDULES)}, or {CHOSEN} for this model (default: {CHOSEN} for auto; else edm, "
-        "or flow for flow models)",
+        help=f"noise levels: {', '.join(SCHEDULES)}, {CHOSEN} for this model, or {OWN}, a pipeline's (default: {CHOSEN} "
+        f"for auto; else edm, flow for flow models, {OWN} for pipelines of latents)",
     )
     target_help = f"{' or '.join(TARGETS)}: the paper's, or ours (default: local; global for auto)"
     group.add_argument(*names("target"), dest="fit_target", help=target_help)

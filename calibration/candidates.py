@@ -13,10 +13,11 @@ from edge_sampler.calibration.evaluate.reference import local_target
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import Target, fit, mean_error, rms
 from edge_sampler.calibration.schedules import SCHEDULES
-from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.settings import OWN, Settings
 from edge_sampler.calibration.solvers.base import Scheme, Solver, base_step
 from edge_sampler.calibration.trace import trace
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FittedStep
 from edge_sampler.runtime.plan import Plan
 
@@ -40,7 +41,11 @@ def noises_of(model: Denoiser, settings: Settings) -> Noises:
 
 
 def grid_of(model: Denoiser, schedule: str) -> Grid:
-    """The grids of one of ``SCHEDULES``, within the model's range."""
+    """The grids of one of ``SCHEDULES``, within the model's range, or its own. Raises UserError where it has none."""
+    if schedule == OWN:
+        if model.own_levels is None:
+            raise UserError(f"--schedule {OWN}: {model.spec.name} brings no noise levels of its own")
+        return model.own_levels
     return lambda steps: SCHEDULES[schedule](steps, model.spec.sigma_min, model.spec.sigma_max)
 
 

@@ -13,6 +13,7 @@ from edge_sampler.runtime.errors import UserError
 TARGETS = ("local", "global")
 REFINED = "-refined"  # ends the name of a solver whose plan is refined
 CHOSEN = "chosen"  # the schedule that is measured, calibration/chosen_levels.py
+OWN = "own"  # the schedule that a model brings
 AUTO = ("iia-ipndm", "iia-ddim", "iia-dpmpp-2m", "ipndm")  # the best on chosen levels, docs/study.md
 
 
@@ -23,8 +24,8 @@ class Settings:
     Args:
         nfe: network evaluations, exactly.
         solver: a name of ``ALL_SOLVERS``, or "auto": whichever measures best for this model and nfe.
-        schedule: a name of ``SCHEDULES``, or "chosen": the levels between which this model's steps err least. None:
-            edm, and chosen for "auto".
+        schedule: a name of ``SCHEDULES``; "chosen": the levels between which this model's steps err least; or "own":
+            those that the model brings, as pipelines do. None: the model's own choice, and chosen for "auto".
         target: "local" is the paper's (fine steps from the coarse state); "global" aims at the fine trajectory from
             the same noise, so that a step also repairs what earlier ones left. None: local, and global for "auto".
         history: the paper's r; None is each solver's own (0 for biia-edm, 1 for the others).
@@ -76,8 +77,8 @@ class Settings:
                 raise UserError(
                     f"{name} is {getattr(self, name)}: {processes()} processes need one noise each, or more"
                 )
-        if self.schedule not in (*SCHEDULES, CHOSEN, None):
-            raise UserError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}, {CHOSEN}")
+        if self.schedule not in (*SCHEDULES, CHOSEN, OWN, None):
+            raise UserError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}, {CHOSEN}, {OWN}")
         if self.target not in (*TARGETS, None):
             raise UserError(f"unknown target {self.target!r}; known: {', '.join(TARGETS)}")
         if self.refine_on not in VIEWS:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edge_sampler.models.denoiser import Denoiser, Examples, digest, null_of
+from edge_sampler.models.denoiser import Denoiser, Examples, Levels, digest, null_of
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import CLASSES, Condition, Inputs
 from edge_sampler.runtime.text import Text
@@ -36,6 +36,10 @@ class Wrapped(Denoiser):
     @property
     def examples(self) -> Examples:  # type: ignore[override]
         return self.model.examples
+
+    @property
+    def own_levels(self) -> Levels | None:  # type: ignore[override]
+        return self.model.own_levels
 
 
 class BuiltIn(Wrapped):

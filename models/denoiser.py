@@ -16,6 +16,7 @@ from edge_sampler.runtime.inputs import CLASSES, Condition, Inputs, Output
 from edge_sampler.runtime.text import tokenized
 
 Examples = Mapping[str, Any] | Callable[[Sequence[int]], Mapping[str, np.ndarray]]
+Levels = Callable[[int], list[float]]  # so many noise levels, from the highest down, then 0
 HELD = 4  # one in so many of a model's examples is held out of the fit
 
 
@@ -34,7 +35,8 @@ class ModelSpec:
         built_in: the conditions that are constants of the model, with their values (of arrays, a hash).
         guidance: the scale S of classifier-free guidance that is built in; 1: none.
         branches: evaluations of the network in one of the denoiser.
-        schedule: a name of calibration's schedules: its own noise levels, unless others are asked for.
+        schedule: a name of calibration's schedules: its noise levels, unless others are asked for; "own" are those that
+            the model brings.
     """
 
     name: str
@@ -106,7 +108,8 @@ class Denoiser(nn.Module):
 
     ``encoder`` and ``decoder`` stand before and behind the loop, and a fit sees neither: ``encoder(*raw)`` returns
     conditions by name, ``decoder(x)`` what a sampler makes. ``examples`` are values of the conditions, as a caller
-    gives them, to fit and to judge on: rows by name, or a function of seeds.
+    gives them, to fit and to judge on: rows by name, or a function of seeds. ``own_levels`` are the noise levels at
+    which whoever made the model evaluates it, where that is known.
     """
 
     spec: ModelSpec
@@ -116,6 +119,7 @@ class Denoiser(nn.Module):
         self.encoder: nn.Module | None = None
         self.decoder: nn.Module | None = None
         self.examples: Examples = {}
+        self.own_levels: Levels | None = None
 
     @property
     def device(self) -> torch.device:

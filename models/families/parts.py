@@ -1,0 +1,259 @@
+"""The parts of a diffusers pipeline's folder, each loaded by the library that saved it; nothing in it is executed."""
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edge_sampler.models.checkpoint import weights_sha256
+from edge_sampler.models.denoiser import Denoiser, Levels, Preconditioned, digest
+from edge_sampler.models.families.base import Options
+from edge_sampler.models.own import Encoder
+from edge_sampler.models.pipeline import DISCRETE_ARGUMENTS, DISCRETE_SCHEDULERS, FLOW_SCHEDULERS
+from edge_sampler.models.precond import BETA_SCHEDULES, Preconditioning, ddpm, discrete_sigmas, flow
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import Condition, Inputs, Output
+from edge_sampler.runtime.text import Text
+
+MORE_DISCRETE_SCHEDULERS = (
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+)
+VAES = ("AutoencoderKL", "AutoencoderTiny")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")  # without which it is made up
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A pipeline's folder and its model_index.json."""
+
+    folder: Path
+    index: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Parts":
+        """Raises UserError where LoRA weights lie beside the pipeline, which they would change."""
+        if lora := next((path for path in folder.glob("*lora*.safetensors")), None):
+            raise UserError(
+                f"{lora} holds LoRA weights: merge them into the pipeline first, with diffusers' load_lora_weights, "
+                "fuse_lora, unload_lora_weights and save_pretrained"
+            )
+        index = json.loads((folder / "model_index.json").read_text())
+        if index.get("safety_checker", [None])[0]:
+            print(f"note: the safety checker of {folder} is left out", file=sys.stderr)
+        return cls(folder, index)
+
+    def load(self, name: str, *classes: str) -> Any:
+        """A part, ready to use in float32. Raises UserError where it is missing, damaged, or of another class."""
+        library, found = self.index.get(name) or (None, None)
+        if found not in classes:
+            raise UserError(f"{self.folder}: its {name} is {found or 'missing'}; supported: {', '.join(classes)}")
+        return load(self.folder / name, str(library), str(found))
+
+    def tokens(self, name: str, encoder: Any, largest: int | None = None, follows: str = "") -> Condition:
+        """The token ids of a prompt, by the tokenizer ``name``, for its ``encoder``.
+
+        ``largest`` is the length where it is not the tokenizer's own. Raises UserError where it is missing.
+        """
+        folder = self.folder / name
+        if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+            raise UserError(f"{self.folder}: its {name} is missing: there is none of {', '.join(TOKENIZER_FILES)}")
+        _, found = self.index.get(name) or (None, None)
+        made = load(folder, "transformers", str(found))
+        try:
+            tokenizer = made.backend_tokenizer
+        except AttributeError as error:
+            raise UserError(f"{folder}: {found} has no form that the library tokenizers reads") from error
+        tokenizer.no_truncation()
+        tokenizer.enable_padding(direction="right", pad_id=made.pad_token_id, pad_token=made.pad_token)
+        length = largest or min(made.model_max_length, encoder.config.max_position_embeddings)
+        description = f"what is to be seen, at most {length} tokens"
+        return Condition((length,), "int64", description=description, text=Text.of(tokenizer.to_str(), None, follows))
+
+    def vae(self, options: Options, channels: int) -> Any:
+        """The decoder of latents, the pipeline's own or another. Raises UserError where it decodes other latents."""
+        own = self.load("vae", *VAES)
+        if options.vae is None:
+            return own
+        other = load(options.vae, "diffusers", class_of(options.vae))
+        found, factors = other.config.latent_channels, (factor_of(own), factor_of(other))
+        if found != channels or len(set(factors)) > 1:
+            raise UserError(
+                f"--vae {options.vae} decodes latents of {found} channels to {factors[1]} times their size; the "
+                f"pipeline's have {channels} channels and become {factors[0]} times as large"
+            )
+        return other
+
+    def noise(self) -> tuple[Preconditioning, Levels]:
+        """What the scheduler tells of training, and its own noise levels. Raises UserError where it is not known."""
+        _, name = self.index.get("scheduler") or (None, None)
+        known = (*DISCRETE_SCHEDULERS, *MORE_DISCRETE_SCHEDULERS, *FLOW_SCHEDULERS)
+        scheduler = self.load("scheduler", *known)
+        config = scheduler.config
+        if name in FLOW_SCHEDULERS:
+            return flow(config.num_train_timesteps), flow_levels(scheduler)
+        for setting in ("trained_betas", "rescale_betas_zero_snr"):
+            if config.get(setting):
+                raise UserError(f"{self.folder}: the scheduler's {setting} is not supported")
+        given = {key: config[key] for key in DISCRETE_ARGUMENTS if key in config}
+        try:
+            preconditioning = ddpm(**given)
+        except ValueError as error:
+            raise UserError(f"{self.folder}: the scheduler's {error}") from error
+        betas = BETA_SCHEDULES[config.beta_schedule](config.beta_start, config.beta_end, config.num_train_timesteps)
+        return preconditioning, discrete_levels(scheduler, discrete_sigmas(betas))
+
+    def configs(self) -> dict[str, Any]:
+        """The settings of all parts: what decides the answers, beside weights."""
+        paths = [*self.folder.glob("*/config.json"), *self.folder.glob("*/*_config.json")]
+        return {str(path.relative_to(self.folder)): path.read_text() for path in sorted(paths)}
+
+    def denoiser(
+        self,
+        network: nn.Module,
+        inputs: Inputs,
+        encoder: Encoder | None,
+        vae: Any,
+        size: tuple[int, int],
+        facts: Sequence[Any] = (),
+    ) -> Denoiser:
+        """The pipeline behind the contract: ``network`` of latents between its encoder and its VAE.
+
+        ``size`` is that of the images; ``facts`` decide the answers beside the folder's settings.
+        """
+        preconditioning, levels = self.noise()
+        model = Preconditioned(network, preconditioning, inputs)
+        weights = weights_sha256(model.state_dict())
+        model.decoder = Decode(vae).eval().requires_grad_(False)
+        if encoder:
+            model.encoder = encoder.module.eval().requires_grad_(False)
+        stages = [weights_sha256(stage.state_dict()) for stage in (model.encoder, model.decoder) if stage is not None]
+        told = [self.configs(), stages, dict(vae.config), size, *facts]
+        channels = vae.config.get("out_channels", 3)
+        model.describe(self.folder.resolve().name, "unknown", weights, told, output=Output("images", (channels, *size)))
+        if encoder:
+            model.spec = replace(model.spec, raw=encoder.inputs, made=encoder.makes)
+        model.own_levels, model.spec = levels, replace(model.spec, schedule="own")
+        return model
+
+
+def load(folder: Path, library: str, name: str) -> Any:
+    """What diffusers or transformers make of a part's folder, of the class ``name``. Raises UserError where none."""
+    if library not in ("diffusers", "transformers"):
+        raise UserError(f"{folder} is of {library}, and only what diffusers and transformers load is supported")
+    made = getattr(module(library), name, None)
+    if made is None or not folder.is_dir():
+        raise UserError(f"{folder} is missing" if made else f"{folder}: this version of {library} has no {name}")
+    network = issubclass(made, nn.Module)
+    dtype = {"torch_dtype" if library == "diffusers" else "dtype": torch.float32}
+    try:
+        found = made.from_pretrained(folder, local_files_only=True, **(dtype | WEIGHTS if network else {}))
+    except Exception as error:  # each of the two libraries raises its own
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{folder} cannot be loaded as {name}: {reason}") from error
+    return found.eval().requires_grad_(False) if network else found
+
+
+WEIGHTS: dict[str, Any] = {"use_safetensors": True}
+
+
+def module(library: str) -> Any:
+    """diffusers or transformers, quiet. Raises UserError where it is not installed."""
+    try:
+        with contextlib.redirect_stderr(None):
+            found = __import__(library)
+    except ImportError as error:
+        raise UserError(f"pipelines of diffusers need: pip install 'edge-sampler[diffusers]' ({error})") from error
+    return found
+
+
+def class_of(folder: Path) -> str:
+    """Of a VAE's folder. Raises UserError for another."""
+    try:
+        name = json.loads((folder / "config.json").read_text()).get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"--vae {folder}: no folder of a VAE ({error})") from error
+    if name not in VAES:
+        raise UserError(f"--vae {folder} is {name}; supported: {', '.join(VAES)}")
+    return str(name)
+
+
+def factor_of(vae: Any) -> int:
+    """How many pixels a latent is wide and high."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def size_of(options: Options, latents: Any, factor: int) -> tuple[int, int]:
+    """Height and width of the images: as asked for, or of so many ``latents`` (a number or two) by default.
+
+    Raises UserError for a size that is no multiple of ``factor``, and where neither says it.
+    """
+    if options.size is None:
+        if not latents:
+            raise UserError("the pipeline does not say how large its images are: give --size HEIGHTxWIDTH")
+        height, width = latents if isinstance(latents, list | tuple) else (latents, latents)
+        return int(height * factor), int(width * factor)
+    height, width = options.size
+    if height % factor or width % factor:
+        raise UserError(f"--size {height}x{width}: height and width have to be multiples of {factor}")
+    return height, width
+
+
+def discrete_levels(scheduler: Any, sigmas: np.ndarray) -> Levels:
+    """Where the pipeline's own scheduler evaluates, as noise levels; then 0."""
+
+    def levels(steps: int) -> list[float]:
+        times = timesteps(scheduler, lambda: scheduler.set_timesteps(steps), steps)
+        return [*np.exp(np.interp(times, np.arange(len(sigmas)), np.log(sigmas))).tolist(), 0.0]
+
+    return levels
+
+
+def flow_levels(scheduler: Any) -> Levels:
+    """The same of flow matching: times t, σ = t/(1 - t)."""
+
+    def levels(steps: int) -> list[float]:
+        times = np.array(timesteps(scheduler, lambda: scheduler.set_timesteps(steps), steps))
+        times = np.minimum(times / scheduler.config.num_train_timesteps, 1 - 1e-7)
+        return [*(times / (1 - times)).tolist(), 0.0]
+
+    return levels
+
+
+def timesteps(scheduler: Any, set_timesteps: Callable[[], None], steps: int) -> list[float]:
+    """The scheduler's own, each once. Raises UserError where it has none for so many steps."""
+    try:
+        set_timesteps()
+    except (ValueError, TypeError, RuntimeError, IndexError) as error:
+        raise UserError(f"{type(scheduler).__name__} has no noise levels for {steps} steps: {error}") from error
+    times = list(dict.fromkeys(float(time) for time in scheduler.timesteps))
+    if len(times) != steps:
+        raise UserError(f"{type(scheduler).__name__} has {len(times)} noise levels for {steps} steps: take --schedule")
+    return times
+
+
+class Decode(nn.Module):
+    """Latents as the network sees them, [n, channels, h, w] → images [n, 3, H, W], about [-1, 1]."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scale, self.shift = vae.config.get("scaling_factor") or 1.0, vae.config.get("shift_factor") or 0.0
+        if vae.config.get("latents_mean") is not None:
+            raise UserError("the VAE's latents_mean is not supported")
+        assert math.isfinite(self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.vae.decode(x / self.scale + self.shift, return_dict=False)[0]

@@ -1,0 +1,94 @@
+"""Pipelines of diffusers, small and with random weights, in a folder as diffusers saves them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+MERGES = ("h e", "a r", "ar t</w>")
+WIDTH, LENGTH = 32, 16  # of the text encoder; tokens
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+def clip_tokenizer(folder: Path) -> Any:
+    """Of letters and three longer tokens; begin 55, end and padding 56."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), *(merge.replace(" ", "") for merge in MERGES)]
+    vocabulary = {word: place for place, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES, ""]))
+    return transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH)
+
+
+def clip_config(**changes: Any) -> Any:
+    return transformers.CLIPTextConfig(
+        vocab_size=57,
+        hidden_size=WIDTH,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        bos_token_id=55,
+        eos_token_id=56,
+        pad_token_id=56,
+        **changes,
+    )
+
+
+def unet(**changes: Any) -> Any:
+    settings: dict[str, Any] = {
+        "sample_size": 16,
+        "layers_per_block": 1,
+        "block_out_channels": (32, 64),
+        "norm_num_groups": 8,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": WIDTH,
+        "attention_head_dim": 8,
+    }
+    return diffusers.UNet2DConditionModel(**settings | changes)
+
+
+def autoencoder(**changes: Any) -> Any:
+    settings: dict[str, Any] = {
+        "block_out_channels": (16, 32),
+        "latent_channels": 4,
+        "norm_num_groups": 8,
+        "sample_size": 32,
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    }
+    return diffusers.AutoencoderKL(**settings | changes)
+
+
+def stable_diffusion(folder: Path, scheduler: Any = None, **schedule: Any) -> Any:
+    """Its pipeline, saved in ``folder``: images of 32×32, latents half as large."""
+    torch.manual_seed(0)
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=autoencoder(),
+        text_encoder=transformers.CLIPTextModel(clip_config()).eval(),
+        tokenizer=clip_tokenizer(folder / "words"),
+        unet=unet(),
+        scheduler=scheduler or diffusers.DDIMScheduler(**SCHEDULE | schedule),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return saved(pipeline, folder)
+
+
+def saved(pipeline: Any, folder: Path) -> Any:
+    pipeline.save_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

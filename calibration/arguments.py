@@ -132,8 +132,8 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
     group.add_argument(
         "--schedule",
         default=DEFAULTS.schedule,
-        help=f"noise levels: {', '.join(SCHEDULES)}, {CHOSEN} for this model, or {OWN}, a pipeline's (default: {CHOSEN} "
-        f"for auto; else edm, flow for flow models, {OWN} for pipelines of latents)",
+        help=f"noise levels: {', '.join(SCHEDULES)}, {CHOSEN} for this model, or {OWN}, a pipeline's (default: "
+        f"{CHOSEN} for auto; else edm, flow for flow models, {OWN} for pipelines of latents)",
     )
     target_help = f"{' or '.join(TARGETS)}: the paper's, or ours (default: local; global for auto)"
     group.add_argument(*names("target"), dest="fit_target", help=target_help)

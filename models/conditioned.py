@@ -154,7 +154,7 @@ class Negatable(Wrapped):
 
 
 class EncodesBoth(nn.Module):
-    """An encoder of texts and of their negatives, which come behind all that it is given, in one batch."""
+    """An encoder of texts and of their negatives, which come behind all that it is given."""
 
     def __init__(self, encoder: nn.Module, places: Sequence[int]) -> None:
         super().__init__()
@@ -165,9 +165,7 @@ class EncodesBoth(nn.Module):
         negatives = list(values[:count])
         for place, value in zip(self.places, values[count:], strict=True):
             negatives[place] = value
-        both = [torch.cat(pair) for pair in zip(values[:count], negatives, strict=True)]
-        made, batch = self.encoder(*both), values[0].shape[0]
-        return (*(value[:batch] for value in made), *(value[batch:] for value in made))
+        return (*self.encoder(*values[:count]), *self.encoder(*negatives))
 
 
 class Guided(Wrapped):

@@ -1,10 +1,11 @@
 """The parts of a diffusers pipeline's folder, each loaded by the library that saved it; nothing in it is executed."""
 
 import contextlib
+import importlib
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_sampler.models.checkpoint import weights_sha256
-from edge_sampler.models.denoiser import Denoiser, Levels, Preconditioned, digest
+from edge_sampler.models.denoiser import Denoiser, Levels, Preconditioned
 from edge_sampler.models.families.base import Options
 from edge_sampler.models.own import Encoder
 from edge_sampler.models.pipeline import DISCRETE_ARGUMENTS, DISCRETE_SCHEDULERS, FLOW_SCHEDULERS
@@ -82,9 +83,9 @@ class Parts:
         description = f"what is to be seen, at most {length} tokens"
         return Condition((length,), "int64", description=description, text=Text.of(tokenizer.to_str(), None, follows))
 
-    def vae(self, options: Options, channels: int) -> Any:
+    def vae(self, options: Options, channels: int, name: str = "vae", classes: Sequence[str] = VAES) -> Any:
         """The decoder of latents, the pipeline's own or another. Raises UserError where it decodes other latents."""
-        own = self.load("vae", *VAES)
+        own = self.load(name, *classes)
         if options.vae is None:
             return own
         other = load(options.vae, "diffusers", class_of(options.vae))
@@ -159,7 +160,8 @@ def load(folder: Path, library: str, name: str) -> Any:
     network = issubclass(made, nn.Module)
     dtype = {"torch_dtype" if library == "diffusers" else "dtype": torch.float32}
     try:
-        found = made.from_pretrained(folder, local_files_only=True, **(dtype | WEIGHTS if network else {}))
+        with quiet(library):
+            found = made.from_pretrained(folder, local_files_only=True, **(dtype | WEIGHTS if network else {}))
     except Exception as error:  # each of the two libraries raises its own
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{folder} cannot be loaded as {name}: {reason}") from error
@@ -170,13 +172,25 @@ WEIGHTS: dict[str, Any] = {"use_safetensors": True}
 
 
 def module(library: str) -> Any:
-    """diffusers or transformers, quiet. Raises UserError where it is not installed."""
+    """diffusers or transformers. Raises UserError where it is not installed."""
     try:
-        with contextlib.redirect_stderr(None):
-            found = __import__(library)
+        return importlib.import_module(library)
     except ImportError as error:
         raise UserError(f"pipelines of diffusers need: pip install 'edge-sampler[diffusers]' ({error})") from error
-    return found
+
+
+@contextlib.contextmanager
+def quiet(library: str) -> Iterator[None]:
+    """Without the library's warnings and progress bars."""
+    logging = importlib.import_module(f"{library}.utils.logging")
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+        logging.set_verbosity(level)
 
 
 def class_of(folder: Path) -> str:

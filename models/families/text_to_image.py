@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from edge_sampler.models.denoiser import Denoiser
@@ -13,6 +14,7 @@ from edge_sampler.models.families.parts import Parts, factor_of, size_of
 from edge_sampler.models.own import Encoder
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Condition, Inputs
+from edge_sampler.runtime.text import tokenized
 
 UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline", "KarrasVePipeline")
 
@@ -34,6 +36,43 @@ def stable_diffusion(parts: Parts, options: Options) -> Denoiser:
         vae,
         size,
     )
+
+
+def stable_diffusion_xl(parts: Parts, options: Options) -> Denoiser:
+    """SDXL (arXiv 2307.01952): two text encoders, and the images' size is told to the network."""
+    unet = parts.load("unet", "UNet2DConditionModel")
+    texts = parts.load("text_encoder", "CLIPTextModel"), parts.load("text_encoder_2", "CLIPTextModelWithProjection")
+    check_unet(unet, parts, "text_time")
+    vae = parts.vae(options, unet.config.in_channels)
+    size = size_of(options, unet.config.sample_size, factor_of(vae))
+    prompts = {
+        "prompt": parts.tokens("tokenizer", texts[0]),
+        "prompt_2": parts.tokens("tokenizer_2", texts[1], follows="prompt"),
+    }
+    width = sum(text.config.hidden_size for text in texts)
+    conditions = {
+        "prompt_embeds": Condition((*prompts["prompt"].shape, width), description="the prompt's embedding"),
+        "pooled_embeds": Condition((texts[1].config.projection_dim,), description="the whole prompt's embedding"),
+    }
+    nothing = prompts["prompt"] if parts.index.get("force_zeros_for_empty_prompt", True) else None
+    return parts.denoiser(
+        SizedUNet(unet, size),
+        Inputs(latents(unet, size, vae), conditions),
+        Encoder(TwoEncoders(*texts, nothing), prompts, tuple(conditions)),
+        vae,
+        size,
+        [nothing is None],
+    )
+
+
+def latent_diffusion(parts: Parts, options: Options) -> Denoiser:
+    """Latent diffusion without a prompt, of a quantised or a continuous autoencoder (arXiv 2112.10752)."""
+    unet = parts.load("unet", "UNet2DModel")
+    if unet.config.in_channels != unet.config.out_channels or unet.config.num_class_embeds:
+        raise UserError(f"{parts.folder}: its U-Net is told more than latents, which is not supported")
+    vae = parts.vae(options, unet.config.in_channels, "vqvae", ("VQModel", "AutoencoderKL"))
+    size = size_of(options, unet.config.sample_size, factor_of(vae))
+    return parts.denoiser(UNet(unet), Inputs(latents(unet, size, vae)), None, vae, size)
 
 
 def check_unet(unet: Any, parts: Parts, addition: str | None = None) -> None:
@@ -59,16 +98,30 @@ def latents(network: Any, size: tuple[int, int], vae: Any) -> tuple[int, int, in
 
 
 class UNet(nn.Module):
-    """Latents [n, c, h, w], step [n or 1], the prompt's embedding [n, length, d] → [n, c, h, w]."""
+    """Latents [n, c, h, w], step [n or 1], and a prompt's embedding [n, length, d] or none → [n, c, h, w]."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = unet
 
-    def forward(self, x: Tensor, step: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: Tensor, prompt_embeds: Tensor | None = None, **more: Any) -> Tensor:
+        told = () if prompt_embeds is None else (prompt_embeds,)
         # diffusers repeats the step for each image; taken as it came, a graph can compute its embedding beforehand
         with self.unet.time_proj.register_forward_pre_hook(lambda *_: (step,)):
-            return self.unet(x, step, prompt_embeds, return_dict=False)[0]
+            return self.unet(x, step, *told, **more, return_dict=False)[0]
+
+
+class SizedUNet(UNet):
+    """The same, told the whole prompt's embedding [n, d] too, and that images are whole and of this ``size``."""
+
+    def __init__(self, unet: Any, size: tuple[int, int]) -> None:
+        super().__init__(unet)
+        self.register_buffer("time_ids", torch.tensor([[*size, 0.0, 0.0, *size]]), persistent=False)
+
+    def forward(self, x: Tensor, step: Tensor, prompt_embeds: Tensor, pooled_embeds: Tensor) -> Tensor:  # type: ignore[override]
+        sizes = self.get_buffer("time_ids").expand(pooled_embeds.shape[0], 6)
+        more = {"text_embeds": pooled_embeds, "time_ids": sizes}
+        return super().forward(x, step, prompt_embeds, added_cond_kwargs=more)
 
 
 class LastHidden(nn.Module):
@@ -82,8 +135,32 @@ class LastHidden(nn.Module):
         return (self.encoder(prompt)[0],)
 
 
+class TwoEncoders(nn.Module):
+    """Token ids [n, length] of two tokenizers → both encoders' last states but one, side by side; the second's pooled.
+
+    The ids of ``nothing``, the empty text, → zeros, where the network was trained so.
+    """
+
+    def __init__(self, first: Any, second: Any, nothing: Condition | None) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        ids = torch.from_numpy(tokenized({"prompt": nothing}, {"prompt": ""})["prompt"]) if nothing else None
+        self.register_buffer("nothing", ids, persistent=False)
+
+    def forward(self, prompt: Tensor, prompt_2: Tensor) -> tuple[Tensor, Tensor]:
+        first = self.first(prompt, output_hidden_states=True)
+        second = self.second(prompt_2, output_hidden_states=True)
+        embeds, pooled = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second[0]
+        if self.nothing is None:
+            return embeds, pooled
+        told = (prompt != self.nothing).any(1).float()
+        return embeds * told[:, None, None], pooled * told[:, None]
+
+
 PIPELINES: dict[str, Callable[[Parts, Options], Denoiser]] = {
+    "LDMPipeline": latent_diffusion,
     "StableDiffusionPipeline": stable_diffusion,
+    "StableDiffusionXLPipeline": stable_diffusion_xl,
 }
 
 

@@ -88,6 +88,58 @@ def stable_diffusion(folder: Path, scheduler: Any = None, **schedule: Any) -> An
     return saved(pipeline, folder)
 
 
+def stable_diffusion_xl(folder: Path) -> Any:
+    torch.manual_seed(0)
+    tokenizers = [clip_tokenizer(folder / f"words{place}") for place in (0, 1)]
+    tokenizers[1].pad_token = "z"  # SDXL's second pads with "!" and not with the token of the end
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        vae=autoencoder(),
+        text_encoder=transformers.CLIPTextModel(clip_config()).eval(),
+        text_encoder_2=transformers.CLIPTextModelWithProjection(clip_config(projection_dim=24)).eval(),
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        unet=unet(
+            cross_attention_dim=2 * WIDTH,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            transformer_layers_per_block=(1, 2),
+            projection_class_embeddings_input_dim=6 * 8 + 24,
+        ),
+        scheduler=diffusers.EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            timestep_spacing="leading",
+        ),
+        add_watermarker=False,
+    )
+    return saved(pipeline, folder)
+
+
+def latent_diffusion(folder: Path) -> Any:
+    """Of a U-Net that is told no prompt, and a quantised autoencoder."""
+    torch.manual_seed(0)
+    network = diffusers.UNet2DModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+    )
+    decoder = diffusers.VQModel(
+        block_out_channels=(16, 32),
+        latent_channels=3,
+        num_vq_embeddings=16,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    schedule = diffusers.DDIMScheduler(**SCHEDULE | {"set_alpha_to_one": True, "steps_offset": 0})
+    return saved(diffusers.LDMPipeline(vqvae=decoder, unet=network, scheduler=schedule), folder)
+
+
 def saved(pipeline: Any, folder: Path) -> Any:
     pipeline.save_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)

@@ -44,15 +44,14 @@ class Parts:
     index: Mapping[str, Any]
 
     @classmethod
-    def read(cls, folder: Path) -> "Parts":
+    def of(cls, folder: Path, index: Mapping[str, Any]) -> "Parts":
         """Raises UserError where LoRA weights lie beside the pipeline, which they would change."""
         if lora := next((path for path in folder.glob("*lora*.safetensors")), None):
             raise UserError(
                 f"{lora} holds LoRA weights: merge them into the pipeline first, with diffusers' load_lora_weights, "
                 "fuse_lora, unload_lora_weights and save_pretrained"
             )
-        index = json.loads((folder / "model_index.json").read_text())
-        if index.get("safety_checker", [None])[0]:
+        if (index.get("safety_checker") or [None])[0]:
             print(f"note: the safety checker of {folder} is left out", file=sys.stderr)
         return cls(folder, index)
 

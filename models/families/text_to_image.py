@@ -1,6 +1,7 @@
 """Text-to-image pipelines of diffusers, by the class that a folder's model_index.json names."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,6 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Condition, Inputs
 from edge_sampler.runtime.text import tokenized
 
-UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline", "KarrasVePipeline")
-
 
 def stable_diffusion(parts: Parts, options: Options) -> Denoiser:
     """Stable Diffusion 1.x and 2.x (arXiv 2112.10752)."""
@@ -31,7 +30,7 @@ def stable_diffusion(parts: Parts, options: Options) -> Denoiser:
     embeds = Condition((*prompt.shape, text.config.hidden_size), description="the prompt's embedding")
     return parts.denoiser(
         UNet(unet),
-        Inputs(latents(unet, size, vae), {"prompt_embeds": embeds}),
+        Inputs(latents(unet, size, vae), {"prompt_embeds": embeds, **guidance_of(unet)}),
         Encoder(LastHidden(text), {"prompt": prompt}, ("prompt_embeds",)),
         vae,
         size,
@@ -57,7 +56,7 @@ def stable_diffusion_xl(parts: Parts, options: Options) -> Denoiser:
     nothing = prompts["prompt"] if parts.index.get("force_zeros_for_empty_prompt", True) else None
     return parts.denoiser(
         SizedUNet(unet, size),
-        Inputs(latents(unet, size, vae), conditions),
+        Inputs(latents(unet, size, vae), conditions | guidance_of(unet)),
         Encoder(TwoEncoders(*texts, nothing), prompts, tuple(conditions)),
         vae,
         size,
@@ -85,11 +84,18 @@ def check_unet(unet: Any, parts: Parts, addition: str | None = None) -> None:
         ("class_embed_type", None),
         ("num_class_embeds", None),
         ("encoder_hid_dim_type", None),
-        ("time_cond_proj_dim", None),
         ("time_embedding_type", "positional"),
     ):
         if config.get(setting) != allowed:
             raise UserError(f"{parts.folder}: its U-Net's {setting} is {config[setting]!r}, which is not supported")
+
+
+GUIDANCE = Condition((), description="the guidance that the network is told, build it in with --set")
+
+
+def guidance_of(unet: Any) -> dict[str, Condition]:
+    """The condition of networks that were distilled from guided ones (latent consistency models, arXiv 2310.04378)."""
+    return {"guidance_scale": GUIDANCE} if unet.config.time_cond_proj_dim else {}
 
 
 def latents(network: Any, size: tuple[int, int], vae: Any) -> tuple[int, int, int]:
@@ -98,14 +104,26 @@ def latents(network: Any, size: tuple[int, int], vae: Any) -> tuple[int, int, in
 
 
 class UNet(nn.Module):
-    """Latents [n, c, h, w], step [n or 1], and a prompt's embedding [n, length, d] or none → [n, c, h, w]."""
+    """Latents [n, c, h, w], step [n or 1], and a prompt's embedding [n, length, d] or none → [n, c, h, w].
+
+    Where it is told its guidance, ``guidance_scale`` is [n].
+    """
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = unet
 
-    def forward(self, x: Tensor, step: Tensor, prompt_embeds: Tensor | None = None, **more: Any) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        step: Tensor,
+        prompt_embeds: Tensor | None = None,
+        guidance_scale: Tensor | None = None,
+        **more: Any,
+    ) -> Tensor:
         told = () if prompt_embeds is None else (prompt_embeds,)
+        if guidance_scale is not None:
+            more["timestep_cond"] = guidance_embedding(guidance_scale, self.unet.config.time_cond_proj_dim)
         # diffusers repeats the step for each image; taken as it came, a graph can compute its embedding beforehand
         with self.unet.time_proj.register_forward_pre_hook(lambda *_: (step,)):
             return self.unet(x, step, *told, **more, return_dict=False)[0]
@@ -118,10 +136,25 @@ class SizedUNet(UNet):
         super().__init__(unet)
         self.register_buffer("time_ids", torch.tensor([[*size, 0.0, 0.0, *size]]), persistent=False)
 
-    def forward(self, x: Tensor, step: Tensor, prompt_embeds: Tensor, pooled_embeds: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        step: Tensor,
+        prompt_embeds: Tensor,
+        pooled_embeds: Tensor,
+        guidance_scale: Tensor | None = None,
+    ) -> Tensor:
         sizes = self.get_buffer("time_ids").expand(pooled_embeds.shape[0], 6)
         more = {"text_embeds": pooled_embeds, "time_ids": sizes}
-        return super().forward(x, step, prompt_embeds, added_cond_kwargs=more)
+        return super().forward(x, step, prompt_embeds, guidance_scale, added_cond_kwargs=more)
+
+
+def guidance_embedding(scale: Tensor, width: int) -> Tensor:
+    """Sines and cosines [n, width] of 1000·(scale - 1), scale [n], as latent consistency models are told it."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, device=scale.device))
+    angles = 1000 * (scale[:, None] - 1) * frequencies
+    return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width % 2))
 
 
 class LastHidden(nn.Module):
@@ -158,30 +191,39 @@ class TwoEncoders(nn.Module):
 
 
 PIPELINES: dict[str, Callable[[Parts, Options], Denoiser]] = {
+    "LatentConsistencyModelPipeline": stable_diffusion,
     "LDMPipeline": latent_diffusion,
     "StableDiffusionPipeline": stable_diffusion,
     "StableDiffusionXLPipeline": stable_diffusion_xl,
 }
 
 
-def class_name(folder: Path) -> str | None:
-    """What a folder's model_index.json calls its pipeline; None where it has none that can be read."""
+def index_of(folder: Path) -> dict[str, Any] | None:
+    """What a folder's model_index.json holds; None where it has none that can be read."""
     try:
-        return json.loads((folder / "model_index.json").read_text()).get("_class_name")
-    except (OSError, ValueError, AttributeError):
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):
         return None
+    return index if isinstance(index, dict) else None
 
 
 def recognises(folder: Path) -> bool:
-    return class_name(folder) not in (None, *UNCONDITIONAL)
+    """Whether it is a pipeline that is more than a U-Net of images, which ``models.pipeline`` reads."""
+    index = index_of(folder)
+    if index is None:
+        return False
+    parts = {name: part[1] for name, part in index.items() if isinstance(part, list) and len(part) == 2 and part[1]}
+    return not (parts.keys() <= {"unet", "scheduler"} and parts.get("unet") == "UNet2DModel")
 
 
 def load(folder: Path, options: Options) -> Denoiser:
-    name = class_name(folder)
+    index = index_of(folder)
+    assert index is not None
+    name = index.get("_class_name")
     if name not in PIPELINES:
-        known = ", ".join((*PIPELINES, *UNCONDITIONAL[:3]))
+        known = ", ".join(("DDPMPipeline", "DDIMPipeline", *PIPELINES))
         raise UserError(f"{folder} is a {name}, which is not supported; supported: {known}")
-    return PIPELINES[name](Parts.read(folder), options)
+    return PIPELINES[name](Parts.of(folder, index), options)
 
 
 FAMILY = Family("text-to-image pipelines of diffusers", recognises, load)

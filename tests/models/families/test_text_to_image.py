@@ -1,10 +1,14 @@
 """Text-to-image pipelines of diffusers, against diffusers' own loops."""
 
+import json
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -19,6 +23,7 @@ from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families.base import Options
 from edge_sampler.runtime.backends.onnxrt import Session
+from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import Plan, sample
 from edge_sampler.runtime.text import tokenized
@@ -54,7 +59,7 @@ def plan_of(model: Denoiser, kind: Kind, steps: int) -> Plan:
     assert model.own_levels
     levels, config = model.own_levels(steps), kind.pipeline.scheduler.config
     start, end = float(np.sqrt(1 + levels[0] ** 2) / levels[0]), 1.0
-    if config.get("set_alpha_to_one") is False:
+    if isinstance(kind.pipeline.scheduler, diffusers.DDIMScheduler) and not config.set_alpha_to_one:
         levels[-1] = model.spec.sigma_min
         end = float(np.sqrt(1 + levels[-1] ** 2))
     table = trace(Scheme(find("ddim"), levels, steps)).table
@@ -114,11 +119,127 @@ def test_latents_without_a_prompt_are_decoded(tmp_path: Path) -> None:
     pipeline = tiny.latent_diffusion(tmp_path)
     model = models.load(str(tmp_path))
     assert model.spec.output.shape == (3, 16, 16)
-    plan, noise = plan_of(model, Kind("", pipeline, tmp_path), 4), unit_noise([0, 1], model.spec.shape)
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2, *model.spec.shape, generator=generator).numpy()
+    plan = plan_of(model, Kind("", pipeline, tmp_path), 4)
+    noise = torch.randn(2, *model.spec.shape, generator=torch.Generator().manual_seed(0)).numpy()
     expected = pipeline(2, torch.Generator().manual_seed(0), num_inference_steps=4, output_type="np").images
     write_graphs(export_graphs(model), plan, tmp_path)
     with Session(tmp_path / "sampler.onnx") as session:
         made = session.run({"noise": noise})["images"]
     assert np.abs((made / 2 + 0.5).clip(0, 1).transpose(0, 2, 3, 1) - expected).max() < 1e-3
+
+
+def test_distilled_networks_are_told_their_guidance(tmp_path: Path) -> None:
+    """Latent consistency models in one step: in more of them, their pipeline adds fresh noise."""
+    kind = Kind("", tiny.latent_consistency(tmp_path), tmp_path)
+    model = conditioned(models.load(str(tmp_path)), values={"guidance_scale": 8.5})
+    plan, noise = plan_of(model, kind, 1), unit_noise([0, 1], model.spec.shape)
+    assert model.own_levels
+    assert len(model.own_levels(4)) == 5
+    state = sample(Network(model, model.encode(told(model))), torch.from_numpy(noise).double(), plan)
+    assert relative(state, latents(kind, noise, 1, (32, 32), 8.5)) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "pipeline"
+    tiny.stable_diffusion(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def test_sizes_that_the_vae_makes_and_others(saved: Path) -> None:
+    """A network halves its latents, and takes odd ones too."""
+    model = models.load(str(saved), options=Options((10, 6)))
+    assert (model.spec.shape, model.spec.output.shape) == ((4, 5, 3), (3, 10, 6))
+    assert model(torch.zeros(1, 4, 5, 3), 1.0, prompt_embeds=torch.zeros(1, tiny.LENGTH, tiny.WIDTH)).shape[2:] == (
+        5,
+        3,
+    )
+    with pytest.raises(UserError, match="--size 11x6: height and width have to be multiples of 2"):
+        models.load(str(saved), options=Options((11, 6)))
+
+
+def test_another_vae(saved: Path, tmp_path: Path) -> None:
+    small = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    small.save_pretrained(tmp_path / "taesd")
+    model = models.load(str(saved), options=Options(vae=tmp_path / "taesd"))
+    x = torch.randn(1, 4, 16, 16)
+    torch.testing.assert_close(model.decode(x), small.decode(x / small.config.scaling_factor).sample)
+    assert model.spec.fingerprint != models.load(str(saved)).spec.fingerprint
+    tiny.autoencoder(latent_channels=8).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="decodes latents of 8 channels"):
+        models.load(str(saved), options=Options(vae=tmp_path / "other"))
+    with pytest.raises(UserError, match="no folder of a VAE"):
+        models.load(str(saved), options=Options(vae=tmp_path / "nothing"))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
+    "another pipeline": (
+        lambda folder: edit(folder / "model_index.json", _class_name="KandinskyPipeline"),
+        "is a KandinskyPipeline, which is not supported; supported: DDPMPipeline, .*StableDiffusionPipeline",
+    ),
+    "no VAE": (lambda folder: remove(folder / "vae"), "vae is missing"),
+    "no U-Net": (lambda folder: edit(folder / "model_index.json", unet=[None, None]), "its unet is missing"),
+    "no weights": (
+        lambda folder: remove(folder / "unet/diffusion_pytorch_model.safetensors"),
+        "unet cannot be loaded as UNet2DConditionModel",
+    ),
+    "no tokenizer": (lambda folder: remove(folder / "tokenizer/tokenizer.json"), "its tokenizer is missing"),
+    "another scheduler": (
+        lambda folder: edit(folder / "model_index.json", scheduler=["diffusers", "UnCLIPScheduler"]),
+        "its scheduler is UnCLIPScheduler; supported: DDPMScheduler",
+    ),
+    "betas": (
+        lambda folder: edit(folder / "scheduler/scheduler_config.json", trained_betas=[0.1, 0.2]),
+        "trained_betas is not supported",
+    ),
+    "code": (
+        lambda folder: edit(folder / "model_index.json", vae=["mine", "AutoencoderKL"]),
+        "is of mine, and only what diffusers and transformers load",
+    ),
+    "LoRA": (lambda folder: (folder / "pytorch_lora_weights.safetensors").write_bytes(b""), "LoRA weights: merge"),
+    "told an image": (
+        lambda folder: diffusers.UNet2DConditionModel.from_config(tiny.unet().config, in_channels=9).save_pretrained(
+            folder / "unet"
+        ),
+        "told an image beside the latents",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_what_cannot_be_used_is_one_line(what: str, copy: Path) -> None:
+    spoil, message = SPOILT[what]
+    spoil(copy)
+    with pytest.raises(UserError, match=message) as raised:
+        models.load(str(copy))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_safety_checker_is_left_out_and_that_is_said(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(copy / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    models.load(str(copy))
+    assert "safety checker" in capsys.readouterr().err
+
+
+def test_without_diffusers_the_line_says_what_to_install(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UserError, match=r"pip install 'edge-sampler\[diffusers\]'"):
+        models.load(str(saved))

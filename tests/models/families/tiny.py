@@ -88,6 +88,22 @@ def stable_diffusion(folder: Path, scheduler: Any = None, **schedule: Any) -> An
     return saved(pipeline, folder)
 
 
+def latent_consistency(folder: Path) -> Any:
+    """Stable Diffusion whose network is told its guidance."""
+    torch.manual_seed(0)
+    pipeline = diffusers.LatentConsistencyModelPipeline(
+        vae=autoencoder(),
+        text_encoder=transformers.CLIPTextModel(clip_config()).eval(),
+        tokenizer=clip_tokenizer(folder / "words"),
+        unet=unet(time_cond_proj_dim=32),
+        scheduler=diffusers.LCMScheduler(**SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return saved(pipeline, folder)
+
+
 def stable_diffusion_xl(folder: Path) -> Any:
     torch.manual_seed(0)
     tokenizers = [clip_tokenizer(folder / f"words{place}") for place in (0, 1)]

@@ -143,6 +143,7 @@ def export(
         examples = tuple(inputs.examples.values())
         try:
             captured = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
+            drop_idle_squeezes(captured.graph)
             program = torch.onnx.export(
                 captured,
                 input_names=list(inputs.examples),
@@ -169,6 +170,16 @@ def export(
     exported.graph.name = "denoiser"
     exported.producer_name, exported.producer_version = "edge-sampler", None
     return exported
+
+
+def drop_idle_squeezes(graph: torch.fx.Graph) -> None:
+    """PyTorch leaves an axis alone that is not of size 1; the Squeeze that it exports would not."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.squeeze.dim:
+            size = node.args[0].meta["val"].shape[node.args[1]]
+            if isinstance(size, int) and size != 1 and all(user.op != "output" for user in node.users):
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
 
 
 def fixed_batch(who: str) -> str:

@@ -32,6 +32,8 @@ MORE_DISCRETE_SCHEDULERS = (
     "LCMScheduler",
     "LMSDiscreteScheduler",
 )
+GUIDANCE = Condition((), description="the guidance that the network is told; --set guidance_scale=3.5 builds it in")
+Shift = Callable[[int, Any], dict[str, Any]]
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")  # without which it is made up
 
@@ -62,10 +64,13 @@ class Parts:
             raise UserError(f"{self.folder}: its {name} is {found or 'missing'}; supported: {', '.join(classes)}")
         return load(self.folder / name, str(library), str(found))
 
-    def tokens(self, name: str, encoder: Any, largest: int | None = None, follows: str = "") -> Condition:
+    def tokens(
+        self, name: str, encoder: Any, largest: int | None = None, follows: str = "", lower: bool = False
+    ) -> Condition:
         """The token ids of a prompt, by the tokenizer ``name``, for its ``encoder``.
 
-        ``largest`` is the length where it is not the tokenizer's own. Raises UserError where it is missing.
+        ``largest`` is their number where the encoder does not limit it; ``lower``: of the prompt in small letters, and
+        without the spaces around it. Raises UserError where the tokenizer is missing.
         """
         folder = self.folder / name
         if not any((folder / file).is_file() for file in TOKENIZER_FILES):
@@ -78,7 +83,11 @@ class Parts:
             raise UserError(f"{folder}: {found} has no form that the library tokenizers reads") from error
         tokenizer.no_truncation()
         tokenizer.enable_padding(direction="right", pad_id=made.pad_token_id, pad_token=made.pad_token)
-        length = largest or min(made.model_max_length, encoder.config.max_position_embeddings)
+        if lower:
+            normalizers = importlib.import_module("tokenizers.normalizers")
+            before = [normalizers.Lowercase(), normalizers.Strip()]
+            tokenizer.normalizer = normalizers.Sequence([*before, *filter(None, [tokenizer.normalizer])])
+        length = int(min(made.model_max_length, largest or encoder.config.max_position_embeddings))
         description = f"what is to be seen, at most {length} tokens"
         return Condition((length,), "int64", description=description, text=Text.of(tokenizer.to_str(), None, follows))
 
@@ -96,14 +105,14 @@ class Parts:
             )
         return other
 
-    def noise(self) -> tuple[Preconditioning, Levels]:
+    def noise(self, shift: Shift) -> tuple[Preconditioning, Levels]:
         """What the scheduler tells of training, and its own noise levels. Raises UserError where it is not known."""
         _, name = self.index.get("scheduler") or (None, None)
         known = (*DISCRETE_SCHEDULERS, *MORE_DISCRETE_SCHEDULERS, *FLOW_SCHEDULERS)
         scheduler = self.load("scheduler", *known)
         config = scheduler.config
         if name in FLOW_SCHEDULERS:
-            return flow(config.num_train_timesteps), flow_levels(scheduler)
+            return flow(config.num_train_timesteps), flow_levels(scheduler, shift)
         for setting in ("trained_betas", "rescale_betas_zero_snr"):
             if config.get(setting):
                 raise UserError(f"{self.folder}: the scheduler's {setting} is not supported")
@@ -128,12 +137,14 @@ class Parts:
         vae: Any,
         size: tuple[int, int],
         facts: Sequence[Any] = (),
+        shift: Shift = lambda steps, config: {"num_inference_steps": steps},
     ) -> Denoiser:
         """The pipeline behind the contract: ``network`` of latents between its encoder and its VAE.
 
-        ``size`` is that of the images; ``facts`` decide the answers beside the folder's settings.
+        ``size`` is that of the images; ``facts`` decide the answers beside the folder's settings;
+        ``shift`` is what a scheduler of flow matching is told for so many steps.
         """
-        preconditioning, levels = self.noise()
+        preconditioning, levels = self.noise(shift)
         model = Preconditioned(network, preconditioning, inputs)
         weights = weights_sha256(model.state_dict())
         model.decoder = Decode(vae).eval().requires_grad_(False)
@@ -234,11 +245,12 @@ def discrete_levels(scheduler: Any, sigmas: np.ndarray) -> Levels:
     return levels
 
 
-def flow_levels(scheduler: Any) -> Levels:
+def flow_levels(scheduler: Any, shift: Shift) -> Levels:
     """The same of flow matching: times t, σ = t/(1 - t)."""
 
     def levels(steps: int) -> list[float]:
-        times = np.array(timesteps(scheduler, lambda: scheduler.set_timesteps(steps), steps))
+        told = shift(steps, scheduler.config)
+        times = np.array(timesteps(scheduler, lambda: scheduler.set_timesteps(**told), steps))
         times = np.minimum(times / scheduler.config.num_train_timesteps, 1 - 1e-7)
         return [*(times / (1 - times)).tolist(), 0.0]
 

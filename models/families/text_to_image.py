@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families.base import Family, Options
-from edge_sampler.models.families.parts import Parts, factor_of, size_of
+from edge_sampler.models.families.diffusion_transformers import PIPELINES as TRANSFORMERS
+from edge_sampler.models.families.parts import GUIDANCE, Parts, factor_of, size_of
 from edge_sampler.models.own import Encoder
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Condition, Inputs
@@ -88,9 +89,6 @@ def check_unet(unet: Any, parts: Parts, addition: str | None = None) -> None:
     ):
         if config.get(setting) != allowed:
             raise UserError(f"{parts.folder}: its U-Net's {setting} is {config[setting]!r}, which is not supported")
-
-
-GUIDANCE = Condition((), description="the guidance that the network is told, build it in with --set")
 
 
 def guidance_of(unet: Any) -> dict[str, Condition]:
@@ -195,6 +193,7 @@ PIPELINES: dict[str, Callable[[Parts, Options], Denoiser]] = {
     "LDMPipeline": latent_diffusion,
     "StableDiffusionPipeline": stable_diffusion,
     "StableDiffusionXLPipeline": stable_diffusion_xl,
+    **TRANSFORMERS,
 }
 
 

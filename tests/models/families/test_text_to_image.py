@@ -35,8 +35,13 @@ MAKE: dict[str, Callable[[Path], Any]] = {
     "stable-diffusion": tiny.stable_diffusion,
     "stable-diffusion, v": lambda folder: tiny.stable_diffusion(folder, prediction_type="v_prediction"),
     "stable-diffusion-xl": tiny.stable_diffusion_xl,
+    "stable-diffusion-3": tiny.stable_diffusion_3,
+    "flux": tiny.flux,
+    "pixart-alpha": lambda folder: tiny.pixart(folder, "Alpha"),
+    "pixart-sigma": lambda folder: tiny.pixart(folder, "Sigma"),
 }
-DRAWN = ("stable-diffusion, v", "stable-diffusion-xl")  # as graphs too
+DRAWN = ("stable-diffusion, v", "stable-diffusion-xl", "stable-diffusion-3", "flux", "pixart-sigma")  # as graphs too
+TOLD = 3.5  # the guidance that Flux's network is told
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,11 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def plan_of(model: Denoiser, kind: Kind, steps: int) -> Plan:
-    """The pipeline's own. DDIM starts from noise of variance 1, and ends at the first level; Euler ends at 0."""
+    """The pipeline's own. Its first state is noise of variance 1; DDIM ends at the first level, Euler at 0."""
     assert model.own_levels
     levels, config = model.own_levels(steps), kind.pipeline.scheduler.config
-    start, end = float(np.sqrt(1 + levels[0] ** 2) / levels[0]), 1.0
+    flow = "Flow" in type(kind.pipeline.scheduler).__name__
+    start, end = float((1 + levels[0] if flow else np.sqrt(1 + levels[0] ** 2)) / levels[0]), 1.0
     if isinstance(kind.pipeline.scheduler, diffusers.DDIMScheduler) and not config.set_alpha_to_one:
         levels[-1] = model.spec.sigma_min
         end = float(np.sqrt(1 + levels[-1] ** 2))
@@ -69,17 +75,23 @@ def plan_of(model: Denoiser, kind: Kind, steps: int) -> Plan:
 
 def latents(kind: Kind, noise: np.ndarray, steps: int, size: tuple[int, int], guidance: float) -> torch.Tensor:
     """By diffusers."""
-    negative = {"negative_prompt": [NEGATIVE] * len(PROMPTS)} if guidance != 1 else {}
-    return kind.pipeline(
-        PROMPTS,
-        latents=torch.from_numpy(noise),
-        height=size[0],
-        width=size[1],
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        output_type="latent",
-        **negative,
+    negative = [NEGATIVE] * len(PROMPTS)
+    told: dict[str, Any] = {"guidance_scale": guidance}
+    told |= {"negative_prompt": negative} if guidance != 1 else {}
+    given = torch.from_numpy(noise)
+    if kind.name == "flux":
+        told |= {"guidance_scale": TOLD, "true_cfg_scale": guidance, "negative_prompt_2": negative}
+        given = diffusers.FluxPipeline._pack_latents(given, *given.shape)
+    if kind.name.startswith("pixart"):
+        told |= {"use_resolution_binning": False}
+    elif kind.name in ("flux", "stable-diffusion-3"):
+        told |= {"max_sequence_length": tiny.LENGTH}
+    found = kind.pipeline(
+        PROMPTS, latents=given, height=size[0], width=size[1], num_inference_steps=steps, output_type="latent", **told
     ).images
+    if kind.name == "flux":
+        found = diffusers.FluxPipeline._unpack_latents(found, *size, kind.pipeline.vae_scale_factor)
+    return found
 
 
 def told(model: Denoiser) -> dict[str, np.ndarray]:
@@ -101,7 +113,8 @@ def image(kind: Kind, latents: torch.Tensor) -> np.ndarray:
 def test_pipelines_make_what_diffusers_makes(
     kind: Kind, steps: int, size: tuple[int, int], guidance: float, tmp_path: Path
 ) -> None:
-    model = conditioned(models.load(str(kind.folder), options=Options(size)), guidance=guidance)
+    values = {"guidance_scale": TOLD} if kind.name == "flux" else None
+    model = conditioned(models.load(str(kind.folder), options=Options(size)), guidance=guidance, values=values)
     plan, noise = plan_of(model, kind, steps), unit_noise(range(len(PROMPTS)), model.spec.shape)
     expected = latents(kind, noise, steps, size, guidance)
     state = sample(Network(model, model.encode(told(model))), torch.from_numpy(noise).double(), plan).float()

@@ -156,6 +156,98 @@ def latent_diffusion(folder: Path) -> Any:
     return saved(diffusers.LDMPipeline(vqvae=decoder, unet=network, scheduler=schedule), folder)
 
 
+def t5_tokenizer() -> Any:
+    words = ["▁", "▁a", "▁red", "▁heart", "▁star", "▁blue"]
+    vocabulary = [*((word, 0.0) for word in ("<pad>", "</s>", "<unk>")), *((word, -1.0) for word in words)]
+    return transformers.T5TokenizerFast(vocab=vocabulary, model_max_length=LENGTH, extra_ids=0)
+
+
+def t5(width: int = WIDTH) -> Any:
+    config = transformers.T5Config(
+        vocab_size=16, d_model=width, d_kv=8, d_ff=37, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+    )
+    return transformers.T5EncoderModel(config).eval()
+
+
+def stable_diffusion_3(folder: Path) -> Any:
+    torch.manual_seed(0)
+    network = diffusers.SD3Transformer2DModel(
+        sample_size=16,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=2 * WIDTH,
+        caption_projection_dim=32,
+        pooled_projection_dim=48,
+        out_channels=4,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
+    clip = [transformers.CLIPTextModelWithProjection(clip_config(projection_dim=24)).eval() for _ in range(2)]
+    pipeline = diffusers.StableDiffusion3Pipeline(
+        transformer=network,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder(shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip[0],
+        tokenizer=clip_tokenizer(folder / "words"),
+        text_encoder_2=clip[1],
+        tokenizer_2=clip_tokenizer(folder / "words"),
+        text_encoder_3=t5(2 * WIDTH),
+        tokenizer_3=t5_tokenizer(),
+    )
+    return saved(pipeline, folder)
+
+
+def flux(folder: Path, guidance_embeds: bool = True) -> Any:
+    torch.manual_seed(0)
+    network = diffusers.FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=guidance_embeds,
+    )
+    pipeline = diffusers.FluxPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=autoencoder(shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=transformers.CLIPTextModel(clip_config()).eval(),
+        tokenizer=clip_tokenizer(folder / "words"),
+        text_encoder_2=t5(),
+        tokenizer_2=t5_tokenizer(),
+        transformer=network,
+    )
+    return saved(pipeline, folder)
+
+
+def pixart(folder: Path, name: str) -> Any:
+    torch.manual_seed(0)
+    network = diffusers.PixArtTransformer2DModel(
+        sample_size=128 if name == "Alpha" else 16,  # of 128 on, the network of α is told the images' size
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=6,
+        caption_channels=WIDTH,
+        in_channels=4,
+        cross_attention_dim=48,
+        out_channels=8,
+    )
+    torch.nn.init.normal_(network.proj_out.weight, std=0.1)
+    pipeline = getattr(diffusers, f"PixArt{name}Pipeline")(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(),
+        vae=autoencoder(),
+        transformer=network,
+        scheduler=diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False),
+    )
+    return saved(pipeline, folder)
+
+
 def saved(pipeline: Any, folder: Path) -> Any:
     pipeline.save_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)

@@ -108,6 +108,7 @@ class Branch:
 
 
 NEGATIVE = "negative_"  # begins the name of a condition that stands for another in a branch
+AWAY = "what guidance leads away from, as towards"
 
 
 class Negatable(Wrapped):
@@ -129,7 +130,7 @@ class Negatable(Wrapped):
 
         def negatives(known: Mapping[str, Condition], names: Iterable[str]) -> dict[str, Condition]:
             return {
-                NEGATIVE + name: replace(known[name], text=text and negative(text))
+                NEGATIVE + name: replace(known[name], text=text and negative(text), description=f"{AWAY} {name}")
                 for name in names
                 for text in [known[name].text]
             }

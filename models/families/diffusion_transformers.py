@@ -1,6 +1,7 @@
 """Text-to-image pipelines of diffusers whose network is a transformer: Stable Diffusion 3, Flux and PixArt."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -41,7 +42,7 @@ def stable_diffusion_3(parts: Parts, options: Options) -> Denoiser:
     return parts.denoiser(
         SD3(network),
         Inputs((network.config.in_channels, *latents(size, factor_of(vae))), conditions),
-        Encoder(ThreeEncoders(*clip, t5, length, width), prompts, tuple(conditions)),
+        Encoder(ThreeEncoders(clip[0], clip[1], t5, length, width), prompts, tuple(conditions)),
         vae,
         size,
         shift=partial(shifted, tokens=tokens_of(size, factor_of(vae) * network.config.patch_size), default=1.16),
@@ -245,7 +246,7 @@ def shifted(steps: int, config: Any, tokens: int, default: float, linear: bool =
     return told
 
 
-PIPELINES = {
+PIPELINES: dict[str, Callable[[Parts, Options], Denoiser]] = {
     "FluxPipeline": flux,
     "PixArtAlphaPipeline": partial(pixart, kind="PixArtAlpha"),
     "PixArtSigmaPipeline": partial(pixart, kind="PixArtSigma"),

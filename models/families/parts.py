@@ -168,17 +168,21 @@ def load(folder: Path, library: str, name: str) -> Any:
     if made is None or not folder.is_dir():
         raise UserError(f"{folder} is missing" if made else f"{folder}: this version of {library} has no {name}")
     network = issubclass(made, nn.Module)
-    dtype = {"torch_dtype" if library == "diffusers" else "dtype": torch.float32}
+    settings = {"torch_dtype" if library == "diffusers" else "dtype": torch.float32, "use_safetensors": True}
+    settings |= {"variant": variant_of(folder)}
     try:
         with quiet(library):
-            found = made.from_pretrained(folder, local_files_only=True, **(dtype | WEIGHTS if network else {}))
+            found = made.from_pretrained(folder, local_files_only=True, **(settings if network else {}))
     except Exception as error:  # each of the two libraries raises its own
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{folder} cannot be loaded as {name}: {reason}") from error
     return found.eval().requires_grad_(False) if network else found
 
 
-WEIGHTS: dict[str, Any] = {"use_safetensors": True}
+def variant_of(folder: Path) -> str | None:
+    """``fp16`` of weights called model.fp16.safetensors, where there are no others; None for the usual ones."""
+    files = [path.name.split(".") for path in folder.glob("*.safetensors")]
+    return None if any(len(name) == 2 for name in files) or not files else files[0][1].split("-")[0]
 
 
 def module(library: str) -> Any:

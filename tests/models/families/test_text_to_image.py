@@ -203,7 +203,7 @@ def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "another pipeline": (
         lambda folder: edit(folder / "model_index.json", _class_name="KandinskyPipeline"),
         "is a KandinskyPipeline, which is not supported; supported: DDPMPipeline, .*StableDiffusionPipeline",

@@ -1,11 +1,13 @@
 """A bundle's sampler as a PyTorch loop, for ``python -m runtime bench`` to compare with."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from edge_sampler.models.conditioned import NULL_CLASS, conditioned
+from edge_sampler.models.families.base import Options
 from edge_sampler.models.loading import load
 from edge_sampler.models.zoo import ZOO
 from edge_sampler.runtime.bundle import Bundle
@@ -24,7 +26,9 @@ def make(bundle: Bundle, weights: str | None, on_gpu: bool = False) -> Callable[
         raise UserError("PyTorch finds no GPU, and the backend runs on one")
     if weights is None and recorded["name"] not in ZOO:
         raise UserError(f"{recorded['name']} is not known by name: give --weights with its file, or FILE.py:FUNCTION")
-    model = load(weights or recorded["name"], random_weights=bundle.random_weights)
+    sized = "decoder" in bundle.manifest["stages"] and bundle.output.is_image and Path(weights or "").is_dir()
+    options = Options(size=(int(bundle.output.shape[1]), int(bundle.output.shape[2]))) if sized else None
+    model = load(weights or recorded["name"], random_weights=bundle.random_weights, options=options)
     settled = {name: value for name, value in recorded["built_in"].items() if not isinstance(value, str)}
     null_class = settled.pop(NULL_CLASS, None)
     model = conditioned(model, guidance=recorded["guidance"], values=settled, null_class=null_class)

@@ -184,7 +184,7 @@ class TwoEncoders(nn.Module):
         embeds, pooled = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second[0]
         if self.nothing is None:
             return embeds, pooled
-        told = prompt.ne(self.nothing).any(1).float()
+        told = prompt.ne(self.get_buffer("nothing")).any(1).float()
         return embeds * told[:, None, None], pooled * told[:, None]
 
 

@@ -30,12 +30,13 @@ from edge_sampler.runtime.text import tokenized
 from tests.conftest import relative
 from tests.models.families import tiny
 
-PROMPTS, NEGATIVE = ["a red heart", "star"], "blue"
+PROMPTS, NEGATIVE = ["a Red heart", "star"], "blue"
 MAKE: dict[str, Callable[[Path], Any]] = {
     "stable-diffusion": tiny.stable_diffusion,
     "stable-diffusion, v": lambda folder: tiny.stable_diffusion(folder, prediction_type="v_prediction"),
     "stable-diffusion-xl": tiny.stable_diffusion_xl,
     "stable-diffusion-3": tiny.stable_diffusion_3,
+    "stable-diffusion-3 without T5": lambda folder: tiny.stable_diffusion_3(folder, with_t5=False),
     "flux": tiny.flux,
     "pixart-alpha": lambda folder: tiny.pixart(folder, "Alpha"),
     "pixart-sigma": lambda folder: tiny.pixart(folder, "Sigma"),
@@ -73,18 +74,19 @@ def plan_of(model: Denoiser, kind: Kind, steps: int) -> Plan:
     return Plan("ddim", tuple(levels[:-1]), (*rows[:-1], tuple(entry / end for entry in rows[-1])))
 
 
-def latents(kind: Kind, noise: np.ndarray, steps: int, size: tuple[int, int], guidance: float) -> torch.Tensor:
+def latents(
+    kind: Kind, noise: np.ndarray, steps: int, size: tuple[int, int], guidance: float, negative: str | None = NEGATIVE
+) -> torch.Tensor:
     """By diffusers."""
-    negative = [NEGATIVE] * len(PROMPTS)
     told: dict[str, Any] = {"guidance_scale": guidance}
-    told |= {"negative_prompt": negative} if guidance != 1 else {}
+    told |= {"negative_prompt": [negative] * len(PROMPTS)} if guidance != 1 and negative is not None else {}
     given = torch.from_numpy(noise)
     if kind.name == "flux":
-        told |= {"guidance_scale": TOLD, "true_cfg_scale": guidance, "negative_prompt_2": negative}
+        told |= {"guidance_scale": TOLD, "true_cfg_scale": guidance, "negative_prompt": [negative or ""] * len(PROMPTS)}
         given = diffusers.FluxPipeline._pack_latents(given, *given.shape)
     if kind.name.startswith("pixart"):
         told |= {"use_resolution_binning": False}
-    elif kind.name in ("flux", "stable-diffusion-3"):
+    if kind.name in ("flux", "stable-diffusion-3"):
         told |= {"max_sequence_length": tiny.LENGTH}
     found = kind.pipeline(
         PROMPTS, latents=given, height=size[0], width=size[1], num_inference_steps=steps, output_type="latent", **told
@@ -94,9 +96,9 @@ def latents(kind: Kind, noise: np.ndarray, steps: int, size: tuple[int, int], gu
     return found
 
 
-def told(model: Denoiser) -> dict[str, np.ndarray]:
+def told(model: Denoiser, negative: str | None = NEGATIVE) -> dict[str, np.ndarray]:
     """The texts, as token ids."""
-    texts: dict[str, Any] = {"prompt": PROMPTS, "negative_prompt": NEGATIVE}
+    texts: dict[str, Any] = {"prompt": PROMPTS, "negative_prompt": negative}
     known = model.spec.called_with
     given = {name: text for name, text in texts.items() if name in known.conditions}
     return known.check(tokenized(known.conditions, given), len(PROMPTS))[0]
@@ -109,15 +111,25 @@ def image(kind: Kind, latents: torch.Tensor) -> np.ndarray:
     return (made / 2 + 0.5).clamp(0, 1).detach().numpy()
 
 
+def loaded(kind: Kind, size: tuple[int, int], guidance: float) -> Denoiser:
+    values = {"guidance_scale": TOLD} if kind.name == "flux" else None
+    return conditioned(models.load(str(kind.folder), options=Options(size)), guidance=guidance, values=values)
+
+
+def made_by(model: Denoiser, noise: np.ndarray, plan: Plan, negative: str | None = NEGATIVE) -> torch.Tensor:
+    """Latents, in PyTorch."""
+    conditions = model.encode(told(model, negative))
+    return sample(Network(model, conditions), torch.from_numpy(noise).double(), plan).float()
+
+
 @pytest.mark.parametrize(("steps", "size", "guidance"), [(4, (16, 24), 7.5), (10, (32, 32), 1.0)])
 def test_pipelines_make_what_diffusers_makes(
     kind: Kind, steps: int, size: tuple[int, int], guidance: float, tmp_path: Path
 ) -> None:
-    values = {"guidance_scale": TOLD} if kind.name == "flux" else None
-    model = conditioned(models.load(str(kind.folder), options=Options(size)), guidance=guidance, values=values)
+    model = loaded(kind, size, guidance)
     plan, noise = plan_of(model, kind, steps), unit_noise(range(len(PROMPTS)), model.spec.shape)
     expected = latents(kind, noise, steps, size, guidance)
-    state = sample(Network(model, model.encode(told(model))), torch.from_numpy(noise).double(), plan).float()
+    state = made_by(model, noise, plan)
     assert relative(state, expected) < 1e-4
     made = model.decode(state).numpy()
     assert np.abs((made / 2 + 0.5).clip(0, 1) - image(kind, expected)).max() < 1e-3
@@ -126,6 +138,14 @@ def test_pipelines_make_what_diffusers_makes(
         with Session(tmp_path / "sampler.onnx") as session:
             found = session.run({"noise": noise, **told(model)})["images"]
         assert relative(found, made) < 1e-4
+
+
+def test_without_a_negative_prompt_guidance_is_the_pipelines(kind: Kind) -> None:
+    """Away from the empty text, or from zeros."""
+    model = loaded(kind, (16, 16), 2.0)
+    plan, noise = plan_of(model, kind, 2), unit_noise(range(len(PROMPTS)), model.spec.shape)
+    expected = latents(kind, noise, 2, (16, 16), 2.0, None)
+    assert relative(made_by(model, noise, plan, None), expected) < 1e-4
 
 
 def test_latents_without_a_prompt_are_decoded(tmp_path: Path) -> None:

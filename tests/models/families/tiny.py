@@ -169,7 +169,7 @@ def t5(width: int = WIDTH) -> Any:
     return transformers.T5EncoderModel(config).eval()
 
 
-def stable_diffusion_3(folder: Path) -> Any:
+def stable_diffusion_3(folder: Path, with_t5: bool = True) -> Any:
     torch.manual_seed(0)
     network = diffusers.SD3Transformer2DModel(
         sample_size=16,
@@ -193,8 +193,8 @@ def stable_diffusion_3(folder: Path) -> Any:
         tokenizer=clip_tokenizer(folder / "words"),
         text_encoder_2=clip[1],
         tokenizer_2=clip_tokenizer(folder / "words"),
-        text_encoder_3=t5(2 * WIDTH),
-        tokenizer_3=t5_tokenizer(),
+        text_encoder_3=t5(2 * WIDTH) if with_t5 else None,
+        tokenizer_3=t5_tokenizer() if with_t5 else None,
     )
     return saved(pipeline, folder)
 

@@ -234,7 +234,7 @@ def size_of(options: Options, latents: Any, factor: int) -> tuple[int, int]:
         height, width = latents if isinstance(latents, list | tuple) else (latents, latents)
         return int(height * factor), int(width * factor)
     height, width = options.size
-    if height % factor or width % factor:
+    if height % factor or width % factor or min(height, width) < factor:
         raise UserError(f"--size {height}x{width}: height and width have to be multiples of {factor}")
     return height, width
 

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+import edge_sampler
 from edge_sampler import models
+from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Scheme
 from edge_sampler.calibration.trace import trace
@@ -22,6 +25,7 @@ from edge_sampler.export.assemble import export_graphs, write_graphs
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families.base import Options
+from edge_sampler.models.precond import BETA_SCHEDULES, discrete_sigmas
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.noise import unit_noise
@@ -192,8 +196,22 @@ def test_sizes_that_the_vae_makes_and_others(saved: Path) -> None:
         5,
         3,
     )
-    with pytest.raises(UserError, match="--size 11x6: height and width have to be multiples of 2"):
-        models.load(str(saved), options=Options((11, 6)))
+    for size in ((11, 6), (0, 6)):
+        with pytest.raises(UserError, match=r"--size \d+x6: height and width have to be multiples of 2"):
+            models.load(str(saved), options=Options(size))
+
+
+def test_a_fixed_solver_takes_the_pipelines_own_levels(saved: Path, digits: Denoiser) -> None:
+    model = edge_sampler.load_model(str(saved), size=(16, 24), examples={"prompt": PROMPTS})
+    assert model.draw_raw([0, 1])["prompt"].shape == (2, tiny.LENGTH)
+    steps = [751, 501, 251, 1]  # leading, offset by one
+    levels = discrete_sigmas(BETA_SCHEDULES["scaled_linear"](0.00085, 0.012, 1000))[steps]
+    guided = conditioned(model, guidance=2.0)
+    np.testing.assert_allclose(calibrate(guided, Settings(4, "ddim")).sigmas, levels)
+    np.testing.assert_allclose(calibrate(model, Settings(4, "ddim", schedule="own")).sigmas, levels)
+    assert calibrate(model, Settings(4, "ddim", schedule="edm")).sigmas[0] == model.spec.sigma_max
+    with pytest.raises(UserError, match="--schedule own: edm-digits brings no noise levels"):
+        calibrate(digits, Settings(4, "ddim", schedule="own"))
 
 
 def test_another_vae(saved: Path, tmp_path: Path) -> None:

@@ -118,7 +118,6 @@ def stable_diffusion_xl(folder: Path) -> Any:
             cross_attention_dim=2 * WIDTH,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
-            transformer_layers_per_block=(1, 2),
             projection_class_embeddings_input_dim=6 * 8 + 24,
         ),
         scheduler=diffusers.EulerDiscreteScheduler(

@@ -80,13 +80,14 @@ def load_model(arguments: argparse.Namespace) -> Denoiser:
         raise UserError("--weights and --random-weights exclude each other")
     options = Options(parse_size(arguments.size), arguments.vae)
     model = load(arguments.model, arguments.weights, arguments.random_weights, options=options)
+    one_batch, values = not arguments.two_passes, given(arguments.set)
+    model = conditioned(model, arguments.class_label, arguments.guidance, one_batch, values, arguments.null_class)
     if arguments.conditions and arguments.conditions.suffix != ".npz":
         raise UserError(f"--conditions {arguments.conditions}: expected FILE.npz, with [rows, …] by name")
     if arguments.conditions or arguments.prompts:
         examples = given([str(arguments.conditions)] if arguments.conditions else [])
-        with_examples(model, examples | (prompts(model, arguments.prompts) if arguments.prompts else {}))
-    one_batch, values = not arguments.two_passes, given(arguments.set)
-    model = conditioned(model, arguments.class_label, arguments.guidance, one_batch, values, arguments.null_class)
+        examples |= prompts(model, arguments.prompts) if arguments.prompts else {}
+        with_examples(model, {name: rows for name, rows in examples.items() if name not in values})
     try:
         return model.to(torch.device(name))
     except (RuntimeError, AssertionError) as error:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edge_sampler.export.assemble import Form, export_bundle
     from edge_sampler.models.conditioned import Branch, Guided, Pinned, built_in, guided
     from edge_sampler.models.denoiser import Denoiser
-    from edge_sampler.models.own import Decoder, Encoder, adapt
+    from edge_sampler.models.own import Decoder, Encoder, adapt, with_examples
     from edge_sampler.runtime.bundle import Bundle
     from edge_sampler.runtime.compare import compare
     from edge_sampler.runtime.errors import UserError
@@ -57,6 +57,7 @@ HOMES = {
     "guided": "models.conditioned",
     "load": "runtime.sampler",
     "load_model": "api",
+    "with_examples": "models.own",
 }
 __all__ = [
     "Branch",
@@ -87,6 +88,7 @@ __all__ = [
     "load_model",
     "models",
     "runtime",
+    "with_examples",
 ]
 
 _here = Path(__file__).parent

@@ -8,10 +8,9 @@ from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.export.build_engine import engine_for
 from edge_sampler.export.extend import Additions, add
-from edge_sampler.models.denoiser import Denoiser, Examples
+from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families.base import Options
 from edge_sampler.models.loading import load
-from edge_sampler.models.own import with_examples
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.engine_record import Batch
@@ -27,21 +26,16 @@ def load_model(
     random_weights: bool = False,
     size: tuple[int, int] | None = None,
     vae: str | Path | None = None,
-    examples: Examples | None = None,
 ) -> Denoiser:
     """A denoiser by name, file, folder, address or FILE.py:FUNCTION, in evaluation mode, on the CPU, float32.
 
     ``python -m models list`` shows the names. ``weights`` is the checkpoint to load instead of the model's own;
     ``random_weights`` makes a dry run. ``size``, height and width in pixels, and ``vae``, a folder, are chosen for a
-    text-to-image pipeline. ``examples`` are values of the model's conditions, to fit and to judge on, such as
-    ``{"prompt": ["a red heart", …]}``. ``adapt`` makes a denoiser of a network that is there. ``guided`` and
-    ``built_in`` build guidance, a class or another condition into it. Raises UserError for an unknown name, a bad file,
-    weights of another architecture, or examples that do not fit.
+    text-to-image pipeline. ``adapt`` makes a denoiser of a network that is there. ``guided`` and ``built_in`` build
+    guidance, a class or another condition into it; ``with_examples`` gives it texts and other conditions to be fitted
+    on. Raises UserError for an unknown name, a bad file, or weights of another architecture.
     """
-    model = load(name, weights, random_weights, options=Options(size, Path(vae) if vae else None))
-    if examples is not None:
-        with_examples(model, examples)
-    return model
+    return load(name, weights, random_weights, options=Options(size, Path(vae) if vae else None))
 
 
 def fit(

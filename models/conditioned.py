@@ -37,6 +37,10 @@ class Wrapped(Denoiser):
     def examples(self) -> Examples:  # type: ignore[override]
         return self.model.examples
 
+    @examples.setter
+    def examples(self, examples: Examples) -> None:
+        self.model.examples = examples
+
     @property
     def own_levels(self) -> Levels | None:  # type: ignore[override]
         return self.model.own_levels

@@ -34,7 +34,7 @@ class Wrapped(Denoiser):
         return self.model.decoder
 
     @property
-    def examples(self) -> Examples:  # type: ignore[override]
+    def examples(self) -> Examples:
         return self.model.examples
 
     @examples.setter

@@ -225,4 +225,10 @@ def load(folder: Path, options: Options) -> Denoiser:
     return PIPELINES[name](Parts.of(folder, index), options)
 
 
-FAMILY = Family("text-to-image pipelines of diffusers", recognises, load)
+FAMILY = Family(
+    "text-to-image pipelines of diffusers",
+    recognises,
+    load,
+    tuple(PIPELINES),
+    "each class, small and with random weights, makes the latents of diffusers' own loop",
+)

@@ -36,10 +36,17 @@ def lower_precision(model: ir.Model, precision: str) -> None:
 def clip_masks(graph: ir.Graph, precision: str) -> None:
     """Single numbers beyond the precision's range, with which masks hide, become its largest, in place.
 
-    A network's own float32 minimum would be an infinity, and a row that is hidden whole not a number. Infinities stay.
+    A network's own float32 minimum would be an infinity, and a row that is hidden whole not a number. Infinities stay,
+    and so do the numbers around the network that weigh states: noise of a flow's first level is multiplied by 1e7.
     """
-    largest = PRECISIONS[precision].largest
+    largest, inside = PRECISIONS[precision].largest, inside_network(graph, precision)
+    first = graph.inputs[0]
+    states = {first} if first.name in ("noise", "x") else set(graph.inputs)  # those of a loop's body are states
     for node in graph:
+        known = [value for value in node.inputs if value is not None]
+        if node not in inside and any(value in states or value.producer() in inside for value in known):
+            states.update(node.outputs)
+            continue
         for index, value in enumerate(node.inputs):
             if value is None or value.const_value is None or value.const_value.size != 1 or not value.is_initializer():
                 continue

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -10,11 +11,16 @@ import pytest
 import torch
 from onnx_ir.passes.common import ShapeInferencePass
 
+from edge_sampler import models
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.export.assemble import export_graphs
 from edge_sampler.export.extend import precision_error
 from edge_sampler.export.lower import drop_unused
 from edge_sampler.export.precision import lower_precision
 from edge_sampler.export.precisions import PRECISIONS
 from edge_sampler.export.save import save_checked
+from edge_sampler.export.unroll import unroll
 from edge_sampler.models.denoiser import Denoiser, Preconditioned, per_sample
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.bundle import FLOAT_IMAGES, Bundle
@@ -119,3 +125,20 @@ def test_weights_beyond_float16_are_refused(made: Path) -> None:
     lower_precision(model.clone(), "bf16")
     with pytest.raises(UserError, match=f"{weight.name} holds 1e\\+05, more than fp16's 65504: use bf16"):
         lower_precision(model, "fp16")
+
+
+def test_a_flows_first_level_is_not_taken_for_a_mask() -> None:
+    """Its noise is multiplied by 1e7, in float32, far beyond float16's range."""
+    model = models.load("flow-digits")
+    plan = calibrate(model, Settings(2, "ddim"))
+    graph = unroll(export_graphs(model).denoiser, plan)
+    expected = {value.const_value.numpy().item() for value in weights_of(graph, "noise")}
+    assert max(expected) == pytest.approx(1e7)
+    lower_precision(graph, "fp16")
+    assert {value.const_value.numpy().item() for value in weights_of(graph, "noise")} == expected
+
+
+def weights_of(graph: ir.Model, name: str) -> list[Any]:
+    """The initializers that a graph's input is multiplied by."""
+    given = next(value for value in graph.graph.inputs if value.name == name)
+    return [value for node, _ in given.uses() for value in node.inputs if value is not None and value.is_initializer()]

@@ -237,7 +237,7 @@ def processor(folder: Path, file: str, kind: str) -> Normaliser:
 
 
 def build(folder: Path, config: Mapping[str, Any]) -> Any:
-    """lerobot's policy of that config, its weights not yet set. Raises UserError where lerobot cannot be had, or make it."""
+    """lerobot's policy of that config, its weights not yet set. Raises UserError where lerobot cannot make it."""
     try:
         import draccus
         from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig

@@ -1,6 +1,5 @@
 """DDIM as diffusers and lerobot run it on a network of discrete steps: what a fitted sampler is compared with."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,14 +12,14 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan
 
 
-def library_ddim(sigmas: Sequence[float], nfe: int, clip: float = 0.0) -> Plan:
+def library_ddim(sigmas: np.ndarray, nfe: int, clip: float = 0.0) -> Plan:
     """The plan of DDIMScheduler with its default ("leading") spacing.
 
     Its steps are 0, T//nfe, 2·T//nfe, …, and it starts from unit noise, as if that were noisy data of the first of
     them, which it is only at the last step of training: so the data's own share is missing.
 
     Args:
-        sigmas: the noise level of each of the T steps of training, rising (``precond.discrete_sigmas``).
+        sigmas: [T], the noise level of each step of training, rising (``precond.discrete_sigmas``).
         clip: ``clip_sample_range``; 0: no ``clip_sample``.
 
     Raises UserError where nfe is not 1 … T.

@@ -28,9 +28,10 @@ pytest.importorskip("lerobot", reason="lerobot is not installed: pip install --n
 try:
     import torchvision  # noqa: F401
 except RuntimeError:  # PyPI's is compiled for CUDA, and beside a PyTorch for CPUs it misses the names of its operators
-    OPERATORS = torch.library.Library("torchvision", "DEF")
+    OPERATORS = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for operator in ("nms", "qnms"):
-        OPERATORS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        signature = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        OPERATORS.define(signature)  # type: ignore[no-untyped-call]
 
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
@@ -74,7 +75,7 @@ class Saved:
             found[name] |= {"mean": least + 0.3, "std": 0.1 + width}
         return found
 
-    def observations(self, count: int) -> dict[str, np.ndarray]:
+    def observations(self, count: int) -> dict[str, Any]:
         rng, steps = np.random.default_rng(1), self.policy.config.n_obs_steps
         seen = {name: rng.uniform(size=(count, steps, *one.shape)) for name, one in self.features.items()}
         for name in (STATE, ENVIRONMENT):

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 import edge_sampler
-from edge_sampler.export.assemble import export_graphs
+from edge_sampler.export.assemble import export_graphs, write_graphs
 from edge_sampler.export.unroll import unroll
 from edge_sampler.models.own import neighbours_first
+from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import sample
@@ -189,6 +190,44 @@ def test_an_action_head_computes_what_its_tokens_decide_once(make: str, looped: 
     graphs, plan = export_graphs(model), edge_sampler.fit(model, nfe=8, solver="ddim")
     assert 8 * flops(graphs.denoiser, batch=1) >= looped
     assert flops(unroll(graphs.denoiser, plan), batch=1) <= once
+
+
+class Buckets(torch.nn.Module):
+    """An action head as GR00T has it: told whole steps from 0, which is noise, to 1000, and predicting data - noise."""
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: torch.Tensor, step: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return -self.head(x, step.round().long() / 1000, tokens)
+
+
+@pytest.mark.parametrize("form", ["smolvla", "gr00t"])
+def test_action_heads_are_sampled_as_their_own_loops_do(form: str, tmp_path: Path) -> None:
+    """Euler's steps as π0 and SmolVLA write them, from t = 1 to 0, and GR00T's, from 0 to 1 in whole thousandths."""
+    module, nfe = example("action_head"), 4
+    vars(module).update(TOKENS=8, TOLD=16, WIDTH=32, LAYERS=2, HEADS=4)
+    model = module.make()
+    head = model.model
+    if form == "gr00t":
+        head, told = Buckets(model.model), {"conditions": model.spec.inputs.conditions, "examples": model.examples}
+        model = edge_sampler.adapt(
+            head, model.spec.shape, "FlowPrecond", reversed_time=True, predicts="data-noise", output="actions", **told
+        )
+    noise, tokens = torch.randn(3, 17, 7), torch.randn(3, 8, 16)
+    x = noise
+    with torch.inference_mode():
+        for k in range(nfe):
+            if form == "smolvla":
+                x = x + -1 / nfe * head(x, torch.full((3,), 1 - k / nfe), tokens)
+            else:
+                x = x + 1 / nfe * head(x, torch.full((3,), int(1000 * k / nfe)).float(), tokens)
+    plan = edge_sampler.fit(model, nfe=nfe, solver="ddim")
+    write_graphs(export_graphs(model), plan, tmp_path)
+    with Session(tmp_path / "sampler.onnx") as session:
+        (found,) = session.run({"noise": noise.numpy(), "tokens": tokens.numpy()}).values()
+    assert relative(found, x) < 1e-4
 
 
 def test_an_engine_of_any_length_is_built(tmp_path: Path) -> None:

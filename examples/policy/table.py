@@ -56,9 +56,11 @@ def rows(folder: Path, iterations: int) -> list[Row]:
     """A sampler for each row, its bundle in ``folder``."""
     model = make(iterations)
     graphs = export_graphs(model)
-    plans = [
-        (f"fitted: {plan.solver}", plan) for plan in (edge_sampler.fit(model, nfe=n, progress=bar) for n in FITTED)
-    ]
+    plans = []
+    for afs in (False, True):
+        for nfe in FITTED:
+            plan = edge_sampler.fit(model, edge_sampler.Settings(nfe, afs=afs), progress=bar)
+            plans.append((f"fitted{', `--afs`' * afs}: {plan.solver}", plan))
     levels = discrete_sigmas(cosine_betas(STEPS))
     plans += [("DDIM, clip_sample", library_ddim(levels, nfe, clip=1.0)) for nfe in DDIM]
     made = []
@@ -99,7 +101,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=2000, help="default: 2000, for an interval of at most ±2.2 %%")
     parser.add_argument("--iterations", type=int, default=4000, help="of training (default: 4000)")
     parser.add_argument("--bundles", type=Path, default=Path("artifacts/policy"), help="where each row's bundle goes")
-    parser.add_argument("--out", type=Path, help="a page, Markdown, for the table (default: print it alone)")
+    parser.add_argument("--out", type=Path, help="a page, Markdown, for the table (default: print it)")
     arguments = parser.parse_args()
     made = rows(arguments.bundles, arguments.iterations)
     with bar("episodes", len(made)) as advance:

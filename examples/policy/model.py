@@ -1,4 +1,4 @@
-"""A Diffusion Policy for the task beside it: an observation in, a chunk of actions out. It learns in two minutes.
+"""A Diffusion Policy for the task beside it: an observation in, a chunk of actions out. It learns in some minutes.
 
     python -m export --model examples/policy/model.py:make --nfe 4 --out policy
     python -m runtime compare policy
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 import edge_sampler
 from edge_sampler import Condition, Decoder, Encoder, Output
-from edge_sampler.models.precond import cosine_betas
+from edge_sampler.models.precond import cosine_betas, discrete_sigmas
 
 STEPS, DIMS, WIDTH = 100, 2, 64  # of training; x and y; the network's features
+LEVELS = discrete_sigmas(cosine_betas(STEPS))  # the noise level of each step
 METRES = 1.25  # the network sees this as 1
 
 
@@ -74,7 +75,7 @@ def train(features: nn.Module, noise: nn.Module, iterations: int, batch: int = 2
     """DDPM's loss: the noise that was mixed into an action."""
     generator = torch.Generator().manual_seed(0)
     observed, actions = map(torch.from_numpy, demonstrations(1000, np.random.default_rng(0)))
-    kept = torch.from_numpy(np.cumprod(1 - cosine_betas(STEPS)).astype(np.float32))
+    kept = torch.from_numpy((1 / (1 + LEVELS**2)).astype(np.float32))
     optimiser = torch.optim.AdamW([*features.parameters(), *noise.parameters()], 2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=iterations)
     for _ in range(iterations):
@@ -102,6 +103,7 @@ def make(iterations: int = 4000) -> edge_sampler.Denoiser:
         "DDPMPrecond",
         beta_schedule="squaredcos_cap_v2",
         num_train_timesteps=STEPS,
+        sigma_max=float(LEVELS[90]),  # where DDIM of ten steps starts: the last of the hundred are at up to σ = 2029
         conditions={"features": Condition((WIDTH,), description="of the observation")},
         encoder=Encoder(
             features,

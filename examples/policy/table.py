@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from model import STEPS, make
+from model import LEVELS, make
 from task import episodes, scenes
 
 import edge_sampler
 from edge_sampler.calibration.own_steps import library_ddim
 from edge_sampler.export.assemble import export_graphs
-from edge_sampler.models.precond import cosine_betas, discrete_sigmas
 from edge_sampler.models.progress import bar
 from edge_sampler.runtime.command_line import Parser, run_command
 
@@ -56,13 +55,9 @@ def rows(folder: Path, iterations: int) -> list[Row]:
     """A sampler for each row, its bundle in ``folder``."""
     model = make(iterations)
     graphs = export_graphs(model)
-    plans = []
-    for afs in (False, True):
-        for nfe in FITTED:
-            plan = edge_sampler.fit(model, edge_sampler.Settings(nfe, afs=afs), progress=bar)
-            plans.append((f"fitted{', `--afs`' * afs}: {plan.solver}", plan))
-    levels = discrete_sigmas(cosine_betas(STEPS))
-    plans += [("DDIM, clip_sample", library_ddim(levels, nfe, clip=1.0)) for nfe in DDIM]
+    fits = [edge_sampler.fit(model, nfe=nfe, progress=bar) for nfe in FITTED]
+    plans = [(f"fitted: {plan.solver}", plan) for plan in fits]
+    plans += [("DDIM with clip_sample", library_ddim(LEVELS, nfe, clip=1.0)) for nfe in DDIM]
     made = []
     for number, (name, plan) in enumerate(plans):
         edge_sampler.export_bundle(model, plan, folder / str(number), graphs=graphs, force=True)

@@ -19,6 +19,7 @@ from edge_sampler.models import checkpoint
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families.base import Family, Options
 from edge_sampler.models.own import Decoder, Encoder, adapt
+from edge_sampler.models.precond import BETA_SCHEDULES, discrete_sigmas
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Condition, Output
 
@@ -75,6 +76,7 @@ def load(folder: Path, options: Options) -> Denoiser:
     affines = [before.affine(name, one.type.value, tuple(one.shape)) for name, one in features.items()]
     steps, (dims,) = settings.n_obs_steps, settings.action_feature.shape
     width = unet.down_modules[0][0].cond_encoder[1].in_features - settings.diffusion_step_embed_dim
+    schedule = {key: getattr(settings, key) for key in SCHEDULE}
     actions = Actions(behind.affine(ACTION, "ACTION", (dims,)), steps - 1, settings.n_action_steps)
     model = adapt(
         Network(unet),
@@ -88,10 +90,24 @@ def load(folder: Path, options: Options) -> Denoiser:
             ("features",),
         ),
         decoder=Decoder(actions, Output("actions", (settings.n_action_steps, dims), "as in the policy's data set")),
-        **{key: getattr(settings, key) for key in SCHEDULE},
+        sigma_max=highest(schedule),
+        **schedule,
     )
     model.spec = replace(model.spec, name=folder.resolve().name)
     return model
+
+
+def highest(schedule: Mapping[str, Any]) -> float:
+    """The noise level to sample from: at nine tenths of the steps, where lerobot's DDIM of ten steps starts.
+
+    A cosine schedule's last steps go on to σ = 2029 (of 100), where a network can tell nothing from the noise, and an
+    evaluation there is lost: docs/policy.md. Raises UserError for an unknown schedule.
+    """
+    kind, steps = schedule["beta_schedule"], schedule["num_train_timesteps"]
+    if kind not in BETA_SCHEDULES:
+        raise UserError(f"the policy's beta_schedule is {kind!r}; supported: {', '.join(BETA_SCHEDULES)}")
+    betas = BETA_SCHEDULES[kind](schedule["beta_start"], schedule["beta_end"], steps)
+    return float(discrete_sigmas(betas)[9 * steps // 10])
 
 
 def describe(steps: int, feature: Any) -> str:
@@ -244,8 +260,8 @@ def build(folder: Path, config: Mapping[str, Any]) -> Any:
         from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
     except (ImportError, RuntimeError) as error:  # torchvision of another PyTorch raises RuntimeError
         raise UserError(
-            f"{folder} is a policy of lerobot, which cannot be imported ({error}): pip install lerobot==0.4.4, "
-            "see docs/policy.md"
+            f"{folder} is a policy of lerobot, which cannot be imported ({error}): pip install lerobot==0.4.4, and "
+            "the torchvision that belongs to this PyTorch; see docs/policy.md"
         ) from error
     settings = {key: value for key, value in config.items() if key != "type"}
     settings |= {"device": "cpu", "compile_model": False, "pretrained_backbone_weights": None}  # nothing is downloaded

@@ -153,6 +153,7 @@ def test_the_graph_makes_lerobots_actions(tmp_path: Path) -> None:
     """Encoder, DDIM with clip_sample at lerobot's steps and decoder in one graph, without PyTorch."""
     saved = Saved(tmp_path / "policy")
     model, observed = load(str(tmp_path / "policy")), saved.observations(6)
+    assert model.spec.sigma_max == SIGMAS[90]  # and not the cosine's last, 2029
     with_examples(model, observed)
     graphs = export_graphs(model)
     for nfe in (4, 10):
@@ -215,7 +216,10 @@ STATISTICS = "policy_preprocessor_step_3_normalizer_processor.safetensors"
         (edit("config.json", lambda c: c.update(type="smolvla")), "policy 'smolvla'; supported: 'diffusion'"),
         (edit("config.json", lambda c: c.update(colour=1)), "damaged, or of another version .*colour"),
         (edit("config.json", lambda c: c.update(horizon="x")), "damaged, or of another version .*horizon"),
-        (edit("config.json", lambda c: c.update(beta_schedule="sigmoid")), "sigmoid"),
+        (
+            edit("config.json", lambda c: c.update(beta_schedule="sigmoid")),
+            "beta_schedule is 'sigmoid'; supported: linear",
+        ),
         (edit("config.json", lambda c: c.update(down_dims=[8, 32])), r"model\.safetensors does not fit config\.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not a readable JSON object"),
         (without("config.json"), "config.json: not a readable JSON object"),

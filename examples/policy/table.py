@@ -9,7 +9,7 @@ has the two lines of ``MARKS`` the table stands between them.
 import argparse
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +55,19 @@ def rows(folder: Path, iterations: int) -> list[Row]:
     """A sampler for each row, its bundle in ``folder``."""
     model = make(iterations)
     graphs = export_graphs(model)
-    fits = [edge_sampler.fit(model, nfe=nfe, progress=bar) for nfe in FITTED]
-    plans = [(f"fitted: {plan.solver}", plan) for plan in fits]
-    plans += [("DDIM with clip_sample", library_ddim(LEVELS, nfe, clip=1.0)) for nfe in DDIM]
     made = []
-    for number, (name, plan) in enumerate(plans):
-        edge_sampler.export_bundle(model, plan, folder / str(number), graphs=graphs, force=True)
-        made.append(Row(name, plan.nfe, edge_sampler.load(folder / str(number), "onnxrt")))
+
+    def add(name: str, plan: edge_sampler.Plan) -> None:
+        out = folder / str(len(made))
+        edge_sampler.export_bundle(model, plan, out, graphs=graphs, force=True)
+        made.append(Row(name, plan.nfe, edge_sampler.load(out, "onnxrt")))
+
+    for nfe in FITTED:
+        plan = edge_sampler.fit(model, nfe=nfe, progress=bar)
+        add(f"fitted: {plan.solver}", plan)
+    model.spec = replace(model.spec, sigma_max=float(LEVELS[-1]))  # from where DDIM of a hundred steps starts
+    for nfe in DDIM:
+        add("DDIM with clip_sample", library_ddim(LEVELS, nfe, clip=1.0))
     return made
 
 

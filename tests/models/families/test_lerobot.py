@@ -149,6 +149,15 @@ def test_every_way_to_normalise(mode: str, tmp_path: Path) -> None:
     assert relative(found, saved.run(4, observed, noise)) < 1e-4
 
 
+def test_a_normaliser_of_some_observations(tmp_path: Path) -> None:
+    saved = Saved(tmp_path)
+    saved.processors[0].steps[3].normalize_observation_keys = {STATE}
+    saved.processors[0].save_pretrained(tmp_path)
+    observed, noise = saved.observations(3), unit_noise(range(3), (16, 2))
+    found = ours(tmp_path, library_plan(saved, 4), observed, noise)
+    assert relative(found, saved.run(4, observed, noise)) < 1e-4
+
+
 def test_the_graph_makes_lerobots_actions(tmp_path: Path) -> None:
     """Encoder, DDIM with clip_sample at lerobot's steps and decoder in one graph, without PyTorch."""
     saved = Saved(tmp_path / "policy")

@@ -1,6 +1,11 @@
 """The examples, as a user runs them, with fewer noises: a policy with stages, and a sequence of any length."""
 
 import importlib.util
+import os
+import re
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -10,8 +15,10 @@ import pytest
 import torch
 
 import edge_sampler
-from edge_sampler.export.assemble import export_graphs
+from edge_sampler.export.assemble import export_graphs, write_graphs
 from edge_sampler.export.unroll import unroll
+from edge_sampler.models.own import neighbours_first
+from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import sample
@@ -30,17 +37,19 @@ def asked(
 
 
 def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    path = EXAMPLES / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with neighbours_first(path.parent):
+        spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture(scope="module")
 def policy() -> edge_sampler.Denoiser:
-    made: edge_sampler.Denoiser = example("policy").make(iterations=20)
+    made: edge_sampler.Denoiser = example("policy/model").make(iterations=20)
     return made
 
 
@@ -62,8 +71,8 @@ def test_a_policy_makes_the_actions_of_its_observation(
     assert (bundle.output.name, bundle.output.units) == ("actions", "m")
     assert list(bundle.inputs.conditions) == ["observation"]
     assert plan.report
-    assert plan.report.examples == (192, 64)
-    observed = np.array([[0, 0, 1, 0], [1, 1, -1, -1]], np.float32)
+    assert plan.report.examples == (384, 128)
+    observed = np.array([[-1, 0, -1, 0, 1, 0, 0, 0], [0, 1, 0, 1, 1, -1, 0, 0]], np.float32)
     with edge_sampler.load(out) as sampler:
         actions = sampler.sample([5, 6], observation=observed)
     told = policy.encode({"observation": observed})
@@ -71,6 +80,68 @@ def test_a_policy_makes_the_actions_of_its_observation(
     expected = policy.decode(sample(lambda x, sigma: policy(x, sigma, **told), noise, plan))
     assert relative(actions, expected) < 1e-4
     assert relative(actions[0], actions[1]) > 0.1
+
+
+def test_a_policy_runs_in_the_control_loop_without_pytorch(policy_bundle: tuple[edge_sampler.Plan, Path]) -> None:
+    """As a robot has it: whoever imports PyTorch fails."""
+    run = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv[0], run_name='__main__')"
+    control, environment = EXAMPLES / "policy", os.environ | {"PYTHONPATH": str(EXAMPLES / "policy")}
+
+    def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
+        told = f"import sys; sys.argv = {[str(control / 'control.py'), *arguments]!r}; {run}"
+        return subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True)
+
+    done = ran(str(policy_bundle[1]), "--episodes", "2", "--rate", "500", "--backend", "onnxrt")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"holds [\d.]+ of 500 Hz: \d+ of \d+ periods were late\n.* in [012] of 2 episodes", done.stdout)
+    for arguments, message in (
+        (["--rate", "0"], "--rate is 0.0; it must be"),
+        (["--episodes", "0"], "--episodes is 0"),
+    ):
+        refused = ran(str(policy_bundle[1]), *arguments)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert message in refused.stderr
+
+
+def test_a_control_loop_counts_the_periods_that_it_misses() -> None:
+    clock = example("policy/control").Clock(rate=20)
+    for work in (0.0, 0.2, 0.0, 0.0):  # seconds, of 0.05
+        time.sleep(work)
+        clock.wait()
+    assert clock.late == 1
+    assert 4 / 0.5 < clock.held < 4 / 0.34  # three periods of 0.05 s and one of 0.2 s
+
+
+def test_the_obstacle_has_to_be_passed_and_can_be_on_both_sides() -> None:
+    task = example("policy/task")
+
+    def straight(observation: np.ndarray, period: int) -> np.ndarray:
+        return np.repeat(observation[:, None, 4:6], task.CHUNK, 1)
+
+    def round_it(observation: np.ndarray, period: int) -> np.ndarray:
+        """Above the obstacle until it is passed, then to the goal."""
+        above = observation[:, 6:] + [0.0, 0.4]
+        passed = observation[:, 2:3] > observation[:, 6:7] - 0.1
+        return np.repeat(np.where(passed, observation[:, 4:6], above)[:, None], task.CHUNK, 1)
+
+    assert task.episodes(straight, 200)[0].mean() < 0.05
+    reached, left = task.episodes(round_it, 200)
+    assert reached.mean() > 0.5
+    assert left.all()
+    assert not task.episodes(lambda observation, period: np.zeros((200, 16, 2)) - 2.0, 200)[0].any()
+    observed, actions = task.demonstrations(200, np.random.default_rng(0))
+    assert observed.shape == (8000, 8)
+    assert actions.shape == (8000, 16, 2)
+    beside = actions[:200, -1] - observed[:200, 6:]  # sixteen periods from the start, the obstacle is beside the path
+    assert 0.4 < (beside[:, 1] > 0).mean() < 0.6
+    assert (np.linalg.norm(observed[:, 2:4] - observed[:, 6:], axis=-1) > task.RADIUS).mean() > 0.99
+
+
+def test_the_table_says_how_sure_it_is() -> None:
+    """Wilson's interval: against its textbook values for 10 of 10 and 50 of 100."""
+    table = example("policy/table")
+    assert table.interval(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-3)
+    assert table.interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-3)
 
 
 def test_the_stages_may_be_left_to_the_caller(
@@ -81,7 +152,7 @@ def test_the_stages_may_be_left_to_the_caller(
     bundle = edge_sampler.Bundle.open(tmp_path / "bare")
     assert within(compare(bundle), 1e-4)
     assert {path.name for path in bundle.folder.glob("*.onnx")} == {"sampler.onnx", "denoiser.onnx"}
-    observed = np.array([0.5, 0, 0, 0.5], np.float32)
+    observed = np.array([-1, 0, -1, 0, 1, 0.5, 0, 0.2], np.float32)
     features = policy.encode({"observation": observed[None]})["features"].numpy()
     with edge_sampler.load(bundle.folder) as inner, edge_sampler.load(out) as whole:
         states = inner.sample([3], features=features)
@@ -135,6 +206,44 @@ def test_an_action_head_computes_what_its_tokens_decide_once(make: str, looped: 
     graphs, plan = export_graphs(model), edge_sampler.fit(model, nfe=8, solver="ddim")
     assert 8 * flops(graphs.denoiser, batch=1) >= looped
     assert flops(unroll(graphs.denoiser, plan), batch=1) <= once
+
+
+class Buckets(torch.nn.Module):
+    """An action head as GR00T has it: told whole steps from 0, which is noise, to 1000, and predicting data - noise."""
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: torch.Tensor, step: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return -self.head(x, step.round().long() / 1000, tokens)
+
+
+@pytest.mark.parametrize("form", ["smolvla", "gr00t"])
+def test_action_heads_are_sampled_as_their_own_loops_do(form: str, tmp_path: Path) -> None:
+    """Euler's steps as π0 and SmolVLA write them, from t = 1 to 0, and GR00T's, from 0 to 1 in whole thousandths."""
+    module, nfe = example("action_head"), 4
+    vars(module).update(TOKENS=8, TOLD=16, WIDTH=32, LAYERS=2, HEADS=4)
+    model = module.make()
+    head = model.model
+    if form == "gr00t":
+        head, told = Buckets(model.model), {"conditions": model.spec.inputs.conditions, "examples": model.examples}
+        model = edge_sampler.adapt(
+            head, model.spec.shape, "FlowPrecond", reversed_time=True, predicts="data-noise", output="actions", **told
+        )
+    noise, tokens = torch.randn(3, 17, 7), torch.randn(3, 8, 16)
+    x = noise
+    with torch.inference_mode():
+        for k in range(nfe):
+            if form == "smolvla":
+                x = x + -1 / nfe * head(x, torch.full((3,), 1 - k / nfe), tokens)
+            else:
+                x = x + 1 / nfe * head(x, torch.full((3,), int(1000 * k / nfe)).float(), tokens)
+    plan = edge_sampler.fit(model, nfe=nfe, solver="ddim")
+    write_graphs(export_graphs(model), plan, tmp_path)
+    with Session(tmp_path / "sampler.onnx") as session:
+        (found,) = session.run({"noise": noise.numpy(), "tokens": tokens.numpy()}).values()
+    assert relative(found, x) < 1e-4
 
 
 def test_an_engine_of_any_length_is_built(tmp_path: Path) -> None:

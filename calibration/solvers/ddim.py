@@ -12,17 +12,19 @@ def ddim(past: list[Evaluation], sigma_next: float) -> Any:
     return now.x + (sigma_next - now.sigma) * now.d
 
 
-CLIP = 1.0  # diffusers' clip_sample_range, unless told
+def clipping(bound: float) -> Solver:
+    """DDIM of diffusers with ``clip_sample``, as policies use it: D within ±bound, plus σ'·d.
 
+    d, the noise estimate, is that of the answer as it was.
+    """
 
-def clipped(now: Evaluation) -> Any:
-    """The denoised sample within [-1, 1]."""
-    return now.denoised.clip(-CLIP, CLIP)
+    def clipped(now: Evaluation) -> Any:
+        return now.denoised.clip(-bound, bound)
 
+    def rule(past: list[Evaluation], sigma_next: float) -> Any:
+        return clipped(past[0]) + sigma_next * past[0].d
 
-def ddim_clipped(past: list[Evaluation], sigma_next: float) -> Any:
-    """clip(D) + σ'·d: diffusers' DDIM with ``clip_sample``, as policies use it; d is that of the answer as it was."""
-    return clipped(past[0]) + sigma_next * past[0].d
+    return Solver("ddim-clip", multistep(rule, last=clipped), order=1, clip=bound)
 
 
 def noise_estimate(past: Sequence[Evaluation], history: int) -> list[Any]:
@@ -32,7 +34,7 @@ def noise_estimate(past: Sequence[Evaluation], history: int) -> list[Any]:
 
 SOLVERS = (
     Solver("ddim", multistep(ddim), order=1, aliases=("euler",)),
-    Solver("ddim-clip", multistep(ddim_clipped, last=clipped), order=1, clip=CLIP),
+    clipping(1.0),  # diffusers' clip_sample_range, unless told
     Solver("iia-ddim", multistep(ddim), order=1, history=1),
     Solver("iia-ddim-guided", multistep(ddim, noise_estimate), order=1, history=0),
 )

@@ -1,0 +1,32 @@
+"""DDIM as diffusers and lerobot run it on a network of discrete steps: what a fitted sampler is compared with."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.solvers.base import Scheme
+from edge_sampler.calibration.solvers.ddim import clipping
+from edge_sampler.calibration.trace import trace
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan
+
+
+def library_ddim(sigmas: np.ndarray, nfe: int, clip: float = 0.0) -> Plan:
+    """The plan of DDIMScheduler with its default ("leading") spacing.
+
+    Its steps are 0, T//nfe, 2·T//nfe, …, and it starts from unit noise, as if that were noisy data of the first of
+    them, which it is only at the last step of training: so the data's own share is missing.
+
+    Args:
+        sigmas: [T], the noise level of each step of training, rising (``precond.discrete_sigmas``).
+        clip: ``clip_sample_range``; 0: no ``clip_sample``.
+
+    Raises UserError where nfe is not 1 … T.
+    """
+    if not 1 <= nfe <= len(sigmas):
+        raise UserError(f"nfe is {nfe}; a network of {len(sigmas)} steps takes 1 to {len(sigmas)}")
+    levels = [float(sigmas[step]) for step in reversed(range(0, nfe * (len(sigmas) // nfe), len(sigmas) // nfe))]
+    plan = trace(Scheme(clipping(clip) if clip else find("ddim"), [*levels, 0.0], nfe))
+    unit = float(np.hypot(1, levels[0])) / levels[0]  # √(1 + σ²) times what the network sees is the state
+    return replace(plan, table=tuple((row[0] * unit, *row[1:]) for row in plan.table))

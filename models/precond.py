@@ -137,7 +137,8 @@ def ddpm(
         if value not in known:
             raise ValueError(f"{argument} is {value!r}; allowed: {', '.join(known)}")
     known_levels = discrete(BETA_SCHEDULES[beta_schedule](beta_start, beta_end, num_train_timesteps), prediction_type)
-    return replace(known_levels, sampled=(0.0, math.inf))  # from its own first step, as its own samplers do
+    # From its own highest level, as its own samplers do; but a cosine's last steps only go on where all is noise.
+    return replace(known_levels, sampled=(0.0, float(DDPM_SIGMAS[-1])))
 
 
 def iddpm(C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Preconditioning:  # noqa: N803

@@ -36,6 +36,7 @@ GOLDEN = tuple(sorted(path.stem for path in DATA.glob("*cond.npz")))
 class Golden:
     """One network of the original implementation, rebuilt as ours, and what the original computed."""
 
+    name: str
     model: Denoiser
     arrays: dict[str, np.ndarray]
     conditions: dict[str, torch.Tensor]
@@ -50,7 +51,7 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
     state = {name.removeprefix("state/"): torch.tensor(a) for name, a in arrays.items() if name.startswith("state/")}
     torch.save(state, weights)
     classes = {"class_labels": torch.tensor(arrays["class_labels"].argmax(1))} if "class_labels" in arrays else {}
-    return Golden(models.load(str(architecture), weights), arrays, classes)
+    return Golden(request.param, models.load(str(architecture), weights), arrays, classes)
 
 
 @pytest.fixture(scope="session")
@@ -121,6 +122,23 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(made: Path, tmp_path: Path) -> Path:
     shutil.copytree(made, tmp_path / "copy")
     return tmp_path / "copy"
+
+
+Parity = Callable[[str, str, float, float], None]
+
+
+@pytest.fixture
+def parity(record_property: Callable[[str, object], None]) -> Parity:
+    """Holds a difference from another library's own code under a bound: of what, compared in what, how much, the bound.
+
+    ``python -m tests.parity`` makes a page of them.
+    """
+
+    def hold(of: str, what: str, difference: float, bound: float) -> None:
+        record_property("parity", [of, what, difference, bound])
+        assert difference < bound, f"{of}, {what}: {difference:.1e}"
+
+    return hold
 
 
 def relative(found: Any, expected: Any) -> float:

@@ -17,7 +17,7 @@ from edge_sampler.models.denoiser import Preconditioned
 from edge_sampler.models.guided_diffusion import MARK, URL, adm
 from edge_sampler.models.zoo import ZOO
 from edge_sampler.runtime.errors import UserError
-from tests.conftest import DATA, relative
+from tests.conftest import DATA, Parity, relative
 
 SMALL: dict[str, dict[str, Any]] = {
     "cond-new": adm(
@@ -48,14 +48,15 @@ def golden() -> Any:
 
 
 @pytest.mark.parametrize("key", SMALL)
-def test_networks_answer_as_their_own_code_does(key: str, golden: Any, tmp_path: Path) -> None:
+def test_networks_answer_as_their_own_code_does(key: str, golden: Any, tmp_path: Path, parity: Parity) -> None:
     torch.save(state(golden, key), tmp_path / "weights.pt")
     (tmp_path / "small.json").write_text(json.dumps(SMALL[key]))
     model = models.load(str(tmp_path / "small.json"), tmp_path / "weights.pt")
     assert isinstance(model, Preconditioned)
     x, t, y = (torch.from_numpy(golden[f"{key}/{name}"]) for name in ("x", "t", "y"))
     told = [torch.nn.functional.one_hot(y, 5).float()] if model.spec.classes else []
-    assert relative(model.model(x, t.float(), *told), torch.from_numpy(golden[f"{key}/out"])) < 1e-5
+    difference = relative(model.model(x, t.float(), *told), torch.from_numpy(golden[f"{key}/out"]))
+    parity("guided-diffusion", f"{key}, the network's answer", difference, 1e-5)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(golden: Any, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from edge_sampler.models.zoo import DDPM_256, DDPM_CIFAR10, ZOO
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import sample
-from tests.conftest import relative
+from tests.conftest import Parity, relative
 
 SMALL: dict[str, Any] = {
     "sample_size": 8,
@@ -67,7 +67,9 @@ def denoised(unet: Any, x: torch.Tensor, sigma: float, step: int, labels: torch.
 
 
 @pytest.mark.parametrize(("architecture", "resolution"), [(DDPM_CIFAR10, 32), (DDPM_256, 64)], ids=["32", "64"])
-def test_networks_of_full_depth_are_those_of_diffusers(architecture: dict[str, Any], resolution: int) -> None:
+def test_networks_of_full_depth_are_those_of_diffusers(
+    architecture: dict[str, Any], resolution: int, parity: Parity
+) -> None:
     model = build(architecture | {"img_resolution": resolution}, "deep")
     randomise(model, 0)
     model.eval().requires_grad_(False)
@@ -75,12 +77,13 @@ def test_networks_of_full_depth_are_those_of_diffusers(architecture: dict[str, A
     scheduler = diffusers.DDPMScheduler()
     for step in (0, 400, 999):
         sigma = float(((1 - scheduler.alphas_cumprod[step].double()) / scheduler.alphas_cumprod[step].double()).sqrt())
-        assert relative(model(x, sigma), denoised(model.model.unet, x, sigma, step)) < 1e-4
+        difference = relative(model(x, sigma), denoised(model.model.unet, x, sigma, step))
+        parity("diffusers, DDPM", f"full depth, {resolution} pixels, denoised at step {step}", difference, 1e-4)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
-def test_ddim_is_that_of_diffusers(schedule: str, prediction: str, tmp_path: Path) -> None:
+def test_ddim_is_that_of_diffusers(schedule: str, prediction: str, tmp_path: Path, parity: Parity) -> None:
     """At the same steps, from the same state."""
     scheduler = diffusers.DDIMScheduler(beta_schedule=schedule, prediction_type=prediction, clip_sample=False)
     unet = made(tmp_path, scheduler)
@@ -93,7 +96,7 @@ def test_ddim_is_that_of_diffusers(schedule: str, prediction: str, tmp_path: Pat
     for step in scheduler.timesteps:
         x = scheduler.step(unet(x, step).sample, step, x).prev_sample
     ours = find("ddim").run(Network(model), start.double() * np.sqrt(1 + sigmas[0] ** 2), sigmas, base_step, history=0)
-    assert relative(ours, x) < 1e-4
+    parity("diffusers, UNet2DModel", f"DDIM at NFE 10, {schedule}, {prediction}", relative(ours, x), 1e-4)
 
 
 def test_sampling_starts_where_training_ended(tmp_path: Path) -> None:

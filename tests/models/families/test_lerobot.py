@@ -22,7 +22,7 @@ from edge_sampler.models.precond import cosine_betas, discrete_sigmas
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import Plan, sample
-from tests.conftest import relative
+from tests.conftest import Parity, relative
 
 pytest.importorskip("lerobot", reason="lerobot is not installed: pip install --no-deps -r .ci/lerobot.txt")
 try:
@@ -120,14 +120,16 @@ def library_plan(saved: Saved, nfe: int) -> Plan:
     ],
     ids=["ddim", "ddim-clip", "ddpm-clip", "ddpm-sample"],
 )
-def test_actions_are_those_of_lerobot(changes: dict[str, Any], nfe: int, tmp_path: Path) -> None:
+def test_actions_are_those_of_lerobot(
+    changes: dict[str, Any], nfe: int, tmp_path: Path, request: pytest.FixtureRequest, parity: Parity
+) -> None:
     """From the observation in the robot's units to the actions in its units, at lerobot's own steps."""
     saved = Saved(tmp_path, **changes)
     observed, noise = saved.observations(5), unit_noise(range(5), (16, 2))
     expected = saved.run(nfe, observed, noise)
     found = ours(tmp_path, library_plan(saved, nfe), observed, noise)
     assert found.shape == (5, saved.policy.config.n_action_steps, 2)
-    assert relative(found, expected) < 1e-4
+    parity("lerobot, DiffusionPolicy", f"actions, {request.node.callspec.id}", relative(found, expected), 1e-4)
     other = saved.run(nfe, {name: value[::-1].copy() for name, value in observed.items()}, noise)
     assert relative(other, expected) > 1e-2  # the observation counts
 

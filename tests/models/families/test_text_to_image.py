@@ -35,7 +35,7 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import Plan, sample
 from edge_sampler.runtime.text import tokenized
-from tests.conftest import relative
+from tests.conftest import Parity, relative
 from tests.models.families import tiny
 
 PROMPTS, NEGATIVE = ["a Red heart", "star"], "blue"
@@ -134,21 +134,23 @@ def made_by(model: Denoiser, noise: np.ndarray, plan: Plan, negative: str | None
 
 @pytest.mark.parametrize(("steps", "size", "guidance"), [(4, (16, 24), 7.5), (10, (32, 32), 1.0)])
 def test_pipelines_make_what_diffusers_makes(
-    kind: Kind, steps: int, size: tuple[int, int], guidance: float, tmp_path: Path
+    kind: Kind, steps: int, size: tuple[int, int], guidance: float, tmp_path: Path, parity: Parity
 ) -> None:
+    of = f"diffusers, {kind.name}"
+    how = f"NFE {steps}, {size[0]}×{size[1]}" + f", guidance {guidance:g}" * (guidance != 1)
     model = loaded(kind, size, guidance)
     plan, noise = plan_of(model, kind, steps), unit_noise(range(len(PROMPTS)), model.spec.shape)
     expected = latents(kind, noise, steps, size, guidance)
     state = made_by(model, noise, plan)
-    assert relative(state, expected) < 1e-4
+    parity(of, f"latents, {how}", relative(state, expected), 1e-4)
     made = model.decode(state).numpy()
-    assert np.abs((made / 2 + 0.5).clip(0, 1) - image(kind, expected)).max() < 1e-3
+    parity(of, f"images, {how}", np.abs((made / 2 + 0.5).clip(0, 1) - image(kind, expected)).max(), 1e-3)
     if guidance != 1 and kind.name in DRAWN:
         decodes = kind.name == DRAWN[0]  # all have the same VAE
         write_graphs(export_graphs(loaded(kind, size, guidance, decodes)), plan, tmp_path)
         with Session(tmp_path / "sampler.onnx") as session:
             found = session.run({"noise": noise, **told(model)})["images"]
-        assert relative(found, made if decodes else state) < 1e-4
+        parity(of, f"graph against PyTorch, {how}", relative(found, made if decodes else state), 1e-4)
 
 
 def test_without_a_negative_prompt_guidance_is_the_pipelines(kind: Kind) -> None:

@@ -10,21 +10,23 @@ from edge_sampler.calibration.schedules import edm
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import base_step
 from edge_sampler.models.denoiser import Denoiser
-from tests.conftest import Golden, relative
+from tests.conftest import Golden, Parity, relative
 
 
-def test_denoised_images_are_the_originals(golden: Golden) -> None:
+def test_denoised_images_are_the_originals(golden: Golden, parity: Parity) -> None:
     x, sigma = torch.tensor(golden.arrays["x"]), torch.tensor(golden.arrays["sigma"])
-    assert relative(golden.model(x, sigma, **golden.conditions), golden.arrays["denoised"]) < 1e-5
+    difference = relative(golden.model(x, sigma, **golden.conditions), golden.arrays["denoised"])
+    parity("EDM's code", f"{golden.name}, denoised images", difference, 1e-5)
 
 
 @pytest.mark.parametrize("steps", [5, 8])
-def test_the_heun_solver_is_the_original_sampler(golden: Golden, steps: int) -> None:
+def test_the_heun_solver_is_the_original_sampler(golden: Golden, steps: int, parity: Parity) -> None:
     spec = golden.model.spec
     sigmas = edm(steps, spec.sigma_min, spec.sigma_max)
     x = torch.tensor(golden.arrays["latents"]).double() * sigmas[0]
     images = find("heun").run(Network(golden.model, golden.conditions), x, sigmas, base_step, history=0)
-    assert relative(images, golden.arrays[f"edm_sampler_{steps}"]) < 1e-4
+    difference = relative(images, golden.arrays[f"edm_sampler_{steps}"])
+    parity("EDM's code", f"{golden.name}, its sampler of {steps} steps", difference, 1e-4)
 
 
 def test_sigma_may_be_a_number_a_scalar_or_one_an_image(digits: Denoiser) -> None:

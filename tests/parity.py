@@ -1,0 +1,60 @@
+"""How far every family is from its own library's code, as the tests measure it.
+
+python -m tests.parity --out docs/parity.md --force
+"""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from edge_sampler.runtime.command_line import Parser, run_command
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.output import writable
+
+TESTS = ("tests/models",)
+PAGE = """# Parity with other libraries
+
+Small networks with random weights, or of full depth where that is said, by this project and by the library that they
+come from, from the same noise at the same noise levels. Differences are the largest, relative to the largest value; of
+decoded images, absolute in [0, 1]. The tests hold them, and this command makes a page of them:
+
+```sh
+python -m tests.parity --out docs/parity.md --force
+```
+
+| family | compared | differs by | allowed |
+| --- | --- | ---: | ---: |
+{rows}
+"""
+
+
+class Recorder:
+    """A plugin of pytest that keeps what the fixture ``parity`` was told."""
+
+    def __init__(self) -> None:
+        self.rows: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, value in report.user_properties if report.when == "call" else ():
+            if name == "parity":
+                of, what, difference, bound = value  # type: ignore[misc]
+                self.rows.append(f"| {of} | {what} | {difference:.0e} | {bound:.0e} |")
+
+
+def main() -> None:
+    parser = Parser(
+        prog="python -m tests.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the page to write, Markdown")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    arguments = parser.parse_args()
+    with writable(arguments.out, arguments.force) as path:
+        recorder = Recorder()
+        if pytest.main(["-q", "-p", "no:cacheprovider", *TESTS], plugins=[recorder]):
+            raise UserError("tests failed; no page is written")
+        path.write_text(PAGE.format(rows="\n".join(sorted(recorder.rows))))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -230,5 +230,6 @@ FAMILY = Family(
     recognises,
     load,
     tuple(PIPELINES),
-    "each class, small and with random weights, makes the latents of diffusers' own loop",
+    "each class, small and with random weights, makes the latents of diffusers' own loop (latent consistency "
+    "models: in one step)",
 )

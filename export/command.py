@@ -8,7 +8,6 @@ python -m export engine BUNDLE --engine tensorrt-rtx                            
 """
 
 import argparse
-import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +25,7 @@ from edge_sampler.calibration.calibrate import calibrate, error_against_converge
 from edge_sampler.calibration.report import show
 from edge_sampler.export.assemble import Exported, Form, check_fit, export_bundle, export_graphs, output_of
 from edge_sampler.export.canvas import OUTPUTS
-from edge_sampler.export.engine_command import add_engine_arguments, additions_of
+from edge_sampler.export.engine_command import add_engine_arguments, additions_of, sample_command
 from edge_sampler.export.extend import add, profile_of
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import bar
@@ -90,12 +89,7 @@ def main() -> None:
     Console().print(summary(model, plan, exported, error, images))
     bundle = Bundle.open(out)
     look = "look at samples.png; " if "samples.png" in bundle.manifest["files"] else ""
-    suffix = "grid.png" if bundle.output.is_image else f"{bundle.output.name}.npz"
-    others = {name: one for name, one in bundle.inputs.conditions.items() if not one.choices}
-    texts = [f' --condition {name}="…"' for name, one in others.items() if one.text and one.text.must_be_given]
-    given = "".join(texts) + " --condition FILE.npz" * any(not one.text for one in others.values())
-    run = f"python -m runtime sample {shlex.quote(str(out))} --seeds 0-63{given} --out {suffix}"
-    print(f"{out}: {look}run it with `{run}`")
+    print(f"{out}: {look}run it with `{sample_command(bundle)}`")
     if additions:  # if that fails, the bundle stays: `python -m export engine` can add to it without another fit
         Console().print(add(bundle, additions))
 

@@ -38,7 +38,7 @@ def main() -> None:
         raise UserError(f"{bundle.folder} holds {additions.engine.file} already; add --force to build it again")
     table = add(bundle, additions)
     Console().print(table)
-    print(f"{bundle.folder}: run it with `python -m runtime sample {shlex.quote(str(bundle.folder))} --out FILE`")
+    print(f"{bundle.folder}: run it with `{sample_command(bundle)}`")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,3 +77,12 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
         name, _, sizes = text.partition("=")
         axes[name] = Axis.parse(sizes)
     return Additions(arguments.precision, arguments.max_error, engine, axes)
+
+
+def sample_command(bundle: Bundle) -> str:
+    """What makes samples of a bundle, its conditions to be filled in."""
+    file = "grid.png" if bundle.output.is_image else f"{bundle.output.name}.npz"
+    others = {name: one for name, one in bundle.inputs.conditions.items() if not one.choices}
+    texts = [f' --condition {name}="…"' for name, one in others.items() if one.text and one.text.must_be_given]
+    given = "".join(texts) + " --condition FILE.npz" * any(not one.text for one in others.values())
+    return f"python -m runtime sample {shlex.quote(str(bundle.folder))} --seeds 0-63{given} --out {file}"

@@ -5,6 +5,7 @@ python -m tests.parity --out docs/parity.md --force
 
 import argparse
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -38,8 +39,11 @@ class Recorder:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties if report.when == "call" else ():
             if name == "parity":
-                of, what, difference, bound = value  # type: ignore[misc]
-                self.rows.append(f"| {of} | {what} | {difference:.0e} | {bound:.0e} |")
+                self.rows.append(line(*cast(tuple[str, str, float, float], value)))
+
+
+def line(of: str, what: str, difference: float, bound: float) -> str:
+    return f"| {of} | {what} | {difference:.0e} | {bound:.0e} |"
 
 
 def main() -> None:

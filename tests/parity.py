@@ -31,10 +31,13 @@ python -m tests.parity --out docs/parity.md --force
 
 
 class Recorder:
-    """A plugin of pytest that keeps what the fixture ``parity`` was told."""
+    """A plugin of pytest that runs the tests with the fixture ``parity``, and keeps what that was told."""
 
     def __init__(self) -> None:
         self.rows: list[str] = []
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if "parity" in getattr(item, "fixturenames", ())]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties if report.when == "call" else ():

@@ -2,13 +2,15 @@
 
 The stage before the loop normalises the observation and encodes it, by lerobot's own encoder; the loop's network is
 lerobot's U-Net over time; the stage behind it takes the steps of the chunk that are executed, in the data set's units.
-Statistics come from the processors of lerobot 0.4, or from the weights file, where lerobot 0.3 kept them. Of a folder
-JSON and safetensors are read, and nothing else: lerobot's own reader of processors imports any class that they name.
+Of a folder JSON and safetensors are read, and nothing else: lerobot's own reader of processors imports any class that
+they name.
 """
 
+import importlib
 import json
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +20,22 @@ from torch import Tensor, nn
 from edge_sampler.models import checkpoint
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families.base import Family, Options
+from edge_sampler.models.families.lerobot_statistics import (
+    ACTION,
+    CONFIG,
+    OLD_STATISTICS,
+    PREPROCESSOR,
+    Affine,
+    normalisers,
+    read_json,
+)
 from edge_sampler.models.own import Decoder, Encoder, adapt
 from edge_sampler.models.precond import BETA_SCHEDULES, discrete_sigmas
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Condition, Output
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
-STATE, ENVIRONMENT, IMAGES, ACTION = (
-    "observation.state",
-    "observation.environment_state",
-    "observation.images",
-    "action",
-)
-STATISTICS = {  # by mode; all but the first take the data to [-1, 1]
-    "MEAN_STD": ("mean", "std"),
-    "MIN_MAX": ("min", "max"),
-    "QUANTILES": ("q01", "q99"),
-    "QUANTILE10": ("q10", "q90"),
-}
-WITHOUT_EFFECT = ("to_batch_processor", "device_processor", "rename_observations_processor")
-OLD_STATISTICS = ("normalize_inputs.buffer_", "normalize_targets.buffer_", "unnormalize_outputs.buffer_")
+WEIGHTS = "model.safetensors"
+STATE, ENVIRONMENT, IMAGES = "observation.state", "observation.environment_state", "observation.images"
 SCHEDULE = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type")
 
 
@@ -125,22 +122,6 @@ class Network(nn.Module):
         return self.unet(x, t.expand(x.shape[0]), global_cond=features.expand(x.shape[0], -1))
 
 
-class Affine(nn.Module):
-    """(x - low)/scale + offset: how lerobot normalises; ``undo`` is the way back."""
-
-    def __init__(self, low: Tensor, scale: Tensor, offset: float) -> None:
-        super().__init__()
-        self.offset = offset
-        self.register_buffer("low", low)
-        self.register_buffer("scale", scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.get_buffer("low")) / self.get_buffer("scale") + self.offset
-
-    def undo(self, x: Tensor) -> Tensor:
-        return (x - self.offset) * self.get_buffer("scale") + self.get_buffer("low")
-
-
 class Observation(nn.Module):
     """The stage before the loop: each feature [n, n_obs_steps, …], in the order of ``names`` → features [n, width]."""
 
@@ -167,97 +148,27 @@ class Actions(nn.Module):
         return self.affine.undo(x[:, self.steps])
 
 
-@dataclass(frozen=True)
-class Normaliser:
-    """A step of lerobot's: a mode for each type of feature, and statistics by name, such as "action.mean"."""
+def imported() -> list[Any]:
+    """draccus, and lerobot's modules of the configuration and of the policy.
 
-    modes: Mapping[str, str]
-    statistics: Mapping[str, Tensor]
-    eps: float = 1e-8
-    only: tuple[str, ...] | None = None  # of the observation
-
-    def affine(self, name: str, kind: str, shape: tuple[int, ...]) -> Affine:
-        """Of one feature. Raises UserError where its statistics are missing, and for an unknown mode."""
-        mode = self.modes.get(kind, "IDENTITY")
-        if mode == "IDENTITY" or (self.only is not None and name not in (*self.only, ACTION)):
-            return Affine(torch.zeros(()), torch.ones(()), 0.0)
-        if mode not in STATISTICS:
-            raise UserError(f"{name} is normalised by {mode!r}; supported: {', '.join(STATISTICS)}, IDENTITY")
-        low, high = (self.statistic(f"{name}.{statistic}", mode, shape) for statistic in STATISTICS[mode])
-        if mode == "MEAN_STD":
-            return Affine(low, high if name == ACTION else high + self.eps, 0.0)
-        width = high - low
-        return Affine(low, torch.where(width == 0, self.eps, width) / 2, -1.0)
-
-    def statistic(self, key: str, mode: str, shape: tuple[int, ...]) -> Tensor:
-        """[*shape], or what broadcasts to it."""
-        found = self.statistics.get(key)
-        if found is None or not found.isfinite().all():
-            raise UserError(
-                f"the policy normalises by {mode} and its folder has no {key}: save its processors, which hold the "
-                "data set's statistics, into that folder (save_pretrained of each)"
-            )
-        try:
-            torch.broadcast_to(found, shape)
-        except RuntimeError:
-            raise UserError(f"{key} has shape {list(found.shape)}; it must fit the feature's, {list(shape)}") from None
-        return found.float()
-
-
-def normalisers(
-    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> tuple[Normaliser, Normaliser]:
-    """Of observations and of actions. Raises UserError where the folder has neither, or a step of another kind."""
-    old = {key: value for key, value in tensors.items() if key.startswith(OLD_STATISTICS)}
-    if not old:
-        return processor(folder, PREPROCESSOR, "normalizer_processor"), processor(
-            folder, POSTPROCESSOR, "unnormalizer_processor"
-        )
+    lerobot 0.4 imports all its policies, and some fail beside transformers 5: it does not see that package meanwhile.
+    """
+    for needed in ("diffusers.schedulers.scheduling_ddim", "diffusers.schedulers.scheduling_ddpm"):
+        importlib.import_module(needed)  # which may see it
+    policy, seen = "lerobot.policies.diffusion", sys.modules.pop("transformers", None)
+    sys.modules["transformers"] = None  # type: ignore[assignment]
     try:
-        modes = dict(config["normalization_mapping"])
-        names = [*config["input_features"], *config["output_features"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG}: the features or their normalisation are missing ({error})") from error
-    named = {  # lerobot 0.3 wrote "normalize_inputs.buffer_observation_state.mean"
-        f"{name}.{key.rpartition('.')[2]}": value
-        for name in names
-        for key, value in old.items()
-        if key.rpartition(".")[0].partition("buffer_")[2] == name.replace(".", "_")
-    }
-    return Normaliser(modes, named), Normaliser(modes, named)
-
-
-def processor(folder: Path, file: str, kind: str) -> Normaliser:
-    """What a processor's file says of normalisation."""
-    path, found = folder / file, None
-    if not path.is_file():
-        raise UserError(
-            f"{folder} has no {file}, which holds the statistics that the policy normalises by: save its processors "
-            "into that folder (save_pretrained of each)"
-        )
-    try:
-        for step in read_json(path)["steps"]:
-            name, settings = step.get("registry_name") or step.get("class"), step.get("config", {})
-            if name == kind:
-                found = settings, step.get("state_file")
-            elif name not in WITHOUT_EFFECT or settings.get("rename_map"):
-                raise UserError(f"{path}: the step {name} changes data, and is not supported; supported: {kind}")
-        if found is None:
-            raise UserError(f"{path} has no step {kind}")
-        settings, state = found
-        statistics = checkpoint.read(folder / Path(state).name).tensors if state else {}
-        only = settings.get("normalize_observation_keys")
-        return Normaliser(settings["norm_map"], statistics, settings["eps"], None if only is None else tuple(only))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a processor as lerobot writes it ({error!r})") from error
+        names = ("draccus", f"{policy}.configuration_diffusion", f"{policy}.modeling_diffusion")
+        return [importlib.import_module(name) for name in names]
+    finally:
+        del sys.modules["transformers"]
+        sys.modules |= {"transformers": seen} if seen else {}
 
 
 def build(folder: Path, config: Mapping[str, Any]) -> Any:
     """lerobot's policy of that config, its weights not yet set. Raises UserError where lerobot cannot make it."""
     try:
-        import draccus
-        from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
-        from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+        draccus, configuration, modeling = imported()
     except (ImportError, RuntimeError) as error:  # torchvision of another PyTorch raises RuntimeError
         raise UserError(
             f"{folder} is a policy of lerobot, which cannot be imported ({error}): pip install lerobot==0.4.4, and "
@@ -266,7 +177,7 @@ def build(folder: Path, config: Mapping[str, Any]) -> Any:
     settings = {key: value for key, value in config.items() if key != "type"}
     settings |= {"device": "cpu", "compile_model": False, "pretrained_backbone_weights": None}  # nothing is downloaded
     try:
-        return DiffusionPolicy(draccus.decode(DiffusionConfig, settings))
+        return modeling.DiffusionPolicy(draccus.decode(configuration.DiffusionConfig, settings))
     except Exception as error:  # lerobot, draccus and PyTorch raise what they like
         raise UserError(
             f"{folder / CONFIG} is damaged, or of another version of lerobot than the one installed: {error}"
@@ -283,13 +194,6 @@ def fill(policy: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None
     bad = [key for key, value in policy.state_dict().items() if not value.isfinite().all()]
     if bad:
         raise UserError(f"{folder / WEIGHTS} holds NaN or infinity in {bad[0]}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a readable JSON object ({error})") from error
 
 
 FAMILY = Family(

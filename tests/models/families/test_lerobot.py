@@ -16,6 +16,7 @@ from edge_sampler.calibration.own_steps import library_ddim
 from edge_sampler.export.assemble import export_graphs
 from edge_sampler.models import families
 from edge_sampler.models.families.base import Options
+from edge_sampler.models.families.lerobot import imported
 from edge_sampler.models.loading import load
 from edge_sampler.models.own import with_examples
 from edge_sampler.models.precond import cosine_betas, discrete_sigmas
@@ -32,6 +33,8 @@ except RuntimeError:  # PyPI's is compiled for CUDA, and beside a PyTorch for CP
     for operator in ("nms", "qnms"):
         signature = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         OPERATORS.define(signature)  # type: ignore[no-untyped-call]
+finally:
+    imported()  # here, since lerobot cannot be imported just so beside transformers 5
 
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig

@@ -16,9 +16,10 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.download import cached
 from edge_sampler.models.families import FAMILIES
 from edge_sampler.models.loading import load
+from edge_sampler.models.own import with_examples
 from edge_sampler.models.zoo import GROUPS, ZooRow
 from edge_sampler.runtime.cache_folder import cache_folder
-from edge_sampler.runtime.command_line import Parser
+from edge_sampler.runtime.command_line import Parser, given
 from edge_sampler.runtime.errors import BoundError
 from edge_sampler.runtime.inputs import CLASSES, Shape
 from edge_sampler.runtime.noise import unit_noise
@@ -36,9 +37,17 @@ def main() -> None:
     command = commands.add_parser("verify", help="what a model is, and whether it removes noise")
     command.add_argument("model", help="a name of the list, or a file")
     command.add_argument("--weights", help="a checkpoint to load into the model instead of its own")
-    command.set_defaults(run=lambda arguments: verify(load(arguments.model, arguments.weights)))
+    command.add_argument("--conditions", metavar="FILE.npz", help="values of the model's conditions, [rows, …] by name")
+    command.set_defaults(run=lambda arguments: verify(chosen(arguments)))
     arguments = parser.parse_args()
     arguments.run(arguments)
+
+
+def chosen(arguments: argparse.Namespace) -> Denoiser:
+    model = load(arguments.model, arguments.weights)
+    if arguments.conditions:
+        with_examples(model, given([arguments.conditions]))
+    return model
 
 
 def show() -> None:

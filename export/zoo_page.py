@@ -31,6 +31,7 @@ python -m export.zoo_page --nfe {nfe} --out docs/models.md --force
 ```
 
 with random weights, on a CPU; seconds are those of one machine, and count from the loaded model to the checked files.
+How far each family is from its own library: [parity.md](parity.md).
 
 {groups}
 ## Folders of other libraries

@@ -136,7 +136,7 @@ def download(name: str) -> Path:
     """
     try:
         from diffusers import DiffusionPipeline
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # of its own, or of a library that it finds
         raise UserError(f"pipelines of the hub need diffusers: pip install '.[diffusers]' ({error})") from error
     try:
         return Path(DiffusionPipeline.download(name))

@@ -194,7 +194,7 @@ def test_classes_reach_every_evaluation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("one_batch", "class_label"), [(True, None), (True, 3), (False, 3)])
 def test_guidance_and_a_class_are_built_in(one_batch: bool, class_label: int | None, tmp_path: Path) -> None:
-    model = conditioned(models.load(TINY), class_label, 2.0, one_batch)
+    model = conditioned(models.load(TINY), class_label, 2.0, one_batch, null_class=0)
     plan = fixed_plan(model, "ipndm", 3)
     write_graphs(export_graphs(model), plan, tmp_path)
     noise = np.random.default_rng(0).normal(size=(5, *model.spec.shape)).astype(np.float32)

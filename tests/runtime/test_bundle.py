@@ -69,7 +69,7 @@ def test_comparing_notices_another_plan(copy: Path) -> None:
 
 def test_classes_and_uint8(conditional: Path) -> None:
     with runtime.load(conditional) as sampler:
-        images = sampler.sample([0, 0, 0], class_labels=[1, 2, -1])
+        images = sampler.sample([0, 0, 0], class_labels=[1, 2, 3])
         assert images.dtype == np.uint8
         assert images.shape == (3, 16, 16, 3)
         assert (images[0] != images[1]).any()
@@ -78,7 +78,7 @@ def test_classes_and_uint8(conditional: Path) -> None:
             (None, "class_labels is missing"),
             ([1, 2], "one or 3, one for each"),
             (10, "holds 10, which is out of range"),
-            (-2, "holds -2"),
+            (-1, "holds -1"),  # nothing told this network what no class is
         ):
             with pytest.raises(UserError, match=message):
                 sampler.sample([0, 1, 2], class_labels=labels)

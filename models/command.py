@@ -17,10 +17,10 @@ from edge_sampler.models.download import cached
 from edge_sampler.models.families import FAMILIES
 from edge_sampler.models.loading import load
 from edge_sampler.models.own import with_examples
-from edge_sampler.models.zoo import GROUPS, ZooRow
+from edge_sampler.models.zoo import GROUPS, ZOO, ZooRow
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.command_line import Parser, given
-from edge_sampler.runtime.errors import BoundError
+from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.inputs import CLASSES, Shape
 from edge_sampler.runtime.noise import unit_noise
 
@@ -56,13 +56,21 @@ def show() -> None:
     for group in GROUPS:
         print(f"\n{group.title}. Verified: {group.verified}.")
         for name, row in group.rows.items():
-            with torch.device("meta"):
-                network = build(row.architecture, name)
-            cells = (size(network.shape), network.classes or "-", parameters(network), where(row), row.licence)
+            shape = (row.architecture["img_channels"], *[row.architecture["img_resolution"]] * 2)
+            cells = (size(shape), row.architecture.get("label_dim") or "-", counted(name), where(row), row.licence)
             print(line.format(name, *cells))
     for family in FAMILIES:
         print(f"\nFolders: {family.name}. Verified: {family.verified}.\n{', '.join(family.supported)}")
     print(f"\nWeights that are not there are downloaded when first used, into {cache_folder()}")
+
+
+def counted(name: str) -> str:
+    """The parameters of a model known by name; "?" where a library that it needs is missing."""
+    try:
+        with torch.device("meta"):
+            return parameters(build(ZOO[name].architecture, name))
+    except UserError:
+        return "?"
 
 
 def verify(model: Denoiser) -> None:

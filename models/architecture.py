@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from edge_sampler.models import prompts
 from edge_sampler.models.denoiser import Preconditioned
 from edge_sampler.models.networks import NETWORKS
 from edge_sampler.models.networks.layers import FourierEmbedding
+from edge_sampler.models.networks.patches import Patches
 from edge_sampler.models.precond import PRECONDITIONINGS
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs, class_labels
@@ -68,10 +70,15 @@ def _build(arguments: dict[str, Any]) -> Preconditioned:
     resolution, channels = arguments.pop("img_resolution"), arguments.pop("img_channels")
     classes, null = arguments.pop("label_dim", 0), -1 if arguments.get("label_dropout") else None
     predicted = arguments.pop("out_channels", 2 * channels if precond == "iDDPMPrecond" else channels)
-    network = NETWORKS[model_type](resolution, channels, predicted, classes, **arguments)
-    return Preconditioned(
-        network, preconditioning, Inputs((channels, resolution, resolution), class_labels(classes, null))
-    )
+    patch, text = arguments.pop("patch", 1), arguments.pop("text", None)
+    size, inside, outside = resolution // patch, channels * patch**2, predicted * patch**2
+    network = NETWORKS[model_type](size, inside, outside, text["width"] if text else classes, **arguments)
+    conditions = prompts.embeds(text) if text else class_labels(classes, null)
+    inputs = Inputs((channels, resolution, resolution), conditions)
+    model = Preconditioned(Patches(network, patch) if patch > 1 else network, preconditioning, inputs)
+    if text:
+        model.encoder = prompts.encoder(text)
+    return model
 
 
 def predicts_all(architecture: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from edge_sampler.models.guided_diffusion import adm
 
 WEIGHTS = Path(__file__).parent / "weights"
 
+TOKENIZER = WEIGHTS / "flow-emoji-tokenizer.json"  # of Hugging Face's tokenizers; models.training.emoji writes it
 EDM_URL = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 EDM_LICENCE = "CC BY-NC-SA 4.0"
 
@@ -66,6 +67,19 @@ FASHION: dict[str, Any] = {
     "attn_resolutions": [7],
     "dropout": 0.0,
 }
+EMOJI: dict[str, Any] = {
+    "precond": "FlowPrecond",
+    "img_resolution": 32,
+    "img_channels": 3,
+    "patch": 2,
+    "text": {"tokenizer": TOKENIZER.read_text(), "width": 128, "layers": 2},
+    "model_type": "DhariwalUNet",
+    "model_channels": 64,
+    "channel_mult": [1, 2],
+    "num_blocks": 1,
+    "attn_resolutions": [8],
+    "dropout": 0.0,
+}
 DDPM: dict[str, Any] = {  # of arXiv 2006.11239, as diffusers has it
     "precond": "DDPMPrecond",
     "model_type": "UNet2DModel",
@@ -89,6 +103,7 @@ DDPM_256: dict[str, Any] = DDPM | {
     "up_block_types": ["UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4],
 }
 DIGITS_LICENCE = "Apache-2.0; trained on scikit-learn's digits (CC BY 4.0)"
+EMOJI_LICENCE = "Apache-2.0; trained on Noto Color Emoji (OFL-1.1)"
 FASHION_LICENCE = "Apache-2.0; trained on Fashion-MNIST (MIT)"
 
 
@@ -143,6 +158,7 @@ GROUPS = (
                 FASHION | {"label_dim": 10, "label_dropout": 0.1}, "edm-fashion-cond.safetensors", FASHION_LICENCE
             ),
             "ddim-fashion": ZooRow(FASHION | {"precond": "DDPMPrecond"}, "ddim-fashion.safetensors", FASHION_LICENCE),
+            "flow-emoji": ZooRow(EMOJI, "flow-emoji.safetensors", EMOJI_LICENCE),
         },
     ),
     Group(

@@ -1,4 +1,4 @@
-"""The images that the shipped models are trained on, each set float32 [n, 1, r, r] in [-1, 1] with its labels."""
+"""The images that the shipped models are trained on, each set float32 [n, c, r, r] in [-1, 1] with its labels."""
 
 import gzip
 from collections.abc import Callable
@@ -16,7 +16,10 @@ FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's packag
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and int64 labels to train on, and others, perhaps none, to judge by."""
+    """Images and int64 labels to train on, and others, perhaps none, to judge by.
+
+    Labels are classes [n], or a caption's tokens [n, length].
+    """
 
     images: Tensor
     labels: Tensor
@@ -62,4 +65,27 @@ def _idx(path: Path, shape: tuple[int, ...]) -> Tensor:
         raise UserError(f"{path}: not a whole Fashion-MNIST file ({error}); download it again") from error
 
 
-DATASETS: dict[str, Callable[[Path | None], Dataset]] = {"digits": digits, "fashion": fashion}
+def emoji(font: Path | None = None) -> Dataset:
+    """Emoji, 32×32 on white, with the tokens of their captions; some captions are held out.
+
+    A picture stands there once for each of its captions; of things in the font's own colours, three times as often.
+    Raises UserError where font, names or tokenizer are missing.
+    """
+    from edge_sampler.models.training.emoji import pictures, tokens  # which needs libraries that nothing else does
+
+    found = list(pictures(font))
+    parts = []
+    for held in (False, True):
+        rows = [
+            (picture.pixels, caption)
+            for picture in found
+            if picture.held == held
+            for caption in picture.captions * (1 if held or picture.varied else OWN_COLOURS)
+        ]
+        pixels = torch.from_numpy(np.stack([pixels for pixels, _ in rows])).permute(0, 3, 1, 2)
+        parts += [pixels.float() / 127.5 - 1, tokens([caption for _, caption in rows])]
+    return Dataset(*parts)
+
+
+OWN_COLOURS = 3
+DATASETS: dict[str, Callable[[Path | None], Dataset]] = {"digits": digits, "fashion": fashion, "emoji": emoji}

@@ -1,4 +1,7 @@
-"""What each kind of network is trained to minimise: ``loss(network, images, labels)``, a scalar."""
+"""What each kind of network is trained to minimise: ``loss(network, images, labels)``, a scalar.
+
+Labels are classes [n], or a caption's tokens [n, length].
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from edge_sampler.models.denoiser import Preconditioned, per_sample
 from edge_sampler.models.precond import DDPM_SIGMAS
+from edge_sampler.models.prompts import EMBEDS
 from edge_sampler.runtime.inputs import CLASSES
 
 LABEL_DROPOUT = 0.1  # of labels hidden, so that the network knows the unconditional branch of guidance (2207.12598)
@@ -23,6 +27,8 @@ def weighted_error(
     """
     hidden = torch.rand(len(labels), device=labels.device) < LABEL_DROPOUT
     known = {CLASSES: labels.masked_fill(hidden, -1)} if model.classes else {}
+    if model.encoder is not None:
+        known = {EMBEDS: model.encoder(labels)[0].masked_fill(hidden[:, None], 0.0)}
     denoised = model(images + per_sample(sigma, images) * torch.randn_like(images), sigma, **known)
     out = per_sample(model.preconditioning.coefficients(sigma).out, images)
     return (per_sample(weight, images) * (denoised.float() - images) ** 2 / out**2).mean()

@@ -59,6 +59,7 @@ RECIPES = {
     "edm-fashion": TEN_MILLION,
     "edm-fashion-cond": TEN_MILLION,
     "ddim-fashion": Recipe("fashion", images_seen=400_000, start="ddim-fashion", learning_rate=4e-4),
+    "flow-emoji": Recipe("emoji", 10_000_000, batch=1024, learning_rate=2e-3, warmup_steps=300, ema_halflife=200_000),
     "fashion-classifier": Recipe("fashion", images_seen=900_000, batch=128),
 }
 

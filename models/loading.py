@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from edge_sampler.models import checkpoint, families, guided_diffusion, own, pipeline
+from edge_sampler.models import checkpoint, families, guided_diffusion, own, pipeline, prompts
 from edge_sampler.models.architecture import build, randomise
 from edge_sampler.models.checkpoint import Checkpoint
 from edge_sampler.models.denoiser import Denoiser, Preconditioned
 from edge_sampler.models.download import fetch
 from edge_sampler.models.families.base import Options
 from edge_sampler.models.networks.dhariwal_unet import DhariwalUNet
+from edge_sampler.models.own import with_examples
 from edge_sampler.models.zoo import WEIGHTS, ZOO
 from edge_sampler.runtime.errors import UserError
 
@@ -70,7 +71,12 @@ def load(
         _fill(network, source, origin, architecture)
         licence = origin.licence
     digest = checkpoint.weights_sha256(network.state_dict())
-    return network.describe(origin.name, licence, digest, architecture, random_weights)
+    network.describe(origin.name, licence, digest, architecture, random_weights)
+    if text := architecture.get("text"):
+        network.spec = replace(network.spec, raw=prompts.prompt(text), made=(prompts.EMBEDS,))
+    if origin.examples:
+        with_examples(network, {prompts.PROMPT: origin.examples.read_text().splitlines()})
+    return network
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class _Origin:
     read: Callable[[], Checkpoint] | None
     licence: str = "unknown"
     shapes_sha256: str | None = None  # of the tensors' names and shapes
+    examples: Path | None = None  # captions, one a line
 
 
 def _folder(model: str) -> Path | None:
@@ -99,7 +106,9 @@ def _folder(model: str) -> Path | None:
 def _find(model: str, folder: Path | None) -> _Origin:
     path = Path(model)
     if row := ZOO.get(model):
-        return _Origin(model, lambda: row.architecture, lambda: _read(row.source), row.licence, row.shapes_sha256)
+        return _Origin(
+            model, lambda: row.architecture, lambda: _read(row.source), row.licence, row.shapes_sha256, row.examples
+        )
     if path.suffix == ".json":
         return _Origin(path.stem, lambda: _read_architecture(path), None)
     if path.suffix in checkpoint.FORMATS:

@@ -6,16 +6,27 @@ from typing import Any
 
 from edge_sampler.models.networks.text_encoder import TextEncoder
 from edge_sampler.runtime.inputs import Condition
+from edge_sampler.runtime.text import Text
 
 PROMPT, EMBEDS = "prompt", "prompt_embeds"
 
 
 def embeds(text: Mapping[str, Any]) -> dict[str, Condition]:
     """The condition that the network is told; ``text`` is the architecture's argument of that name."""
-    return {EMBEDS: Condition((text["width"],), null=0.0, description="the caption, encoded; zeros are no caption")}
+    return {EMBEDS: Condition((text["width"],), description="the caption, encoded")}
+
+
+def prompt(text: Mapping[str, Any]) -> dict[str, Condition]:
+    """What the caller gives: the caption, as text or as tokens."""
+    shape, made_by = (length(text),), Text.of(text["tokenizer"])
+    return {PROMPT: Condition(shape, "int64", description="what the picture shows", text=made_by)}
 
 
 def encoder(text: Mapping[str, Any]) -> TextEncoder:
-    tokenizer = json.loads(text["tokenizer"])
-    length = tokenizer["padding"]["strategy"]["Fixed"]
-    return TextEncoder(len(tokenizer["model"]["vocab"]), length, text["width"], text["layers"])
+    vocabulary = json.loads(text["tokenizer"])["model"]["vocab"]
+    return TextEncoder(len(vocabulary), length(text), text["width"], text["layers"])
+
+
+def length(text: Mapping[str, Any]) -> int:
+    """Tokens of a caption: those that the tokenizer pads to."""
+    return int(json.loads(text["tokenizer"])["padding"]["strategy"]["Fixed"])

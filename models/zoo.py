@@ -9,7 +9,8 @@ from edge_sampler.models.guided_diffusion import adm
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-TOKENIZER = WEIGHTS / "flow-emoji-tokenizer.json"  # of Hugging Face's tokenizers; models.training.emoji writes it
+TOKENIZER = WEIGHTS / "flow-emoji-tokenizer.json"  # of Hugging Face's tokenizers; models.training.emoji writes both
+CAPTIONS = WEIGHTS / "flow-emoji-captions.txt"
 EDM_URL = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 EDM_LICENCE = "CC BY-NC-SA 4.0"
 
@@ -115,6 +116,7 @@ class ZooRow:
     source: str
     licence: str
     shapes_sha256: str | None = None  # of the tensors' names and shapes
+    examples: Path | None = None  # captions to fit and to judge on, one a line
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ GROUPS = (
                 FASHION | {"label_dim": 10, "label_dropout": 0.1}, "edm-fashion-cond.safetensors", FASHION_LICENCE
             ),
             "ddim-fashion": ZooRow(FASHION | {"precond": "DDPMPrecond"}, "ddim-fashion.safetensors", FASHION_LICENCE),
-            "flow-emoji": ZooRow(EMOJI, "flow-emoji.safetensors", EMOJI_LICENCE),
+            "flow-emoji": ZooRow(EMOJI, "flow-emoji.safetensors", EMOJI_LICENCE, examples=CAPTIONS),
         },
     ),
     Group(

@@ -1,6 +1,6 @@
 """Pictures of emoji with captions: Debian's colour font, Unicode's names, and the same things in other colours.
 
-    python -m edge_sampler.models.training.emoji      # writes the vocabulary that the captions are made of
+python -m edge_sampler.models.training.emoji      # writes the vocabulary that the captions are made of
 """
 
 import re
@@ -20,7 +20,8 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordPieceTrainer
 from torch import Tensor
 
-from edge_sampler.models.zoo import TOKENIZER
+from edge_sampler.models.denoiser import HELD as HELD_EXAMPLES
+from edge_sampler.models.zoo import CAPTIONS, TOKENIZER
 from edge_sampler.runtime.errors import UserError
 
 VOCABULARY, LENGTH = 1024, 24  # word pieces; of one caption
@@ -38,6 +39,7 @@ TONE = "skin tone"
 NOT_RECOLOURED = (TONE, "flag ", "button")
 HELD_OUT = {"blue heart", "purple square", "green book", "orange circle"}  # that the font itself has
 HELD = 8  # and one in so many of the recoloured things
+EXAMPLES = 512  # captions to fit and to judge a sampler on
 
 
 @dataclass(frozen=True)
@@ -160,5 +162,21 @@ def make_tokenizer(captions: list[str]) -> Tokenizer:
     return tokenizer
 
 
+def examples(found: list[Picture]) -> list[str]:
+    """Captions to fit on, and then to judge on as many held-out ones as the model holds out of its examples."""
+    rng, captions = np.random.default_rng(0), list[str]()
+    for held, count in ((False, EXAMPLES - EXAMPLES // HELD_EXAMPLES), (True, EXAMPLES // HELD_EXAMPLES)):
+        known = [picture.captions[0] for picture in found if picture.held == held and TONE not in picture.captions[0]]
+        captions += rng.choice(known, count, replace=False).tolist()
+    return captions
+
+
+def main() -> None:
+    found = list(pictures())
+    if not TOKENIZER.exists():  # its training is not the same each time, and the weights know this one's pieces
+        make_tokenizer([caption for picture in found for caption in picture.captions]).save(str(TOKENIZER))
+    CAPTIONS.write_text("\n".join(examples(found)) + "\n")
+
+
 if __name__ == "__main__":
-    make_tokenizer([caption for picture in pictures() for caption in picture.captions]).save(str(TOKENIZER))
+    main()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from edge_sampler.models.denoiser import Preconditioned, per_sample
+from edge_sampler.models.networks.text_encoder import PAD
 from edge_sampler.models.precond import DDPM_SIGMAS
 from edge_sampler.models.prompts import EMBEDS
 from edge_sampler.runtime.inputs import CLASSES
@@ -28,7 +29,8 @@ def weighted_error(
     hidden = torch.rand(len(labels), device=labels.device) < LABEL_DROPOUT
     known = {CLASSES: labels.masked_fill(hidden, -1)} if model.classes else {}
     if model.encoder is not None:
-        known = {EMBEDS: model.encoder(labels)[0].masked_fill(hidden[:, None], 0.0)}
+        words = torch.arange(labels.shape[1], device=labels.device) > 0  # behind the token that starts any caption
+        known = {EMBEDS: model.encoder(labels.masked_fill(hidden[:, None] & words, PAD))[0]}
     denoised = model(images + per_sample(sigma, images) * torch.randn_like(images), sigma, **known)
     out = per_sample(model.preconditioning.coefficients(sigma).out, images)
     return (per_sample(weight, images) * (denoised.float() - images) ** 2 / out**2).mean()

@@ -2,6 +2,7 @@
 
     python -m models.train --dataset digits          # edm-digits: about 18 minutes on two cores; run again to resume
     python -m models.train --dataset fashion         # edm-fashion: 5 minutes on an H200, a day on two cores (--images)
+    python -m models.train --dataset emoji           # flow-emoji: ten million images, for a GPU (--images on a CPU)
     python -m models.train --model ddim-fashion      # any name of RECIPES
 
 Writes runs/MODEL/: state.pt (to resume from), losses.csv, losses.png, and the averaged weights, in half precision, as
@@ -27,16 +28,16 @@ def main() -> None:
         prog="python -m models.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--dataset", choices=DATASETS, help="trains the dataset's first model, edm-DATASET")
+    which.add_argument("--dataset", choices=DATASETS, help="trains the dataset's first model of RECIPES")
     which.add_argument("--model", choices=RECIPES)
-    parser.add_argument("--data", type=Path, help="folder of the dataset's original files (default: Debian's)")
+    parser.add_argument("--data", type=Path, help="the dataset's original files, a folder or a font (default: Debian's)")
     parser.add_argument("--images", type=int, help="training images to see in all (default: the model's recipe)")
     parser.add_argument("--batch", type=int, help="default: the model's recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="default: runs/MODEL")
     arguments = parser.parse_args()
-    name = arguments.model or f"edm-{arguments.dataset}"
+    name = arguments.model or next(name for name in RECIPES if RECIPES[name].dataset == arguments.dataset)
     changes: dict[str, Any] = {"seed": arguments.seed}
     for option, field in (("images", "images_seen"), ("batch", "batch")):
         value = getattr(arguments, option)

@@ -65,7 +65,7 @@ def pictures(font: Path | None = None) -> Iterator[Picture]:
         drawn = draw(characters, font or FONT)
         if drawn is None:
             continue
-        yield Picture(drawn, captions, TONE in captions[0], not HELD_OUT.isdisjoint(captions))
+        yield Picture(drawn, captions, TONE in captions[0], any(map(is_held, captions)))
         hue = hue_of(drawn)
         if hue is None or any(kind in captions[0] for kind in NOT_RECOLOURED):
             continue
@@ -73,8 +73,13 @@ def pictures(font: Path | None = None) -> Iterator[Picture]:
         for colour, wanted in HUES.items():
             if abs((wanted - hue + 180) % 360 - 180) > NEAR:
                 caption = f"{colour} {thing}"
-                held = caption in HELD_OUT or sum(caption.encode()) % HELD == 0
-                yield Picture(recoloured(drawn, wanted - hue), (caption, with_article(caption)), True, held)
+                told = caption, with_article(caption)
+                yield Picture(recoloured(drawn, wanted - hue), told, True, is_held(caption))
+
+
+def is_held(caption: str) -> bool:
+    """Whether what the caption says is to judge by, whichever picture it is of."""
+    return caption in HELD_OUT or (caption.split()[0] in HUES and sum(caption.encode()) % HELD == 0)
 
 
 def names() -> dict[str, tuple[str, ...]]:

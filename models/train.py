@@ -30,7 +30,7 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--dataset", choices=DATASETS, help="trains the dataset's first model of RECIPES")
     which.add_argument("--model", choices=RECIPES)
-    parser.add_argument("--data", type=Path, help="the dataset's original files, a folder or a font (default: Debian's)")
+    parser.add_argument("--data", type=Path, help="its original files: a folder, or a font (default: Debian's)")
     parser.add_argument("--images", type=int, help="training images to see in all (default: the model's recipe)")
     parser.add_argument("--batch", type=int, help="default: the model's recipe")
     parser.add_argument("--seed", type=int, default=0)

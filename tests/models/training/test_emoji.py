@@ -47,7 +47,7 @@ def test_names_are_words() -> None:
 def test_captions_become_the_tokens_of_the_shipped_vocabulary() -> None:
     ids = emoji.tokens(["a red heart", "", "RED heart"])
     assert ids.shape == (3, 24)
-    assert ids[:, 0].unique().tolist() == [2]  # the start
+    assert ids[:, 0].tolist() == [2, 2, 2]  # the start
     assert ids[0, 4:].tolist() == [0] * 20
     assert ids[1, 1:].tolist() == [0] * 23
     assert ids[0, 2:4].tolist() == ids[2, 1:3].tolist()

@@ -69,7 +69,7 @@ COMMANDS = (
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("project")
     for room in ("calibration", "edge_sampler", "export", "models", "runtime"):
-        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__", "weights"))
+        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     shutil.copy(ROOT / "pyproject.toml", copy)
     for path, text in TOYS.items():
         (copy / path).write_text(text)

@@ -135,7 +135,7 @@ def parity(record_property: Callable[[str, object], None]) -> Parity:
     """
 
     def hold(of: str, what: str, difference: float, bound: float) -> None:
-        record_property("parity", [of, what, difference, bound])
+        record_property("parity", [of, what, float(difference), bound])  # as plain numbers cross processes
         assert difference < bound, f"{of}, {what}: {difference:.1e}"
 
     return hold

@@ -1,6 +1,6 @@
 """Pictures of emoji with captions: Debian's colour font, Unicode's names, and the same things in other colours.
 
-python -m edge_sampler.models.training.emoji      # writes the vocabulary that the captions are made of
+python -m edge_sampler.models.training.emoji    # writes examples of captions, and a vocabulary where there is none
 """
 
 import re

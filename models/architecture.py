@@ -19,15 +19,16 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs, class_labels
 
 DEFAULT_NETWORKS = {"EDMPrecond": "DhariwalUNet", "iDDPMPrecond": "DhariwalUNet"}  # of EDM's classes; else SongUNet
-IGNORED = ("use_fp16", "sigma_data", "new_attention_order")  # where the preconditioning does not take them
+IGNORED = ("use_fp16", "sigma_data", "new_attention_order")  # where nothing here takes them
 
 
 def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:
     """The network of these arguments, its weights not yet set. Raises UserError for unusable arguments.
 
     Those that do not fit together are found by a forward pass of shapes alone, on PyTorch's meta device.
-    ``precond`` and ``model_type`` name rows of ``PRECONDITIONINGS`` and ``NETWORKS``; what is neither the images' shape
-    nor an argument of the preconditioning goes to the network.
+    ``precond`` and ``model_type`` name rows of ``PRECONDITIONINGS`` and ``NETWORKS``; ``patch`` is the size of the
+    patches that the network sees, ``text`` how it is told a caption (``models.prompts``). What is neither those, the
+    images' shape nor an argument of the preconditioning goes to the network.
     """
     try:
         with torch.device("meta"):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edge_sampler.runtime.errors import UserError
 
+OWN_COLOURS = 3  # times that an emoji stands there in the font's colours, beside one of each other colour
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 
 
@@ -87,5 +88,4 @@ def emoji(font: Path | None = None) -> Dataset:
     return Dataset(*parts)
 
 
-OWN_COLOURS = 3
 DATASETS: dict[str, Callable[[Path | None], Dataset]] = {"digits": digits, "fashion": fashion, "emoji": emoji}

@@ -74,29 +74,25 @@ def autoencoder(**changes: Any) -> Any:
 
 def stable_diffusion(folder: Path, scheduler: Any = None, **schedule: Any) -> Any:
     """Its pipeline, saved in ``folder``: images of 32×32, latents half as large."""
-    torch.manual_seed(0)
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=autoencoder(),
-        text_encoder=transformers.CLIPTextModel(clip_config()).eval(),
-        tokenizer=clip_tokenizer(folder / "words"),
-        unet=unet(),
-        scheduler=scheduler or diffusers.DDIMScheduler(**SCHEDULE | schedule),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    return saved(pipeline, folder)
+    scheduler = scheduler or diffusers.DDIMScheduler(**SCHEDULE | schedule)
+    return told_one_text(diffusers.StableDiffusionPipeline, folder, scheduler)
 
 
 def latent_consistency(folder: Path) -> Any:
     """Stable Diffusion whose network is told its guidance."""
+    scheduler = diffusers.LCMScheduler(**SCHEDULE)
+    return told_one_text(diffusers.LatentConsistencyModelPipeline, folder, scheduler, time_cond_proj_dim=32)
+
+
+def told_one_text(kind: Any, folder: Path, scheduler: Any, **changes: Any) -> Any:
+    """A pipeline of Stable Diffusion's parts; ``changes`` are its U-Net's."""
     torch.manual_seed(0)
-    pipeline = diffusers.LatentConsistencyModelPipeline(
+    pipeline = kind(
         vae=autoencoder(),
         text_encoder=transformers.CLIPTextModel(clip_config()).eval(),
         tokenizer=clip_tokenizer(folder / "words"),
-        unet=unet(time_cond_proj_dim=32),
-        scheduler=diffusers.LCMScheduler(**SCHEDULE),
+        unet=unet(**changes),
+        scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -1,13 +1,14 @@
 """What all command lines share: how they read arguments, and how they report an error."""
 
 import argparse
+import difflib
 import errno
 import json
 import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -72,7 +73,7 @@ def whole_numbers(text: str) -> list[int]:
     return numbers
 
 
-def given(texts: Sequence[str], of_text: Container[str] = ()) -> dict[str, Any]:
+def given(texts: Sequence[str], of_text: Sequence[str] = ()) -> dict[str, Any]:
     """Conditions by name, of ``NAME=VALUE`` and ``FILE.npz``. Raises UserError for what is neither.
 
     The values of conditions that are ``of_text`` are taken as they are, but for FILE.npy.
@@ -97,7 +98,9 @@ def given(texts: Sequence[str], of_text: Container[str] = ()) -> dict[str, Any]:
             else:
                 raise ValueError("it has no name")
         except (OSError, ValueError, zipfile.BadZipFile) as error:
+            near = difflib.get_close_matches(name, of_text, 1)
+            hint = f"; did you mean the text {near[0]!r}?" if near else ""
             raise UserError(
-                f"{text}: not NAME=NUMBERS, NAME=FILE.npy or FILE.npz that can be read ({error})"
+                f"{text}: not NAME=NUMBERS, NAME=FILE.npy or FILE.npz that can be read ({error}){hint}"
             ) from error
     return conditions

@@ -18,6 +18,7 @@ from edge_sampler.export.assemble import export_bundle
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.own import with_examples
+from edge_sampler.runtime import command_line
 from edge_sampler.runtime.__main__ import main
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.compare import compare, within
@@ -204,3 +205,9 @@ def test_prompts_are_examples(tmp_path: Path) -> None:
             export("--model", model_name, "--nfe", "1", *prompts, "--out", str(tmp_path / "c"))
     with pytest.raises(UserError, match=r"no examples of its condition prompt.* or --prompts FILE\.txt"):
         model().draw_raw([0])
+
+
+def test_a_misspelt_text_is_told_which_one_is_meant() -> None:
+    assert command_line.given(["prompt=a = b"], ["prompt"]) == {"prompt": "a = b"}
+    with pytest.raises(UserError, match=r"^promt=a star: not NAME=NUMBERS.*; did you mean the text 'prompt'\?$"):
+        command_line.given(["promt=a star"], ["prompt"])

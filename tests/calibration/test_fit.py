@@ -188,6 +188,7 @@ def test_the_reference_costs_what_it_says(network: Network, noise: torch.Tensor)
         assert network.meter.evaluations == cost(len(levels), fine_steps) * len(noise)
 
 
+@pytest.mark.usefixtures("coarse_reference")
 def test_heuns_single_evaluation_is_well_placed(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     """At even NFE the chosen place beats the first and the last transition."""
     from edge_sampler.calibration.solvers import heun

@@ -9,6 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+COARSE = """
+from edge_sampler.calibration import calibrate, chosen_levels, command
+from edge_sampler.calibration.study import ablation, ablation_command, command as study_command, measure, study
+
+chosen_levels.LEVELS, measure.MOST_STEPS = 8, 48
+measure.REFERENCE_STEPS, calibrate.REFERENCE_STEPS, study.REFERENCE_STEPS = 48, 48, 48
+ablation.BATCHES, ablation.SEEDS, ablation.ITERATIONS = (), 1, 1
+"""
 FIT = ["--solver", "iia-ipndm", "--target", "global", "--batch", "64", "--heldout", "64", "--fine-steps", "4"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -60,11 +68,12 @@ def test_sums_over_two_processes_are_those_of_one(tmp_path: Path) -> None:
 
 
 def test_two_processes_make_the_plan_of_one(tmp_path: Path) -> None:
-    plans = []
+    script, plans = tmp_path / "fit.py", []
+    script.write_text(COARSE + "command.main()")
     for name, command in (("one", [sys.executable]), ("two", TORCHRUN)):
         out = tmp_path / f"{name}.json"
-        fit = ["-m", "calibration", "--model", "edm-digits", "--nfe", "3", *FIT, "--out", str(out)]
-        done = run([*command, *fit], tmp_path / name)
+        fit = ["--model", "edm-digits", "--nfe", "3", *FIT, "--out", str(out)]
+        done = run([*command, str(script), *fit], tmp_path / name)
         assert done.returncode == 0, done.stderr
         plans.append(json.loads(out.read_text()))
     for one, two in zip(plans[0]["table"], plans[1]["table"], strict=True):
@@ -73,12 +82,13 @@ def test_two_processes_make_the_plan_of_one(tmp_path: Path) -> None:
 
 
 def test_two_processes_measure_what_one_measures(tmp_path: Path) -> None:
-    few = ["--nfe", "3", "--iterations", "0", "--noises", "9", "--batch", "16", "--heldout", "8"]
-    found = []
+    few = ["--nfe", "3", "--solvers", "ddim,iia-ddim", "--iterations", "0", "--noises", "9"]
+    few += ["--batch", "16", "--heldout", "8"]
+    script, found = tmp_path / "study.py", []
+    script.write_text(COARSE + "study_command.main()")
     for name, command in (("one", [sys.executable]), ("two", TORCHRUN)):
         out = tmp_path / f"{name}-out"
-        study = ["-m", "calibration", "study", "--model", "edm-digits", *few, "--out", str(out)]
-        done = run([*command, *study], tmp_path / name)
+        done = run([*command, str(script), "--model", "edm-digits", *few, "--out", str(out)], tmp_path / name)
         assert done.returncode == 0, done.stderr
         found.append({row["solver"]: row["rmse"] for row in json.loads((out / "study.json").read_text())["rows"]})
     assert found[1] == pytest.approx(found[0], rel=1e-2)
@@ -108,19 +118,9 @@ def test_the_first_process_writes_what_all_made(tmp_path: Path) -> None:
     assert done.stdout.count("wrote") == 1
 
 
-ABLATION = """
-from edge_sampler.calibration import calibrate, chosen_levels
-from edge_sampler.calibration.study import ablation, ablation_command, measure
-
-chosen_levels.LEVELS, measure.REFERENCE_STEPS, calibrate.REFERENCE_STEPS = 8, 48, 48
-ablation.BATCHES, ablation.SEEDS, ablation.ITERATIONS = (), 1, 1
-ablation_command.main()
-"""
-
-
 def test_two_processes_share_an_ablation(tmp_path: Path) -> None:
     script = tmp_path / "ablation.py"
-    script.write_text(ABLATION)
+    script.write_text(COARSE + "ablation_command.main()")
     few = ["--model", "edm-digits", "--nfe", "2", "--noises", "9", "--batch", "16", "--heldout", "8"]
     done = run([*TORCHRUN, str(script), *few, "--out", str(tmp_path / "tables.md")], tmp_path)
     assert done.returncode == 0, done.stderr

@@ -13,14 +13,15 @@ from tests.conftest import TINY, run_main
 
 def test_tables(digits: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
-        "chosen_levels.LEVELS": 8, "study.measure.REFERENCE_STEPS": 48, "calibrate.REFERENCE_STEPS": 48,
+        "chosen_levels.LEVELS": 8, "calibrate.REFERENCE_STEPS": 24,
+        "study.measure.REFERENCE_STEPS": 24, "study.measure.MOST_STEPS": 24,
         "study.ablation.BATCHES": (4, 16), "study.ablation.SEEDS": 2, "study.ablation.ITERATIONS": 1,
     }.items():  # fmt: skip
         monkeypatch.setattr(f"edge_sampler.calibration.{name}", value)
     out = tmp_path / "tables.md"
     run_main(
         ablation_command.main, "--model", "edm-digits", "--also", TINY, "--nfe", "3",
-        "--batch", "8", "--heldout", "4", "--noises", "16", "--cache", str(tmp_path / "cache"), "--out", str(out),
+        "--batch", "8", "--heldout", "4", "--noises", "8", "--cache", str(tmp_path / "cache"), "--out", str(out),
     )  # fmt: skip
     text = out.read_text()
     cells = {cells[1].strip(): cells[2].strip() for line in text.splitlines() if len(cells := line.split("|")) > 3}
@@ -28,6 +29,6 @@ def test_tables(digits: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [label for label in cells if label.startswith("edm, r = 1, ")] == ["edm, r = 1, 4", "edm, r = 1, 8"]
     assert "± " in cells["chosen, r = 2, 4"]
     heun = calibrate(digits, Settings(3, "heun"))
-    assert float(cells["Heun (heun)"]) == pytest.approx(error_against_converged(digits, heun, 16), rel=0.02)
+    assert float(cells["Heun (heun)"]) == pytest.approx(error_against_converged(digits, heun, 8), rel=0.02)
     assert cells["fitted on edm-digits"] != cells["not fitted: ipndm, edm grid"]
     assert len({cells[f"fitted on {Path(TINY).stem}, class {k}"] for k in range(3)}) == 3

@@ -138,7 +138,7 @@ def _read(source: str) -> Checkpoint:
 
 def _read_architecture(path: Path) -> dict[str, Any]:
     try:
-        architecture = json.loads(path.read_text())
+        architecture = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
     if not isinstance(architecture, dict):

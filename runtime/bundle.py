@@ -38,11 +38,15 @@ REFERENCE_INPUT = "input_"  # begins the names of conditions in reference.npz
 FLOAT_IMAGES = "images_float32"  # what sampler.onnx calls its float images where its output is uint8
 MANIFEST = "manifest.json"
 FP32_TOLERANCE = 1e-4
+PIECE = 2**20  # bytes of a file that are hashed at a time
 
 
 def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -56,7 +60,7 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 def write_manifest(path: Path, facts: Mapping[str, Any], files: Mapping[str, Any]) -> None:
     """Closes a bundle: ``facts`` are what it is, ``files`` of ``describe_files``."""
-    path.write_text(json.dumps({"schema": SCHEMA, **facts, "files": files}, indent=1) + "\n")
+    path.write_text(json.dumps({"schema": SCHEMA, **facts, "files": files}, indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import errno
+import io
 import json
 import os
 import re
@@ -29,6 +30,9 @@ class Parser(argparse.ArgumentParser):
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command line's ``main`` and exits: with its status, or with an error's and one line on standard error."""
     leave_name()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # pipes of Windows write neither γ nor σ
+            stream.reconfigure(errors="replace")
     status = 2
     try:
         sys.exit(main() or 0)

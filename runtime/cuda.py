@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
 from math import prod
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -133,7 +133,7 @@ class Device:
         )
         return f"sm{major}{minor}"
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Device":
         return self
 
     def __exit__(self, *exception: object) -> None:

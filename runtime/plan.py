@@ -93,13 +93,13 @@ class Plan:
         fields = {"schema": SCHEMA, "solver": self.solver, "sigmas": self.sigmas, "table": self.table}
         fields |= {"clip": self.clip} if self.clip else {}
         fields |= {"report": self.report and self.report.record()} | ({"mean": self.mean} if self.afs else {})
-        path.write_text(json.dumps(fields, indent=1) + "\n")
+        path.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
         """Raises UserError when the file is missing, damaged, or of another schema."""
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(path.read_text(encoding="utf-8"))
             if data["schema"] != SCHEMA:
                 raise UserError(
                     f"{path}: plan schema {data['schema']!r}; this version reads {SCHEMA}: fit it again, with "

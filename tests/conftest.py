@@ -1,4 +1,8 @@
-"""What several rooms' tests share."""
+"""What several rooms' tests share.
+
+On a device there is no PyTorch: then bundles made elsewhere by ``python -m tests.bundles FOLDER`` are taken, where the
+environment variable EDGE_SAMPLER_BUNDLES says that they are, and tests that need PyTorch are skipped.
+"""
 
 import json
 import os
@@ -6,29 +10,36 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 
 from edge_sampler import models
-from edge_sampler.calibration.evaluate.network import Network
-from edge_sampler.export.command import main as export_main
-from edge_sampler.export.network_graph import export_denoiser
-from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.fit_report import FitReport
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import Plan
+from tests.bundles import BUNDLES
 
+if TYPE_CHECKING:
+    import torch
+
+    from edge_sampler.calibration.evaluate.network import Network
+    from edge_sampler.models.denoiser import Denoiser
+
+PYTORCH = find_spec("torch") is not None
+collect_ignore = [] if PYTORCH else ["runtime/test_text.py", "runtime/test_trt_conditions.py"]
 pytest_plugins = ("tests.fakes.cuda",)
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, on as many cores
-    torch.set_num_threads(1)
+    if PYTORCH:
+        import torch
+
+        torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 DATA = Path(__file__).parent / "data"
-TINY = str(DATA / "official-format-tiny.pkl")
 GOLDEN = tuple(sorted(path.stem for path in DATA.glob("*cond.npz")))
 
 
@@ -37,13 +48,14 @@ class Golden:
     """One network of the original implementation, rebuilt as ours, and what the original computed."""
 
     name: str
-    model: Denoiser
+    model: "Denoiser"
     arrays: dict[str, np.ndarray]
-    conditions: dict[str, torch.Tensor]
+    conditions: dict[str, "torch.Tensor"]
 
 
 @pytest.fixture(params=GOLDEN)
 def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
+    torch = pytest.importorskip("torch")
     with np.load(DATA / f"{request.param}.npz") as stored:
         arrays = {name: stored[name] for name in stored.files}
     architecture, weights = tmp_path / f"{request.param}.json", tmp_path / "weights.pt"
@@ -55,23 +67,30 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
 
 
 @pytest.fixture(scope="session")
-def digits() -> Denoiser:
+def digits() -> "Denoiser":
+    pytest.importorskip("torch")
     return models.load("edm-digits")
 
 
 @pytest.fixture(scope="session")
-def digits_graph(digits: Denoiser) -> ir.Model:
+def digits_graph(digits: "Denoiser") -> ir.Model:
+    from edge_sampler.export.network_graph import export_denoiser
+
     return export_denoiser(digits)
 
 
 @pytest.fixture(scope="session")
-def noise(digits: Denoiser) -> torch.Tensor:
+def noise(digits: "Denoiser") -> "torch.Tensor":
     """Unit noise of seeds 0 to 3, float64."""
+    import torch
+
     return torch.from_numpy(unit_noise(range(4), digits.spec.shape)).double()
 
 
 @pytest.fixture
-def network(digits: Denoiser) -> Network:
+def network(digits: "Denoiser") -> "Network":
+    from edge_sampler.calibration.evaluate.network import Network
+
     return Network(digits)
 
 
@@ -98,24 +117,30 @@ def run_main(main: Callable[[], object], *arguments: str) -> None:
 
 
 def export(*arguments: str) -> None:
-    run_main(export_main, *arguments)
+    pytest.importorskip("torch")
+    from edge_sampler.export.command import main
+
+    run_main(main, *arguments)
+
+
+def bundle(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if elsewhere := os.environ.get("EDGE_SAMPLER_BUNDLES"):
+        return Path(elsewhere) / name
+    out = tmp_path_factory.mktemp("bundles") / name
+    export(*BUNDLES[name], "--out", str(out))
+    return out
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of trained weights, without classes. Do not change it: take ``copy``."""
-    out = tmp_path_factory.mktemp("bundles") / "digits"
-    fit = ["--solver", "iia-ipndm", "--fit-target", "global", "--fit-batch", "16", "--heldout", "8"]
-    export("--model", "edm-digits", "--nfe", "4", *fit, "--out", str(out))
-    return out
+    return bundle("digits", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with classes and uint8 images. Do not change it."""
-    out = tmp_path_factory.mktemp("bundles") / "tiny"
-    export("--model", TINY, "--nfe", "3", "--solver", "ddim", "--check", "0", "--output", "uint8", "--out", str(out))
-    return out
+    return bundle("tiny", tmp_path_factory)
 
 
 @pytest.fixture

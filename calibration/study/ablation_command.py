@@ -57,7 +57,7 @@ def main() -> None:
 
     def write(answers: list[Answer], path: Path) -> None:
         title = f"# {first.spec.title}: RMS error of final images, {arguments.noises} held-out noises\n\n"
-        path.write_text(title + "\n".join(map(markdown, answers)))
+        path.write_text(title + "\n".join(map(markdown, answers)), encoding="utf-8")
 
     if answers := written(target, first.device, work, write):
         print(f"{target}: {len(answers)} tables")

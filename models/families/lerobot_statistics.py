@@ -130,6 +130,6 @@ def processor(folder: Path, file: str, kind: str) -> Normaliser:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not a readable JSON object ({error})") from error

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Session(Protocol):
     def spans(self, feed: Mapping[str, np.ndarray]) -> Spans | None:
         """One more run, timed inside; None where the library cannot tell."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> "Session": ...
 
     def __exit__(self, *exception: object) -> None: ...
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -105,7 +105,7 @@ class Session:
     def spans(self, feed: Mapping[str, np.ndarray]) -> Spans | None:
         return None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Session":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -231,7 +231,7 @@ def _open_graph(provider: Provider, bundle: Bundle, file: str) -> Session:
 def resident_memory() -> int:
     """Bytes of this process in memory; 0 where the system does not tell."""
     try:
-        pages = Path("/proc/self/statm").read_text().split()[1]
+        pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
     except OSError:
         return 0
     return int(pages) * 4096

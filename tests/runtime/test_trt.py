@@ -5,6 +5,7 @@ import inspect
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,12 +35,13 @@ FLAVOURS = tuple(LIBRARIES)
 @pytest.fixture(params=FLAVOURS)
 def flavour(
     request: pytest.FixtureRequest, fake_cuda: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> str:
+) -> Iterator[str]:
     for name, module in LIBRARIES.items():
         monkeypatch.setitem(sys.modules, module, make(fake_cuda, VERSION, rtx=name == "tensorrt-rtx"))
     monkeypatch.setenv("EDGE_SAMPLER_CACHE", str(tmp_path / "cache"))
     logger.cache_clear()
-    return str(request.param)
+    yield str(request.param)
+    logger.cache_clear()  # the fake library's is not for the real one
 
 
 @pytest.fixture

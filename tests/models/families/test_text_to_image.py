@@ -250,7 +250,7 @@ def test_another_vae(saved: Path, tmp_path: Path) -> None:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 def remove(path: Path) -> None:

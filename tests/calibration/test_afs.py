@@ -16,7 +16,7 @@ from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import silent
 from edge_sampler.runtime.plan import sample
-from tests.conftest import TINY
+from tests.bundles import TINY
 
 
 def test_the_mean_is_that_of_the_networks_answers(digits: Denoiser) -> None:

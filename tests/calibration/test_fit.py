@@ -27,7 +27,8 @@ from edge_sampler.models.progress import silent
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import sample
-from tests.conftest import TINY, report_of
+from tests.bundles import TINY
+from tests.conftest import report_of
 
 BASES = {
     "iia-ddim": "ddim",

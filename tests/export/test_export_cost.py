@@ -4,7 +4,7 @@ import pytest
 
 from edge_sampler import models
 from edge_sampler.export.export_cost import BARE, measure
-from tests.conftest import TINY
+from tests.bundles import TINY
 
 
 @pytest.mark.parametrize("model", ["edm-digits", TINY])

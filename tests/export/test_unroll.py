@@ -30,7 +30,8 @@ from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import to_uint8
 from edge_sampler.runtime.plan import Plan, sample
-from tests.conftest import DATA, TINY, Golden, relative
+from tests.bundles import TINY
+from tests.conftest import DATA, Golden, relative
 
 NFES = (1, 2, 5, 10)
 

@@ -22,7 +22,7 @@ from edge_sampler.models.precond import (
 )
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs
-from tests.conftest import TINY
+from tests.bundles import TINY
 
 
 class Oracle(nn.Module):

@@ -8,7 +8,8 @@ from edge_sampler.calibration.calibrate import calibrate, error_against_converge
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.study import ablation_command
 from edge_sampler.models.denoiser import Denoiser
-from tests.conftest import TINY, run_main
+from tests.bundles import TINY
+from tests.conftest import run_main
 
 
 def test_tables(digits: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

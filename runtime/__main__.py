@@ -6,6 +6,7 @@ python -m runtime compare BUNDLE                  # parity: exit 1 beyond --tole
 python -m runtime compare BUNDLE --backends onnxrt,tensorrt-rtx
 python -m runtime bench BUNDLE --batch 1,16 --json times.json
 python -m runtime inspect BUNDLE
+python -m runtime doctor                          # what runs here: exit 0, 1 (not on a GPU) or 2 (nothing)
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_sampler.runtime import UserError, load
+from edge_sampler.runtime import UserError, doctor, load
 from edge_sampler.runtime.backends import BACKENDS
 from edge_sampler.runtime.bench import EAGER, UNROLLED, bench
 from edge_sampler.runtime.bundle import Bundle
@@ -72,8 +73,11 @@ def main() -> int:
     command.add_argument("--force", action="store_true", help="replace an existing file")
 
     verb("inspect", "verify every file and print what the bundle is")
+    command = verbs.add_parser("doctor", help="what this machine has, which backends run here, and why others do not")
+    command.add_argument("bundle", type=Path, nargs="?", help="whether this one does")
     arguments = parser.parse_args()
-    return {"sample": sample, "compare": parity, "bench": times, "inspect": inspect}[arguments.verb](arguments)
+    verb_of = {"sample": sample, "compare": parity, "bench": times, "inspect": inspect, "doctor": diagnosis}
+    return verb_of[arguments.verb](arguments)
 
 
 def sample(arguments: argparse.Namespace) -> int:
@@ -168,6 +172,16 @@ def inspect(arguments: argparse.Namespace) -> int:
     for name, recorded in bundle.manifest["files"].items():
         print(f"{recorded['bytes']:>12,} bytes  {name}  verified")
     return 0
+
+
+def diagnosis(arguments: argparse.Namespace) -> int:
+    for name, what in doctor.machine():
+        print(f"{name:<13}{what}")
+    found = doctor.findings(Bundle.open(arguments.bundle) if arguments.bundle else None)
+    print(f"\n{'backend':<21}runs {arguments.bundle or 'here'}")
+    for finding in found:
+        print(f"{finding.backend:<21}{'yes' if finding.reason is None else f'no: {finding.reason}'}")
+    return doctor.status(found)
 
 
 if __name__ == "__main__":

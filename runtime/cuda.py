@@ -26,6 +26,7 @@ NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 _POINTER, _SIZE, _INT, _TEXT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_char_p
 SIGNATURES: dict[str, tuple[Any, ...]] = {  # each returns a CUresult
     "cuInit": (ctypes.c_uint,),
+    "cuDriverGetVersion": (ctypes.POINTER(_INT),),
     "cuGetErrorString": (_INT, ctypes.POINTER(_TEXT)),
     "cuDeviceGet": (ctypes.POINTER(_INT), _INT),
     "cuDeviceGetName": (_TEXT, _INT, _INT),
@@ -133,6 +134,11 @@ class Device:
         )
         return f"sm{major}{minor}"
 
+    @property
+    def memory(self) -> int:
+        """Bytes that it has, free or not; on a Jetson those of the whole machine."""
+        return _memory()[1]
+
     def __enter__(self) -> "Device":
         return self
 
@@ -140,12 +146,24 @@ class Device:
         self.close()
 
 
+def version() -> str:
+    """Of CUDA, the latest that the driver knows, such as 12.6."""
+    number = _made("cuDriverGetVersion", kind=ctypes.c_int)
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
 def used_memory() -> int:
     """Bytes of the first GPU's memory in use, by every process."""
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
     with Device():
-        call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
-    return total.value - free.value
+        free, total = _memory()
+    return total - free
+
+
+def _memory() -> tuple[int, int]:
+    """Bytes of the thread's GPU that are free, and all."""
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+    return free.value, total.value
 
 
 class Memory(ExitStack):

@@ -1,6 +1,7 @@
 """Text as a condition: a tokenizer, which the bundle carries, makes token ids of it on the host."""
 
 import hashlib
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -75,6 +76,16 @@ def tokens(texts: Any, content: str, name: str, length: int) -> np.ndarray:
     return np.array(ids[0] if isinstance(texts, str) else ids, np.int64)
 
 
+def library() -> Any:
+    """The library tokenizers. Raises UserError where it is not installed."""
+    try:
+        return importlib.import_module("tokenizers")
+    except ImportError as error:
+        raise UserError(
+            f"text needs the library tokenizers, token ids do not: pip install 'edge-sampler[text]' ({error})"
+        ) from error
+
+
 @lru_cache(maxsize=8)
 def loaded(content: str, length: int) -> "Tokenizer":
     """The tokenizer, which pads to ``length`` tokens and cuts nothing off.
@@ -82,13 +93,9 @@ def loaded(content: str, length: int) -> "Tokenizer":
     Raises UserError where the library is not installed, for what is no tokenizer, and for one that does not pad.
     """
     try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise UserError(
-            f"text needs the library tokenizers, token ids do not: pip install 'edge-sampler[text]' ({error})"
-        ) from error
-    try:
-        tokenizer = Tokenizer.from_str(content)
+        tokenizer: Tokenizer = library().Tokenizer.from_str(content)
+    except UserError:
+        raise
     except Exception as error:  # the library raises Exception itself
         raise UserError(f"not a tokenizer that the library tokenizers can read: {error}") from error
     if tokenizer.padding is None:

@@ -38,7 +38,7 @@ def open_it(bundle, precision, outputs):
     return Loud(bundle.graph("sampler.onnx"), outputs)
 
 
-BACKENDS = (Backend("toy-backend", 99, lambda bundle, precision: None, open_it, None, lambda: 0),)
+BACKENDS = (Backend("toy-backend", 99, lambda: None, lambda bundle, precision: None, open_it, None, False),)
 """,
     "models/networks/toy.py": """
 import torch

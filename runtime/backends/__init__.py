@@ -24,7 +24,7 @@ def choose(bundle: Bundle, name: str = "auto", precision: str | None = None) -> 
         raise UserError(f"unknown backend {name!r}; known: auto, {', '.join(BACKENDS)}")
     reasons = []
     for candidate in BACKENDS.values() if name == "auto" else (BACKENDS[name],):
-        reason = candidate.unable(bundle, precision)
+        reason = candidate.lacks() or candidate.unable(bundle, precision)
         if reason is None:
             return candidate
         reasons.append(f"{candidate.name} cannot run this bundle here: {reason}")

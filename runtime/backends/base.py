@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from edge_sampler.runtime import cuda
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 
@@ -41,23 +43,37 @@ class Session(Protocol):
 class Backend:
     """A way to run a bundle.
 
-    ``unable(bundle, precision)`` says why this machine cannot run that bundle so, or None. ``open(bundle, precision,
-    outputs)`` loads the sampler; ``outputs`` names inner values to return as well, where there are ``inner_values``.
-    ``open_graph(bundle, file)`` loads another of the bundle's graphs, such as denoiser.onnx; None for a library that
-    runs engines alone. ``used_memory`` is in bytes, before and after to compare.
+    ``lacks()`` says what this machine lacks for it, or None; ``unable(bundle, precision)``, asked where nothing is
+    lacking, why it cannot run that bundle so, or None. ``open(bundle, precision, outputs)`` loads the sampler;
+    ``outputs`` names inner values to return as well, where there are ``inner_values``. ``open_graph(bundle, file)``
+    loads another of the bundle's graphs, such as denoiser.onnx; None for a library that runs engines alone.
     """
 
     name: str
     rank: int  # the lowest that can run a bundle is the one that "auto" takes
+    lacks: Callable[[], str | None]
     unable: Callable[[Bundle, str | None], str | None]
     open: Callable[[Bundle, str | None, Sequence[str]], Session]
     open_graph: Callable[[Bundle, str], Session] | None
-    used_memory: Callable[[], int]
+    gpu: bool  # whether it computes there
+
+    def used_memory(self) -> int:
+        """Bytes, before and after to compare."""
+        return cuda.used_memory() if self.gpu else resident_memory()
 
     @property
     def inner_values(self) -> bool:
         """Whether it can return values from inside the sampler's graph."""
         return self.open_graph is not None
+
+
+def resident_memory() -> int:
+    """Bytes of this process in memory; 0 where the system does not tell."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * 4096
 
 
 def check_inputs(

@@ -1,7 +1,10 @@
 """ONNX Runtime: on the CPU, the baseline that every engine is compared with; and its two NVIDIA providers."""
 
+import contextlib
 import importlib
 import importlib.util
+import io
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +21,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.protobuf import field_head
 
+OLDEST = (1, 18)  # of ONNX Runtime that reads our graphs
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(bool)": "bool"}
 
@@ -34,6 +38,25 @@ class Provider:
 CPU = Provider("CPUExecutionProvider", "install onnxruntime", {})
 CUDA = Provider("CUDAExecutionProvider", "pip install onnxruntime-gpu, in place of onnxruntime", {"use_tf32": "0"})
 RTX = Provider("NvTensorRTRTXExecutionProvider", "pip install onnxruntime-ep-nv-tensorrt-rtx", {})
+
+
+def library() -> Any:
+    """ONNX Runtime's module. Raises UserError where it is missing, too old, or cannot be loaded."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # NumPy 2 tells of extensions made for NumPy 1 at length
+            module: Any = importlib.import_module("onnxruntime")
+            release = re.findall(r"\d+", module.__version__)
+    except ModuleNotFoundError as error:
+        raise UserError(CPU.install) from error
+    except Exception as error:  # its own import raises what it likes
+        reason = str(error).split("\n", maxsplit=1)[0] or type(error).__name__
+        numpy_2 = f"; if it was made for NumPy 1 ({np.__version__} is installed): pip install 'numpy<2'"
+        raise UserError(f"onnxruntime cannot be loaded ({reason}){numpy_2 * (np.__version__ >= '2')}") from error
+    if tuple(map(int, release[:2])) < OLDEST:
+        raise UserError(
+            f"onnxruntime {'.'.join(map(str, OLDEST))} or later is needed, and {module.__version__} is installed"
+        )
+    return module
 
 
 class Session:
@@ -56,8 +79,7 @@ class Session:
         optimise: bool = True,
         capture: bool = False,
     ) -> None:
-        import onnxruntime
-
+        onnxruntime = library()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
@@ -146,8 +168,7 @@ class CapturedRuns:
             return {name: np.array(value.numpy()) for name, value in bound.outputs.items()}
 
     def _bind(self, feed: Mapping[str, np.ndarray]) -> Bound:
-        import onnxruntime
-
+        onnxruntime = library()
         sizes: dict[str | int, int] = {}  # of the axes that have names
         for wanted in self._session.get_inputs():
             sizes |= zip(wanted.shape, feed[wanted.name].shape, strict=True)
@@ -172,11 +193,9 @@ class CapturedRuns:
 @cache
 def _register_rtx() -> None:
     """Makes the TensorRT-RTX plugin known, once. Raises UserError when it cannot be loaded."""
-    import onnxruntime
-
     try:
         plugin = importlib.import_module(RTX_PLUGIN)
-        onnxruntime.register_execution_provider_library(RTX.name, plugin.get_library_path())
+        library().register_execution_provider_library(RTX.name, plugin.get_library_path())
     except Exception as error:  # as above
         reason = str(error).split("\n", maxsplit=1)[0]
         raise UserError(f"{RTX_PLUGIN} cannot be loaded: {reason}") from error
@@ -184,36 +203,35 @@ def _register_rtx() -> None:
 
 def _rtx_devices() -> list[Any]:
     """The GPU that the TensorRT-RTX plugin offers. Raises UserError when it supports none."""
-    import onnxruntime
-
     _register_rtx()
-    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == RTX.name]
+    devices = [device for device in library().get_ep_devices() if device.ep_name == RTX.name]
     if not devices:
         raise UserError(f"{RTX_PLUGIN} finds no GPU that it supports")
     return devices[:1]
 
 
-def _unable(provider: Provider, bundle: Bundle, precision: str | None) -> str | None:
-    if importlib.util.find_spec("onnxruntime") is None:
-        return CPU.install
-    graph = bundle.graph_name(precision)
-    if graph not in bundle.manifest["files"]:
-        return f"the bundle holds no {graph}: python -m export engine BUNDLE --precision {precision}"
-    if provider is CPU:
-        return None if precision != "bf16" else "its CPU kernels have no bfloat16"
-    import onnxruntime
-
-    if provider is CUDA and CUDA.name not in onnxruntime.get_available_providers():
-        return CUDA.install
-    if provider is RTX and importlib.util.find_spec(RTX_PLUGIN) is None:
-        return RTX.install
+def _lacks(provider: Provider) -> str | None:
     try:
+        onnxruntime = library()
+        if provider is CPU:
+            return None
+        if provider is CUDA and CUDA.name not in onnxruntime.get_available_providers():
+            return CUDA.install
+        if provider is RTX and importlib.util.find_spec(RTX_PLUGIN) is None:
+            return RTX.install
         cuda.driver()
         if provider is RTX:
             _rtx_devices()
     except UserError as error:
         return str(error)
     return None
+
+
+def _unable(provider: Provider, bundle: Bundle, precision: str | None) -> str | None:
+    graph = bundle.graph_name(precision)
+    if graph not in bundle.manifest["files"]:
+        return f"the bundle holds no {graph}: python -m export engine BUNDLE --precision {precision}"
+    return "its CPU kernels have no bfloat16" if provider is CPU and precision == "bf16" else None
 
 
 def _open(provider: Provider, bundle: Bundle, precision: str | None, outputs: Sequence[str]) -> Session:
@@ -228,23 +246,15 @@ def _open_graph(provider: Provider, bundle: Bundle, file: str) -> Session:
     return Session(bundle.graph(file), (), provider)
 
 
-def resident_memory() -> int:
-    """Bytes of this process in memory; 0 where the system does not tell."""
-    try:
-        pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
-    except OSError:
-        return 0
-    return int(pages) * 4096
-
-
 def _backend(name: str, rank: int, provider: Provider) -> Backend:
     return Backend(
         name,
         rank,
+        partial(_lacks, provider),
         partial(_unable, provider),
         partial(_open, provider),
         partial(_open_graph, provider),
-        resident_memory if provider is CPU else cuda.used_memory,
+        provider is not CPU,
     )
 
 

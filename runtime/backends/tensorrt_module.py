@@ -4,6 +4,7 @@ import importlib
 from collections import deque
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edge_sampler.runtime.engine_record import INSTALL, LIBRARIES
@@ -12,6 +13,7 @@ from edge_sampler.runtime.errors import UserError
 if TYPE_CHECKING:
     import tensorrt
 
+DEBIAN = Path("/usr/lib")  # where JetPack installs it
 LOGGED_LINES = 10_000
 
 
@@ -37,6 +39,11 @@ def library(flavour: str) -> Library:
         module: Any = importlib.import_module(name)
         _ = module.Builder  # stubs alone, for a type checker, look like a package without content
     except (ModuleNotFoundError, AttributeError) as error:
+        if name == "tensorrt" and any(DEBIAN.glob("python3*/dist-packages/tensorrt")):
+            raise UserError(
+                "tensorrt is installed for the system's Python, and this environment hides it: make the environment "
+                "anew with python3 -m venv --system-site-packages, by the Python that the system has"
+            ) from error
         raise UserError(f"{name} is not installed: {INSTALL[flavour]}") from error
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(f"{name} cannot be loaded ({error}): install it again") from error

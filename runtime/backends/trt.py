@@ -1,5 +1,6 @@
 """TensorRT and TensorRT-RTX, whose Python APIs are nearly one: an engine of a bundle, run without PyTorch."""
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -226,12 +227,14 @@ class Lane:
 class RuntimeCache:
     """TensorRT-RTX compiles kernels for the GPU it meets; this keeps them, so that only the first load is slow.
 
-    A file for each engine and kind of GPU, in the user's cache folder. Does nothing for TensorRT.
+    A file for each engine, release of the library and model of GPU, which is what the kernels fit, in the user's cache
+    folder. Does nothing for TensorRT.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, device: cuda.Device) -> None:
         sha = bundle.manifest["files"][engine.file]["sha256"][:16]
-        self._path = cache_folder() / "rtx-kernels" / f"{sha}-{device.capability}.bin"
+        model = re.sub(r"[^A-Za-z0-9]+", "-", device.name)
+        self._path = cache_folder() / "rtx-kernels" / f"{sha}-{engine.version}-{model}.bin"
         self._cache: Any = None
 
     def make_context(self, lib: Any, engine: "tensorrt.ICudaEngine") -> "tensorrt.IExecutionContext":
@@ -269,6 +272,15 @@ class RuntimeCache:
         self._cache = None
 
 
+def _lacks(flavour: str) -> str | None:
+    try:
+        library(flavour)
+        cuda.driver()
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _unable(flavour: str, bundle: Bundle, precision: str | None) -> str | None:
     try:
         find_engine(bundle, flavour, precision, None)
@@ -288,6 +300,14 @@ def _open(flavour: str, bundle: Bundle, precision: str | None, outputs: Sequence
 
 
 BACKENDS = tuple(
-    Backend(flavour, rank, partial(_unable, flavour), partial(_open, flavour), None, cuda.used_memory)
+    Backend(
+        flavour,
+        rank,
+        partial(_lacks, flavour),
+        partial(_unable, flavour),
+        partial(_open, flavour),
+        None,
+        True,
+    )
     for rank, flavour in enumerate(LIBRARIES)
 )

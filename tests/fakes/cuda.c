@@ -33,6 +33,7 @@ void fake_enqueue(Stream *stream, Work work) {
 void fake_spoil_capture(Stream *stream) { stream->spoilt = 1; }
 
 int cuInit(unsigned flags) { CHECK("cuInit"); return flags ? INVALID_VALUE : OK; }
+int cuDriverGetVersion(int *version) { *version = 12060; return OK; }
 int cuGetErrorString(int code, const char **text) {
     *text = code == OUT_OF_MEMORY ? "out of memory" : "made to fail";
     return OK;

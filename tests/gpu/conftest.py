@@ -25,7 +25,8 @@ from edge_sampler.runtime.engine_record import LIBRARIES, Batch, Engine
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import as_floats
 from edge_sampler.runtime.sampler import feed_of
-from tests.conftest import TINY, export
+from tests.bundles import TINY
+from tests.conftest import export
 
 GPU_BACKENDS = tuple(name for name in BACKENDS if name != "onnxrt")
 ROUNDS = 3
@@ -103,7 +104,7 @@ def missing(name: str, precision: str, batch: str) -> str | None:
         return str(error)
     files = dict.fromkeys(("sampler.onnx", "sampler-fp16.onnx", "sampler-bf16.onnx"))
     manifest = {"files": files, "engines": [engine.record()] if engine else []}
-    return BACKENDS[name].unable(Bundle(Path(), manifest), precision)
+    return BACKENDS[name].lacks() or BACKENDS[name].unable(Bundle(Path(), manifest), precision)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 from edge_sampler import models
@@ -25,6 +24,7 @@ from edge_sampler.runtime.plan import Plan
 from tests.bundles import BUNDLES
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import torch
 
     from edge_sampler.calibration.evaluate.network import Network
@@ -73,7 +73,7 @@ def digits() -> "Denoiser":
 
 
 @pytest.fixture(scope="session")
-def digits_graph(digits: "Denoiser") -> ir.Model:
+def digits_graph(digits: "Denoiser") -> "ir.Model":
     from edge_sampler.export.network_graph import export_denoiser
 
     return export_denoiser(digits)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from edge_sampler.export.lower import prepare_for_tensorrt
+from edge_sampler.export.lower import lower_opset, prepare_for_tensorrt
 from edge_sampler.export.precision import lower_precision
 from edge_sampler.export.roll import roll
 from edge_sampler.export.save import save_checked
+from edge_sampler.export.tensorrt_release import reads
 from edge_sampler.runtime import cuda
 from edge_sampler.runtime.backends.tensorrt_module import Library, library, logger, version
 from edge_sampler.runtime.bundle import Bundle
@@ -47,9 +48,12 @@ def engine_for(
 ) -> Engine:
     """The engine to build, its axes still open.
 
-    Raises UserError for a missing library, an unknown target, or one that is not this GPU's.
+    Raises UserError for a library that is missing or too old, a precision that it does not read, an unknown target, and
+    one that is not this GPU's.
     """
     lib: Any = library(flavour)
+    if precision == "bf16" and not reads(flavour, version(flavour)).bf16:
+        raise UserError(f"TensorRT {version(flavour)} reads no bf16 graphs: take --precision fp16")
     if flavour == "tensorrt-rtx":
         known = sorted((name.lower() for name in dir(lib.ComputeCapability) if name.startswith("SM")), key=_number)
         chosen = tuple(sorted(set(targets.split(",")), key=_number)) if targets is not None else DEFAULT_TARGETS
@@ -104,7 +108,10 @@ def parsed(
 ) -> Iterator[tuple["tensorrt.Builder", "tensorrt.INetworkDefinition"]]:
     """The graph as the library's network, and the builder that made it."""
     log.lines.clear()
-    prepare_for_tensorrt(graph, engine.batch.max if engine.batch.static else None)
+    release = reads(engine.flavour, engine.version)
+    prepare_for_tensorrt(graph, engine.batch.max if engine.batch.static else None, release.group_norm)
+    if release.opset is not None:
+        lower_opset(graph, release.opset)
     builder = lib.Builder(log)
     network = builder.create_network(strongly_typed(lib))
     parser = lib.OnnxParser(network, log)

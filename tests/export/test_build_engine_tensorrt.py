@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import onnx
 import pytest
 
 from edge_sampler.export.engine_command import main
@@ -74,6 +75,29 @@ def test_every_version_is_asked_for_a_strongly_typed_network(copy: Path, library
     profile = builder.create_optimization_profile()
     profile.set_shape.assert_called_once_with("noise", [1, 1, 8, 8], [4, 1, 8, 8], [16, 1, 8, 8])
     config.add_optimization_profile.assert_called_once_with(profile)
+
+
+def test_every_version_is_given_what_it_reads(copy: Path, library: Any) -> None:
+    """Group norms of edm-digits have several groups: raised where the release has the operator for it."""
+    graphs = []
+
+    def parse(path: str) -> bool:
+        graphs.append(onnx.load(path))
+        return True
+
+    library.OnnxParser().parse_from_file.side_effect = parse
+    run_main(main, str(copy), "--engine", "tensorrt")
+    (graph,) = graphs
+    old = library.__version__ == "10.3.0"
+    assert graph.opset_import[0].version == (20 if old else 21)
+    assert ("GroupNormalization" in {node.op_type for node in graph.graph.node}) != old
+
+
+def test_bf16_is_refused_where_it_is_not_read(copy: Path, library: Any) -> None:
+    library.__version__, before = "10.8.0", sorted(copy.rglob("*"))
+    with pytest.raises(UserError, match=r"TensorRT 10\.8\.0 reads no bf16 graphs: take --precision fp16"):
+        run_main(main, str(copy), "--engine", "tensorrt", "--precision", "bf16")
+    assert sorted(copy.rglob("*")) == before
 
 
 def test_the_engine_is_for_this_gpu(copy: Path, library: Any) -> None:

@@ -65,8 +65,7 @@ class Session:
         options.add_session_config_entry(folder_key, str(path.parent.resolve()))
         if not optimise:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        elif provider is CPU and any(file.exists() for file in weights_beside(path)):  # stay there, mapped
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        if provider is CPU and any(file.exists() for file in weights_beside(path)):  # packed, they would be copies
             options.add_session_config_entry("session.disable_prepacking", "1")
         source: str | bytes = str(path)
         if outputs:

@@ -1,21 +1,23 @@
 """A model, a solver and a number of evaluations in; a Plan out, with a report of how it was fitted."""
 
 import time
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.candidates import best_candidate, grid_of, noises_of, scheme_of
-from edge_sampler.calibration.chosen_levels import choose
+from edge_sampler.calibration.chosen_levels import choice_cost, choose
 from edge_sampler.calibration.evaluate.distributed import total
 from edge_sampler.calibration.evaluate.noise_sets import to_judge
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import rms
-from edge_sampler.calibration.refinement import refine, viewer
+from edge_sampler.calibration.refinement import iteration_cost, refine, viewer
 from edge_sampler.calibration.settings import AUTO, CHOSEN, REFINED, Settings
 from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.solvers.base import Solver
 from edge_sampler.calibration.trace import trace
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
@@ -24,6 +26,68 @@ from edge_sampler.runtime.fit_report import FitReport
 from edge_sampler.runtime.plan import Plan, sample
 
 LARGEST_WEIGHT = 1e5  # of an answer, which float32 then rounds by 0.006
+
+
+@dataclass(frozen=True)
+class Task:
+    """What ``settings`` come to for one model."""
+
+    settings: Settings
+    solvers: Sequence[Solver]
+    schedule: str
+    target: str
+    afs: bool
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the network is asked at all: a fixed solver on a fixed schedule is known without it."""
+        fixed = len(self.solvers) == 1 and self.solvers[0].history is None
+        return not fixed or self.schedule == CHOSEN or self.afs or self.settings.refine > 0
+
+    @property
+    def steps(self) -> int:
+        """Of the fine trajectory."""
+        return max(REFERENCE_STEPS, self.settings.fine_steps * self.settings.nfe)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of steps, that the evaluations pay for."""
+        return [solver.steps(self.settings.nfe + self.afs) for solver in self.solvers]
+
+    def candidate_cost(self, solver: Solver, noises: int, heldout: int) -> int:
+        """Evaluations of one sample for one candidate of so many noises."""
+        fits, settings = solver.history is not None, self.settings
+        return (
+            settings.nfe * (1 + settings.fine_steps * (fits and self.target == "local")) * (noises if fits else heldout)
+        )
+
+    def cost(self) -> int:
+        """Evaluations of one sample, at the most; those of all processes."""
+        if not self.evaluates:
+            return 0
+        fitting, heldout, chosen = self.settings.batch, self.settings.heldout, self.schedule == CHOSEN
+        noises, grids = fitting + heldout, 3 if chosen else 1
+        spent = fitting if self.afs else 0
+        spent += (
+            choice_cost(self.numbers, self.steps, noises, fitting)
+            if chosen
+            else cost(sum(self.numbers), self.steps) * noises
+        )
+        spent += sum(self.candidate_cost(solver, noises, heldout) for solver in self.solvers) * grids
+        entries = [1 + self.afs + earlier for earlier in range(self.settings.nfe)]
+        spent += self.settings.refine * iteration_cost(entries, fitting, heldout)
+        return spent + 2 * self.settings.nfe * heldout * (self.settings.refine > 0)
+
+
+def task_of(model: Denoiser, settings: Settings) -> Task:
+    auto = settings.solver == "auto"
+    return Task(
+        settings,
+        [find(name) for name in (AUTO if auto else [settings.solver])],
+        settings.schedule or (CHOSEN if auto else model.spec.schedule),
+        settings.target or ("global" if auto else "local"),
+        auto and not model.spec.inputs.conditions if settings.afs is None else settings.afs,
+    )
 
 
 def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = silent, cache: Cache = NO_CACHE) -> Plan:
@@ -39,21 +103,16 @@ def fitted(model: Denoiser, settings: Settings, progress: ProgressBars = silent,
     """The plan of ``calibrate``, whatever it is worth: a study shows bad ones as well."""
     started = time.perf_counter()
     viewer(settings.refine_on, model.spec.shape)  # says at once what cannot be
-    auto = settings.solver == "auto"
-    solvers = [find(name) for name in (AUTO if auto else [settings.solver])]
-    schedule = settings.schedule or (CHOSEN if auto else model.spec.schedule)
-    target = settings.target or ("global" if auto else "local")
-    afs = auto and not model.spec.inputs.conditions if settings.afs is None else settings.afs
-    if not auto and solvers[0].history is None and schedule != CHOSEN and not afs and not settings.refine:
+    task = task_of(model, settings)
+    solvers, schedule, target, afs, steps = task.solvers, task.schedule, task.target, task.afs, task.steps
+    if not task.evaluates:
         return trace(scheme_of(solvers[0], grid_of(model, schedule), settings))
 
     noises = noises_of(model, settings)
     meter = noises.network.meter
-    steps = max(REFERENCE_STEPS, settings.fine_steps * settings.nfe)
     mean = mean_image(noises, cache, progress) if afs else None
     if schedule == CHOSEN:
-        numbers = [solver.steps(settings.nfe + afs) for solver in solvers]
-        grids, fine = choose(noises, numbers, steps, cache, progress)
+        grids, fine = choose(noises, task.numbers, steps, cache, progress)
     else:
         grids = [grid_of(model, schedule)]
         every = [scheme_of(solver, grids[0], settings, mean) for solver in solvers]
@@ -63,10 +122,8 @@ def fitted(model: Denoiser, settings: Settings, progress: ProgressBars = silent,
 
     candidates = []
     for solver in solvers:
-        fits = solver.history is not None
-        images = len(noises if fits else noises.heldout)
-        spent = settings.nfe * (1 + settings.fine_steps * (fits and target == "local")) * images
-        with progress(f"{solver.name}, {settings.nfe} evaluations", spent * len(grids)) as meter.progress:
+        spent = task.candidate_cost(solver, len(noises), len(noises.heldout)) * len(grids)
+        with progress(f"{solver.name}, {settings.nfe} evaluations", spent) as meter.progress:
             candidates.append(best_candidate(solver, grids, noises, fine, target, settings, cache, mean))
     best = min(candidates, key=lambda candidate: candidate.error)
     plan, error, errors = best.plan, best.rms_error, [best.error]

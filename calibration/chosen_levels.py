@@ -22,7 +22,7 @@ from torch import Tensor
 
 from edge_sampler.calibration.evaluate.distributed import total
 from edge_sampler.calibration.evaluate.noise_sets import Noises
-from edge_sampler.calibration.evaluate.reference import cost, solution
+from edge_sampler.calibration.evaluate.reference import States, cost, solution
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.fit import RIDGE, fit, image_errors, mean_error
 from edge_sampler.calibration.schedules import logarithmic
@@ -41,14 +41,14 @@ SHIFTS = (4, 2, 1, 1)  # by so many levels each one is moved, up and down, in tu
 
 def choose(
     noises: Noises, steps: Iterable[int], fine_steps: int, cache: Cache, progress: ProgressBars
-) -> tuple[list[Grid], dict[float, Tensor]]:
+) -> tuple[list[Grid], States]:
     """The best grids of these numbers of ``steps``, and the same-noise solution at all levels that they may have.
 
     One grid counts steps' errors as they are made, one as they are left in the final image, and one is searched for.
     One solution by ``fine_steps`` or more steps serves every number of steps.
     """
     spec, numbers = noises.network.model.spec, sorted(set(steps))
-    levels = logarithmic(max(LEVELS, 2 * numbers[-1]), spec.sigma_min, min(spec.sigma_max, HIGHEST))
+    levels = logarithmic(intervals(numbers), spec.sigma_min, min(spec.sigma_max, HIGHEST))
     levels[0] = spec.sigma_max
     fitting = noises.part(slice(noises.fitting))
     probes = fitting.first(PROBES)
@@ -68,6 +68,20 @@ def choose(
         with progress(f"levels of {number} steps", search_cost(number) * len(fitting)) as noises.network.meter.progress:
             found[number] = search([path(number) for path in paths], fitting, fine, cache)
     return [*paths, found.__getitem__], fine
+
+
+def intervals(numbers: Iterable[int]) -> int:
+    """Between the levels that there are to choose among, for grids of these numbers of steps."""
+    return max(LEVELS, 2 * max(numbers))
+
+
+def choice_cost(numbers: Iterable[int], fine_steps: int, noises: int, fitting: int) -> int:
+    """Evaluations of one sample that ``choose`` spends at the most."""
+    count = intervals(numbers)
+    searched = sum(search_cost(number) for number in set(numbers))
+    return (
+        cost(count, fine_steps) * noises + (count + searched) * fitting + probe_cost(count + 1) * min(PROBES, fitting)
+    )
 
 
 @dataclass(frozen=True)
@@ -123,7 +137,7 @@ def search_cost(steps: int) -> int:
     return 2 * steps + len(SHIFTS) * steps * (steps - 1)
 
 
-def step_errors(noises: Noises, fine: Mapping[float, Tensor], cache: Cache) -> np.ndarray:
+def step_errors(noises: Noises, fine: States, cache: Cache) -> np.ndarray:
     """[levels, levels]: RMS error of an Euler step from one level of ``fine`` to another, summed over all noises.
 
     ``fine`` has the same-noise solution [n, …] at each level. Entries that do not go down are infinite.
@@ -132,7 +146,7 @@ def step_errors(noises: Noises, fine: Mapping[float, Tensor], cache: Cache) -> n
     below = torch.tensor(sigmas).view(-1, *[1] * noises.noise.dim())
 
     def sums(block: Noises, rows: slice) -> dict[str, np.ndarray]:
-        states = torch.stack([fine[sigma][rows] for sigma in sigmas])
+        states = torch.stack([*fine.part(rows).values()])
         errors = np.full((len(sigmas), len(sigmas)), np.inf)
         for i, sigma in enumerate(sigmas[:-1]):
             slope = (states[i] - block.network(states[i], sigma)) / sigma
@@ -147,7 +161,7 @@ def step_errors(noises: Noises, fine: Mapping[float, Tensor], cache: Cache) -> n
     return total(summed)
 
 
-def remainders(noises: Noises, fine: Mapping[float, Tensor], cache: Cache) -> np.ndarray:
+def remainders(noises: Noises, fine: States, cache: Cache) -> np.ndarray:
     """[levels]: the part of an Euler step's error at each level of ``fine`` that is left at the last one, by RMS.
 
     The state that a step reaches and the one that it should have reached go down side by side, in Euler steps too.
@@ -156,11 +170,11 @@ def remainders(noises: Noises, fine: Mapping[float, Tensor], cache: Cache) -> np
     euler = find("ddim").run
 
     def sums(block: Noises, rows: slice) -> dict[str, np.ndarray]:
-        made_and_left = np.zeros((2, len(sigmas)))
+        made_and_left, states = np.zeros((2, len(sigmas))), fine.part(rows)
         for place, sigma in enumerate(sigmas[1:-1], start=1):
             start = sigmas[max(0, place - STRIDE)]
-            reached = euler(block.network, fine[start][rows], [start, sigma], base_step, history=0)
-            pair = torch.cat([reached, fine[sigma][rows]])
+            reached = euler(block.network, states[start], [start, sigma], base_step, history=0)
+            pair = torch.cat([reached, states[sigma]])
             ends = euler(block.network, pair, [*sigmas[place:-1:STRIDE], sigmas[-1]], base_step, history=0)
             made_and_left[:, place] = [image_errors(torch.sub(*both.chunk(2))).sum().item() for both in (pair, ends)]
         return {"made and left": made_and_left}

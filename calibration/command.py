@@ -21,8 +21,11 @@ from edge_sampler.calibration.arguments import (
 )
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.evaluate.distributed import written
+from edge_sampler.calibration.forecast import announce
 from edge_sampler.calibration.report import show
+from edge_sampler.models.progress import ProgressBars
 from edge_sampler.runtime.command_line import Parser
+from edge_sampler.runtime.plan import Plan
 
 
 def main() -> None:
@@ -39,10 +42,15 @@ def main() -> None:
     target = arguments.out or Path(name)
     model = load_model(arguments)
     kept = cache(arguments)
+
+    def work(progress: ProgressBars) -> Plan:
+        announce(model, wanted)
+        return calibrate(model, wanted, progress, kept)
+
     plan = written(
         target,
         model.device,
-        lambda progress: calibrate(model, wanted, progress, kept),
+        work,
         lambda found, path: found.save(path),
         arguments.force,
     )

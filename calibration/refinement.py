@@ -74,7 +74,7 @@ def refine(
         return float(errors / count)
 
     fitting, heldout = slice(noises.fitting), slice(noises.fitting, None)
-    cost = (evaluations(plan) + plan.nfe * (1 + len(DAMPINGS))) * noises.fitting + plan.nfe * len(noises.heldout)
+    cost = iteration_cost([len(row) for row in plan.table[:-1]], noises.fitting, len(noises.heldout))
     made = [(error(plan, heldout), plan)]
     for iteration in range(iterations):
         with progress(f"refinement {iteration + 1} of up to {iterations}", cost) as meter.progress:
@@ -162,10 +162,18 @@ def with_parameters(plan: Plan, values: np.ndarray, limits: tuple[float, float] 
     return replace(plan, sigmas=tuple(sigmas), table=tuple(rows))
 
 
-def evaluations(plan: Plan) -> int:
-    """What ``derivatives`` costs an image: at each evaluation one, one for each entry so far, one for each level."""
-    entries = np.cumsum([len(row) for row in plan.table[:-1]])
-    return int(sum(1 + so_far + level for level, so_far in enumerate(entries, start=1)))
+def evaluations(entries: Sequence[int]) -> int:
+    """What ``derivatives`` costs an image: at each evaluation one, one for each entry so far, one for each level.
+
+    ``entries`` are how many the row of each evaluation has.
+    """
+    return int(sum(1 + so_far + level for level, so_far in enumerate(np.cumsum(entries), start=1)))
+
+
+def iteration_cost(entries: Sequence[int], fitting: int, heldout: int) -> int:
+    """Evaluations of one sample that an iteration spends on so many noises."""
+    nfe = len(entries)
+    return (evaluations(entries) + nfe * (1 + len(DAMPINGS))) * fitting + nfe * heldout
 
 
 def derivatives(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:

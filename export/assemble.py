@@ -15,11 +15,20 @@ from edge_sampler.export.canvas import OUTPUTS
 from edge_sampler.export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm, transpose_keys_at_once
 from edge_sampler.export.network_graph import OPSET, export_decoder, export_denoiser, export_encoder
 from edge_sampler.export.pictures import draw
-from edge_sampler.export.save import save_checked
+from edge_sampler.export.save import INLINE_LIMIT, Beside, save_checked, weights_size
 from edge_sampler.export.unroll import unroll
 from edge_sampler.models.denoiser import Denoiser, ModelSpec
+from edge_sampler.models.mapped import page_out
 from edge_sampler.models.progress import ProgressBars, silent
-from edge_sampler.runtime.bundle import MANIFEST, REFERENCE_INPUT, SCHEMA, Bundle, describe_files, write_manifest
+from edge_sampler.runtime.bundle import (
+    MANIFEST,
+    REFERENCE_INPUT,
+    SCHEMA,
+    WEIGHTS,
+    Bundle,
+    describe_files,
+    write_manifest,
+)
 from edge_sampler.runtime.compare import PYTORCH, Difference, compare, worst
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import to_uint8
@@ -80,7 +89,7 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Written:
-    """Nodes of the sampler's graph, and bytes of its file and of the denoiser's."""
+    """Nodes of the sampler's graph, and bytes of it and of the denoiser's, with their weights."""
 
     nodes: int
     sampler_bytes: int
@@ -161,6 +170,9 @@ def export_bundle(
             "tools": {tool: importlib.metadata.version(tool) for tool in TOOLS} | {"python": platform.python_version()},
         }
         bundle = Bundle(folder, {**facts, "files": describe_files(folder)})
+        for module in (model, model.encoder, model.decoder):
+            if module is not None:
+                page_out(module)  # PyTorch has done its part
         difference = parity(bundle)
         advance(1)
         write_samples(bundle, form.samples)
@@ -196,7 +208,7 @@ def output_of(model: Denoiser, form: Form) -> Output:
 
 
 def write_graphs(graphs: Graphs, plan: Plan, folder: Path, dtype: str = OUTPUTS[0], output: str = "images") -> Written:
-    """The sampler's graph and those of the baseline, checked."""
+    """The sampler's graph and those of the baseline, checked. They share a file of weights where those are large."""
     sampler, spec = unroll(graphs.denoiser, plan, dtype, graphs.encoder, graphs.decoder, output), graphs.spec
     sampler.metadata_props.update(
         solver=plan.solver,
@@ -205,10 +217,12 @@ def write_graphs(graphs: Graphs, plan: Plan, folder: Path, dtype: str = OUTPUTS[
         fingerprint=spec.fingerprint,
         random_weights=str(spec.random_weights),
     )
+    beside = Beside(folder / WEIGHTS) if weights_size(sampler) > INLINE_LIMIT else None
     for name, graph in graphs.stages.items():
-        save_checked(without_unused(graph), folder / f"{name}.onnx")
-    denoiser_bytes = save_checked(without_unused(graphs.denoiser), folder / "denoiser.onnx")
-    return Written(len(sampler.graph), save_checked(sampler, folder / "sampler.onnx"), denoiser_bytes)
+        save_checked(without_unused(graph), folder / f"{name}.onnx", beside=beside)
+    denoiser_bytes = save_checked(without_unused(graphs.denoiser), folder / "denoiser.onnx", beside=beside)
+    sampler_bytes = save_checked(sampler, folder / "sampler.onnx", beside=beside)
+    return Written(len(sampler.graph), sampler_bytes, denoiser_bytes)
 
 
 def without_unused(model: ir.Model) -> ir.Model:

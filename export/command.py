@@ -22,6 +22,7 @@ from edge_sampler.calibration.arguments import (
     settings,
 )
 from edge_sampler.calibration.calibrate import calibrate, error_against_converged
+from edge_sampler.calibration.forecast import announce
 from edge_sampler.calibration.report import show
 from edge_sampler.export.assemble import Exported, Form, check_fit, export_bundle, export_graphs, output_of
 from edge_sampler.export.canvas import OUTPUTS
@@ -75,6 +76,8 @@ def main() -> None:
     with bar("graph", 1) as advance:
         graphs = export_graphs(model)  # first: what cannot be exported need not be fitted
         advance(1)
+    if wanted:
+        announce(model, wanted)
     plan = calibrate(model, wanted, bar, cache(arguments)) if wanted else stored
     assert plan is not None
     show(plan)

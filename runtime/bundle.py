@@ -5,6 +5,7 @@ plan.json       the sampler's table (runtime.plan)
 sampler.onnx    noise [batch, *shape] float32, unit normal, and each condition [batch, …] → what the sampler makes
 denoiser.onnx   x [batch, *shape], sigma [], conditions → denoised: the baseline path
 encoder.onnx, decoder.onnx   the stages before and behind the loop, where the model has them
+weights.data    the weights of all these graphs, where there are more than 2 GB of them
 tokenizer-….json   what makes token ids of text, where a condition is of text
 reference.npz   what PyTorch computed for a few seeds: seeds, each condition as input_NAME, denoised [nfe, …], made
 reference.json  the last of those in Polygraphy's format
@@ -37,8 +38,14 @@ SCHEMA = 2
 REFERENCE_INPUT = "input_"  # begins the names of conditions in reference.npz
 FLOAT_IMAGES = "images_float32"  # what sampler.onnx calls its float images where its output is uint8
 MANIFEST = "manifest.json"
+WEIGHTS = "weights.data"
 FP32_TOLERANCE = 1e-4
 PIECE = 2**20  # bytes of a file that are hashed at a time
+
+
+def weights_beside(graph: Path) -> tuple[Path, Path]:
+    """Where a graph's weights are, if they are not in it: in a file of its own, or in one with those of the others."""
+    return graph.with_name(f"{graph.name}.data"), graph.with_name(WEIGHTS)
 
 
 def file_sha256(path: Path) -> str:
@@ -116,8 +123,9 @@ class Bundle:
 
     def graph(self, name: str) -> Path:
         """As ``file``, for an ONNX graph: its external data, where it has some, is verified as well."""
-        if f"{name}.data" in self.manifest["files"]:
-            self.file(f"{name}.data")
+        beside = [file.name for file in weights_beside(Path(name)) if file.name in self.manifest["files"]]
+        for data in beside[:1]:
+            self.file(data)
         return self.file(name)
 
     def graph_name(self, precision: str | None = None) -> str:

@@ -1,24 +1,32 @@
 """The network as solvers see it: float64 states outside, the model's own precision within, evaluations counted."""
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.backends.cudnn import flags
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
 
-CHUNK, CHUNK_VALUES = 256, 2**22  # in one call of the network, at the most: samples, and numbers of them
+CHUNK, CHUNK_BYTES = 256, 4 * 2**30  # in one call of the network, at the most: samples, and what they take in memory
 
 
 @dataclass
 class Meter:
-    """``evaluations`` counts those of one sample; ``progress`` is told each chunk's number of samples."""
+    """``evaluations`` counts those of one sample; ``progress`` is told each chunk's number of samples.
+
+    ``sample_bytes`` is what an evaluation of one sample takes in memory, once it was measured.
+    """
 
     evaluations: int = 0
     progress: Callable[[int], None] = lambda samples: None
+    sample_bytes: int = 0
 
     def count(self, samples: int, calls: int) -> None:
         self.evaluations += samples * calls
@@ -43,21 +51,57 @@ class Network:
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         denoised = torch.empty_like(x)
-        size = max(1, min(CHUNK, CHUNK_VALUES * len(x) // max(1, x.numel())))
+        size = 1 if len(x) < 2 else max(1, min(CHUNK, CHUNK_BYTES // self.sample_bytes(x, sigma)))
         for start in range(0, len(x), size):
             rows = torch.arange(start, min(start + size, len(x)), device=x.device)
             told = {name: value[rows % len(value)] for name, value in self.conditions.items()}
             denoised[start : start + size] = self._denoise(x[start : start + size].float(), sigma, told).double()
+            self.meter.count(len(rows), self.model.spec.branches)
         if not bool(torch.isfinite(denoised).all()):
             raise UserError(
                 f"the network returned NaN or infinity at noise level {sigma:.4g}; its weights are unusable"
             )
         return denoised
 
+    def sample_bytes(self, x: Tensor, sigma: float) -> int:
+        """What an evaluation of one sample takes in memory; measured once, by one that does not count."""
+        if not self.meter.sample_bytes:
+            with Live() as live:
+                self._denoise(x[:1].float(), sigma, {name: value[:1] for name, value in self.conditions.items()})
+            self.meter.sample_bytes = max(1, live.peak)
+        return self.meter.sample_bytes
+
     @torch.inference_mode()
     @flags(enabled=True, deterministic=True, allow_tf32=False)
     def _denoise(self, x: Tensor, sigma: float, conditions: Mapping[str, Tensor]) -> Tensor:
         """On a GPU in float32 and no less: cuDNN would round convolutions' inputs to ten bits."""
-        denoised = self.model(x, sigma, **conditions)
-        self.meter.count(len(x), self.model.spec.branches)
-        return denoised
+        return self.model(x, sigma, **conditions)
+
+
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """``peak`` is the most bytes that tensors made inside took at once; an operator's scratch memory is left out."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self.known = set[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.known.update(one.untyped_storage()._cdata for one in tensors((args, kwargs)))  # views of weights are none
+        made = func(*args, **(kwargs or {}))
+        for one in tensors(made):
+            storage = one.untyped_storage()
+            if storage._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.forget, storage._cdata, storage.nbytes()).atexit = False
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def tensors(values: Any) -> list[Tensor]:
+    return [one for one in tree_leaves(values) if isinstance(one, Tensor)]

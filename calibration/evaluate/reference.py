@@ -1,6 +1,8 @@
 """Fine-grained solves: what a step, or a whole sampler, should have computed."""
 
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -13,9 +15,53 @@ from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.schedules import subdivide
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Solver, base_step
+from edge_sampler.runtime.cache_folder import cache_folder
+from edge_sampler.runtime.errors import UserError
 
 REFERENCE = find("ipndm")  # its evaluations are worth 1.5 to 2 of Heun's each
 REFERENCE_STEPS = 128  # of it, to have converged
+IN_MEMORY = 2**30  # bytes of states that are held there; more go to a temporary file
+
+
+@dataclass(frozen=True)
+class States(Mapping[float, Tensor]):
+    """The state [n, …] at each noise level, float64 on the device of ``like``; held in float32, in memory or in a file.
+
+    A level is read when it is asked for, so that never all of them are float64 at once.
+    """
+
+    levels: Sequence[float]
+    held: np.ndarray  # float32 [levels, n, …]
+    like: Tensor
+
+    def __getitem__(self, sigma: float) -> Tensor:
+        return torch.from_numpy(self.held[self.levels.index(sigma)]).to(self.like)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.levels)
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def part(self, rows: slice) -> "States":
+        """Of some of the samples."""
+        return States(self.levels, self.held[:, rows], self.like)
+
+
+def room(shape: tuple[int, ...]) -> np.ndarray:
+    """float32, to be filled; beyond ``IN_MEMORY`` bytes in a file that goes with the process."""
+    if np.prod(shape, dtype=np.int64) * 4 <= IN_MEMORY:
+        return np.empty(shape, np.float32)
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        return np.memmap(tempfile.TemporaryFile(dir=folder), np.float32, "w+", shape=shape)
+    except OSError as error:
+        size = np.prod(shape, dtype=np.int64) * 4 / 1e9
+        raise UserError(
+            f"cannot keep {size:.1f} GB of states in {folder}: {error.strerror}; let EDGE_SAMPLER_CACHE name another "
+            "folder"
+        ) from error
 
 
 def substeps(levels: int, steps: int) -> int:
@@ -35,17 +81,20 @@ def trajectory(network: Network, x: Tensor, levels: Iterable[float], steps: int)
     """
     grid = sorted({*levels, 0.0}, reverse=True)
     count = substeps(len(grid) - 1, steps)
-    states = [x]
+    states, made = [x], 0
 
     def record(base: Tensor, directions: Sequence[Tensor]) -> Tensor:
-        states.append(base)
+        nonlocal made
+        made += 1
+        if made % count == 0:
+            states.append(base)
         return base
 
     REFERENCE.run(network, x, subdivide(grid, count), record, history=0)
-    return dict(zip(grid, states[::count], strict=True))
+    return dict(zip(grid, states, strict=True))
 
 
-def solution(noises: Noises, levels: Iterable[float], steps: int, cache: Cache) -> dict[float, Tensor]:
+def solution(noises: Noises, levels: Iterable[float], steps: int, cache: Cache) -> States:
     """``trajectory`` of unit noises from the highest of ``levels``, in float32's precision, kept block by block."""
     grid = sorted({*levels, 0.0}, reverse=True)
     count = substeps(len(grid) - 1, steps)
@@ -55,11 +104,10 @@ def solution(noises: Noises, levels: Iterable[float], steps: int, cache: Cache) 
         return {"states": torch.stack([states[sigma] for sigma in grid]).float().cpu().numpy()}
 
     key = {"by": REFERENCE.name, "levels": grid, "substeps": count}
-    solved = [
-        cache.recall({"solution": block.key, **key}, partial(solve, block))["states"] for _, block in noises.blocks()
-    ]
-    states = torch.from_numpy(np.concatenate(solved, axis=1)).to(noises.noise)
-    return dict(zip(grid, states, strict=True))
+    held = room((len(grid), *noises.noise.shape))
+    for rows, block in noises.blocks():
+        held[:, rows] = cache.recall({"solution": block.key, **key}, partial(solve, block))["states"]
+    return States(grid, held, noises.noise[:0])
 
 
 def local_target(

@@ -1,5 +1,6 @@
 """Measures every solver at every number of evaluations on noises that no fit has seen."""
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -85,7 +86,7 @@ def study(
     numbers = {solver.steps(nfe) for solver in solvers for nfe in nfes}
     numbers |= {solver.steps(nfe + 1) for solver in with_afs for nfe in nfes}
     grids, finer = choose(noises, numbers, REFERENCE_STEPS, cache, progress)
-    fine = {**fine, **finer}
+    both = ChainMap[float, torch.Tensor](finer, fine)  # type: ignore[arg-type]  # nothing is written to it
     mean = mean_image(noises, cache, progress)
 
     judge = judging(model, judged, cache, progress)
@@ -111,13 +112,13 @@ def study(
                 if kind == "fixed":
                     measure(trace(scheme_of(solver, own, s)), kind)
                     continue
-                fit = best_candidate(solver, tried, noises, fine, "global", s, cache, image)
+                fit = best_candidate(solver, tried, noises, both, "global", s, cache, image)
                 measure(named(fit.plan, bool(how)), kind, fit.steps)
                 if solver.history is not None:
                     fits.append(fit)
         if s.nfe in refined:
             start = min(fits, key=lambda fit: fit.error).plan  # by the fit's own held-out noises
-            last = refine(start, noises, fine[0.0], settings.refine, cache, progress, settings.refine_on).plan
+            last = refine(start, noises, both[0.0], settings.refine, cache, progress, settings.refine_on).plan
             measure(replace(last, solver="refined", report=None), "refined")
     judge.check(min(row.rmse for row in rows))
     return Study(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from edge_sampler.models.checkpoint import weights_sha256
 from edge_sampler.models.denoiser import Denoiser, Levels, Preconditioned
 from edge_sampler.models.families.base import Options
+from edge_sampler.models.mapped import move_widened
 from edge_sampler.models.own import Encoder
 from edge_sampler.models.pipeline import DISCRETE_ARGUMENTS, DISCRETE_SCHEDULERS, FLOW_SCHEDULERS
 from edge_sampler.models.precond import BETA_SCHEDULES, Preconditioning, ddpm, discrete_sigmas, flow
@@ -176,7 +177,9 @@ def load(folder: Path, library: str, name: str) -> Any:
     except Exception as error:  # each of the two libraries raises its own
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{folder} cannot be loaded as {name}: {reason}") from error
-    return found.eval().requires_grad_(False) if network else found
+    if network:
+        move_widened(found.eval().requires_grad_(False), folder)
+    return found
 
 
 def variant_of(folder: Path) -> str | None:

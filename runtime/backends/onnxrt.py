@@ -17,7 +17,7 @@ import numpy as np
 
 from edge_sampler.runtime import cuda
 from edge_sampler.runtime.backends.base import Backend, Spans, check_inputs
-from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.bundle import Bundle, weights_beside
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.protobuf import field_head
 
@@ -87,6 +87,8 @@ class Session:
         options.add_session_config_entry(folder_key, str(path.parent.resolve()))
         if not optimise:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if provider is CPU and any(file.exists() for file in weights_beside(path)):  # packed, they would be copies
+            options.add_session_config_entry("session.disable_prepacking", "1")
         source: str | bytes = str(path)
         if outputs:
             source = path.read_bytes() + _declare_outputs(outputs)

@@ -20,7 +20,7 @@ from edge_sampler.calibration.chosen_levels import (
     step_errors,
 )
 from edge_sampler.calibration.evaluate.noise_sets import to_fit
-from edge_sampler.calibration.evaluate.reference import solution
+from edge_sampler.calibration.evaluate.reference import States, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import RIDGE, fit, mean_error
 from edge_sampler.calibration.schedules import logarithmic
@@ -60,7 +60,8 @@ def test_step_errors_are_those_of_euler_steps(digits: Denoiser) -> None:
     noises = to_fit(digits, 40, 8, 0)
     sigmas = [80.0, 3.0, 0.4, 0.0]
     generator = torch.Generator().manual_seed(0)
-    fine = {sigma: torch.randn(noises.noise.shape, generator=generator).double() for sigma in sigmas}
+    states = torch.randn(len(sigmas), *noises.noise.shape, generator=generator)
+    fine = States(sigmas, states.numpy(), noises.noise)
     errors = step_errors(noises.part(slice(noises.fitting)), fine, NO_CACHE)
     for i, sigma in enumerate(sigmas):
         for j, below in enumerate(sigmas):
@@ -78,7 +79,8 @@ def test_what_is_left_of_an_error_is_what_the_flow_leaves(digits: Denoiser) -> N
     noises = to_fit(Gaussian(0.5, digits), 8, 4, 0)
     sigmas = logarithmic(64, digits.spec.sigma_min, digits.spec.sigma_max)
     growth = {sigma: (1 + (sigma / 0.5) ** 2) ** 0.5 for sigma in sigmas}
-    fine = {sigma: growth[sigma] * noises.noise for sigma in sigmas}
+    states = torch.stack([growth[sigma] * noises.noise for sigma in sigmas])
+    fine = States(sigmas, states.float().numpy(), noises.noise)
     left = remainders(noises.part(slice(noises.fitting)), fine, NO_CACHE)
     assert left[1:] == pytest.approx([1 / growth[sigma] for sigma in sigmas[1:]], rel=0.25)
 

@@ -69,7 +69,7 @@ def test_derivatives_predict_what_a_change_does(afs: bool, tolerance: float, dig
     assert plan.afs == afs
     few.network.meter.evaluations = 0
     images, slopes = derivatives(few.network, few.noise, plan)
-    assert few.network.meter.evaluations == evaluations(plan) * 4
+    assert few.network.meter.evaluations == evaluations([len(row) for row in plan.table[:-1]]) * 4
     torch.testing.assert_close(images, sample(few.network, few.noise, plan), rtol=1e-4, atol=1e-5)
     values = parameters(plan)
     assert len(slopes) == len(values) == 3 + sum(range(1, 5)) + 4 * afs

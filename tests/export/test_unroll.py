@@ -22,7 +22,7 @@ from edge_sampler.calibration.trace import corrected_by, trace
 from edge_sampler.export.assemble import export_graphs, write_graphs
 from edge_sampler.export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm
 from edge_sampler.export.network_graph import export_denoiser
-from edge_sampler.export.save import save_checked
+from edge_sampler.export.save import Beside, save_checked
 from edge_sampler.export.unroll import unroll
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
@@ -241,9 +241,23 @@ def test_large_weights_go_beside_the_graph(digits: Denoiser, lowered: ir.Model, 
         written = save_checked(sampler, path, inline_limit=limit)
         assert written == sum(file.stat().st_size for file in path.parent.iterdir())
         assert path.with_name("sampler.onnx.data").exists() == (limit == 0)
-        with Session(path) as session:
+        with Session(path, optimise=False) as session:
             found.append(session.run({"noise": noise})["images"])
     np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_graphs_share_a_file_of_weights(digits: Denoiser, lowered: ir.Model, tmp_path: Path) -> None:
+    plan, beside = fixed_plan(digits, "ddim", 2), Beside(tmp_path / "weights.data")
+    written = save_checked(lowered, tmp_path / "denoiser.onnx", beside=beside)
+    alone = beside.path.stat().st_size
+    assert written == alone + (tmp_path / "denoiser.onnx").stat().st_size
+    save_checked(unroll(lowered, plan), tmp_path / "sampler.onnx", beside=beside)
+    assert beside.path.stat().st_size < 1.1 * alone
+    for name, graph in (("denoiser", lowered), ("sampler", unroll(lowered, plan))):
+        read = ir.load(tmp_path / f"{name}.onnx").graph.initializers
+        for key, value in graph.graph.initializers.items():
+            assert value.const_value is not None
+            np.testing.assert_array_equal(read[key].const_value.numpy(), value.const_value.numpy())  # type: ignore[union-attr]
 
 
 def test_the_written_file_is_what_onnx_itself_would_write(digits: Denoiser, lowered: ir.Model, tmp_path: Path) -> None:

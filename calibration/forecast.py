@@ -1,0 +1,95 @@
+"""What a fit will take, said before it: evaluations, time and memory."""
+
+import math
+import sys
+import time
+from dataclasses import dataclass
+
+from edge_sampler.calibration.calibrate import task_of
+from edge_sampler.calibration.chosen_levels import intervals
+from edge_sampler.calibration.evaluate.distributed import BLOCK, processes, rank
+from edge_sampler.calibration.evaluate.network import CHUNK, CHUNK_BYTES
+from edge_sampler.calibration.evaluate.noise_sets import Noises, to_judge
+from edge_sampler.calibration.evaluate.reference import IN_MEMORY
+from edge_sampler.calibration.settings import CHOSEN, Settings
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.mapped import size_of
+
+TOLD = 120.0  # seconds; of a fit that takes less nobody needs to know
+TIMED = 0.3  # seconds that timing may take where one evaluation is quicker
+TOO_LONG = 3 * 3600.0  # seconds, on a CPU
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a fit takes at the most, and without results of earlier ones.
+
+    Args:
+        evaluations: of one sample; with guidance each counts as its branches.
+        seconds: by an evaluation that was timed on this machine.
+        memory: bytes, the weights among them.
+        device: PyTorch's name of its kind.
+    """
+
+    evaluations: int
+    seconds: float
+    memory: int
+    device: str
+
+    def __str__(self) -> str:
+        minutes = math.ceil(self.seconds / 60)
+        took = f"{minutes} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
+        slow = self.device == "cpu" and self.seconds > TOO_LONG
+        advice = "; take a GPU, with --device cuda, or fewer noises" if slow else ""
+        return (
+            f"the fit takes at most {self.evaluations:,} evaluations of one sample: up to {took} and "
+            f"{self.memory / 1e9:.1f} GB of memory on this {self.device}{advice}"
+        )
+
+
+def announce(model: Denoiser, settings: Settings) -> None:
+    """Says it in one line on standard error, where the fit is long."""
+    if rank() == 0 and (told := forecast(model, settings)) and told.seconds > TOLD:
+        print(told, file=sys.stderr)
+
+
+def forecast(model: Denoiser, settings: Settings) -> Forecast | None:
+    """None for a fixed solver, which asks the network nothing. Costs an evaluation of one sample, or half a second."""
+    task = task_of(model, settings)
+    if not task.evaluates:
+        return None
+    seconds, sample_bytes = one_evaluation(model)
+    evaluations, steps = task.cost(), max(task.numbers)
+    noises = -(-(settings.batch + settings.heldout) // processes())
+    levels = intervals(task.numbers) if task.schedule == CHOSEN else sum(task.numbers)
+    number = math.prod(model.spec.shape) * noises  # of values in a state of all samples
+    solved = min(4 * levels * number, IN_MEMORY)
+    block = 8 * 2 * levels * math.prod(model.spec.shape) * min(BLOCK, noises)  # of a fine solve, and of its end
+    fitted = 8 * number * (3 * steps + 6)  # states, answers and aims of every step, and what γ is solved of
+    called = min(CHUNK_BYTES, sample_bytes * min(CHUNK, noises))
+    memory = size_of(model) + called + solved + max(block, fitted)
+    return Forecast(evaluations * model.spec.branches, seconds * evaluations / processes(), memory, model.device.type)
+
+
+def one_evaluation(model: Denoiser) -> tuple[float, int]:
+    """Seconds of one sample, and the bytes that it takes in memory; a few are timed together where one is quick."""
+    sigma, few = model.spec.sigma_max, to_judge(model, 2 * processes())
+    started = time.perf_counter()
+    sample_bytes = few.network.sample_bytes(sigma * few.noise, sigma)
+    first = time.perf_counter() - started
+    if first > 2 * TIMED:
+        return first, sample_bytes
+
+    def timed(noises: Noises) -> float:
+        """Of one sample."""
+        started = time.perf_counter()
+        noises.network(sigma * noises.noise, sigma)
+        return (time.perf_counter() - started) / len(noises)
+
+    one = timed(few.part(slice(1)))
+    many = min(BLOCK, int(TIMED / one))
+    if many < 2:
+        return one, sample_bytes
+    noises = to_judge(model, many * processes())
+    noises.network.meter.sample_bytes = sample_bytes
+    return timed(noises), sample_bytes

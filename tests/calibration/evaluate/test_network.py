@@ -1,0 +1,67 @@
+"""How many samples go into one call of a network, and where the states of a fine solution are held."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edge_sampler import models
+from edge_sampler.calibration.evaluate import network, reference
+from edge_sampler.calibration.evaluate.network import Live, Network
+from edge_sampler.calibration.evaluate.noise_sets import to_fit
+from edge_sampler.calibration.evaluate.reference import solution
+from edge_sampler.calibration.evaluate.results import NO_CACHE
+from edge_sampler.models.denoiser import Denoiser
+
+
+class Widening(nn.Module):
+    """Makes 100 numbers of each; notes how many samples it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(100))
+        self.called: list[int] = []
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        self.called.append(len(x))
+        return (x[..., None] * self.weight).sum(-1) + 0 * noise.view(-1, 1)
+
+
+def test_live_counts_what_is_there_at_once_and_no_weights() -> None:
+    weight, x = torch.ones(1000, 1000), torch.ones(1, 1000)
+    with Live() as live:
+        made = weight.t()  # a view of the weight
+        for _ in range(5):
+            made = x * 2  # one after the other: the last and the new one are alive
+    assert live.peak == 2 * made.nbytes
+    assert live.now == made.nbytes
+
+
+def test_chunks_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    widening = Widening()
+    model, x = models.adapt(widening, (10,)), torch.randn(12, 10, generator=torch.Generator().manual_seed(0)).double()
+    whole = Network(model)
+    expected = whole(x, 1.0)
+    assert 4 * 1000 <= whole.meter.sample_bytes < 3 * 4 * 1000
+    assert whole.meter.evaluations == 12
+    widening.called.clear()
+    monkeypatch.setattr(network, "CHUNK_BYTES", 5 * whole.meter.sample_bytes)
+    few = Network(model)
+    torch.testing.assert_close(few(x, 1.0), expected)
+    assert widening.called == [1, 5, 5, 2]
+    assert few.meter.evaluations == 12
+
+
+def test_states_in_a_file_are_those_in_memory(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more samples than stay together, so that blocks are put in their places."""
+    noises, levels = to_fit(digits, 40, 8, 0), [80.0, 3.0, 0.4]
+    here = solution(noises, levels, 6, NO_CACHE)
+    monkeypatch.setattr(reference, "IN_MEMORY", 0)
+    there = solution(noises, levels, 6, NO_CACHE)
+    assert isinstance(there.held, np.memmap)
+    assert not isinstance(here.held, np.memmap)
+    assert list(there) == list(here) == [*levels, 0.0]
+    for sigma in here:
+        assert there[sigma].dtype == torch.float64
+        assert torch.equal(there[sigma], here[sigma])
+        assert torch.equal(there.part(slice(30, 40))[sigma], here[sigma][30:40])

@@ -1,0 +1,65 @@
+"""What is said of a fit before it holds of the fit."""
+
+import pytest
+
+from edge_sampler import models
+from edge_sampler.calibration import calibrate as calibrate_module
+from edge_sampler.calibration import chosen_levels
+from edge_sampler.calibration import forecast as told
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.forecast import TOO_LONG, Forecast, announce, forecast
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.models.conditioned import conditioned
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.mapped import size_of
+from tests.conftest import report_of
+
+SMALL = {"batch": 4, "heldout": 2, "fine_steps": 4}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(2, "iia-ipndm", **SMALL),  # type: ignore[arg-type]
+        Settings(3, "heun", afs=True, refine=1, **SMALL),  # type: ignore[arg-type]
+        Settings(2, "iia-ddim", schedule="chosen", target="global", **SMALL),  # type: ignore[arg-type]
+    ],
+    ids=lambda settings: settings.solver,
+)
+def test_a_fit_takes_hardly_less_than_is_said_and_never_more(
+    settings: Settings, digits: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chosen_levels, "LEVELS", 6)
+    monkeypatch.setattr(calibrate_module, "REFERENCE_STEPS", 8)
+    said = forecast(digits, settings)
+    assert said is not None
+    taken = report_of(calibrate(digits, settings)).evaluations
+    assert 0.9 * said.evaluations <= taken <= said.evaluations
+    assert said.seconds > 0
+    assert said.memory > size_of(digits)
+
+
+def test_a_guided_evaluation_counts_as_its_branches() -> None:
+    settings, model = Settings(2, "iia-ddim", **SMALL), models.load("edm-fashion-cond")  # type: ignore[arg-type]
+    one, two = forecast(model, settings), forecast(conditioned(model, guidance=2.0), settings)
+    assert one is not None
+    assert two is not None
+    assert two.evaluations == 2 * one.evaluations
+
+
+def test_only_long_fits_are_announced(
+    digits: Denoiser, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert forecast(digits, Settings(4, "ddim")) is None  # a fixed solver asks the network nothing
+    announce(digits, Settings(4, "ddim"))
+    announce(digits, Settings(2, "iia-ipndm", **SMALL))  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(told, "TOLD", 0.0)
+    announce(digits, Settings(2, "iia-ipndm", **SMALL))  # type: ignore[arg-type]
+    assert capsys.readouterr().err.startswith("the fit takes at most ")
+
+
+def test_a_gpu_is_advised_where_a_cpu_takes_too_long() -> None:
+    assert "--device cuda" in str(Forecast(1000, 1.1 * TOO_LONG, 10**9, "cpu"))
+    assert "--device cuda" not in str(Forecast(1000, 0.9 * TOO_LONG, 10**9, "cpu"))
+    assert "--device cuda" not in str(Forecast(1000, 1.1 * TOO_LONG, 10**9, "cuda"))

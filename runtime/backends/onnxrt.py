@@ -4,10 +4,12 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import os
 import re
+import shutil
+import tempfile
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy as np
 from edge_sampler.runtime import cuda
 from edge_sampler.runtime.backends.base import Backend, Spans, check_inputs
 from edge_sampler.runtime.bundle import Bundle, weights_beside
+from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.protobuf import field_head
 
@@ -83,15 +86,10 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        folder_key = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(folder_key, str(path.parent.resolve()))
         if not optimise:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if provider is CPU and any(file.exists() for file in weights_beside(path)):  # packed, they would be copies
             options.add_session_config_entry("session.disable_prepacking", "1")
-        source: str | bytes = str(path)
-        if outputs:
-            source = path.read_bytes() + _declare_outputs(outputs)
         provider_options = dict(provider.options) | ({"enable_cuda_graph": "1"} if capture else {})
         chosen: list[tuple[str, dict[str, str]]] | None = [(provider.name, provider_options)]
         if provider is RTX:
@@ -99,11 +97,15 @@ class Session:
             chosen = None  # the options name it
         elif provider is CUDA:
             onnxruntime.preload_dlls()  # finds the CUDA and cuDNN that pip installed
-        try:
-            self._session = onnxruntime.InferenceSession(source, sess_options=options, providers=chosen)
-        except Exception as error:  # onnxruntime's exceptions share no base class but this
-            reason = str(error).split("\n", maxsplit=1)[0]
-            raise UserError(f"ONNX Runtime cannot load {path}: {reason}") from error
+        with _without_links(path) as found:
+            folder_key = "session.model_external_initializers_file_folder_path"
+            options.add_session_config_entry(folder_key, str(found.parent.resolve()))
+            source = found.read_bytes() + _declare_outputs(outputs) if outputs else str(found)
+            try:
+                self._session = onnxruntime.InferenceSession(source, sess_options=options, providers=chosen)
+            except Exception as error:  # onnxruntime's exceptions share no base class but this
+                reason = str(error).split("\n", maxsplit=1)[0]
+                raise UserError(f"ONNX Runtime cannot load {path}: {reason}") from error
         active = self._session.get_providers()
         if active[0] != provider.name:
             raise UserError(
@@ -239,7 +241,7 @@ def _unable(provider: Provider, bundle: Bundle, precision: str | None) -> str | 
 def _open(provider: Provider, bundle: Bundle, precision: str | None, outputs: Sequence[str]) -> Session:
     arguments = (bundle.graph(bundle.graph_name(precision)), outputs, provider, precision or "fp32")
     if provider is CUDA and not outputs:
-        with suppress(UserError):  # a graph that cannot be captured runs all the same
+        with contextlib.suppress(UserError):  # a graph that cannot be captured runs all the same
             return Session(*arguments, capture=True)
     return Session(*arguments)
 
@@ -265,6 +267,27 @@ BACKENDS = (
     _backend("onnxrt-cuda", 20, CUDA),
     _backend("onnxrt", 30, CPU),
 )
+
+
+@contextlib.contextmanager
+def _without_links(path: Path) -> Iterator[Path]:
+    """The graph, with the file of its weights beside it and not behind a link, which ONNX Runtime does not follow.
+
+    Caches of hubs and of data tools keep the files of a folder as links. The weights are linked anew, not copied, where
+    the cache folder is on their disk.
+    """
+    files = [path, *filter(Path.exists, weights_beside(path))]
+    if len(files) == 1 or not any(map(Path.is_symlink, files)):
+        yield path
+        return
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder(), ignore_cleanup_errors=True) as folder:
+        for file in files:
+            try:
+                os.link(file.resolve(), Path(folder) / file.name)
+            except OSError:
+                shutil.copyfile(file, Path(folder) / file.name)
+        yield Path(folder) / path.name
 
 
 def _declare_outputs(names: Sequence[str]) -> bytes:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from PIL import Image
 
 from edge_sampler import runtime
+from edge_sampler.export.save import save_checked
 from edge_sampler.runtime.bench import BASELINE, EAGER, LIMIT, UNROLLED, bench
-from edge_sampler.runtime.bundle import Bundle, file_sha256
+from edge_sampler.runtime.bundle import Bundle, describe_files, file_sha256, write_manifest
 from edge_sampler.runtime.compare import BASELINE as LOOP
 from edge_sampler.runtime.compare import PYTORCH, compare, within
 from edge_sampler.runtime.errors import UserError
@@ -44,6 +46,26 @@ def test_an_image_depends_on_its_seed_alone(made: Path) -> None:
     np.testing.assert_allclose(in_threes, together, atol=1e-5)
     np.testing.assert_allclose(backwards[::-1], together, atol=1e-5)
     assert np.abs(together[0] - together[1]).max() > 0.1
+
+
+def test_files_may_be_links(copy: Path, made: Path, tmp_path: Path) -> None:
+    """As caches of hubs keep them, each under a name of its own elsewhere; weights beside their graph as well."""
+    for name in ("sampler.onnx", "denoiser.onnx"):
+        graph = ir.load(copy / name)
+        (copy / name).unlink()
+        save_checked(graph, copy / name, inline_limit=1000)
+    facts = json.loads((copy / "manifest.json").read_text())
+    write_manifest(copy / "manifest.json", facts, describe_files(copy))
+    blobs, linked = tmp_path / "blobs", tmp_path / "linked"
+    blobs.mkdir()
+    linked.mkdir()
+    for place, file in enumerate(sorted(copy.iterdir())):
+        file.rename(blobs / str(place))
+        (linked / file.name).symlink_to(blobs / str(place))
+    assert (linked / "sampler.onnx.data").is_symlink()
+    assert within(compare(Bundle.open(linked)), 1e-4)
+    with runtime.load(linked) as sampler, runtime.load(made) as whole:
+        np.testing.assert_allclose(sampler.sample([3]), whole.sample([3]), atol=1e-5)
 
 
 def test_all_three_paths_agree(made: Path) -> None:

@@ -213,8 +213,10 @@ class Bundle:
 
 
 def again(manifest: Any) -> str:
-    """The command that makes a bundle of another schema anew, as far as it tells."""
+    """What to do about a bundle of another schema: of a later one, or the command that makes it anew."""
     found = manifest if isinstance(manifest, dict) else {}
+    if isinstance(found.get("schema"), int) and found["schema"] > SCHEMA:
+        return "a later version of edge-sampler made it, so install one"
     recorded = found.get("model")
     model = recorded.get("name", "MODEL") if isinstance(recorded, dict) else "MODEL"
     return f"export it again, with python -m export --model {model} --nfe {found.get('nfe', 'N')}"

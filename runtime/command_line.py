@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ class Parser(argparse.ArgumentParser):
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command line's ``main`` and exits: with its status, or with an error's and one line on standard error."""
     leave_name()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as a shell has it, and temporary files go
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # pipes of Windows write neither γ nor σ
             stream.reconfigure(errors="replace")

@@ -1,6 +1,6 @@
 """Writes that are whole or not there: into a temporary neighbour first, renamed at the end."""
 
-import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +36,8 @@ def writable(target: Path, force: bool = False) -> Iterator[Path]:
     temporary, replaced = _neighbour(target, "new"), _neighbour(target, "old")
     try:
         yield temporary
+        if target.exists() and not force:
+            raise UserError(f"{target} was made meanwhile, by another process; choose another name or add --force")
         if target.is_dir():
             target.rename(replaced)
         temporary.replace(target)
@@ -48,4 +50,5 @@ def writable(target: Path, force: bool = False) -> Iterator[Path]:
 
 
 def _neighbour(target: Path, end: str) -> Path:
-    return target.with_name(f".{target.stem}.{os.getpid()}.{end}{target.suffix}")
+    """A name that no other process has; in containers, and on several hosts with one disk, process ids are the same."""
+    return target.with_name(f".{target.stem}.{secrets.token_hex(4)}.{end}{target.suffix}")

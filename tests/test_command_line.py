@@ -13,6 +13,7 @@ from edge_sampler.calibration.arguments import file_name
 from edge_sampler.calibration.calibrate import error_against_converged
 from edge_sampler.models import load
 from edge_sampler.runtime.command_line import run_command, whole_numbers
+from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
 
@@ -213,3 +214,49 @@ def test_files_are_called_as_their_model(
     (tmp_path / "ddpm-v1.5").mkdir()
     monkeypatch.chdir(tmp_path / "ddpm-v1.5")
     assert file_name(model) == name
+
+
+def test_of_two_that_write_one_file_the_second_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two containers have the same process id."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    target = tmp_path / "plan.json"
+
+    def write_both() -> None:
+        with writable(target) as late:
+            late.write_text("late")
+            with writable(target) as early:
+                early.write_text("early")
+
+    with pytest.raises(UserError, match="made meanwhile"):
+        write_both()
+    assert target.read_text() == "early"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+TERMINATED = """
+import os, signal, sys
+from pathlib import Path
+from edge_sampler.runtime.command_line import run_command
+from edge_sampler.runtime.output import writable
+
+def main():
+    with writable(Path(sys.argv[1])) as path:
+        path.mkdir()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+run_command(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+def test_a_terminated_command_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TERMINATED, str(tmp_path / "bundle")]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 143
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stream_that_cannot_write_gamma_gets_a_question_mark(tmp_path: Path) -> None:
+    program = "from edge_sampler.runtime.command_line import run_command; run_command(lambda: print('γ = 1'))"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, [b"?", b"=", b"1"])

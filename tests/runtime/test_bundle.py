@@ -143,6 +143,15 @@ def test_damaged_manifests_are_refused(text: str, copy: Path) -> None:
         runtime.load(copy)
 
 
+def test_a_bundle_of_a_later_version_says_so(copy: Path) -> None:
+    (copy / "manifest.json").write_text('{"schema": 3, "nfe": 4, "model": {"name": "edm-digits"}}')
+    with pytest.raises(UserError, match=r"has schema 3; this version reads 2: a later version of edge-sampler made it"):
+        Bundle.open(copy)
+    (copy / "manifest.json").write_text('{"schema": 1, "nfe": 4, "model": {"name": "edm-digits"}}')
+    with pytest.raises(UserError, match=r"python -m export --model edm-digits --nfe 4"):
+        Bundle.open(copy)
+
+
 def test_random_weights_never_pass_for_real_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "dry"
     export("--model", "edm-digits", "--random-weights", "--nfe", "2", "--solver", "ddim", "--out", str(out))

@@ -51,7 +51,7 @@ def chosen(arguments: argparse.Namespace) -> Denoiser:
 
 
 def show() -> None:
-    line = "{:22} {:9} {:>7} {:>10}  {:15} {}"
+    line = "{:23} {:9} {:>7} {:>10}  {:15} {}"
     print(line.format("name", "images", "classes", "parameters", "weights", "licence"))
     for group in GROUPS:
         print(f"\n{group.title}. Verified: {group.verified}.")

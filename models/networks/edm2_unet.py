@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, silu
+from torch.nn.functional import linear, pad, silu
 
 from edge_sampler.models.networks.layers import Conv2d, attend
 from edge_sampler.models.networks.unet import TrunkLayout, UNet
@@ -72,7 +72,8 @@ class Block(nn.Module):
         skip = x if self.conv_skip is None else self.conv_skip(x)
         if not self.decodes:
             x = skip = pixel_norm(skip, dim=1)
-        modulation = 1 + self.emb_linear(embedding)[:, :, None, None]
+        weight = self.emb_linear.weight
+        modulation = linear(embedding, weight, weight.new_ones(len(weight)))[:, :, None, None]
         h = self.conv_res1(silu(self.conv_res0(silu(x)) * modulation))
         x = (skip if self.folds_skip else skip * shares(self.style.res_balance)[0]) + h
         if self.heads:

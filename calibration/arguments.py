@@ -48,7 +48,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--random-weights", action="store_true", help="a dry run without the model's weights")
     size_help = "of a pipeline's images, in pixels, such as 512x768 (default: the pipeline's own)"
     group.add_argument("--size", metavar="HEIGHTxWIDTH", help=size_help)
-    group.add_argument("--vae", type=Path, metavar="FOLDER", help="a decoder to take instead of the pipeline's own")
+    vae_help = "a decoder to take instead of the pipeline's own, or for EDM2's latents"
+    group.add_argument("--vae", type=Path, metavar="FOLDER", help=vae_help)
     guidance_help = "S of classifier-free guidance, two network calls an evaluation (default: 1, none)"
     group.add_argument("--guidance", type=float, default=1.0, metavar="S", help=guidance_help)
     passes_help = "guidance calls the network twice, instead of once on twice as many images, which takes more memory"

@@ -31,9 +31,10 @@ def load_model(
 
     ``python -m models list`` shows the names. ``weights`` is the checkpoint to load instead of the model's own;
     ``random_weights`` makes a dry run. ``size``, height and width in pixels, and ``vae``, a folder, are chosen for a
-    text-to-image pipeline. ``adapt`` makes a denoiser of a network that is there. ``guided`` and ``built_in`` build
-    guidance, a class or another condition into it; ``with_examples`` gives it texts and other conditions to be fitted
-    on. Raises UserError for an unknown name, a bad file, or weights of another architecture.
+    text-to-image pipeline, ``vae`` for EDM2's latents too. ``adapt`` makes a denoiser of a network that is there.
+    ``guided`` and ``built_in`` build guidance, a class or another condition into it; ``with_examples`` gives it texts
+    and other conditions to be fitted on. Raises UserError for an unknown name, a bad file, or weights of another
+    architecture.
     """
     return load(name, weights, random_weights, options=Options(size, Path(vae) if vae else None))
 

@@ -19,7 +19,13 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs, class_labels
 
 DEFAULT_NETWORKS = {"EDMPrecond": "DhariwalUNet", "iDDPMPrecond": "DhariwalUNet"}  # of EDM's classes; else SongUNet
-IGNORED = ("use_fp16", "sigma_data", "new_attention_order")  # where nothing here takes them
+IGNORED = (
+    "use_fp16",
+    "sigma_data",
+    "new_attention_order",
+    "logvar_channels",
+    "latents",
+)  # where nothing here takes them
 
 
 def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:

@@ -1,4 +1,4 @@
-"""Reads foreign weights without running anything that is in them: EDM pickles, safetensors, PyTorch state dicts."""
+"""Reads foreign weights without running anything that is in them: EDM and EDM2 pickles, safetensors, state dicts."""
 
 import collections
 import hashlib
@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from edge_sampler.models import edm2
 from edge_sampler.runtime.errors import UserError
 
 FORMATS = (".pkl", ".safetensors", ".pt", ".pth", ".bin")
@@ -80,16 +81,30 @@ class _Holder:
     """Stands for any object of the pickle that is not a tensor or a plain container."""
 
     def __init__(self, *arguments: Any) -> None:
+        self.arguments, self.built = arguments, None
         self.state: dict[str, Any] = {}
 
     def __setstate__(self, state: Any) -> None:
+        self.built = state
         if isinstance(state, dict):
             self.state = state
 
 
+class _Array(_Holder):
+    """Stands for a NumPy array."""
+
+    def numbers(self) -> np.ndarray:
+        """Those of a row of float32. Raises UserError for anything else."""
+        _, shape, dtype, _, content = self.built or (None, (), None, None, None)
+        kind = (dtype.arguments[:1], (dtype.built or (0, 0))[1]) if isinstance(dtype, _Holder) else None
+        if kind != (("f4",), "<") or len(shape) != 1 or not isinstance(content, bytes):
+            raise UserError("an array beside the network is no row of float32")
+        return np.frombuffer(content, "<f4", *shape)
+
+
 def _module(meta: dict[str, Any]) -> _Holder:
     holder = _Holder()
-    holder.state = dict(meta["state"], class_name=meta["class_name"])
+    holder.state = dict(meta["state"] or {}, class_name=meta["class_name"])
     return holder
 
 
@@ -111,7 +126,11 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch.storage", "_load_from_bytes"): _storage,
     ("torch.nn.modules.container", "ModuleDict"): _Holder,
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _module,
+    ("dnnlib.util", "EasyDict"): dict,
     ("numpy", "dtype"): _Holder,
+    ("numpy", "ndarray"): _Holder,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
     ("numpy.core.multiarray", "scalar"): _Holder,
     ("numpy._core.multiarray", "scalar"): _Holder,
 }
@@ -136,8 +155,13 @@ def _read_edm_pickle(path: Path) -> Checkpoint:
     ema = snapshot.get("ema") if isinstance(snapshot, dict) else None
     if not isinstance(ema, _Holder) or "_init_kwargs" not in ema.state:
         raise UserError("not an EDM snapshot: it has no network under 'ema'")
-    architecture = {"precond": ema.state["class_name"], **ema.state["_init_kwargs"]}
-    return Checkpoint(dict(_walk(ema)), architecture)
+    arguments = ema.state["_init_kwargs"]
+    if ema.state["class_name"] != edm2.CLASS:
+        return Checkpoint(dict(_walk(ema)), {"precond": ema.state["class_name"], **arguments})
+    beside = snapshot.get("encoder")
+    encoder = beside.state if isinstance(beside, _Holder) else {}
+    known = {name: value.numbers() if isinstance(value, _Array) else value for name, value in encoder.items()}
+    return Checkpoint(dict(_walk(ema)), edm2.described(arguments, known))
 
 
 def _walk(module: _Holder, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -6,6 +6,8 @@ python -m models verify edm-cifar10-32x32-uncond-vp.pkl
 """
 
 import argparse
+import json
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from edge_sampler.models.download import cached
 from edge_sampler.models.families import FAMILIES
 from edge_sampler.models.loading import load
 from edge_sampler.models.own import with_examples
-from edge_sampler.models.zoo import GROUPS, ZOO, ZooRow
+from edge_sampler.models.zoo import GROUPS, ZooRow
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.command_line import Parser, given
 from edge_sampler.runtime.errors import BoundError, UserError
@@ -51,24 +53,26 @@ def chosen(arguments: argparse.Namespace) -> Denoiser:
 
 
 def show() -> None:
-    line = "{:22} {:9} {:>7} {:>10}  {:15} {}"
+    line = "{:23} {:9} {:>7} {:>10}  {:15} {}"
     print(line.format("name", "images", "classes", "parameters", "weights", "licence"))
     for group in GROUPS:
         print(f"\n{group.title}. Verified: {group.verified}.")
         for name, row in group.rows.items():
             shape = (row.architecture["img_channels"], *[row.architecture["img_resolution"]] * 2)
-            cells = (size(shape), row.architecture.get("label_dim") or "-", counted(name), where(row), row.licence)
+            count = counted(json.dumps(row.architecture))
+            cells = (size(shape), row.architecture.get("label_dim") or "-", count, where(row), row.licence)
             print(line.format(name, *cells))
     for family in FAMILIES:
         print(f"\nFolders: {family.name}. Verified: {family.verified}.\n{', '.join(family.supported)}")
     print(f"\nWeights that are not there are downloaded when first used, into {cache_folder()}")
 
 
-def counted(name: str) -> str:
-    """The parameters of a model known by name; "?" where a library that it needs is missing."""
+@cache
+def counted(architecture: str) -> str:
+    """The parameters of a network of these arguments, JSON; "?" where a library that it needs is missing."""
     try:
         with torch.device("meta"):
-            return parameters(build(ZOO[name].architecture, name))
+            return parameters(build(json.loads(architecture), "of the list"))
     except UserError:
         return "?"
 

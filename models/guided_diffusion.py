@@ -1,7 +1,7 @@
-"""OpenAI's guided-diffusion (ADM, arXiv 2105.05233): its checkpoints' names and order, for our DhariwalUNet.
+"""OpenAI's diffusion checkpoints, their tensors' names and order, for our DhariwalUNet.
 
-They are state dicts, https://github.com/openai/guided-diffusion (MIT). Of their networks, those are read whose blocks
-halve and double the resolution and whose heads have 64 channels, which all published ones but 128×128's do.
+They are state dicts of https://github.com/openai/improved-diffusion (arXiv 2102.09672) and guided-diffusion (ADM,
+2105.05233), both MIT. Networks that upsample an image are not read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 from edge_sampler.models.networks.dhariwal_unet import DhariwalUNet
 from edge_sampler.models.networks.layers import UNetBlock
 
-URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
+URL = "https://openaipublic.blob.core.windows.net/diffusion/"
 MARK = "input_blocks.0.0.weight"  # a tensor's name in every one
 RESIDUAL = {
     "norm0": "in_layers.0",
@@ -33,8 +33,11 @@ AROUND = {
 }
 
 
+RESAMPLING = {"down": "op", "up": "conv"}  # where convolutions alone do it
+
+
 def adm(resolution: int, mult: list[float], classes: int = 0, **changes: Any) -> dict[str, Any]:
-    """The architecture's arguments of a published checkpoint. At 32, 16 and 8 pixels its blocks attend."""
+    """The arguments of a published checkpoint of guided-diffusion. At 32, 16 and 8 pixels its blocks attend."""
     return {
         "precond": "DDPMPrecond",
         "model_type": "DhariwalUNet",
@@ -52,6 +55,21 @@ def adm(resolution: int, mult: list[float], classes: int = 0, **changes: Any) ->
     }
 
 
+def iddpm(resolution: int, mult: list[float], classes: int = 0, **changes: Any) -> dict[str, Any]:
+    """The same of improved-diffusion: four heads, and convolutions that halve and double."""
+    return adm(resolution, mult, classes) | {
+        "model_channels": 128,
+        "num_blocks": 3,
+        "attn_resolutions": [16, 8],
+        "num_heads": 4,
+        "resblock_updown": False,
+        "beta_schedule": "squaredcos_cap_v2",
+        "num_train_timesteps": 4000,
+        "rescale_timesteps": True,
+        **changes,
+    }
+
+
 def named_ours(tensors: Mapping[str, Tensor], network: DhariwalUNet, new_attention_order: bool) -> dict[str, Tensor]:
     """Their tensors by our names. Names that the network has no place for stay as they are."""
     found, left = dict[str, Tensor](), dict(tensors)
@@ -64,7 +82,8 @@ def named_ours(tensors: Mapping[str, Tensor], network: DhariwalUNet, new_attenti
     for ours, theirs in AROUND.items():
         move(ours, theirs)
     for name, theirs, attention, block in _blocks(network):
-        for part, called in RESIDUAL.items() if block else {"": ""}.items():
+        called_alone = {"": RESAMPLING.get(name.rpartition("_")[2], "")}
+        for part, called in (RESIDUAL if block else called_alone).items():
             move(f"{name}.{part}".rstrip("."), f"{theirs}.{called}".rstrip("."))
         if block and block.heads:
             for part, called in ATTENTION.items():
@@ -88,16 +107,16 @@ def _blocks(network: DhariwalUNet) -> Iterator[tuple[str, str, str, UNetBlock | 
         yield f"enc.{name}", f"input_blocks.{index}.0", f"input_blocks.{index}.1", block
     index, behind = -1, 0
     for name, layer in network.dec.items():
-        assert isinstance(layer, UNetBlock)
+        block = layer if isinstance(layer, UNetBlock) else None
         if name.endswith("_in0"):
-            yield f"dec.{name}", "middle_block.0", "middle_block.1", layer
+            yield f"dec.{name}", "middle_block.0", "middle_block.1", block
         elif name.endswith("_in1"):
-            yield f"dec.{name}", "middle_block.2", "", layer
+            yield f"dec.{name}", "middle_block.2", "", block
         elif name.endswith("_up"):  # the last of the output block before it
-            yield f"dec.{name}", f"output_blocks.{index}.{behind}", "", layer
+            yield f"dec.{name}", f"output_blocks.{index}.{behind}", "", block
         else:
-            index, behind = index + 1, 1 + bool(layer.heads)
-            yield f"dec.{name}", f"output_blocks.{index}.0", f"output_blocks.{index}.1", layer
+            index, behind = index + 1, 1 + bool(block and block.heads)
+            yield f"dec.{name}", f"output_blocks.{index}.0", f"output_blocks.{index}.1", block
 
 
 def reordered(value: Tensor, heads: int, new_attention_order: bool) -> Tensor:

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from edge_sampler.models import checkpoint, families, guided_diffusion, own, pipeline, prompts
+from edge_sampler.models import checkpoint, edm2, families, guided_diffusion, latents, own, pipeline, prompts
 from edge_sampler.models.architecture import build, randomise
 from edge_sampler.models.checkpoint import Checkpoint
 from edge_sampler.models.denoiser import Denoiser, Preconditioned
 from edge_sampler.models.download import fetch
 from edge_sampler.models.families.base import Options
 from edge_sampler.models.networks.dhariwal_unet import DhariwalUNet
+from edge_sampler.models.networks.edm2_unet import EDM2UNet
 from edge_sampler.models.own import with_examples
 from edge_sampler.models.zoo import WEIGHTS, ZOO
 from edge_sampler.runtime.errors import UserError
@@ -51,10 +52,13 @@ def load(
         found = family.load(folder, options or Options())
         found.spec = replace(found.spec, name=Path(model).resolve().name)  # a repository's folder is named by a hash
         return found
-    if options and options != Options():
-        raise UserError(f"{model} is no folder of a family whose size or VAE can be chosen; leave --size and --vae out")
+    options = options or Options()
     origin = _find(model, folder)
     architecture = origin.architecture()
+    of_latents = architecture.get("latents")
+    for option, value in (("--size", options.size), ("--vae", None if of_latents else options.vae)):
+        if value is not None:
+            raise UserError(f"{option} does not apply to {model}, which is no folder of a pipeline; leave it out")
     if random_weights:
         network = build(architecture, origin.name)
         randomise(network, seed)
@@ -72,6 +76,8 @@ def load(
         licence = origin.licence
     digest = checkpoint.weights_sha256(network.state_dict())
     network.describe(origin.name, licence, digest, architecture, random_weights)
+    if of_latents:
+        latents.with_decoder(network, of_latents, options.vae)
     if text := architecture.get("text"):
         network.spec = replace(network.spec, raw=prompts.prompt(text), made=(prompts.EMBEDS,))
     if origin.examples:
@@ -153,6 +159,9 @@ def _fill(network: Preconditioned, source: Checkpoint, origin: _Origin, architec
         found = pipeline.named_ours(found)
     if guided_diffusion.MARK in found and isinstance(network.model, DhariwalUNet):
         found = guided_diffusion.named_ours(found, network.model, bool(architecture.get("new_attention_order")))
+    if edm2.MARK in found and isinstance(network.model, EDM2UNet):
+        edm2.check_same(architecture, source.architecture or {})
+        found = edm2.folded(found, network.model)
     problems = (
         [f"{key} is missing" for key in wanted if key not in found]
         + [f"{key} is surplus" for key in found if key not in wanted]

@@ -124,11 +124,12 @@ def ddpm(
     beta_end: float = 0.02,
     num_train_timesteps: int = 1000,
     prediction_type: str = "epsilon",
+    rescale_timesteps: bool = False,
 ) -> Preconditioning:
     """DDPM's family: the network sees images shrunk to unit variance and is told its discrete step.
 
-    Between two steps that is interpolated in ln σ. The arguments are those of diffusers' schedulers. Raises ValueError
-    for an unknown schedule or prediction.
+    Between two steps that is interpolated in ln σ. The arguments are those of diffusers' schedulers, and the last one
+    OpenAI's: the network is told the step of a thousand. Raises ValueError for an unknown schedule or prediction.
     """
     for argument, value, known in (
         ("beta_schedule", beta_schedule, BETA_SCHEDULES),
@@ -136,7 +137,8 @@ def ddpm(
     ):
         if value not in known:
             raise ValueError(f"{argument} is {value!r}; allowed: {', '.join(known)}")
-    known_levels = discrete(BETA_SCHEDULES[beta_schedule](beta_start, beta_end, num_train_timesteps), prediction_type)
+    betas = BETA_SCHEDULES[beta_schedule](beta_start, beta_end, num_train_timesteps)
+    known_levels = discrete(betas, prediction_type, 1000 / num_train_timesteps if rescale_timesteps else 1.0)
     # From its own highest level, as its own samplers do; but a cosine's last steps only go on where all is noise.
     return replace(known_levels, sampled=(0.0, float(DDPM_SIGMAS[-1])))
 
@@ -146,8 +148,8 @@ def iddpm(C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Precondition
     return discrete(cosine_betas(M, C_2, C_1), "epsilon")
 
 
-def discrete(betas: np.ndarray, prediction_type: str) -> Preconditioning:
-    """A network of so many discrete steps."""
+def discrete(betas: np.ndarray, prediction_type: str, told: float = 1.0) -> Preconditioning:
+    """A network of so many discrete steps, which is told ``told`` times its step."""
     sigmas = discrete_sigmas(betas)
 
     def coefficients(sigma: Tensor) -> Coefficients:
@@ -155,7 +157,7 @@ def discrete(betas: np.ndarray, prediction_type: str) -> Preconditioning:
         level = sigma.log()
         below = ((level[:, None] >= known).sum(dim=1) - 1).clamp(0, len(known) - 2)
         between = (level - known[below]) / (known[below + 1] - known[below])
-        step = below + between.clamp(0, 1)
+        step = (below + between.clamp(0, 1)) * told
         return Coefficients(*PREDICTIONS[prediction_type](sigma), (1 + sigma**2).rsqrt(), step)
 
     return Preconditioning(coefficients, (float(sigmas[0]), float(sigmas[-1])))

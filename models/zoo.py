@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_sampler.models import guided_diffusion, pipeline
-from edge_sampler.models.guided_diffusion import adm
+from edge_sampler.models import edm2, guided_diffusion, pipeline
+from edge_sampler.models.guided_diffusion import adm, iddpm
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -81,6 +81,16 @@ EMOJI: dict[str, Any] = {
     "attn_resolutions": [8],
     "dropout": 0.0,
 }
+LSUN = iddpm(
+    256,
+    [1, 1, 2, 2, 4, 4],
+    num_blocks=2,
+    attn_resolutions=[16],
+    num_heads=1,
+    use_scale_shift_norm=False,
+    beta_schedule="linear",
+    num_train_timesteps=1000,
+)
 DDPM: dict[str, Any] = {  # of arXiv 2006.11239, as diffusers has it
     "precond": "DDPMPrecond",
     "model_type": "UNet2DModel",
@@ -136,8 +146,12 @@ def _hub(architecture: dict[str, Any], name: str) -> ZooRow:
     return ZooRow(architecture, pipeline.HUB + name, "Apache-2.0")
 
 
-def _adm(architecture: dict[str, Any], file: str) -> ZooRow:
+def _openai(architecture: dict[str, Any], file: str) -> ZooRow:
     return ZooRow(architecture, guided_diffusion.URL + file, "MIT")
+
+
+def _edm2(architecture: dict[str, Any], file: str) -> ZooRow:
+    return ZooRow(architecture, edm2.URL + file, EDM_LICENCE)
 
 
 CIFAR10_VP = "5b64854adf30015fc75adc6c061a84a176303695d0be57736e9ec7344e4f6f6d"
@@ -187,7 +201,7 @@ GROUPS = (
         "OpenAI's guided-diffusion (arXiv 2105.05233)",
         "parity with its own code on two small networks, sizes as published; the published weights were never at hand",
         {
-            "adm-imagenet64": _adm(
+            "adm-imagenet64": _openai(
                 adm(
                     64,
                     [1, 2, 3, 4],
@@ -197,14 +211,48 @@ GROUPS = (
                     beta_schedule="squaredcos_cap_v2",
                     new_attention_order=True,
                 ),
-                "64x64_diffusion.pt",
+                "jul-2021/64x64_diffusion.pt",
             ),
-            "adm-imagenet256": _adm(adm(256, [1, 1, 2, 2, 4, 4], 1000), "256x256_diffusion.pt"),
-            "adm-imagenet256-uncond": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "256x256_diffusion_uncond.pt"),
-            "adm-imagenet512": _adm(adm(512, [0.5, 1, 1, 2, 2, 4, 4], 1000), "512x512_diffusion.pt"),
-            "adm-lsun-bedroom": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "lsun_bedroom.pt"),
-            "adm-lsun-cat": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "lsun_cat.pt"),
-            "adm-lsun-horse": _adm(adm(256, [1, 1, 2, 2, 4, 4]), "lsun_horse.pt"),
+            "adm-imagenet128": _openai(adm(128, [1, 1, 2, 3, 4], 1000, num_heads=4), "jul-2021/128x128_diffusion.pt"),
+            "adm-imagenet256": _openai(adm(256, [1, 1, 2, 2, 4, 4], 1000), "jul-2021/256x256_diffusion.pt"),
+            "adm-imagenet256-uncond": _openai(adm(256, [1, 1, 2, 2, 4, 4]), "jul-2021/256x256_diffusion_uncond.pt"),
+            "adm-imagenet512": _openai(adm(512, [0.5, 1, 1, 2, 2, 4, 4], 1000), "jul-2021/512x512_diffusion.pt"),
+            "adm-lsun-bedroom": _openai(adm(256, [1, 1, 2, 2, 4, 4]), "jul-2021/lsun_bedroom.pt"),
+            "adm-lsun-cat": _openai(adm(256, [1, 1, 2, 2, 4, 4]), "jul-2021/lsun_cat.pt"),
+            "adm-lsun-horse": _openai(adm(256, [1, 1, 2, 2, 4, 4]), "jul-2021/lsun_horse.pt"),
+        },
+    ),
+    Group(
+        "OpenAI's improved-diffusion (arXiv 2102.09672)",
+        "parity with its own code on two small networks, sizes as published; the published weights were never at hand",
+        {
+            "iddpm-cifar10": _openai(iddpm(32, [1, 2, 2, 2]), "march-2021/cifar10_uncond_50M_500K.pt"),
+            "iddpm-cifar10-vlb": _openai(iddpm(32, [1, 2, 2, 2]), "march-2021/cifar10_uncond_vlb_50M_500K.pt"),
+            "iddpm-imagenet64": _openai(iddpm(64, [1, 2, 3, 4]), "march-2021/imagenet64_uncond_100M_1500K.pt"),
+            "iddpm-imagenet64-vlb": _openai(iddpm(64, [1, 2, 3, 4]), "march-2021/imagenet64_uncond_vlb_100M_1500K.pt"),
+            "iddpm-imagenet64-cond": _openai(
+                iddpm(64, [1, 2, 3, 4], 1000, model_channels=192, rescale_timesteps=False),
+                "march-2021/imagenet64_cond_270M_250K.pt",
+            ),
+            "iddpm-lsun-bedroom": _openai(LSUN, "march-2021/lsun_uncond_100M_1200K_bs128.pt"),
+            "iddpm-lsun-bedroom-bs64": _openai(LSUN, "march-2021/lsun_uncond_100M_2400K_bs64.pt"),
+        },
+    ),
+    Group(
+        "EDM2's checkpoints (arXiv 2312.02696)",
+        "parity with EDM2's own code on three small networks, sizes as published; the published weights were never at "
+        "hand. Those of 512×512 make latents, which --vae decodes",
+        {
+            "edm2-img64-s": _edm2(edm2.imagenet(192), "edm2-img64-s-1073741-0.075.pkl"),
+            "edm2-img64-m": _edm2(edm2.imagenet(256, 0.1), "edm2-img64-m-2147483-0.060.pkl"),
+            "edm2-img64-l": _edm2(edm2.imagenet(320, 0.1), "edm2-img64-l-1073741-0.040.pkl"),
+            "edm2-img64-xl": _edm2(edm2.imagenet(384, 0.1), "edm2-img64-xl-0671088-0.040.pkl"),
+            "edm2-img512-xs": _edm2(edm2.imagenet(128, latents=True), "edm2-img512-xs-2147483-0.135.pkl"),
+            "edm2-img512-s": _edm2(edm2.imagenet(192, latents=True), "edm2-img512-s-2147483-0.130.pkl"),
+            "edm2-img512-m": _edm2(edm2.imagenet(256, 0.1, latents=True), "edm2-img512-m-2147483-0.100.pkl"),
+            "edm2-img512-l": _edm2(edm2.imagenet(320, 0.1, latents=True), "edm2-img512-l-1879048-0.085.pkl"),
+            "edm2-img512-xl": _edm2(edm2.imagenet(384, 0.1, latents=True), "edm2-img512-xl-1342177-0.085.pkl"),
+            "edm2-img512-xxl": _edm2(edm2.imagenet(448, 0.1, latents=True), "edm2-img512-xxl-0939524-0.070.pkl"),
         },
     ),
     Group(

@@ -13,7 +13,7 @@ class Options:
 
     Args:
         size: height and width of its images in pixels; None: the model's own.
-        vae: a folder with a decoder of latents to take instead of the model's own.
+        vae: a folder with a decoder of latents to take instead of the model's own, or where it has none.
     """
 
     size: tuple[int, int] | None = None

@@ -10,7 +10,8 @@ from edge_sampler.models.networks.unet import TrunkLayout, UNet
 class DhariwalUNet(UNet):
     """x [n, in, r, r], noise label [n or 1], one-hot classes [n, label_dim] or None → [n, out, r, r].
 
-    The argument names are the checkpoints'.
+    The argument names are the checkpoints', and the last three those of OpenAI's. Without ``num_heads`` a head has 64
+    channels. With the other two False it is the network of improved DDPM (arXiv 2102.09672).
     """
 
     def __init__(
@@ -27,6 +28,9 @@ class DhariwalUNet(UNet):
         attn_resolutions: tuple[int, ...] = (32, 16, 8),
         dropout: float = 0.10,
         label_dropout: float = 0.0,  # a matter of training only
+        num_heads: int | None = None,
+        use_scale_shift_norm: bool = True,
+        resblock_updown: bool = True,
     ) -> None:
         super().__init__()
         embedding_channels = model_channels * channel_mult_emb
@@ -37,13 +41,15 @@ class DhariwalUNet(UNet):
         self.map_layer1 = nn.Linear(embedding_channels, embedding_channels)
         if label_dim:
             self.map_label = nn.Linear(label_dim, embedding_channels, bias=False)
-        style = BlockStyle(
+        self.style = BlockStyle(
             embedding_channels=embedding_channels,
             eps=1e-5,
             skip_scale=1.0,
-            adaptive_scale=True,
+            adaptive_scale=use_scale_shift_norm,
             resample_projects=False,
-            head_channels=64,
+            head_channels=None if num_heads else 64,
+            heads=num_heads or 1,
+            resample_blocks=resblock_updown,
             dropout=dropout,
         )
         level_channels = tuple(int(model_channels * multiplier) for multiplier in channel_mult)
@@ -56,8 +62,8 @@ class DhariwalUNet(UNet):
             attends_encoder=lambda resolution: resolution in attn_resolutions,
             attends_decoder=lambda resolution, index: resolution in attn_resolutions,
         )
-        self.build_trunk(layout, style)
-        self.out_norm = group_norm(self.channels_out, style.eps)
+        self.build_trunk(layout)
+        self.out_norm = group_norm(self.channels_out, self.style.eps)
         self.out_conv = Conv2d(self.channels_out, out_channels, 3)
 
     def forward(self, x: Tensor, noise_label: Tensor, classes: Tensor | None = None) -> Tensor:

@@ -4,6 +4,7 @@ Parameter names and shapes are those of the published EDM checkpoints, so their 
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,11 +45,17 @@ class FourierEmbedding(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+def low_pass(filter: Sequence[float]) -> Tensor:
+    """The kernel [1, 1, k, k] of a separable filter, whose sum is 1."""
+    taps = torch.tensor(filter, dtype=torch.float32)
+    return taps.outer(taps)[None, None] / taps.sum() ** 2
+
+
 class Conv2d(nn.Module):
     """Convolution [n, in, h, w] → [n, out, h', w'] that may first halve or double the resolution.
 
     ``kernel`` 0 resamples only. ``filter`` is the separable low-pass filter of the resampling; ``fused`` (halving
-    only) convolves before it filters, as NCSN++'s residual input pyramid does.
+    only) convolves before it filters, as NCSN++'s residual input pyramid does. "stride" halves without a filter.
     """
 
     def __init__(
@@ -59,19 +66,18 @@ class Conv2d(nn.Module):
         resample: str = "keep",
         filter: tuple[float, ...] = (1, 1),
         fused: bool = False,
+        bias: bool = True,
     ) -> None:
         super().__init__()
-        assert resample in ("keep", "down", "up")
+        assert resample in ("keep", "down", "up", "stride")
         assert resample == "down" or not fused
         self.resample, self.kernel, self.fused = resample, kernel, fused
         self.weight = nn.Parameter(torch.empty(channels_out, channels_in, kernel, kernel)) if kernel else None
-        self.bias = nn.Parameter(torch.empty(channels_out)) if kernel else None
-        taps = torch.tensor(filter, dtype=torch.float32)
-        kernel2d = taps.outer(taps)[None, None] / taps.sum() ** 2
-        self.register_buffer("resample_filter", None if resample == "keep" else kernel2d)
+        self.bias = nn.Parameter(torch.empty(channels_out)) if kernel and bias else None
+        self.register_buffer("resample_filter", low_pass(filter) if resample in ("down", "up") else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.resample == "keep":
+        if self.resample in ("keep", "stride"):
             return self._convolve(x)
         taps = self.get_buffer("resample_filter")
         filter_padding = (taps.shape[-1] - 1) // 2
@@ -90,18 +96,20 @@ class Conv2d(nn.Module):
     def _convolve(self, x: Tensor, more_padding: int = 0) -> Tensor:
         if self.weight is None:
             return x
-        return conv2d(x, self.weight, self.bias, padding=self.kernel // 2 + more_padding)
+        stride = 2 if self.resample == "stride" else 1
+        return conv2d(x, self.weight, self.bias, stride, padding=self.kernel // 2 + more_padding)
 
 
-def attend(qkv: Tensor, heads: int) -> Tensor:
+def attend(qkv: Tensor, heads: int, normalised: Callable[[Tensor], Tensor] = lambda by_head: by_head) -> Tensor:
     """Self-attention over positions: qkv [n, 3c, h, w] → [n, c, h, w].
 
-    The channels of qkv are ordered by head, then depth, then (q, k, v), as in the published weights.
+    The channels of qkv are ordered by head, then depth, then (q, k, v), as in the published weights. ``normalised``
+    is what attention sees of them, [n·heads, 3, depth, positions].
     """
     _, channels, height, width = qkv.shape
     depth = channels // (3 * heads)
     by_head = qkv.reshape(-1, depth, 3, height * width).transpose(1, 2)  # [n·heads, 3, depth, positions]
-    q, k, v = torch.split(by_head, 1, dim=1)
+    q, k, v = torch.split(normalised(by_head), 1, dim=1)
     weight = softmax((q * depth**-0.5).transpose(2, 3) @ k, dim=3)
     return (v @ weight.transpose(2, 3)).reshape(-1, heads * depth, height, width)
 
@@ -115,7 +123,9 @@ class BlockStyle:
     skip_scale: float
     adaptive_scale: bool  # the embedding scales and shifts (ADM), or only shifts (DDPM++, NCSN++)
     resample_projects: bool  # a resampling skip path has a 1×1 convolution even where channels agree
-    head_channels: int | None  # None: one head
+    head_channels: int | None  # None: as many heads as ``heads`` says
+    heads: int = 1
+    resample_blocks: bool = True  # residual blocks halve and double, or convolutions alone
     filter: tuple[float, ...] = (1, 1)
     dropout: float = 0.0
 
@@ -140,7 +150,7 @@ class UNetBlock(nn.Module):
             self.skip = Conv2d(channels_in, channels_out, 1 if projects else 0, resample, style.filter)
         self.heads = 0
         if attention:
-            self.heads = channels_out // style.head_channels if style.head_channels else 1
+            self.heads = channels_out // style.head_channels if style.head_channels else style.heads
             self.norm2 = group_norm(channels_out, style.eps)
             self.qkv = Conv2d(channels_out, 3 * channels_out, 1)
             self.proj = Conv2d(channels_out, channels_out, 1)

@@ -58,7 +58,7 @@ class SongUNet(UNet):
             self.map_augment = nn.Linear(augment_dim, noise_channels, bias=False)
         self.map_layer0 = nn.Linear(noise_channels, embedding_channels)
         self.map_layer1 = nn.Linear(embedding_channels, embedding_channels)
-        style = BlockStyle(
+        self.style = BlockStyle(
             embedding_channels=embedding_channels,
             eps=1e-6,
             skip_scale=math.sqrt(0.5),
@@ -78,9 +78,9 @@ class SongUNet(UNet):
             attends_decoder=lambda resolution, index: resolution in attn_resolutions and index == num_blocks,
             pyramid=encoder_type == "residual",
         )
-        self.build_trunk(layout, style)
+        self.build_trunk(layout)
         self.head = f"{img_resolution}x{img_resolution}_aux"
-        self.dec[f"{self.head}_norm"] = group_norm(self.channels_out, style.eps)
+        self.dec[f"{self.head}_norm"] = group_norm(self.channels_out, self.style.eps)
         self.dec[f"{self.head}_conv"] = Conv2d(self.channels_out, out_channels, 3)
 
     def forward(self, x: Tensor, noise_label: Tensor, classes: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The U-Net trunk that DDPM++, NCSN++ and ADM share: which blocks stand where, and how features flow through them."""
+"""The U-Net trunk that DDPM++, NCSN++, ADM and EDM2 share: which blocks stand where, and how features flow."""
 
 import math
 from collections.abc import Callable
@@ -25,13 +25,38 @@ class TrunkLayout:
 
 
 class UNet(nn.Module):
-    """``enc`` and ``dec`` hold the layers by their published names; ``trunk`` runs them."""
+    """``enc`` and ``dec`` hold the layers by their published names; ``trunk`` runs them.
+
+    ``stem``, ``block`` and ``join`` are what a family may have of its own. ``style`` is that of the usual blocks.
+    """
 
     enc: nn.ModuleDict
     dec: nn.ModuleDict
     channels_out: int
+    style: BlockStyle
 
-    def build_trunk(self, layout: TrunkLayout, style: BlockStyle) -> None:
+    def stem(self, channels_in: int, channels_out: int) -> Conv2d:
+        """The first layer."""
+        return Conv2d(channels_in, channels_out, 3)
+
+    def block(
+        self,
+        channels_in: int,
+        channels_out: int,
+        resample: str = "keep",
+        attention: bool = False,
+        decodes: bool = False,
+    ) -> nn.Module:
+        """A layer (x, embedding) → x, or a Conv2d, of the encoder, or where it ``decodes``, of the decoder."""
+        if resample != "keep" and not self.style.resample_blocks:
+            return Conv2d(channels_in, channels_out, 3, "stride" if resample == "down" else resample)
+        return UNetBlock(channels_in, channels_out, self.style, resample, attention)
+
+    def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        """What a block of the decoder sees: features, and those of the encoder, one behind the other."""
+        return torch.cat([x, skip], dim=1)
+
+    def build_trunk(self, layout: TrunkLayout) -> None:
         levels = [(layout.img_resolution >> level, width) for level, width in enumerate(layout.level_channels)]
         channels, pyramid_channels = layout.stem_channels, layout.in_channels
         skips: list[int] = []
@@ -39,18 +64,18 @@ class UNet(nn.Module):
         for level, (resolution, width) in enumerate(levels):
             name = f"{resolution}x{resolution}"
             if level == 0:
-                self.enc[f"{name}_conv"] = Conv2d(layout.in_channels, channels, 3)
+                self.enc[f"{name}_conv"] = self.stem(layout.in_channels, channels)
             else:
-                self.enc[f"{name}_down"] = UNetBlock(channels, channels, style, "down")
+                self.enc[f"{name}_down"] = self.block(channels, channels, "down")
                 if layout.pyramid:
                     self.enc[f"{name}_aux_residual"] = Conv2d(
-                        pyramid_channels, channels, 3, "down", style.filter, fused=True
+                        pyramid_channels, channels, 3, "down", self.style.filter, fused=True
                     )
                     pyramid_channels = channels
             skips.append(channels)
             for index in range(layout.num_blocks):
                 attention = layout.attends_encoder(resolution)
-                self.enc[f"{name}_block{index}"] = UNetBlock(channels, width, style, attention=attention)
+                self.enc[f"{name}_block{index}"] = self.block(channels, width, attention=attention)
                 channels = width
                 skips.append(channels)
 
@@ -58,13 +83,14 @@ class UNet(nn.Module):
         for level, (resolution, width) in reversed(list(enumerate(levels))):
             name = f"{resolution}x{resolution}"
             if level == len(levels) - 1:
-                self.dec[f"{name}_in0"] = UNetBlock(channels, channels, style, attention=True)
-                self.dec[f"{name}_in1"] = UNetBlock(channels, channels, style)
+                self.dec[f"{name}_in0"] = self.block(channels, channels, attention=True, decodes=True)
+                self.dec[f"{name}_in1"] = self.block(channels, channels, decodes=True)
             else:
-                self.dec[f"{name}_up"] = UNetBlock(channels, channels, style, "up")
+                self.dec[f"{name}_up"] = self.block(channels, channels, "up", decodes=True)
             for index in range(layout.num_blocks + 1):
                 attention = layout.attends_decoder(resolution, index)
-                self.dec[f"{name}_block{index}"] = UNetBlock(channels + skips.pop(), width, style, attention=attention)
+                joined = channels + skips.pop()
+                self.dec[f"{name}_block{index}"] = self.block(joined, width, attention=attention, decodes=True)
                 channels = width
         self.channels_out = channels
 
@@ -76,10 +102,10 @@ class UNet(nn.Module):
             if name.endswith("_aux_residual"):
                 x = pyramid = (skips.pop() + layer(pyramid)) * math.sqrt(0.5)
             else:
-                x = layer(x, embedding) if isinstance(layer, UNetBlock) else layer(x)
+                x = layer(x) if isinstance(layer, Conv2d) else layer(x, embedding)
             skips.append(x)
         for name, layer in self.dec.items():
-            if isinstance(layer, UNetBlock):
-                x = torch.cat([x, skips.pop()], dim=1) if "_block" in name else x
-                x = layer(x, embedding)
+            if "_aux_" not in name:  # those are the head, which the network itself runs
+                x = self.join(x, skips.pop()) if "_block" in name else x
+                x = layer(x) if isinstance(layer, Conv2d) else layer(x, embedding)
         return x

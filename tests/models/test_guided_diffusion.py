@@ -1,4 +1,4 @@
-"""OpenAI's checkpoints: their own network's answers, from tensors of their names and order."""
+"""OpenAI's checkpoints: their own networks' answers, from tensors of their names and order."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ import torch
 from edge_sampler import models
 from edge_sampler.models.architecture import build
 from edge_sampler.models.denoiser import Preconditioned
-from edge_sampler.models.guided_diffusion import MARK, URL, adm
+from edge_sampler.models.guided_diffusion import MARK, URL, adm, iddpm
 from edge_sampler.models.zoo import ZOO
 from edge_sampler.runtime.errors import UserError
 from tests.conftest import DATA, Parity, relative
@@ -25,6 +25,15 @@ SMALL: dict[str, dict[str, Any]] = {
         beta_schedule="squaredcos_cap_v2",
     ),
     "uncond-legacy": adm(16, [1, 1], model_channels=128, attn_resolutions=[16, 8]),
+}  # fmt: skip
+
+
+IMPROVED: dict[str, dict[str, Any]] = {
+    "uncond": iddpm(16, [1, 2], num_blocks=1, attn_resolutions=[8]),
+    "cond": iddpm(
+        16, [1, 1], 5, num_blocks=2, attn_resolutions=[16, 8], num_heads=2, use_scale_shift_norm=False,
+        beta_schedule="linear", beta_start=5e-5, beta_end=0.01, num_train_timesteps=2000, rescale_timesteps=False,
+    ),
 }  # fmt: skip
 
 
@@ -59,6 +68,21 @@ def test_networks_answer_as_their_own_code_does(key: str, golden: Any, tmp_path:
     parity("guided-diffusion", f"{key}, the network's answer", difference, 1e-5)
 
 
+@pytest.mark.parametrize("key", IMPROVED)
+def test_improved_networks_denoise_as_their_own_code_does(key: str, tmp_path: Path, parity: Parity) -> None:
+    """Their clean image at step t is ours at that step's noise level: so the schedule and what is told are theirs."""
+    golden = np.load(DATA / "improved-diffusion.npz")
+    torch.save(state(golden, key), tmp_path / "weights.pt")
+    (tmp_path / "small.json").write_text(json.dumps(IMPROVED[key]))
+    model = models.load(str(tmp_path / "small.json"), tmp_path / "weights.pt")
+    kept = torch.from_numpy(golden[f"{key}/alphas_cumprod"])
+    x = torch.from_numpy(golden[f"{key}/x"]) / kept.sqrt().float()[:, None, None, None]
+    told = {"class_labels": torch.from_numpy(golden[f"{key}/y"])} if model.spec.classes else {}
+    found = model(x, (1 / kept - 1).sqrt().float(), **told)
+    for step, ours, theirs in zip(golden[f"{key}/t"], found, golden[f"{key}/pred_xstart"], strict=True):
+        parity("improved-diffusion", f"{key}, clean images at step {step}", relative(ours, theirs), 1e-5)
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(golden: Any, tmp_path: Path) -> None:
     (tmp_path / "small.json").write_text(json.dumps(SMALL["cond-new"]))
     torch.save(state(golden, "uncond-legacy"), tmp_path / "weights.pt")
@@ -69,12 +93,18 @@ def test_a_checkpoint_of_another_architecture_is_refused(golden: Any, tmp_path: 
         models.load(str(tmp_path / "small.json"), tmp_path / "weights.pt")
 
 
-PUBLISHED = {"adm-imagenet64": 296, "adm-imagenet256": 554, "adm-imagenet512": 559, "adm-lsun-cat": 552}
+PUBLISHED = {
+    "adm-imagenet64": 296,
+    "adm-imagenet128": 422,
+    "adm-imagenet256": 554,
+    "adm-imagenet512": 559,
+    "adm-lsun-cat": 552,
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_rows_have_the_published_size(name: str) -> None:
-    """arXiv 2105.05233, table 13: millions of parameters."""
+    """arXiv 2105.05233, table 13, and the names of improved-diffusion's files: millions of parameters."""
     assert ZOO[name].source.startswith(URL)
     with torch.device("meta"):
         model = build(ZOO[name].architecture, name)

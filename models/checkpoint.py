@@ -90,6 +90,13 @@ class _Holder:
             self.state = state
 
 
+class _Dict(dict[Any, Any]):
+    """Stands for a dict whose keys are attributes. In files of older Pythons it has a state too, an empty one."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 class _Array(_Holder):
     """Stands for a NumPy array."""
 
@@ -126,7 +133,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch.storage", "_load_from_bytes"): _storage,
     ("torch.nn.modules.container", "ModuleDict"): _Holder,
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _module,
-    ("dnnlib.util", "EasyDict"): dict,
+    ("dnnlib.util", "EasyDict"): _Dict,
     ("numpy", "dtype"): _Holder,
     ("numpy", "ndarray"): _Holder,
     ("numpy.core.multiarray", "_reconstruct"): _Array,

@@ -41,16 +41,16 @@ class Decode(nn.Module):
 def with_decoder(model: Preconditioned, latents: Any, folder: Path | None) -> None:
     """Sets the model's decoder and what it makes: images by the VAE in ``folder``, or latents, which a note says.
 
-    Raises UserError for a VAE of other latents.
+    Raises UserError for a VAE of other latents, and where ``latents`` has no mean and std of each channel.
     """
     channels, *size = model.spec.shape
+    mean, std = (statistics(latents, key, channels) for key in ("mean", "std"))
     if folder is None:
         output = Output("latents", model.spec.shape, "of mean 0 and deviation 0.5")
         model.spec = replace(model.spec, output=output)
         note = "makes latents, no pictures; --vae FOLDER, a Stable Diffusion VAE, has them decoded"
         print(f"note: {model.spec.name} {note}", file=sys.stderr)
         return
-    mean, std = (statistics(latents, key, channels) for key in ("mean", "std"))
     if (name := class_of(folder)) != VAE:
         raise UserError(f"--vae {folder} is {name}; the latents of {model.spec.name} are of Stable Diffusion's {VAE}")
     vae = load(folder, "diffusers", name)

@@ -224,7 +224,7 @@ GROUPS = (
     ),
     Group(
         "OpenAI's improved-diffusion (arXiv 2102.09672)",
-        "parity with its own code on two small networks, sizes as published; the published weights were never at hand",
+        "parity with its own code on two small networks; the published weights were never at hand",
         {
             "iddpm-cifar10": _openai(iddpm(32, [1, 2, 2, 2]), "march-2021/cifar10_uncond_50M_500K.pt"),
             "iddpm-cifar10-vlb": _openai(iddpm(32, [1, 2, 2, 2]), "march-2021/cifar10_uncond_vlb_50M_500K.pt"),

@@ -136,7 +136,7 @@ class EDM2UNet(UNet):
         noise_channels = model_channels * channel_mult_noise if channel_mult_noise else widths[0]
         embedding_channels = model_channels * channel_mult_emb if channel_mult_emb else max(widths)
         self.blocks = Style(embedding_channels, **block)  # type: ignore[arg-type]
-        self.label_dim, self.label_balance, self.concat_balance = label_dim, label_balance, concat_balance
+        self.label_dim, self.label_shares, self.concat_shares = label_dim, shares(label_balance), shares(concat_balance)
         self.emb_fourier = Frequencies(noise_channels)
         self.emb_noise = nn.Linear(noise_channels, embedding_channels, bias=False)
         if label_dim:
@@ -170,7 +170,7 @@ class EDM2UNet(UNet):
     def join(self, x: Tensor, skip: Tensor) -> Tensor:
         """Weighed so that features and skip contribute by ``concat_balance``, whatever their widths (eq. 103)."""
         both = x.shape[1] + skip.shape[1]
-        parts = zip((x, skip), shares(self.concat_balance), strict=True)
+        parts = zip((x, skip), self.concat_shares, strict=True)
         weighed = [(part, math.sqrt(both / part.shape[1]) * share) for part, share in parts]
         return torch.cat([part if math.isclose(weight, 1) else part * weight for part, weight in weighed], dim=1)
 
@@ -183,7 +183,7 @@ class EDM2UNet(UNet):
 
     def factors(self) -> dict[str, float]:
         """By layer, what its weights of unit magnitude are multiplied by, beside a gain of theirs."""
-        noise, label = shares(self.label_balance) if self.label_dim else (1.0, 0.0)
+        noise, label = self.label_shares if self.label_dim else (1.0, 0.0)
         found = {"emb_noise": math.sqrt(2) * noise, "out_conv": 1.0}
         if self.label_dim:
             found["emb_label"] = math.sqrt(self.label_dim) * label

@@ -147,7 +147,9 @@ def test_weights_of_another_architecture_are_refused(damage: Any, message: str, 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("changes", [{"channels_per_head": 8}, {"latents": {"mean": [0.0] * 4, "std": [1.0] * 4}}])
+@pytest.mark.parametrize(
+    "changes", [{"channels_per_head": 8}, {"latents": 5}, {"latents": {"mean": [0.0] * 4, "std": [1.0] * 4}}]
+)
 def test_a_snapshot_of_another_network_of_the_same_shapes_is_refused(
     changes: dict[str, Any], golden: Any, tmp_path: Path
 ) -> None:
@@ -183,6 +185,39 @@ class Persistent:
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latents": {"mean": [0.0] * 4}}, "latents have no std of 4 numbers"),
+        ({"latents": {"mean": [0.0] * 3, "std": [1.0] * 4}}, "latents have no mean of 4 numbers"),
+        ({"label_balance": "half"}, "unusable architecture"),
+        ({"clip": 256}, "unusable architecture .*unexpected keyword argument 'clip'"),
+    ],
+)
+def test_bad_architectures_are_refused(changes: dict[str, Any], message: str, golden: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        models.load(architecture(golden, "snapshot", tmp_path, **changes), random_weights=True)
+
+
+@pytest.fixture
+def pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torch_utils", "torch_utils.persistence"):  # where the pickler looks the function up
+        monkeypatch.setitem(sys.modules, name, sys.modules[__name__])
+
+
+@pytest.mark.usefixtures("pickles")
+def test_a_snapshot_whose_tensors_are_not_its_networks_is_refused(tmp_path: Path) -> None:
+    arguments = {"img_resolution": 16, "img_channels": 4, "label_dim": 0, "model_channels": 64, "num_blocks": 1}
+    stem = Persistent("MPConv", {"_parameters": {"weight": torch.zeros(64, 4, 3, 3)}})
+    layers = Persistent("UNet", {"_modules": {"16x16_conv": stem}})
+    trunk = {"_parameters": {"out_gain": torch.zeros(())}, "_modules": {"enc": layers}}
+    network = Persistent("Precond", {"_init_kwargs": arguments, "_modules": {"unet": Persistent("UNet", trunk)}})
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"ema": network}))
+    with pytest.raises(UserError, match=r"do not fit the architecture of w: .* is missing") as caught:
+        models.load(str(tmp_path / "w.pkl"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("encoder", "message"),
     [
         (("WaveletEncoder", {}), "its encoder is WaveletEncoder; supported"),
@@ -191,11 +226,10 @@ class Persistent:
         (("StabilityVAEEncoder", {"scale": np.zeros(4, ">f4")}), "no row of float32"),
     ],
 )
+@pytest.mark.usefixtures("pickles")
 def test_an_encoder_of_another_kind_is_refused(
-    encoder: tuple[str, dict[str, Any]], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: tuple[str, dict[str, Any]], message: str, tmp_path: Path
 ) -> None:
-    for name in ("torch_utils", "torch_utils.persistence"):  # where the pickler looks the function up
-        monkeypatch.setitem(sys.modules, name, sys.modules[__name__])
     network = Persistent("Precond", {"_init_kwargs": {"img_resolution": 16, "img_channels": 4, "label_dim": 0}})
     (tmp_path / "w.pkl").write_bytes(pickle.dumps({"ema": network, "encoder": Persistent(*encoder)}))
     with pytest.raises(UserError, match=message):

@@ -104,8 +104,15 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_rows_have_the_published_size(name: str) -> None:
-    """arXiv 2105.05233, table 13, and the names of improved-diffusion's files: millions of parameters."""
+    """arXiv 2105.05233, table 13: millions of parameters."""
     assert ZOO[name].source.startswith(URL)
     with torch.device("meta"):
         model = build(ZOO[name].architecture, name)
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(PUBLISHED[name], abs=1)
+
+
+def test_the_improved_row_of_classes_has_its_size() -> None:
+    """270M, says improved-diffusion's README; of the others it names no parameters."""
+    with torch.device("meta"):
+        model = build(ZOO["iddpm-imagenet64-cond"].architecture, "iddpm-imagenet64-cond")
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(270, rel=0.02)

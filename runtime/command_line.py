@@ -22,7 +22,11 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are UserErrors: one line, like all others."""
+    """An argument parser whose complaints are UserErrors: one line, like all others. -1,0 is a value, as -1 is."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._negative_number_matcher = re.compile(r"-\.?\d[-\d.,:e]*$")  # argparse knows single numbers alone
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")

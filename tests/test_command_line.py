@@ -12,7 +12,7 @@ import pytest
 from edge_sampler.calibration.arguments import file_name
 from edge_sampler.calibration.calibrate import error_against_converged
 from edge_sampler.models import load
-from edge_sampler.runtime.command_line import run_command, whole_numbers
+from edge_sampler.runtime.command_line import Parser, run_command, whole_numbers
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
@@ -260,3 +260,12 @@ def test_a_stream_that_cannot_write_gamma_gets_a_question_mark(tmp_path: Path) -
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stdout.split()) == (0, [b"?", b"=", b"1"])
+
+
+@pytest.mark.parametrize("values", ["-1", "-1,0", "-1,-2", "-1-3"])
+def test_values_may_begin_with_a_minus(values: str) -> None:
+    parser = Parser()
+    parser.add_argument("--class-labels")
+    parser.add_argument("--force", action="store_true")
+    found = parser.parse_args(["--class-labels", values, "--force"])
+    assert (found.class_labels, found.force) == (values, True)

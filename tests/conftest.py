@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from edge_sampler.calibration.evaluate.network import Network
     from edge_sampler.models.denoiser import Denoiser
 
-PYTORCH = find_spec("torch") is not None
-collect_ignore = [] if PYTORCH else ["runtime/test_text.py", "runtime/test_trt_conditions.py"]
+HAS_PYTORCH = find_spec("torch") is not None
+collect_ignore = [] if HAS_PYTORCH else ["runtime/test_text.py", "runtime/test_trt_conditions.py"]
 pytest_plugins = ("tests.fakes.cuda",)
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, on as many cores
-    if PYTORCH:
+    if HAS_PYTORCH:
         import torch
 
         torch.set_num_threads(1)

@@ -1,0 +1,53 @@
+/* The parts of edge_sampler.hpp that need no engine, for tests/runtime/test_cpp.py: what is computed goes to standard
+ * output as it is; a refusal is status 2 and one line.
+ */
+#define EDGE_SAMPLER_WITHOUT_TENSORRT
+#include "edge_sampler.hpp"
+
+#include <iostream>
+
+using namespace edge_sampler;
+
+/* A value as a line for each of its parts; strings as their bytes in hexadecimal. */
+static void print(Json const& value) {
+    auto const hex = [](std::string const& text) {
+        for (unsigned char c : text) std::printf("%02x", c);
+        std::printf("\n");
+    };
+    static char const* const kinds[] = {"null", "boolean", "number", "string", "array", "object"};
+    std::printf("%s\n", kinds[value.kind]);
+    if (value.kind < Json::array) return hex(value.text);
+    std::printf("%zu\n", value.items.size());
+    for (std::size_t index = 0; index < value.items.size(); ++index) {
+        if (value.kind == Json::object) hex(value.keys[index]);
+        print(value.items[index]);
+    }
+}
+
+int main(int count, char** values) {
+    try {
+        std::string const part = count > 2 ? values[1] : "", given = count > 2 ? values[2] : "";
+        if (part == "noise") { /* noise SEED STREAM COUNT */
+            std::vector<float> noise(std::stoul(values[4]));
+            unit_noise(std::stoull(given), noise.data(), noise.size(), std::stoull(values[3]));
+            std::cout.write(reinterpret_cast<char const*>(noise.data()), static_cast<std::streamsize>(noise.size() * 4));
+        } else if (part == "sha256") { /* of each beginning of a file */
+            Bytes const content = read_file(given);
+            for (std::size_t size = 0; size <= content.size(); ++size)
+                std::cout << sha256(Bytes(content.begin(), content.begin() + static_cast<std::ptrdiff_t>(size))) << '\n';
+        } else if (part == "json") {
+            Bytes const content = read_file(given);
+            print(Json::parse(std::string(content.begin(), content.end())));
+        } else if (part == "npy") { /* values in a line, of the kind that they are, and their shape */
+            Given const array = read_npy(given);
+            std::cout << array.kind << "\n[" << joined(array.shape) << "]\n";
+            std::cout.precision(17);
+            std::cout << '[' << joined(array.reals) << joined(array.wholes) << "]\n";
+        } else {
+            fail("unknown part ", part);
+        }
+    } catch (Error const& error) {
+        std::cerr << "error: " << error.what() << '\n';
+        return 2;
+    }
+}

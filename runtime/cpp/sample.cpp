@@ -145,8 +145,9 @@ void write(fs::path const& path, Bytes const& content) {
 
 int run(std::vector<std::string> const& given) {
     Arguments const arguments = parse(given);
-    Sampler sampler(open_bundle(arguments.bundle));
-    Bundle const& bundle = sampler.bundle();
+    Bundle const bundle = open_bundle(arguments.bundle);
+    inputs_of(bundle, arguments.seeds, arguments.conditions);  // what is wrong is told before an engine is loaded
+    Sampler sampler(bundle);
     if (bundle.random_weights)
         std::cerr << "note: this bundle has random weights; what it makes means nothing\n";
     Array const made = sampler.sample(arguments.seeds, arguments.conditions);

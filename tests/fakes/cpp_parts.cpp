@@ -40,9 +40,11 @@ int main(int count, char** values) {
             print(Json::parse(std::string(content.begin(), content.end())));
         } else if (part == "npy") { /* values in a line, of the kind that they are, and their shape */
             Given const array = read_npy(given);
-            std::cout << array.kind << "\n[" << joined(array.shape) << "]\n";
-            std::cout.precision(17);
-            std::cout << '[' << joined(array.reals) << joined(array.wholes) << "]\n";
+            std::printf("%c\n[%s]\n", array.kind, joined(array.shape).c_str());
+            char const* between = "[";
+            for (double value : array.reals) std::printf("%s%.17g", between, value), between = ", ";
+            for (std::int64_t value : array.wholes) std::printf("%s%lld", between, static_cast<long long>(value)), between = ", ";
+            std::printf("%s]\n", *between == '[' ? "[" : "");
         } else {
             fail("unknown part ", part);
         }

@@ -1,6 +1,6 @@
 /* A TensorRT 11.0.0.1 without a GPU, for tests of runtime/cpp: its plans are ONNX graphs, which a Python process
  * (nvinfer_child.py, by $FAKE_NVINFER_PYTHON) runs on the fake driver's memory. $FAKE_NVINFER_SPOIL names what shall be
- * refused. At the end of the program it complains, with status 99, of whatever was not freed.
+ * refused, $FAKE_NVINFER_BATCH is the profile, as 1:4. At the end of the program it complains, with status 99, of whatever was not freed.
  */
 #include "NvInfer.h"
 
@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -161,6 +162,10 @@ public:
             if (text.find_first_not_of("0123456789") != std::string::npos) sizes_[text] = given.d[axis];
             else if (std::stoll(text) != given.d[axis]) return false;
         }
+        std::int64_t least = 1, largest = given.d[0]; /* of the profile's batch */
+        if (char const* const batch = std::getenv("FAKE_NVINFER_BATCH"))
+            if (std::sscanf(batch, "%" SCNd64 ":%" SCNd64, &least, &largest) != 2) std::abort();
+        if (given.d[0] < least || given.d[0] > largest) return false;
         return shapes_[name] = given, true;
     }
     Dims getTensorShape(char const* name) const noexcept override { return engine_.dims(engine_.tensor(name), sizes_); }

@@ -4,8 +4,8 @@
 //     edge_sampler::Array images = sampler.sample({0, 1, 2, 3});  // float32 [4, 1, 8, 8]
 //
 // What it makes of a seed is what Python's runtime makes of it. Whatever is wrong is an Error of one line. It includes
-// NvInfer.h, of TensorRT 10 or later or of TensorRT-RTX, unless EDGE_SAMPLER_WITHOUT_TENSORRT is defined: then it has all
-// but Sampler. The CUDA driver is loaded when it is needed. For Linux on 64-bit little-endian machines.
+// NvInfer.h, of TensorRT 10 or later or of TensorRT-RTX. Where EDGE_SAMPLER_WITHOUT_TENSORRT is defined it does not,
+// and lacks Sampler. The CUDA driver is loaded when it is needed. For Linux on 64-bit little-endian machines.
 #pragma once
 
 #ifdef __FAST_MATH__
@@ -621,7 +621,8 @@ inline Bytes read_verified(Bundle const& bundle, std::string const& name) {
     return content;
 }
 
-// Whether an engine's recorded version is the library's. A Jetson's Python module of TensorRT leaves out the last number.
+// Whether an engine's recorded version is the library's. TensorRT's Python module may leave out the last number, as on
+// a Jetson.
 inline bool same_version(std::string const& recorded, std::string const& library) {
     return recorded == library || (std::count(recorded.begin(), recorded.end(), '.') >= 2 &&
                                    library.compare(0, recorded.size() + 1, recorded + ".") == 0);

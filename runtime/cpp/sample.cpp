@@ -1,7 +1,7 @@
-// Makes samples with a bundle's TensorRT engine, without Python. In a checkout, with TensorRT's headers (which include
-// CUDA's cuda_runtime_api.h) where the compiler finds them; TensorRT-RTX's library is -ltensorrt_rtx:
+// Makes samples with a bundle's TensorRT engine, without Python. In a checkout, with TensorRT's headers, which include
+// CUDA's cuda_runtime_api.h; TensorRT-RTX's library is -ltensorrt_rtx:
 //
-//     g++ -std=c++17 -O2 runtime/cpp/sample.cpp -lnvinfer -ldl -o sample
+//     g++ -std=c++17 -O2 -I/usr/local/cuda/include runtime/cpp/sample.cpp -lnvinfer -ldl -o sample
 //     ./sample BUNDLE --seeds 0-15 --out images.npy --out sheet.ppm
 //     ./sample BUNDLE --condition class_labels=7 --condition observation=FILE.npy --out made.npy --force
 //

@@ -1,6 +1,6 @@
-/* What runtime/cpp asks of TensorRT's NvInfer.h, under the names and with the signatures of TensorRT 10 and 11 (NVIDIA's
- * API reference), for machines without TensorRT. nvinfer.cpp is the library. TensorRT's own classes are not abstract; to
- * those who call them that makes no difference.
+/* What runtime/cpp asks of TensorRT's NvInfer.h, under the names and with the signatures of TensorRT 10 and 11
+ * (NVIDIA's API reference), for machines without TensorRT. nvinfer.cpp is the library. TensorRT's own classes are not
+ * abstract; to those who call them that makes no difference.
  */
 #pragma once
 #include <cstddef>

@@ -24,27 +24,38 @@ static void print(Json const& value) {
     }
 }
 
+static std::string exact(double value) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.17g", value);
+    return text;
+}
+
 int main(int count, char** values) {
     try {
         std::string const part = count > 2 ? values[1] : "", given = count > 2 ? values[2] : "";
         if (part == "noise") { /* noise SEED STREAM COUNT */
             std::vector<float> noise(std::stoul(values[4]));
             unit_noise(std::stoull(given), noise.data(), noise.size(), std::stoull(values[3]));
-            std::cout.write(reinterpret_cast<char const*>(noise.data()), static_cast<std::streamsize>(noise.size() * 4));
+            std::fwrite(noise.data(), 4, noise.size(), stdout);
+        } else if (part == "ziggurat") { /* k, w, f */
+            Ziggurat const tables;
+            if (given == "k") std::fwrite(tables.k.data(), 4, tables.k.size(), stdout);
+            if (given == "w") std::fwrite(tables.w.data(), 4, tables.w.size(), stdout);
+            if (given == "f") std::fwrite(tables.f.data(), 4, tables.f.size(), stdout);
         } else if (part == "sha256") { /* of each beginning of a file */
             Bytes const content = read_file(given);
-            for (std::size_t size = 0; size <= content.size(); ++size)
-                std::cout << sha256(Bytes(content.begin(), content.begin() + static_cast<std::ptrdiff_t>(size))) << '\n';
+            for (std::ptrdiff_t size = 0; size <= static_cast<std::ptrdiff_t>(content.size()); ++size)
+                std::printf("%s\n", sha256(Bytes(content.begin(), content.begin() + size)).c_str());
         } else if (part == "json") {
             Bytes const content = read_file(given);
             print(Json::parse(std::string(content.begin(), content.end())));
         } else if (part == "npy") { /* values in a line, of the kind that they are, and their shape */
             Given const array = read_npy(given);
             std::printf("%c\n[%s]\n", array.kind, joined(array.shape).c_str());
-            char const* between = "[";
-            for (double value : array.reals) std::printf("%s%.17g", between, value), between = ", ";
-            for (std::int64_t value : array.wholes) std::printf("%s%lld", between, static_cast<long long>(value)), between = ", ";
-            std::printf("%s]\n", *between == '[' ? "[" : "");
+            std::string list;
+            for (double value : array.reals) list += (list.empty() ? "" : ", ") + exact(value);
+            for (std::int64_t value : array.wholes) list += (list.empty() ? "" : ", ") + std::to_string(value);
+            std::printf("[%s]\n", list.c_str());
         } else {
             fail("unknown part ", part);
         }

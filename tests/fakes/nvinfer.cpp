@@ -1,6 +1,7 @@
 /* A TensorRT 11.0.0.1 without a GPU, for tests of runtime/cpp: its plans are ONNX graphs, which a Python process
  * (nvinfer_child.py, by $FAKE_NVINFER_PYTHON) runs on the fake driver's memory. $FAKE_NVINFER_SPOIL names what shall be
- * refused, $FAKE_NVINFER_BATCH is the profile, as 1:4. At the end of the program it complains, with status 99, of whatever was not freed.
+ * refused, $FAKE_NVINFER_BATCH is the profile's batch, as 1:4. At the end of the program it complains, with status 99,
+ * of whatever was not freed.
  */
 #include "NvInfer.h"
 

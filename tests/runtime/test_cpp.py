@@ -99,6 +99,14 @@ def test_noise_is_numpys_bit_for_bit(parts: Path, seed: int, stream: int) -> Non
     assert found == expected.tobytes()
 
 
+@pytest.mark.parametrize("table", ["k", "w", "f"])
+def test_the_ziggurat_is_numpys(parts: Path, table: str) -> None:
+    """Its 256 layers, each number: a wrong one would show in one value of millions. NumPy's are in its own library."""
+    found = subprocess.run([parts, "ziggurat", table], capture_output=True, check=True).stdout
+    assert len(found) == 256 * 4
+    assert any(found in path.read_bytes() for path in Path(np.random.__file__).parent.glob("_generator*"))
+
+
 def test_sha256_of_any_length(parts: Path, tmp_path: Path) -> None:
     content = np.random.default_rng(0).bytes(200)
     (tmp_path / "file").write_bytes(content)

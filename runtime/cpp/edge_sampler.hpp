@@ -90,8 +90,7 @@ private:
 
     std::uint64_t next64() {
         if (position_ == 4) {
-            for (auto& word : counter_)
-                if (++word != 0) break;
+            ++counter_[0];  // and no carry: nobody draws 2^66 values
             block_ = counter_, position_ = 0;
             auto key = key_;
             for (int round = 0; round < 10; ++round) {
@@ -135,9 +134,12 @@ struct Ziggurat {
     }
 };
 
-// A product of floats rounded to float whatever the compiler may do: that of doubles is exact, so that no fused
-// multiply-add (which -ffp-contract=fast, GCC's default, makes on ARM) can leave its rounding out.
-inline float rounded_product(float a, float b) { return static_cast<float>(static_cast<double>(a) * b); }
+// A product that is rounded before anything is added to it, whatever -ffp-contract says: GCC by default makes fused
+// multiply-adds where the processor has them, as on ARM. (By way of doubles it would, too: GCC sees through that.)
+inline float rounded_product(float a, float b) {
+    float const volatile product = a * b;
+    return product;
+}
 
 // One value as NumPy's standard_normal(dtype=float32) draws it. About one in four thousand is of the tail, where log1pf
 // is the C library's, as it is in NumPy: another C library may round the last bit another way.
@@ -146,14 +148,14 @@ inline float standard_normal(Philox& philox, Ziggurat const& ziggurat) {
     for (;;) {
         std::uint32_t const bits = philox.next32(), layer = bits & 0xFF, magnitude = bits >> 9;
         bool const negative = (bits >> 8 & 1) != 0;
-        float const distance = rounded_product(static_cast<float>(magnitude), ziggurat.w[layer]);
+        float const distance = static_cast<float>(magnitude) * ziggurat.w[layer];
         float const x = negative ? -distance : distance;
         if (magnitude < ziggurat.k[layer]) return x;
         if (layer == 0) {
             for (;;) {
                 float const beyond = rounded_product(-inverse, std::log1p(-philox.next_float()));
                 float const y = -std::log1p(-philox.next_float());
-                if (y + y > rounded_product(beyond, beyond)) return (magnitude >> 8 & 1) ? -(r + beyond) : r + beyond;
+                if (y + y > beyond * beyond) return (magnitude >> 8 & 1) ? -(r + beyond) : r + beyond;
             }
         }
         float const step = ziggurat.f[layer - 1] - ziggurat.f[layer];

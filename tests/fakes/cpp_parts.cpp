@@ -37,6 +37,13 @@ int main(int count, char** values) {
             std::vector<float> noise(std::stoul(values[4]));
             unit_noise(std::stoull(given), noise.data(), noise.size(), std::stoull(values[3]));
             std::fwrite(noise.data(), 4, noise.size(), stdout);
+        } else if (part == "products") { /* of an array [n, 3]: a·b + c in float32, rounded twice */
+            std::vector<double> const reals = read_npy(given).reals;
+            for (std::size_t index = 0; index < reals.size(); index += 3) {
+                auto const a = static_cast<float>(reals[index]), b = static_cast<float>(reals[index + 1]);
+                float const sum = rounded_product(a, b) + static_cast<float>(reals[index + 2]);
+                std::fwrite(&sum, 4, 1, stdout);
+            }
         } else if (part == "ziggurat") { /* k, w, f */
             Ziggurat const tables;
             if (given == "k") std::fwrite(tables.k.data(), 4, tables.k.size(), stdout);

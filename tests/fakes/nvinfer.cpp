@@ -1,4 +1,4 @@
-/* A TensorRT 11.0.0.1 without a GPU, for tests of runtime/cpp: its plans are ONNX graphs, which a Python process
+/* A TensorRT 11.0.0.12 without a GPU, for tests of runtime/cpp: its plans are ONNX graphs, which a Python process
  * (nvinfer_child.py, by $FAKE_NVINFER_PYTHON) runs on the fake driver's memory. $FAKE_NVINFER_SPOIL names what shall be
  * refused, $FAKE_NVINFER_BATCH is the profile's batch, as 1:4. At the end of the program it complains, with status 99,
  * of whatever was not freed.
@@ -221,7 +221,7 @@ private:
 std::int32_t getInferLibMajorVersion() noexcept { return 11; }
 std::int32_t getInferLibMinorVersion() noexcept { return 0; }
 std::int32_t getInferLibPatchVersion() noexcept { return 0; }
-std::int32_t getInferLibBuildVersion() noexcept { return 1; }
+std::int32_t getInferLibBuildVersion() noexcept { return 12; }
 void* createInferRuntime_INTERNAL(void* logger, std::int32_t) noexcept {
     return static_cast<IRuntime*>(new Runtime(*static_cast<ILogger*>(logger)));
 }

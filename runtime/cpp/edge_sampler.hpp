@@ -472,7 +472,7 @@ inline Given read_npy(std::filesystem::path const& path) {
             values.push_back(as);
         }
     };
-    given.kind = descr == "'|b1'" ? 'b' : descr[2] == 'i' ? 'i' : 'f';
+    given.kind = descr == "'|b1'" ? 'b' : descr.find('i') != std::string::npos ? 'i' : 'f';
     if (descr == "'<f4'") fill(given.reals, float());
     else if (descr == "'<f8'") fill(given.reals, double());
     else if (descr == "'<i4'") fill(given.wholes, std::int32_t());

@@ -172,7 +172,9 @@ int main(int count, char** values) {
     try {
         return run(std::vector<std::string>(values + 1, values + count));
     } catch (std::exception const& error) {
-        std::cerr << "error: " << error.what() << '\n';
+        std::string line = error.what();
+        std::replace(line.begin(), line.end(), '\n', ' ');
+        std::cerr << "error: " << line << '\n';
         return 2;
     }
 }

@@ -204,7 +204,7 @@ public:
         std::fprintf(stderr, "deserialize\n");
         spoil_driver();
         if (!host_code_ && !spoilt("deserialize")) return new Engine(blob, size);
-        logger_.log(ILogger::Severity::kERROR, "the plan is of another kind");
+        logger_.log(ILogger::Severity::kERROR, "the plan is\nof another kind");
         logger_.log(ILogger::Severity::kINFO, "nothing else");
         return nullptr;
     }

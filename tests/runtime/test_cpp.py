@@ -196,6 +196,7 @@ def test_other_npy_files_are_refused(parts: Path, tmp_path: Path) -> None:
         content.replace(b"5", b"6"),
     ]
     others += [content.replace(b"False", b"True ", 1), content.replace(b"<f4", b">f4"), b"PK" + content[2:]]
+    others += [content.replace(b"'descr'", b"'other'"), content[:8] + b"\x0b\0{'descr': '"]
     for other in others:
         path.write_bytes(other)
         refused(subprocess.run([parts, "npy", path], capture_output=True, text=True), "no .npy file")

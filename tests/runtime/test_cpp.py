@@ -235,12 +235,12 @@ def test_classes_and_uint8_go_through(conditional: Path, tmp_path: Path, example
 
 def test_the_sheet_is_pythons(engine: Path, tmp_path: Path, example: Run) -> None:
     outs = ("--out", tmp_path / "sheet.ppm", "--out", tmp_path / "made.npy")
-    assert example(engine, "--seeds", "0-6", *outs).returncode == 0
-    run_main(main, "sample", str(engine), "--seeds", "0-6", "--out", str(tmp_path / "sheet.png"))
+    assert example(engine, "--seeds", "0-4", *outs).returncode == 0
+    run_main(main, "sample", str(engine), "--seeds", "0-4", "--out", str(tmp_path / "sheet.png"))
     pictures = [np.asarray(Image.open(tmp_path / f"sheet.{suffix}")).astype(int) for suffix in ("ppm", "png")]
     assert pictures[0].shape == pictures[1].shape
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
-    assert loaded(tmp_path / "made.npy").shape == (7, 1, 8, 8)
+    assert loaded(tmp_path / "made.npy").shape == (5, 1, 8, 8)
 
 
 @pytest.fixture

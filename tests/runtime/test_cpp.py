@@ -1,0 +1,478 @@
+"""runtime/cpp: the C++ runtime's noise, files and output, held against Python's; with a TensorRT that needs no GPU."""
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_sampler import runtime
+from edge_sampler.runtime.__main__ import main
+from edge_sampler.runtime.bundle import describe_files, write_manifest
+from edge_sampler.runtime.noise import SEEDS, unit_noise
+from tests.conftest import run_main
+from tests.runtime.test_trt import add_engine
+
+ROOT = Path(__file__).parent.parent.parent
+HEADERS, FAKES = ROOT / "runtime" / "cpp", ROOT / "tests" / "fakes"
+STRICT = ("-std=c++17", "-Wall", "-Wextra", "-Wconversion", "-Werror")
+SANITIZED = "-fsanitize=address"  # memory out of bounds ends the program
+VERSION = "11.0.0.12"  # of the fake library
+ZIGGURAT_R = 3.6541529  # larger values come from its tail
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def compile_cpp(out: Path, source: Path, *arguments: str) -> Path:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    subprocess.run([compiler, *STRICT, str(source), *arguments, "-o", str(out)], check=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program of the parts that need no engine, compiled with what could change the noise: fused multiply-adds."""
+    flags = (SANITIZED, "-O2", "-march=native", "-ffp-contract=fast", f"-I{HEADERS}", "-ldl")
+    return compile_cpp(tmp_path_factory.mktemp("cpp") / "parts", FAKES / "cpp_parts.cpp", *flags)
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory, fake_cuda_library: Path) -> Run:
+    """The example, as its head comment compiles it but for warnings and the fake TensorRT."""
+    folder = tmp_path_factory.mktemp("cpp")
+    shutil.copy(fake_cuda_library, folder / "libcuda.so.1")
+    child = f'-DFAKE_NVINFER_CHILD="{FAKES / "nvinfer_child.py"}"'
+    library = compile_cpp(folder / "libnvinfer.so", FAKES / "nvinfer.cpp", child, "-shared", "-fPIC")
+    flags = (f"-I{FAKES}", f"-L{library.parent}", "-lnvinfer", "-ldl")
+    program = compile_cpp(folder / "sample", HEADERS / "sample.cpp", *flags)
+    compile_cpp(folder / "twice", FAKES / "cpp_twice.cpp", f"-I{HEADERS}", "-pthread", SANITIZED, *flags)
+
+    def run(*arguments: object, program: Path = program, **environment: str) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {"LD_LIBRARY_PATH": str(folder), "FAKE_NVINFER_PYTHON": sys.executable} | environment
+        env["ASAN_OPTIONS"] = "detect_leaks=0"  # it cannot where processes are traced; the fakes count
+        return subprocess.run([program, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+@pytest.fixture
+def engine(copy: Path) -> Path:
+    """A bundle with an engine for one to four images."""
+    add_engine(copy, "tensorrt", version=VERSION)
+    return copy
+
+
+def of_python(bundle: Path, out: Path, *arguments: str) -> np.ndarray:
+    """What `runtime sample` makes."""
+    run_main(main, "sample", str(bundle), *arguments, "--out", str(out))
+    with np.load(out) as stored:
+        found = next(stored[name] for name in stored.files if name != "seeds")
+    return np.asarray(found)
+
+
+def loaded(path: Path) -> np.ndarray:
+    """What a .npy holds, and nothing behind it."""
+    array = np.asarray(np.load(path))
+    assert path.read_bytes().endswith(array.tobytes())
+    return array
+
+
+def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """One line that says these words, and status 2; nothing was deserialised."""
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.mark.parametrize(("seed", "stream"), [(37, 0), (1, 1), (2**32 + 5, 3), (SEEDS - 1, 2**64 - 1)])
+def test_noise_is_numpys_bit_for_bit(parts: Path, seed: int, stream: int) -> None:
+    expected = unit_noise([seed], (10_000,), stream)
+    if seed == 37:
+        assert (np.abs(expected) > ZIGGURAT_R).sum() >= 3  # the tail, which is seldom reached
+        assert {True, False} == set((expected[np.abs(expected) > ZIGGURAT_R] > 0).tolist())
+    arguments = [str(parts), "noise", str(seed), str(stream), str(expected.size)]
+    found = subprocess.run(arguments, capture_output=True, check=True).stdout
+    assert found == expected.tobytes()
+
+
+def test_no_product_is_fused_with_a_sum(parts: Path, tmp_path: Path) -> None:
+    """As it could be in the noise, where it would show in one value of a billion."""
+    factors = np.random.default_rng(0).standard_normal((10_000, 3), np.float32)
+    np.save(tmp_path / "a.npy", factors)
+    found = subprocess.run([parts, "products", tmp_path / "a.npy"], capture_output=True, check=True).stdout
+    product = factors[:, 0] * factors[:, 1]
+    assert found == (product + factors[:, 2]).tobytes()
+
+
+@pytest.mark.parametrize("table", ["k", "w", "f"])
+def test_the_ziggurat_is_numpys(parts: Path, table: str) -> None:
+    """Its 256 layers, each number: a wrong one would show in one value of millions. NumPy's are in its own library."""
+    found = subprocess.run([parts, "ziggurat", table], capture_output=True, check=True).stdout
+    assert len(found) == 256 * 4
+    assert any(found in path.read_bytes() for path in Path(np.random.__file__).parent.glob("_generator*"))
+
+
+def test_sha256_of_any_length(parts: Path, tmp_path: Path) -> None:
+    content = np.random.default_rng(0).bytes(200)
+    (tmp_path / "file").write_bytes(content)
+    found = subprocess.run([parts, "sha256", tmp_path / "file"], capture_output=True, text=True, check=True).stdout
+    assert found.split() == [hashlib.sha256(content[:size]).hexdigest() for size in range(201)]
+
+
+def json_lines(value: Any) -> list[str]:
+    """As the test program prints it."""
+    if isinstance(value, dict):
+        return ["object", str(len(value)), *(x for k, v in value.items() for x in (k.encode().hex(), *json_lines(v)))]
+    if isinstance(value, list):
+        return ["array", str(len(value)), *(x for v in value for x in json_lines(v))]
+    if isinstance(value, str):
+        return ["string", value.encode().hex()]
+    kind = "null" if value is None else "boolean" if isinstance(value, bool) else "number"
+    return [kind, json.dumps(value).encode().hex()]
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_json_is_read_as_it_was_written(parts: Path, tmp_path: Path, ascii_only: bool, indent: int | None) -> None:
+    every = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x10000, 7), *range(0x10000, 0x110000, 1001), 0x10FFFF]))
+    numbers = [0, -1, 2**62, 1.5, -2e-300, 1e22, 0.1]
+    document = {
+        "": [],
+        "empty": {},
+        every: every,
+        "deep": [[[[1, [2]]]]],
+        "numbers": numbers,
+        "others": [None, True, False],
+    }
+    path = tmp_path / "document.json"
+    path.write_text(json.dumps(document, ensure_ascii=ascii_only, indent=indent), encoding="utf-8")
+    found = subprocess.run([parts, "json", path], capture_output=True, text=True, check=True).stdout
+    assert found.splitlines() == json_lines(document)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[1", '"a', '{"a"}', '{"a":}', "[1,]", "[,1]", '{"a":1,}', "[1 2]", "01", "1.", ".5", "-", "+1", "1e",
+        "0x1", "nul", '"\\x"', '"\\u12g4"', '"\\u12', '"\n"', "[1]]", "{} 1", "{1:2}", "'a'", "[" * 100_000, "[1\0]",
+    ],
+)  # fmt: skip
+def test_what_is_no_json_is_refused(parts: Path, tmp_path: Path, text: str) -> None:
+    with pytest.raises((ValueError, RecursionError)):
+        json.loads(text)
+    (tmp_path / "d.json").write_text(text, encoding="utf-8", newline="")
+    refused(subprocess.run([parts, "json", tmp_path / "d.json"], capture_output=True, text=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64", "bool"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (1, 0)])
+def test_npy_files_are_read(parts: Path, tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+    array = np.asarray(np.random.default_rng(0).normal(0, 2, shape)).astype(dtype)
+    np.save(tmp_path / "a.npy", array)
+    found = subprocess.run([parts, "npy", tmp_path / "a.npy"], capture_output=True, text=True, check=True).stdout
+    kind, sizes, values = found.splitlines()
+    assert (kind, json.loads(sizes), json.loads(values)) == (array.dtype.kind, list(shape), array.ravel().tolist())
+
+
+def test_other_npy_files_are_refused(parts: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((4, 5), np.float32))
+    content = path.read_bytes()
+    others = [content[:size] for size in (0, 5, 9, 60, len(content) - 1)] + [
+        content + b"x",
+        content.replace(b"5", b"6"),
+    ]
+    others += [content.replace(b"False", b"True ", 1), content.replace(b"<f4", b">f4"), b"PK" + content[2:]]
+    others += [content.replace(b"'descr'", b"'other'"), content[:8] + b"\x0b\0{'descr': '"]
+    for other in others:
+        path.write_bytes(other)
+        refused(subprocess.run([parts, "npy", path], capture_output=True, text=True), "no .npy file")
+
+
+@pytest.mark.parametrize("batch", ["1:2:4", "4:4:4", "1:16:16", "3:3:5"])
+def test_the_example_makes_what_python_makes(copy: Path, tmp_path: Path, example: Run, batch: str) -> None:
+    """Whatever the profile, seven images are split and padded to it."""
+    profile = add_engine(copy, "tensorrt", batch, version=VERSION).batch
+    out = ("--seeds", "0-4,77,9223372036854775807", "--out", tmp_path / "made.npy")
+    result = example(copy, *out, FAKE_NVINFER_BATCH=f"{profile.min}:{profile.max}")
+    assert result.returncode == 0, result.stderr
+    assert "7 images, by tensorrt 11.0.0.12, Fake GPU, engines/one.engine" in result.stdout
+    found, expected = (
+        loaded(tmp_path / "made.npy"),
+        of_python(copy, tmp_path / "p.npz", "--seeds", f"0-4,77,{SEEDS - 1}"),
+    )
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert (found.dtype, found.shape) == (np.dtype(np.float32), (7, 1, 8, 8))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("labels", ["7", "0,1,2,9,1", "labels.npy"])
+def test_classes_and_uint8_go_through(conditional: Path, tmp_path: Path, example: Run, labels: str) -> None:
+    folder = Path(shutil.copytree(conditional, tmp_path / "c"))
+    add_engine(folder, "tensorrt", "2", version=VERSION)
+    np.save(tmp_path / "labels.npy", np.array([3, 1, 4, 1, 5]))
+    labels = str(tmp_path / labels) if labels.endswith(".npy") else labels
+    told = ["--seeds", "0-4", "--condition", f"class_labels={labels}"]
+    assert example(folder, *told, "--out", tmp_path / "made.npy").returncode == 0
+    found, expected = loaded(tmp_path / "made.npy"), of_python(folder, tmp_path / "p.npz", *told)
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_the_sheet_is_pythons(engine: Path, tmp_path: Path, example: Run) -> None:
+    outs = ("--out", tmp_path / "sheet.ppm", "--out", tmp_path / "made.npy")
+    assert example(engine, "--seeds", "0-4", *outs).returncode == 0
+    run_main(main, "sample", str(engine), "--seeds", "0-4", "--out", str(tmp_path / "sheet.png"))
+    pictures = [np.asarray(Image.open(tmp_path / f"sheet.{suffix}")).astype(int) for suffix in ("ppm", "png")]
+    assert pictures[0].shape == pictures[1].shape
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    assert loaded(tmp_path / "made.npy").shape == (5, 1, 8, 8)
+
+
+@pytest.fixture
+def arms(tmp_path: Path) -> Path:
+    """A bundle of no images: an axis with a name, conditions of every type, an engine for two; each input shows."""
+    onnx = pytest.importorskip("onnx")
+    text = """
+        <ir_version: 9, opset_import: ["" : 18]>
+        arms (float[batch, length, 3] noise, float[batch, length] goal, bool[batch] still, int64[batch, 2] joint)
+            => (float[batch, length, 3] actions) {
+            last = Constant<value = int64[1] {2}>()
+            column = Unsqueeze(goal, last)
+            moved = Add(noise, column)
+            one = Constant<value = int64[2] {1, 2}>()
+            wide = Unsqueeze(still, one)
+            half = Constant<value = float {0.5}>()
+            halved = Mul(moved, half)
+            chosen = Where(wide, halved, moved)
+            joints = Cast<to = 1>(joint)
+            first = Constant<value = int64[1] {1}>()
+            summed = ReduceSum(joints, first)
+            wider = Unsqueeze(summed, last)
+            actions = Add(chosen, wider)
+        }"""
+    folder = tmp_path / "arms"
+    folder.mkdir()
+    onnx.save(onnx.parser.parse_model(text), folder / "sampler.onnx")
+    shapes = {"goal": (["length"], "float32"), "still": ([], "bool"), "joint": ([2], "int64")}
+    told: dict[str, dict[str, Any]] = {
+        name: {"shape": shape, "dtype": dtype, "null": None, "choices": 0, "description": 'σ "quoted" \\ 関節'}
+        for name, (shape, dtype) in shapes.items()
+    }
+    inputs = {"shape": ["length", 3], "conditions": told, "axes": {"length": [2, 4, 8]}}
+    told["joint"] |= {"choices": 5, "null": -7}
+    facts = {
+        "inputs": inputs,
+        "model": {"inputs": inputs, "random_weights": False, "name": "arms"},
+        "output": {"name": "actions", "shape": ["length", 3], "units": "radians"},
+        "dtype": "float32",
+    }
+    write_manifest(folder / "manifest.json", facts, describe_files(folder))
+    add_engine(folder, "tensorrt", "2", version=VERSION)
+    return folder
+
+
+def test_every_kind_of_condition_goes_through(arms: Path, tmp_path: Path, example: Run) -> None:
+    goal = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+    conditions: Mapping[str, Any] = {"goal": goal, "still": np.array([True, False, True]), "joint": [4, -7]}
+    np.save(tmp_path / "goal.npy", goal)
+    told = ("--condition", f"goal={tmp_path / 'goal.npy'}", "--condition", "joint=4,-7")
+    out = ("--seeds", "3,1,2", "--out", tmp_path / "made.npy")
+    result = example(arms, *told, "--condition", "still=true,false,true", *out)
+    assert result.returncode == 0, result.stderr
+    with runtime.load(arms, "onnxrt") as sampler:
+        expected = sampler.sample([3, 1, 2], **conditions)
+    np.testing.assert_allclose(loaded(tmp_path / "made.npy"), expected, rtol=0, atol=1e-6)
+
+
+def test_a_sampler_is_used_again(arms: Path, tmp_path: Path, example: Run) -> None:
+    program = Path(example("--help").args[0]).with_name("twice")
+    result = example(arms, tmp_path, program=program, FAKE_NVINFER_BATCH="2:2")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("goal has shape []; goal must be float32 [length], one or 1")
+    turns: list[tuple[list[int], list[float]]] = [([0, 1, 2], [1, 2, 3]), ([5], [1, 2, 3, 4, 5]), ([7, 8], [3, 2, 1])]
+    with runtime.load(arms, "onnxrt") as sampler:
+        for turn, (seeds, goal) in enumerate(turns):
+            expected = sampler.sample(seeds, goal=goal, still=False, joint=[1, 2])
+            np.testing.assert_allclose(loaded(tmp_path / f"{turn}.npy"), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (["joint=1,2"], ["goal is missing: pass goal=float32 [length]"]),
+        (
+            ["goal=1,2,3", "still=true", "joint=1,2", "gaol=1"],
+            ["unknown condition 'gaol'", "goal, still, joint, length"],
+        ),
+        (["goal=1,2,3", "still=1", "joint=1,2"], ["still is whole numbers; still must be bool []"]),
+        (["goal=1,2,3", "still=true", "joint=1,2.5"], ["joint is fractions; joint must be int64 [2]"]),
+        (["goal=1,2,3", "still=true", "joint=1,-1"], ["joint holds -1, which is out of range", "0 to 4 or -7"]),
+        (["goal=1,2,3", "still=true", "joint=1,2,3"], ["joint has shape [3]", "int64 [2]"]),
+        (["goal=1,2,3", "still=true,true,true", "joint=1,2"], ["still has shape [3]", "one or 2, one for each seed"]),
+        (["goal=1", "still=true", "joint=1,2"], ["goal has shape []"]),
+        (["goal=1,2,3,4,5,6,7,8,9", "still=true", "joint=1,2"], ["goal has 9 of length; this sampler takes 2 to 8"]),
+        (["goal=1,2,3", "length=4", "still=true", "joint=1,2"], ["length is 4 of length, and another condition has 3"]),
+        (["goal=1,2,x", "still=true", "joint=1,2"], ["goal=1,2,x: not NAME=NUMBERS or NAME=FILE.npy"]),
+        (["goal=1,1e999", "still=true", "joint=1,2"], ["goal holds NaN or infinity"]),
+        (["goal=1,2,3", "still=true", "joint=1,9223372036854775808"], ["no whole number of 64 bits"]),
+        (["goal"], ["--condition goal: not NAME=NUMBERS"]),
+        (["goal=none.npy"], ["cannot read none.npy: No such file"]),
+    ],
+)
+def test_a_wrong_condition_is_one_line(
+    arms: Path, tmp_path: Path, example: Run, told: list[str], words: list[str]
+) -> None:
+    conditions = [x for condition in told for x in ("--condition", condition)]
+    result = example(arms, "--seeds", "0,1", *conditions, "--out", tmp_path / "made.npy")
+    refused(result, *words)
+    assert not (tmp_path / "made.npy").exists()
+
+
+def test_a_class_out_of_range_is_one_line(conditional: Path, tmp_path: Path, example: Run) -> None:
+    folder = Path(shutil.copytree(conditional, tmp_path / "c"))
+    add_engine(folder, "tensorrt", "2", version=VERSION)
+    result = example(folder, "--condition", "class_labels=10", "--out", tmp_path / "made.npy")
+    refused(result, "class_labels holds 10, which is out of range", "int64 [], 0 to 9")
+
+
+def test_nothing_is_deserialised_before_its_hash_is_verified(engine: Path, tmp_path: Path, example: Run) -> None:
+    path = engine / "engines" / "one.engine"
+    content = path.read_bytes()
+    for damaged in (content[:-1], content[:100] + b"x" + content[101:], b""):
+        path.write_bytes(damaged)
+        refused(example(engine, "--out", tmp_path / "made.npy"), "engines/one.engine", "SHA-256 differs")
+    path.unlink()
+    refused(example(engine, "--out", tmp_path / "made.npy"), "is missing, though the manifest lists it")
+    assert not (tmp_path / "made.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"version": "11.0.0.2"}, ["needs tensorrt 11.0.0.2, and 11.0.0.12 is installed: build it again"]),
+        ({"version": "11.0.0.1"}, ["needs tensorrt 11.0.0.1, and"]),
+        ({"version": "11.0.0.120"}, ["needs tensorrt 11.0.0.120, and"]),
+        ({"version": "11.0"}, ["needs tensorrt 11.0, and"]),
+        ({"targets": ("sm89", "sm120")}, ["was built for sm89, sm120, and this GPU is sm86: build it again"]),
+        ({"flavour": "tensorrt-rtx"}, ["holds no engine for it: python -m export engine BUNDLE --engine tensorrt"]),
+    ],
+)
+def test_an_engine_for_something_else_says_what_it_wants(
+    copy: Path, tmp_path: Path, example: Run, changes: dict[str, Any], words: list[str]
+) -> None:
+    add_engine(copy, changes.pop("flavour", "tensorrt"), **{"version": VERSION, **changes})
+    refused(example(copy, "--out", tmp_path / "made.npy"), *words)
+
+
+def test_the_engine_that_python_would_take_is_taken(copy: Path, tmp_path: Path, example: Run) -> None:
+    """Of those that fit: half precision first, and unrolled before a loop. A Jetson's version has three numbers."""
+    for precision, loop, version in (("fp32", False, VERSION), ("fp16", True, VERSION), ("fp16", False, "11.0.0")):
+        file = f"engines/{precision}-{loop}.engine"
+        add_engine(copy, "tensorrt", file=file, precision=precision, loop=loop, version=version)
+    add_engine(copy, "tensorrt", file="engines/other.engine", precision="fp16", targets=("sm120",), version=VERSION)
+    assert "engines/fp16-False.engine" in example(copy, "--seeds", "0", "--out", tmp_path / "made.npy").stdout
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("deserialize", ["tensorrt cannot load engines/one.engine: the plan is of another kind"]),
+        ("context", ["made no execution context: is there enough device memory?"]),
+        ("shape", ["[4, 1, 8, 8] is beyond what the engine was built for"]),
+        ("execute", ["could not run the engine"]),
+        ("cuMemAlloc_v2", ["cuMemAlloc_v2 failed: out of memory (CUDA error 2)"]),
+        ("cuMemAllocHost_v2", ["cuMemAllocHost_v2 failed: out of memory"]),
+        ("cuStreamCreate", ["cuStreamCreate failed"]),
+        ("cuStreamSynchronize", ["cuStreamSynchronize failed"]),
+    ],
+)
+def test_a_refusing_library_is_one_line_and_leaks_nothing(
+    engine: Path, tmp_path: Path, example: Run, what: str, words: list[str]
+) -> None:
+    result = example(engine, "--out", tmp_path / "made.npy", FAKE_NVINFER_SPOIL=what)
+    assert result.stderr.startswith("deserialize\n")
+    result.stderr = result.stderr.removeprefix("deserialize\n")
+    refused(result, *words)
+    assert not (tmp_path / "made.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seeds", "9223372036854775808"], ["seed 9223372036854775808 is out of range"]),
+        (["--seeds", "99999999999999999999999"], ["is out of range; seeds are 0 to 9223372036854775807"]),
+        (["--seeds", "-1"], ["'-1' is no seed"]),
+        (["--seeds", "3-1"], ["run backwards"]),
+        (["--seeds", "0-1000000"], ["more than 1000000"]),
+        (["--seeds", "0-9223372036854775807"], ["more than 1000000"]),
+        (["--seeds", ""], ["'' is no seed"]),
+        (["--seeds"], ["--seeds needs a value"]),
+        (["--out", "made.png"], ["made.png: unknown format; allowed: .npy, .ppm"]),
+        (["--fast"], ["unknown option --fast"]),
+        (["another"], ["another is another"]),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    engine: Path, tmp_path: Path, example: Run, arguments: list[str], words: list[str]
+) -> None:
+    refused(example(engine, "--out", tmp_path / "made.npy", *arguments), *words)
+
+
+def test_files_stay_as_they_were(engine: Path, tmp_path: Path, example: Run) -> None:
+    out = tmp_path / "made.npy"
+    out.write_text("mine")
+    refused(example(engine, "--out", out), "made.npy exists; choose another name or add --force")
+    assert out.read_text() == "mine"
+    assert example(engine, "--out", out, "--force").returncode == 0
+    assert loaded(out).shape == (16, 1, 8, 8)
+    result = example(engine, "--out", tmp_path / "none" / "made.npy")
+    assert (result.returncode, result.stderr.count("cannot write")) == (2, 1)
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_no_bundle_and_a_damaged_one_are_one_line(engine: Path, tmp_path: Path, example: Run) -> None:
+    out = ("--out", tmp_path / "made.npy")
+    refused(example(tmp_path / "none", *out), "no bundle at", "none")
+    refused(example(*out), "usage: sample BUNDLE")
+    path = engine / "manifest.json"
+    manifest = json.loads(path.read_text())
+    changes: list[dict[str, Any]] = [{"schema": 3}, {"dtype": "float8"}, {"inputs": []}, {"output": {}}]
+    others: list[Any] = [[], None, *({**manifest, **change} for change in changes)]
+    for damaged in others:
+        path.write_text(json.dumps(damaged))
+        refused(example(engine, *out), "manifest.json is damaged, or of another version: ")
+    path.write_text(json.dumps(manifest)[:-9])
+    refused(example(engine, *out), "manifest.json is damaged")
+
+
+def test_no_driver_is_one_line(engine: Path, tmp_path: Path, example: Run, fake_cuda_library: Path) -> None:
+    library = Path(shutil.copytree(example("--help").args[0].parent, tmp_path / "library"))
+    (library / "libcuda.so.1").unlink()
+    result = example(engine, "--out", tmp_path / "made.npy", LD_LIBRARY_PATH=str(library))
+    if result.returncode == 0 or "libcuda" not in result.stderr:
+        pytest.skip("this machine has a driver")
+    refused(result, "no NVIDIA driver here (libcuda.so.1 cannot be loaded)")
+
+
+def test_what_the_header_asks_of_the_library_is_there() -> None:
+    """Its version in four numbers is what Python's module says and a manifest records."""
+    real, libs = pytest.importorskip("tensorrt_rtx"), pytest.importorskip("tensorrt_rtx_libs")
+    library = ctypes.CDLL(str(next(Path(libs.__file__).parent.glob("libtensorrt_rtx.so*"))))
+    numbers = [getattr(library, f"getInferLib{of}Version")() for of in ("Major", "Minor", "Patch", "Build")]
+    assert ".".join(map(str, numbers)) == real.__version__
+    assert library.createInferRuntime_INTERNAL

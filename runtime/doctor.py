@@ -11,7 +11,7 @@ import numpy as np
 
 from edge_sampler.runtime import cuda
 from edge_sampler.runtime.backends import BACKENDS
-from edge_sampler.runtime.backends.onnxrt import library as onnx_runtime
+from edge_sampler.runtime.backends.onnxrt_module import library as onnx_runtime
 from edge_sampler.runtime.backends.tensorrt_module import version
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.engine_record import LIBRARIES

@@ -35,6 +35,8 @@ class States(Mapping[float, Tensor]):
     like: Tensor
 
     def __getitem__(self, sigma: float) -> Tensor:
+        if sigma not in self.levels:
+            raise KeyError(sigma)
         return torch.from_numpy(self.held[self.levels.index(sigma)]).to(self.like)
 
     def __iter__(self) -> Iterator[float]:

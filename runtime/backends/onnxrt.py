@@ -3,13 +3,8 @@
 import contextlib
 import importlib
 import importlib.util
-import io
-import os
-import re
-import shutil
-import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -19,12 +14,11 @@ import numpy as np
 
 from edge_sampler.runtime import cuda
 from edge_sampler.runtime.backends.base import Backend, Spans, check_inputs
+from edge_sampler.runtime.backends.onnxrt_module import INSTALL, library, without_links
 from edge_sampler.runtime.bundle import Bundle, weights_beside
-from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.protobuf import field_head
 
-OLDEST = (1, 18)  # of ONNX Runtime that reads our graphs
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(bool)": "bool"}
 
@@ -38,28 +32,9 @@ class Provider:
     options: Mapping[str, str]
 
 
-CPU = Provider("CPUExecutionProvider", "install onnxruntime", {})
+CPU = Provider("CPUExecutionProvider", INSTALL, {})
 CUDA = Provider("CUDAExecutionProvider", "pip install onnxruntime-gpu, in place of onnxruntime", {"use_tf32": "0"})
 RTX = Provider("NvTensorRTRTXExecutionProvider", "pip install onnxruntime-ep-nv-tensorrt-rtx", {})
-
-
-def library() -> Any:
-    """ONNX Runtime's module. Raises UserError where it is missing, too old, or cannot be loaded."""
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # NumPy 2 tells of extensions made for NumPy 1 at length
-            module: Any = importlib.import_module("onnxruntime")
-            release = re.findall(r"\d+", module.__version__)
-    except ModuleNotFoundError as error:
-        raise UserError(CPU.install) from error
-    except Exception as error:  # its own import raises what it likes
-        reason = str(error).split("\n", maxsplit=1)[0] or type(error).__name__
-        numpy_2 = f"; if it was made for NumPy 1 ({np.__version__} is installed): pip install 'numpy<2'"
-        raise UserError(f"onnxruntime cannot be loaded ({reason}){numpy_2 * (np.__version__ >= '2')}") from error
-    if tuple(map(int, release[:2])) < OLDEST:
-        raise UserError(
-            f"onnxruntime {'.'.join(map(str, OLDEST))} or later is needed, and {module.__version__} is installed"
-        )
-    return module
 
 
 class Session:
@@ -97,7 +72,7 @@ class Session:
             chosen = None  # the options name it
         elif provider is CUDA:
             onnxruntime.preload_dlls()  # finds the CUDA and cuDNN that pip installed
-        with _without_links(path) as found:
+        with without_links(path) as found:
             folder_key = "session.model_external_initializers_file_folder_path"
             options.add_session_config_entry(folder_key, str(found.parent.resolve()))
             source = found.read_bytes() + _declare_outputs(outputs) if outputs else str(found)
@@ -267,27 +242,6 @@ BACKENDS = (
     _backend("onnxrt-cuda", 20, CUDA),
     _backend("onnxrt", 30, CPU),
 )
-
-
-@contextlib.contextmanager
-def _without_links(path: Path) -> Iterator[Path]:
-    """The graph, with the file of its weights beside it and not behind a link, which ONNX Runtime does not follow.
-
-    Caches of hubs and of data tools keep the files of a folder as links. The weights are linked anew, not copied, where
-    the cache folder is on their disk.
-    """
-    files = [path, *filter(Path.exists, weights_beside(path))]
-    if len(files) == 1 or not any(map(Path.is_symlink, files)):
-        yield path
-        return
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_folder(), ignore_cleanup_errors=True) as folder:
-        for file in files:
-            try:
-                os.link(file.resolve(), Path(folder) / file.name)
-            except OSError:
-                shutil.copyfile(file, Path(folder) / file.name)
-        yield Path(folder) / path.name
 
 
 def _declare_outputs(names: Sequence[str]) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 
 from edge_sampler.runtime import doctor
 from edge_sampler.runtime.__main__ import main
-from edge_sampler.runtime.backends import onnxrt, tensorrt_module
+from edge_sampler.runtime.backends import onnxrt_module, tensorrt_module
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.engine_record import LIBRARIES, Batch, Engine
 from edge_sampler.runtime.errors import UserError
@@ -82,9 +82,9 @@ def test_nothing_runs_without_a_library(monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_old_onnxruntime_is_refused(replaced: SimpleNamespace) -> None:
     replaced.__version__ = "1.17.3"
     with pytest.raises(UserError, match=r"^onnxruntime 1\.18 or later is needed, and 1\.17\.3 is installed"):
-        onnxrt.library()
+        onnxrt_module.library()
     replaced.__version__ = "1.18.0+nv24.08"
-    assert onnxrt.library() is replaced
+    assert onnxrt_module.library() is replaced
 
 
 def test_an_onnxruntime_for_numpy_1_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,10 +93,10 @@ def test_an_onnxruntime_for_numpy_1_is_told(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
     monkeypatch.setattr(np, "__version__", "2.2.6")
     with pytest.raises(UserError, match=r"cannot be loaded \(ImportError\).*\(2\.2\.6 is installed\): pip install 'n"):
-        onnxrt.library()
+        onnxrt_module.library()
     monkeypatch.setattr(np, "__version__", "1.26.4")
     with pytest.raises(UserError, match=r"cannot be loaded \(ImportError\)$"):
-        onnxrt.library()
+        onnxrt_module.library()
 
 
 def test_jetpacks_tensorrt_is_found_behind_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """How many samples go into one call of a network, and where the states of a fine solution are held."""
 
+from collections import ChainMap
+
 import numpy as np
 import pytest
 import torch
@@ -65,3 +67,13 @@ def test_states_in_a_file_are_those_in_memory(digits: Denoiser, monkeypatch: pyt
         assert there[sigma].dtype == torch.float64
         assert torch.equal(there[sigma], here[sigma])
         assert torch.equal(there.part(slice(30, 40))[sigma], here[sigma][30:40])
+
+
+def test_states_are_a_mapping(digits: Denoiser) -> None:
+    """So that those of several solutions can be looked up one behind the other."""
+    noises = to_fit(digits, 2, 1, 0)
+    first, second = (solution(noises, [80.0, level], 2, NO_CACHE) for level in (5.0, 0.5))
+    both = ChainMap({}, first, second)  # type: ignore[arg-type]
+    assert torch.equal(both[5.0], first[5.0])
+    assert torch.equal(both[0.5], second[0.5])
+    assert 7.0 not in both

@@ -1,0 +1,61 @@
+"""ONNX Runtime's Python module, and graphs in a form that it opens."""
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_sampler.runtime.bundle import weights_beside
+from edge_sampler.runtime.cache_folder import cache_folder
+from edge_sampler.runtime.errors import UserError
+
+INSTALL = "install onnxruntime"
+OLDEST = (1, 18)  # that reads our graphs
+
+
+def library() -> Any:
+    """ONNX Runtime's module. Raises UserError where it is missing, too old, or cannot be loaded."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # NumPy 2 tells of extensions made for NumPy 1 at length
+            module: Any = importlib.import_module("onnxruntime")
+            release = re.findall(r"\d+", module.__version__)
+    except ModuleNotFoundError as error:
+        raise UserError(INSTALL) from error
+    except Exception as error:  # its own import raises what it likes
+        reason = str(error).split("\n", maxsplit=1)[0] or type(error).__name__
+        numpy_2 = f"; if it was made for NumPy 1 ({np.__version__} is installed): pip install 'numpy<2'"
+        raise UserError(f"onnxruntime cannot be loaded ({reason}){numpy_2 * (np.__version__ >= '2')}") from error
+    if tuple(map(int, release[:2])) < OLDEST:
+        raise UserError(
+            f"onnxruntime {'.'.join(map(str, OLDEST))} or later is needed, and {module.__version__} is installed"
+        )
+    return module
+
+
+@contextlib.contextmanager
+def without_links(path: Path) -> Iterator[Path]:
+    """The graph, with the file of its weights beside it and not behind a link, which ONNX Runtime does not follow.
+
+    Caches of hubs and of data tools keep the files of a folder as links. The weights are linked anew, not copied, where
+    the cache folder is on their disk.
+    """
+    files = [path, *filter(Path.exists, weights_beside(path))]
+    if len(files) == 1 or not any(map(Path.is_symlink, files)):
+        yield path
+        return
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder(), ignore_cleanup_errors=True) as folder:
+        for file in files:
+            try:
+                os.link(file.resolve(), Path(folder) / file.name)
+            except OSError:
+                shutil.copyfile(file, Path(folder) / file.name)
+        yield Path(folder) / path.name

@@ -73,7 +73,7 @@ def test_states_are_a_mapping(digits: Denoiser) -> None:
     """So that those of several solutions can be looked up one behind the other."""
     noises = to_fit(digits, 2, 1, 0)
     first, second = (solution(noises, [80.0, level], 2, NO_CACHE) for level in (5.0, 0.5))
-    both = ChainMap({}, first, second)  # type: ignore[arg-type]
+    both: ChainMap[float, Tensor] = ChainMap({}, first, second)  # type: ignore[arg-type]
     assert torch.equal(both[5.0], first[5.0])
     assert torch.equal(both[0.5], second[0.5])
     assert 7.0 not in both

@@ -36,7 +36,7 @@ def clip_config(**changes: Any) -> Any:
         vocab_size=57,
         hidden_size=WIDTH,
         intermediate_size=37,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         max_position_embeddings=LENGTH,
         bos_token_id=55,
@@ -159,7 +159,7 @@ def t5_tokenizer() -> Any:
 
 def t5(width: int = WIDTH) -> Any:
     config = transformers.T5Config(
-        vocab_size=16, d_model=width, d_kv=8, d_ff=37, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+        vocab_size=16, d_model=width, d_kv=8, d_ff=37, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu"
     )
     return transformers.T5EncoderModel(config).eval()
 

@@ -43,7 +43,7 @@ class Forecast:
         advice = "; take a GPU, with --device cuda, or fewer noises" if slow else ""
         return (
             f"the fit takes at most {self.evaluations:,} evaluations of one sample: up to {took} and "
-            f"{self.memory / 1e9:.1f} GB of memory on this {self.device}{advice}"
+            f"{max(0.1, self.memory / 1e9):.1f} GB of memory on this {self.device}{advice}"
         )
 
 

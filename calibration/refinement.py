@@ -199,7 +199,9 @@ def derivatives(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Te
         step = (PROBE * sigma / size.clamp_min(1e-30)).view(-1, *[1] * len(shape))
         denoised = network(torch.cat([x, (x + step * dx).flatten(0, 1)]), sigma)
         louder = network(x, sigma * (1 + PROBE))
-        terms.append(denoised[:n])
-        changed = (denoised[n:].view_as(dx) - denoised[:n]) / step
-        tangents.append(torch.cat([changed, (louder - denoised[:n])[None] / np.log1p(PROBE)]))
+        for bound in (torch.inf, plan.clip) if plan.clip else (torch.inf,):
+            answer, moved, told_more = (each.clamp(-bound, bound) for each in (denoised[:n], denoised[n:], louder))
+            terms.append(answer)
+            changed = (moved.view_as(dx) - answer) / step
+            tangents.append(torch.cat([changed, (told_more - answer)[None] / np.log1p(PROBE)]))
     return weighted_sum(plan.table[-1], terms), pushed(plan.table[-1])

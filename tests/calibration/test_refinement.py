@@ -166,6 +166,14 @@ def test_a_refined_plan_is_a_plan_like_any_other(digits: Denoiser) -> None:
     assert max(refined.sigmas) <= digits.spec.sigma_max
 
 
+@pytest.mark.usefixtures("coarse_reference")
+def test_a_plan_that_clips_is_refined(digits: Denoiser) -> None:
+    settings = Settings(3, "ddim-clip", batch=16, heldout=16, refine=2)
+    refined = calibrate(digits, settings)
+    assert refined.clip
+    assert min(report_of(refined).refinement) < 0.8 * report_of(refined).refinement[0]
+
+
 def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
     cache, made = Cache(tmp_path), []
 

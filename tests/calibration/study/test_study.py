@@ -35,6 +35,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 48)
         patch.setattr("edge_sampler.calibration.study.study.REFERENCE_STEPS", 48)
+        patch.setattr("edge_sampler.calibration.study.measure.MOST_STEPS", 96)
         patch.setattr("edge_sampler.calibration.study.measure.TRIMMED", 0.25)
         patch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 16)
         run_main(
@@ -43,7 +44,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_figures_are_those_of_the_plans(found: Path, digits: Denoiser) -> None:
+def test_the_figures_are_those_of_the_plans_and_all_is_written(found: Path, digits: Denoiser) -> None:
     rows = json.loads((found / "study.json").read_text())["rows"]
     assert {(row["kind"], row["nfe"]) for row in rows} == {
         *((kind, nfe) for kind in KINDS[:-1] for nfe in (3, 4)), ("refined", 3),
@@ -58,6 +59,11 @@ def test_the_figures_are_those_of_the_plans(found: Path, digits: Denoiser) -> No
         min(row["rmse"] for row in rows if row["kind"] == kind and row["nfe"] == 3) for kind in KINDS
     )
     assert refined < afs < chosen < fitted < fixed
+    names = {path.name for path in found.iterdir()}
+    assert names == {"study.json", "study.md", "plans", "error.png", "gamma.png", "steps.png", "samples.png"}
+    table = (found / "study.md").read_text()
+    assert "| refined |" in table
+    assert "FD-fashion" not in table  # digits have no features
 
 
 def test_of_named_solvers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,14 +81,6 @@ def test_of_named_solvers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         run_main(study_command.main, "--model", "edm-digits", *few, "--solvers", "heun", "--out", str(tmp_path / "no"))
     assert not (tmp_path / "no").exists()
     assert {solver.name for solver in study_command.solvers_of("auto")} == {*AUTO}
-
-
-def test_table_and_pictures_are_there(found: Path) -> None:
-    names = {path.name for path in found.iterdir()}
-    assert names == {"study.json", "study.md", "plans", "error.png", "gamma.png", "steps.png", "samples.png"}
-    table = (found / "study.md").read_text()
-    assert "| refined |" in table
-    assert "FD-fashion" not in table  # digits have no features
 
 
 def test_each_image_of_the_reference_takes_the_steps_that_it_needs(

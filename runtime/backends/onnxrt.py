@@ -70,7 +70,7 @@ class Session:
         if provider is RTX:
             options.add_provider_for_devices(_rtx_devices(), dict(provider.options))
             chosen = None  # the options name it
-        elif provider is CUDA:
+        elif provider.name == CUDA.name:
             onnxruntime.preload_dlls()  # finds the CUDA and cuDNN that pip installed
         with without_links(path) as found:
             folder_key = "session.model_external_initializers_file_folder_path"

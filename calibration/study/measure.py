@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from edge_sampler.calibration.evaluate.distributed import gathered, total
-from edge_sampler.calibration.evaluate.noise_sets import Noises, digest, to_judge
+from edge_sampler.calibration.evaluate.noise_sets import CHECK_STREAM, Noises, digest, to_judge
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.fit import image_errors, rms
@@ -19,6 +19,7 @@ from edge_sampler.models.progress import ProgressBars
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FittedStep
 from edge_sampler.runtime.plan import Plan, sample
+from edge_sampler.runtime.text import loaded
 
 RESAMPLES = 1000  # of the bootstrap
 TRIMMED = 0.01  # of the images, the worst, are left out of one measure
@@ -153,3 +154,18 @@ def converged(noises: Noises, cache: Cache, progress: ProgressBars) -> tuple[tor
         moved[moving], images[moving] = image_errors(finer - images[moving]), finer
         moving = [place for place in moving if moved[place] > CONVERGED]
     return images, moved
+
+
+def captions(model: Denoiser, count: int) -> list[str]:
+    """What a model that is told a text is told of the first judged noises: its tokens, read back; else nothing."""
+    told = [
+        (name, one.shape, one.text)
+        for name, one in model.spec.called_with.conditions.items()
+        if one.text and one.text.must_be_given
+    ]
+    if not told:
+        return []
+    name, (length,), text = told[0]
+    ids = model.draw_raw(range(count), CHECK_STREAM, held=True)[name]
+    words = loaded(text.content, int(length)).decode_batch(ids.tolist())
+    return [" ".join(caption.replace(" ##", "").split()) for caption in words]  # parts of words, as word pieces have them

@@ -1,6 +1,7 @@
 """What a study found, written out: JSON, a Markdown table, plans, and pictures."""
 
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -244,6 +245,8 @@ def plot_samples(study: Study, nfe: int, path: Path) -> None:
         for axes, image in zip(column, images, strict=True):
             show_sample(axes, image)
         column[0].set_title(name, fontsize=7)
+    for axes, caption in zip(every[:, 0], study.captions, strict=False):
+        axes.set_ylabel(textwrap.fill(caption, 16), fontsize=7, rotation=0, ha="right", va="center")
     figure.suptitle(f"{study.model}, NFE {nfe}: the same noise in each row", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -16,7 +16,7 @@ from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.refinement import refine, viewer
 from edge_sampler.calibration.settings import AUTO, Settings
 from edge_sampler.calibration.solvers.base import Solver
-from edge_sampler.calibration.study.measure import SHOWN, Row, judging
+from edge_sampler.calibration.study.measure import SHOWN, Row, captions, judging
 from edge_sampler.calibration.trace import trace
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
@@ -34,7 +34,8 @@ class Study:
     """``convergence`` is the RMS change of the reference when its steps double, ``unsettled`` how many of its images
     still change by more than ``CONVERGED``, ``reference_fd`` its own distance.
 
-    ``pictures`` has the first images of each row, and of the reference, by "SOLVER NFE" and "reference".
+    ``pictures`` has the first images of each row, and of the reference, by "SOLVER NFE" and "reference"; ``captions``
+    what the model was told of them, where that is text.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Study:
     reference_fd: float | None
     rows: tuple[Row, ...]
     pictures: Mapping[str, np.ndarray]
+    captions: Sequence[str]
 
     def best(self, kind: str, nfe: int, measure: str = "rmse") -> Row:
         """The row of that kind and NFE with the least ``measure``, an error among the fields of ``Row``."""
@@ -130,6 +132,7 @@ def study(
         judge.distance(gathered(judge.features(judge.goal))),
         tuple(rows),
         pictures,
+        captions(model, len(pictures["reference"])),
     )
 
 

@@ -1,0 +1,20 @@
+"""What a study tells of the samples that it judges."""
+
+import numpy as np
+
+from edge_sampler import models
+from edge_sampler.calibration.study.measure import captions
+from edge_sampler.models.conditioned import guided
+from edge_sampler.models.zoo import CAPTIONS
+from edge_sampler.runtime.text import tokens
+
+
+def test_captions_are_those_that_the_judged_samples_are_told() -> None:
+    model = guided(models.load("flow-emoji"), 3.0)
+    told = captions(model, 6)
+    assert set(told) <= set(CAPTIONS.read_text().splitlines())
+    prompt = model.spec.called_with.conditions["prompt"]
+    assert prompt.text is not None
+    ids = model.draw_raw(range(6), 2, held=True)["prompt"]
+    np.testing.assert_array_equal(tokens(told, prompt.text.content, "prompt", 24), ids)
+    assert captions(models.load("edm-digits"), 6) == []

@@ -125,6 +125,11 @@ class Denoiser(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters(), torch.empty(0)).device
 
+    @property
+    def outside_bytes(self) -> int:
+        """What one sample takes in memory where PyTorch does not see it, in runs of ONNX graphs; 0 before the first."""
+        return sum(getattr(one, "sample_bytes", 0) for one in self.modules())
+
     def draw_raw(self, seeds: Sequence[int], stream: int = 0, held: bool | None = None) -> dict[str, np.ndarray]:
         """A value of each condition for each seed, as a caller gives them: [n, …].
 

@@ -68,7 +68,7 @@ class Network:
         if not self.meter.sample_bytes:
             with Live() as live:
                 self._denoise(x[:1].float(), sigma, {name: value[:1] for name, value in self.conditions.items()})
-            self.meter.sample_bytes = max(1, live.peak)
+            self.meter.sample_bytes = max(1, live.peak) + self.model.spec.branches * self.model.outside_bytes
         return self.meter.sample_bytes
 
     @torch.inference_mode()

@@ -218,7 +218,7 @@ def described(path: Path, graph: OnnxGraph) -> ModelSpec:
         raise UserError(f"{beside}: unusable ({type(error).__name__}: {error}); expected such as {EXAMPLE}") from error
     if surplus:
         raise UserError(
-            f"{beside}: unknown {surplus[0]} among conditions; the graph's are {', '.join(conditions) or 'none'}, and of "
+            f"{beside}: unknown {surplus[0]} among conditions; the graph has {', '.join(conditions) or 'none'}, and of "
             f"each may be told {', '.join(OF_CONDITION)}"
         )
     if not 0 < lowest < highest < math.inf:

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
 from edge_sampler.models.denoiser import digest
@@ -16,7 +16,7 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Shape
 
 DOMAIN = "edge_sampler.graphs"  # of the nodes that stand for graphs while PyTorch exports
-DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64", onnx.TensorProto.BOOL: "bool"}
+DTYPES = {1: "float32", 7: "int64", 9: "bool"}  # by their numbers in onnx.proto
 
 
 class OnnxGraph(nn.Module):
@@ -44,6 +44,7 @@ class OnnxGraph(nn.Module):
         files = [path, *weights_files(path, model)]
         hashes = [file_sha256(file) for file in files]
         self.sha256 = hashes[0] if len(hashes) == 1 else digest(hashes)
+        self.weights_bytes = sum(file.stat().st_size for file in files)
         self.numbers = sum(int(torch.Size(one.dims).numel()) for one in model.graph.initializer)
         self.sample_bytes = 0  # that a run takes for one sample; known after the first
         self.sessions: dict[str, Session] = {}
@@ -67,13 +68,13 @@ class OnnxGraph(nn.Module):
 
     def symbol(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What stands for a run in an export: outputs of the right types and sizes."""
-        sizes = {
+        sizes: dict[int | str, Any] = {
             axis: size
             for (_, shape), value in zip(self.inputs.values(), values, strict=True)
             for axis, size in zip(shape, value.shape, strict=True)
         }
         samples = next(value.shape[0] for value in values if value.dim())
-        dtypes, shapes = [], []
+        dtypes, shapes = list[torch.dtype](), list[list[Any]]()
         for name, (dtype, (_, *shape)) in self.outputs.items():
             if unknown := [axis for axis in shape if isinstance(axis, str) and axis not in sizes]:
                 raise UserError(f"{self.path}: the size of {name} along {unknown[0]!r} is none of its inputs'")
@@ -85,7 +86,10 @@ class OnnxGraph(nn.Module):
     def session(self) -> Session:
         provider = CUDA if self.place.device.type == "cuda" else CPU
         if provider.name not in self.sessions:
-            self.sessions[provider.name] = Session(self.path, (), provider)
+            try:
+                self.sessions[provider.name] = Session(self.path, (), provider)
+            except UserError as error:
+                raise UserError(f"{error}{'; --device cpu does without a GPU' * (provider is CUDA)}") from error
         return self.sessions[provider.name]
 
 
@@ -95,7 +99,7 @@ def read(path: Path) -> onnx.ModelProto:
         raise UserError(f"no ONNX file at {path}")
     try:
         model = onnx.load_model(path, format="protobuf", load_external_data=False)
-    except DecodeError as error:
+    except Exception as error:  # Protocol Buffers' own, and what reading raises
         raise UserError(f"{path} is damaged, or no ONNX file: {error}") from error
     if not model.ir_version or not model.graph.output:  # Protocol Buffers read much as if it were theirs
         raise UserError(f"{path} is damaged, or no ONNX file: there is no graph in it")

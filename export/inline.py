@@ -78,7 +78,9 @@ def put(into: ir.Graph, node: ir.Node, graph: ir.Graph, known: OnnxGraph, weight
         inputs = [None if value is None else values.get(value) or bring(value) for value in one.inputs]
         outputs = [ir.Value(name=free(value.name), shape=value.shape, type=value.type) for value in one.outputs]
         values.update(zip(one.outputs, outputs, strict=True))
-        made.append(ir.Node(one.domain, one.op_type, inputs, one.attributes.values(), outputs=outputs, name=outputs[0].name))
+        made.append(
+            ir.Node(one.domain, one.op_type, inputs, one.attributes.values(), outputs=outputs, name=outputs[0].name)
+        )
     ends = [values.get(value) or bring(value) for value in graph.outputs]
     for place, end in enumerate(ends):
         if end.producer() not in made:  # an input or a weight may be an output

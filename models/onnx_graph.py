@@ -31,7 +31,7 @@ class OnnxGraph(nn.Module):
     ``inputs`` and ``outputs`` are what the graph declares, by name: a dtype, and a shape with the first axis, of
     samples; a name in it is an axis of any size. ``sha256`` is of the file, and of those of its weights.
 
-    Raises UserError for what is no ONNX file, and for weights that are not beside it.
+    Raises UserError for what is no ONNX file, or one that ONNX Runtime cannot load, and for weights not beside it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,8 +47,8 @@ class OnnxGraph(nn.Module):
         self.weights_bytes = sum(file.stat().st_size for file in files)
         self.numbers = sum(int(torch.Size(one.dims).numel()) for one in model.graph.initializer)
         self.sample_bytes = 0  # that a run takes for one sample; known after the first
-        self.sessions: dict[str, Session] = {}
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # is where the module is
+        self.session = self.opened()
 
     @property
     def op_type(self) -> str:
@@ -59,8 +59,8 @@ class OnnxGraph(nn.Module):
         if torch.compiler.is_exporting():
             return self.symbol(values)
         feed = {name: value.cpu().numpy() for name, value in zip(self.inputs, values, strict=True)}
-        session, before = self.session(), resident_memory()
-        found = session.run(feed)
+        before = resident_memory()
+        found = self.session.run(feed)
         if not self.sample_bytes:
             samples = next(len(value) for value in values if value.dim())
             self.sample_bytes = max(1, (resident_memory() - before) // samples)
@@ -83,14 +83,20 @@ class OnnxGraph(nn.Module):
         stands_for_it = f"{DOMAIN}::{self.op_type}"
         return tuple(torch.onnx.ops.symbolic_multi_out(stands_for_it, values, dtypes=dtypes, shapes=shapes, version=1))
 
-    def session(self) -> Session:
+    def _apply(self, *arguments: Any, **named: Any) -> "OnnxGraph":
+        """Moves the module, and opens the graph where it is then."""
+        before = self.place.device
+        super()._apply(*arguments, **named)
+        if self.place.device != before:
+            self.session = self.opened()
+        return self
+
+    def opened(self) -> Session:
         provider = CUDA if self.place.device.type == "cuda" else CPU
-        if provider.name not in self.sessions:
-            try:
-                self.sessions[provider.name] = Session(self.path, (), provider)
-            except UserError as error:
-                raise UserError(f"{error}{'; --device cpu does without a GPU' * (provider is CUDA)}") from error
-        return self.sessions[provider.name]
+        try:
+            return Session(self.path, (), provider)
+        except UserError as error:
+            raise UserError(f"{error}{'; --device cpu does without a GPU' * (provider is CUDA)}") from error
 
 
 def read(path: Path) -> onnx.ModelProto:
@@ -121,7 +127,7 @@ def declared(path: Path, values: Sequence[onnx.ValueInfoProto]) -> dict[str, tup
     for value in values:
         tensor = value.type.tensor_type
         if tensor.elem_type not in DTYPES:
-            kind = onnx.helper.tensor_dtype_to_string(tensor.elem_type) if tensor.elem_type else "no tensor"
+            kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower() if tensor.elem_type else "no tensor"
             raise UserError(f"{path}: {value.name} is {kind}; allowed: {', '.join(DTYPES.values())}")
         if not tensor.HasField("shape"):
             raise UserError(

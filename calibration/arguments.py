@@ -97,6 +97,14 @@ def load_model(arguments: argparse.Namespace) -> Denoiser:
         raise UserError(f"--device {name}: PyTorch cannot use it ({reason})") from error
 
 
+def aim(arguments: argparse.Namespace) -> Denoiser | None:
+    """The model that ``--towards`` names, with what is built into the other."""
+    if arguments.towards is None:
+        return None
+    changed = {"model": arguments.towards, "weights": None, "random_weights": False}
+    return load_model(argparse.Namespace(**{**vars(arguments), **changed}))
+
+
 def prompts(model: Denoiser, path: Path) -> dict[str, list[str]]:
     """Examples of the one text that a model is told. Raises UserError where it is told none, and for an empty file."""
     told = [name for name, one in model.spec.called_with.conditions.items() if one.text and one.text.must_be_given]
@@ -163,6 +171,10 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         help=f"refine noise levels and γ jointly, on the images' error: up to N iterations (without N: {ITERATIONS})",
     )
     add_refine_on_argument(group)
+    towards_help = (
+        "the model whose converged images are aimed at, where --model is a worse one of it, as a quantised one"
+    )
+    group.add_argument("--towards", metavar="MODEL", help=towards_help)
     add_cache_argument(group)
 
 

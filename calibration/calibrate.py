@@ -19,7 +19,7 @@ from edge_sampler.calibration.settings import AUTO, CHOSEN, REFINED, TARGETS, Se
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Solver
 from edge_sampler.calibration.trace import trace
-from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.denoiser import Denoiser, check_alike
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport
@@ -90,19 +90,34 @@ def task_of(model: Denoiser, settings: Settings) -> Task:
     )
 
 
-def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = silent, cache: Cache = NO_CACHE) -> Plan:
+def calibrate(
+    model: Denoiser,
+    settings: Settings,
+    progress: ProgressBars = silent,
+    cache: Cache = NO_CACHE,
+    towards: Denoiser | None = None,
+) -> Plan:
     """The plan of ``settings.solver``, its γ fitted; a fixed solver on a fixed schedule costs no evaluation.
 
     Deterministic for a seed, on one machine. ``plan.report`` tells how it was fitted; of a fixed solver it is None.
-    Raises UserError where the plan is not usable.
+    ``towards`` is whose fine trajectories and converged images are aimed at, where ``model`` is a worse one of it.
+    Raises UserError where the plan is not usable, and where ``towards`` takes other inputs.
     """
-    return usable(fitted(model, settings, progress, cache))
+    return usable(fitted(model, settings, progress, cache, towards))
 
 
-def fitted(model: Denoiser, settings: Settings, progress: ProgressBars = silent, cache: Cache = NO_CACHE) -> Plan:
+def fitted(
+    model: Denoiser,
+    settings: Settings,
+    progress: ProgressBars = silent,
+    cache: Cache = NO_CACHE,
+    towards: Denoiser | None = None,
+) -> Plan:
     """The plan of ``calibrate``, whatever it is worth: a study shows bad ones as well."""
     started = time.perf_counter()
     viewer(settings.refine_on, model.spec.shape)  # says at once what cannot be
+    if towards is not None:
+        check_alike(model.spec, towards.spec)
     task = task_of(model, settings)
     solvers, schedule, target, afs, steps = task.solvers, task.schedule, task.target, task.afs, task.steps
     if not task.evaluates:
@@ -111,14 +126,15 @@ def fitted(model: Denoiser, settings: Settings, progress: ProgressBars = silent,
     noises = noises_of(model, settings)
     meter = noises.network.meter
     mean = mean_image(noises, cache, progress) if afs else None
+    aims = noises if towards is None else noises.by(towards)
     if schedule == CHOSEN:
-        grids, fine = choose(noises, task.numbers, steps, cache, progress)
+        grids, fine = choose(aims, task.numbers, steps, cache, progress)
     else:
         grids = [grid_of(model, schedule)]
         every = [scheme_of(solver, grids[0], settings, mean) for solver in solvers]
         levels = {sigma for scheme in every for sigma in scheme.sigmas if sigma > 0}
         with progress("fine trajectory", cost(len(levels), steps) * len(noises)) as meter.progress:
-            fine = solution(noises, levels, steps, cache)
+            fine = solution(aims, levels, steps, cache)
 
     candidates = []
     for solver in solvers:

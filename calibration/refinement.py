@@ -25,7 +25,7 @@ from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.evaluate.noise_sets import Noises, digest
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.fit import image_errors
-from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.denoiser import Denoiser, check_alike
 from edge_sampler.models.networks import classifier
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.errors import UserError
@@ -113,10 +113,8 @@ def refine_over(
     """
     if len(evaluations) != plan.nfe:
         raise UserError(f"the plan has {plan.nfe} evaluations, and there are functions for {len(evaluations)}")
-    wanted = noises.network.model.spec
     for one in evaluations:
-        if one.spec.inputs != wanted.inputs:
-            raise UserError(f"{one.spec.title} takes other inputs than {wanted.title}, and cannot stand for it")
+        check_alike(one.spec, noises.network.model.spec)
     return refine(plan, noises.over(evaluations), converged, iterations, cache, progress, view)
 
 

@@ -92,6 +92,20 @@ class ModelSpec:
         return facts | {"output": asdict(self.output), "fingerprint": self.fingerprint}
 
 
+def check_alike(one: ModelSpec, other: ModelSpec) -> None:
+    """Raises UserError where one model cannot stand for the other: of other data, conditions or noise levels."""
+
+    def told(spec: ModelSpec) -> tuple[Any, ...]:
+        conditions = {name: (given.shape, given.dtype) for name, given in spec.inputs.conditions.items()}
+        return spec.inputs.shape, spec.inputs.axes, conditions, spec.sigma_min, spec.sigma_max
+
+    if told(one) != told(other):
+        raise UserError(
+            f"{one.title} cannot stand for {other.title}: shape, axes, conditions and noise levels are {told(one)} and "
+            f"{told(other)}"
+        )
+
+
 def digest(facts: Any) -> str:
     """SHA-256 of JSON values in their canonical form."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -53,6 +53,10 @@ class Noises:
         """The same, denoised by ``evaluations`` in turn where a sampler runs."""
         return replace(self, network=replace(self.network, evaluations=tuple(evaluations)))
 
+    def by(self, model: Denoiser) -> "Noises":
+        """The same, denoised by another model."""
+        return replace(self, network=replace(self.network, model=model))
+
     @property
     def heldout(self) -> "Noises":
         return self.part(slice(self.fitting, None))

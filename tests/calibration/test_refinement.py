@@ -210,8 +210,22 @@ def test_evaluations_stand_for_the_models(
     with pytest.raises(UserError, match="the plan has 4 evaluations, and there are functions for 3"):
         refine_over(rounded, plan_of(digits, 4), noises, converged, 1, NO_CACHE)
     others = [*rounded[:2], models.load("edm-fashion")]
-    with pytest.raises(UserError, match="edm-fashion takes other inputs than edm-digits"):
+    with pytest.raises(UserError, match="edm-fashion cannot stand for edm-digits: shape"):
         refine_over(others, plan_of(digits, 3), noises, converged, 1, NO_CACHE)
+
+
+@pytest.mark.usefixtures("coarse_reference")
+def test_a_fit_may_aim_at_another_models_images(digits: Denoiser, rounded: list[Denoiser]) -> None:
+    settings = Settings(3, "iia-ipndm", target="global", batch=16, heldout=12)
+    plan = calibrate(rounded[0], settings, towards=digits)
+    assert report_of(plan).fingerprint == rounded[0].spec.fingerprint
+    noises = to_fit(digits, 16, 12, 0)
+    goal = solution(noises, plan.sigmas, 24, NO_CACHE)[0.0]
+    own, found = (error_of(one, rounded[:1] * 3, noises, goal) for one in (calibrate(rounded[0], settings), plan))
+    assert found < 0.95 * own
+    assert report_of(plan).compared["iia-ipndm"] == pytest.approx(found, rel=0.02)  # by other fine steps
+    with pytest.raises(UserError, match="edm-digits cannot stand for edm-fashion"):
+        calibrate(digits, settings, towards=models.load("edm-fashion"))
 
 
 @pytest.mark.usefixtures("coarse_reference")

@@ -86,7 +86,7 @@ class OnnxGraph(nn.Module):
     def _apply(self, *arguments: Any, **named: Any) -> "OnnxGraph":
         """Moves the module, and opens the graph where it is then."""
         before = self.place.device
-        super()._apply(*arguments, **named)
+        super()._apply(*arguments, **named)  # type: ignore[no-untyped-call]
         if self.place.device != before:
             self.session = self.opened()
         return self

@@ -121,6 +121,8 @@ def fitted(
     task = task_of(model, settings)
     solvers, schedule, target, afs, steps = task.solvers, task.schedule, task.target, task.afs, task.steps
     if not task.evaluates:
+        if towards is not None:
+            raise UserError(f"{solvers[0].name} at fixed noise levels is not fitted, and so aims at no model's images")
         return trace(scheme_of(solvers[0], grid_of(model, schedule), settings))
 
     noises = noises_of(model, settings)

@@ -40,6 +40,7 @@ def read(graph: OnnxGraph, opset: int) -> ir.Graph:
         raise UserError(f"{graph.path} is of opset {found}; graphs here are of {opset}: export it with that, or less")
     if found < opset:
         try:
+            ir.external_data.load_to_model(model)
             model = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), opset))
         except Exception as error:  # the converter raises RuntimeError and others
             raise UserError(f"{graph.path} is of opset {found}, and ONNX cannot make {opset} of it: {error}") from error

@@ -95,7 +95,7 @@ def load(path: Path) -> Denoiser:
 
     Raises UserError for what is no denoiser's graph, and where nothing describes it.
     """
-    if (path.parent / MANIFEST).is_file():
+    if (path.parent / MANIFEST).is_file() and not path.with_suffix(".json").is_file():
         bundle = Bundle.open(path.parent)
         if path.name == DENOISER:
             return of_bundle(bundle)

@@ -226,6 +226,8 @@ def test_a_fit_may_aim_at_another_models_images(digits: Denoiser, rounded: list[
     assert report_of(plan).compared["iia-ipndm"] == pytest.approx(found, rel=0.02)  # by other fine steps
     with pytest.raises(UserError, match="edm-digits cannot stand for edm-fashion"):
         calibrate(digits, settings, towards=models.load("edm-fashion"))
+    with pytest.raises(UserError, match="ddim at fixed noise levels is not fitted"):
+        calibrate(rounded[0], Settings(3, "ddim"), towards=digits)
 
 
 @pytest.mark.usefixtures("coarse_reference")

@@ -27,7 +27,7 @@ from edge_sampler.runtime.sampler import load
 from tests.bundles import BUNDLES, TINY
 from tests.conftest import export
 from tests.export.networks import euler, frames
-from tests.models.test_onnx_denoiser import FITS, X, graph, put
+from tests.graphs import X, graph, put
 
 PLAN = euler([20.0, 5.0, 1.0])
 
@@ -73,6 +73,9 @@ def test_two_passes_share_the_weights(conditional: Path, tmp_path: Path) -> None
     assert len(two.denoiser.graph) > 1.8 * len(one.denoiser.graph)
     sizes = [sum(value.const_value.nbytes for value in weights(each) if value.const_value) for each in (one, two)]
     assert sizes[1] < 1.01 * sizes[0]
+    every = [str(value.name) for node in two.denoiser.graph for value in node.outputs]
+    every += two.denoiser.graph.initializers
+    assert len(every) == len(set(every))  # nodes around the graph and those of it were named without each other
     feed = {"noise": np.ones((2, 3, 16, 16), np.float32), "class_labels": np.array([1, 2])}
     images = []
     for name, each in (("one", one), ("two", two)):
@@ -130,6 +133,13 @@ def test_graphs_of_an_older_opset_are_brought_up_to_date(tmp_path: Path) -> None
     assert old.opset_import[0].version == 15
     found = sampled(models.load(put(tmp_path, old)), tmp_path / "older")
     np.testing.assert_array_equal(found, expected)
+    (one,) = (node for node in old.graph.node if node.op_type == "Constant")
+    old.graph.node.remove(one)
+    old.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1, np.float32), one.output[0]))
+    path = put(tmp_path, old)
+    onnx.save(old, path, save_as_external_data=True, location="toy.data", size_threshold=0)
+    assert (tmp_path / "toy.data").is_file()
+    np.testing.assert_array_equal(sampled(models.load(path), tmp_path / "beside"), expected)
     with_function = graph()
     with_function.graph.node[-1].op_type, with_function.graph.node[-1].domain = "Ratio", "mine"
     body = [onnx.helper.make_node("Div", ["a", "b"], ["c"])]
@@ -138,16 +148,6 @@ def test_graphs_of_an_older_opset_are_brought_up_to_date(tmp_path: Path) -> None
     with_function.opset_import.append(onnx.helper.make_opsetid("mine", 1))
     found = sampled(models.load(put(tmp_path, with_function)), tmp_path / "function")
     np.testing.assert_array_equal(found, expected)
-
-
-def test_a_weight_has_no_name_that_another_value_has(tmp_path: Path) -> None:
-    """Nodes of the export around a graph and those in it were named without each other."""
-    names = FITS.replace("square", "val_0").replace("spread", "sigma_size")
-    model = conditioned(models.load(put(tmp_path, graph(nodes=names))))
-    drawn = export_denoiser(model)
-    every = [value.name for node in drawn.graph for value in node.outputs]
-    every += [*drawn.graph.initializers, *(value.name for value in drawn.graph.inputs)]
-    assert len(every) == len(set(every))
 
 
 BRANCHES = (

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,10 +43,9 @@ class OnnxDenoiser(Denoiser):
         wanted |= {name: (one.dtype, ("batch", *one.shape)) for name, one in inputs.conditions.items()}
         made = list(graph.outputs.values())
         if not alike(graph.inputs, wanted) or len(made) != 1 or not alike({"x": made[0]}, {"x": wanted["x"]}):
-            hint = f"; that is a whole sampler: name its {DENOISER}" if "noise" in graph.inputs else ""
             raise UserError(
                 f"{graph.path} takes {told(graph.inputs) or 'nothing'} and makes {told(graph.outputs)}; a denoiser of "
-                f"{spec.name} takes {told(wanted)} and makes one value like x{hint}"
+                f"{spec.name} takes {told(wanted)} and makes one value like x"
             )
 
     def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Tensor | None) -> Tensor:
@@ -117,8 +117,6 @@ class NotHeld:
 
 def of_bundle(bundle: Bundle) -> Denoiser:
     """The denoiser of a bundle's graph, with what its manifest tells, and the stages that are in the bundle."""
-    graph, stages = OnnxGraph(bundle.graph(DENOISER)), bundle.manifest["stages"]
-    kept = {stage: OnnxGraph(bundle.graph(f"{stage}{SUFFIX}")) for stage in ("encoder", "decoder") if stage in stages}
 
     def whole(conditions: Mapping[str, Condition]) -> dict[str, Condition]:
         """With the tokenizers, which are files of the bundle."""
@@ -129,7 +127,9 @@ def of_bundle(bundle: Bundle) -> Denoiser:
         return found
 
     try:
-        recorded, inputs = bundle.manifest["model"], bundle.loop_inputs
+        recorded, inputs, stages = bundle.manifest["model"], bundle.loop_inputs, bundle.manifest["stages"]
+        graph = OnnxGraph(bundle.graph(DENOISER))
+        kept = {one: OnnxGraph(bundle.graph(f"{one}{SUFFIX}")) for one in ("encoder", "decoder") if one in stages}
         raw = {name: Condition.read(one) for name, one in recorded["raw"].items()}
         spec = ModelSpec(
             name=str(recorded["name"]).removesuffix(SUFFIX) + SUFFIX,
@@ -212,6 +212,8 @@ def described(path: Path, graph: OnnxGraph) -> ModelSpec:
             for name, (dtype, shape) in graph.inputs.items()
             if name not in ("x", "sigma")
         }
+        for one in conditions.values():
+            _ = range(one.choices), np.asarray(0 if one.null is None else one.null).astype(one.dtype)
         surplus = [name for name in said if name not in conditions]
         surplus += [f"{name}'s {key}" for name, one in said.items() for key in one if key not in OF_CONDITION]
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -223,6 +223,15 @@ def test_descriptions_are_checked(facts: object, message: str, tmp_path: Path) -
         models.load(path)
 
 
+@pytest.mark.parametrize("said", [{"choices": "ten"}, {"null": "none"}, {"nul": 0}, 5])
+def test_what_is_said_of_conditions_is_checked(said: object, tmp_path: Path) -> None:
+    model = graph(f"{X}, {LEVEL}, int64[batch] kind", nodes=FITS)
+    models.load(put(tmp_path, model, {**LEVELS, "conditions": {"kind": {"choices": 10, "null": -1}}}))
+    path = put(tmp_path, model, {**LEVELS, "conditions": {"kind": said}})
+    with pytest.raises(UserError, match=r"toy\.json: (unusable|unknown)"):
+        models.load(path)
+
+
 def test_what_is_no_graph_and_what_nothing_describes(tmp_path: Path, copy: Path) -> None:
     path = put(tmp_path, graph())
     Path(path).with_suffix(".json").write_text("{")
@@ -260,10 +269,11 @@ def test_a_bundle_whose_stages_are_left_out_has_none(tmp_path: Path, made: Path)
     model = models.load(str(folder))
     assert (model.encoder, model.decoder, model.spec.made) == (None, None, ())
     assert model.spec.output.name == "latents"
-    del manifest["model"]["guidance"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"manifest.json is damaged: KeyError: 'guidance'"):
-        models.load(str(folder))
+    for fact, holder in (("guidance", manifest["model"]), ("stages", manifest)):
+        del holder[fact]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match=rf"manifest.json is damaged: KeyError: '{fact}'"):
+            models.load(str(folder))
 
 
 def test_answers_that_are_not_numbers_are_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.own import with_examples
 from edge_sampler.runtime.backends.onnxrt import Session
-from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.bundle import Bundle, describe_files, write_manifest
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.sampler import load
 from tests.bundles import BUNDLES, TINY
@@ -118,6 +118,14 @@ def test_stages_and_named_axes_are_taken_along(tmp_path: Path) -> None:
     assert audio[0].shape == (2, 31, 3)
     np.testing.assert_allclose(audio[0], audio[1], atol=1e-5)
     assert "Loop" in nodes(roll(graphs.denoiser, PLAN))
+
+    folder = tmp_path / "first"  # a stage is part of what the model is
+    changed = onnx.load(folder / "decoder.onnx")
+    changed.doc_string = "another"
+    onnx.save(changed, folder / "decoder.onnx")
+    facts = {key: value for key, value in manifests[0].items() if key not in ("schema", "files")}
+    write_manifest(folder / "manifest.json", facts, describe_files(folder))
+    assert models.load(str(folder)).spec.fingerprint != model.spec.fingerprint
 
 
 def sampled(model: Denoiser, folder: Path) -> np.ndarray:

@@ -63,13 +63,13 @@ def main() -> None:
         raise UserError(f"--check is {arguments.check}; it must be at least 0")
     if (arguments.plan is None) == (arguments.nfe is None):
         raise UserError("name either --nfe (to calibrate) or --plan (already calibrated)")
+    if arguments.plan and arguments.towards:
+        raise UserError("--towards is for a fit, and --plan is fitted already")
     form = Form(arguments.output, arguments.samples, arguments.encode, arguments.decode)
     wanted = settings(arguments) if arguments.plan is None else None
     if wanted and (arguments.out or wanted.solver != "auto"):  # then the place is known before the work
         check_writable(target(arguments, wanted.sampler, wanted.nfe), arguments.force)
     stored = Plan.load(arguments.plan) if arguments.plan else None
-    if stored and arguments.towards:
-        raise UserError("--towards is for a fit, and --plan is fitted already")
     model, towards = load_model(arguments), aim(arguments)
     output_of(model, form)  # each of these says at once what cannot be
     if additions:

@@ -15,6 +15,7 @@ from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families.base import Options
 from edge_sampler.models.loading import load
+from edge_sampler.models.onnx_denoiser import SUFFIX
 from edge_sampler.models.own import is_named, with_examples
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.command_line import given
@@ -42,7 +43,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         help="a name of `python -m models list`, a .pkl or .safetensors file or its URL, a .json of arguments, a "
-        "folder or hub's OWNER/NAME of a diffusers pipeline, or FILE.py:FUNCTION",
+        "folder or hub's OWNER/NAME of a diffusers pipeline, a denoiser.onnx or its bundle, or FILE.py:FUNCTION",
     )
     group.add_argument("--weights", help="a checkpoint to load into the model instead of its own")
     group.add_argument("--random-weights", action="store_true", help="a dry run without the model's weights")
@@ -71,7 +72,7 @@ def file_name(model: str) -> str:
     path = Path(model)
     if path.is_dir():
         return path.resolve().name
-    return path.stem if is_named(model) or path.suffix in (*FORMATS, ".json") else path.name
+    return path.stem if is_named(model) or path.suffix in (*FORMATS, SUFFIX, ".json") else path.name
 
 
 def load_model(arguments: argparse.Namespace) -> Denoiser:
@@ -94,6 +95,14 @@ def load_model(arguments: argparse.Namespace) -> Denoiser:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
         raise UserError(f"--device {name}: PyTorch cannot use it ({reason})") from error
+
+
+def aim(arguments: argparse.Namespace) -> Denoiser | None:
+    """The model that ``--towards`` names, with what is built into the other."""
+    if arguments.towards is None:
+        return None
+    changed = {"model": arguments.towards, "weights": None, "random_weights": False}
+    return load_model(argparse.Namespace(**{**vars(arguments), **changed}))
 
 
 def prompts(model: Denoiser, path: Path) -> dict[str, list[str]]:
@@ -162,6 +171,10 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         help=f"refine noise levels and γ jointly, on the images' error: up to N iterations (without N: {ITERATIONS})",
     )
     add_refine_on_argument(group)
+    towards_help = (
+        "the model whose converged images are aimed at, where --model is a worse one of it, as a quantised one"
+    )
+    group.add_argument("--towards", metavar="MODEL", help=towards_help)
     add_cache_argument(group)
 
 

@@ -14,12 +14,12 @@ from edge_sampler.calibration.evaluate.noise_sets import to_judge
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import rms
-from edge_sampler.calibration.refinement import iteration_cost, refine, viewer
-from edge_sampler.calibration.settings import AUTO, CHOSEN, REFINED, Settings
+from edge_sampler.calibration.refinement import iteration_cost, refine, refine_over, viewer
+from edge_sampler.calibration.settings import AUTO, CHOSEN, REFINED, TARGETS, Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Solver
 from edge_sampler.calibration.trace import trace
-from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.denoiser import Denoiser, check_alike
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport
@@ -90,35 +90,53 @@ def task_of(model: Denoiser, settings: Settings) -> Task:
     )
 
 
-def calibrate(model: Denoiser, settings: Settings, progress: ProgressBars = silent, cache: Cache = NO_CACHE) -> Plan:
+def calibrate(
+    model: Denoiser,
+    settings: Settings,
+    progress: ProgressBars = silent,
+    cache: Cache = NO_CACHE,
+    towards: Denoiser | None = None,
+) -> Plan:
     """The plan of ``settings.solver``, its γ fitted; a fixed solver on a fixed schedule costs no evaluation.
 
     Deterministic for a seed, on one machine. ``plan.report`` tells how it was fitted; of a fixed solver it is None.
-    Raises UserError where the plan is not usable.
+    ``towards`` is whose fine trajectories and converged images are aimed at, where ``model`` is a worse one of it.
+    Raises UserError where the plan is not usable, and where ``towards`` takes other inputs.
     """
-    return usable(fitted(model, settings, progress, cache))
+    return usable(fitted(model, settings, progress, cache, towards))
 
 
-def fitted(model: Denoiser, settings: Settings, progress: ProgressBars = silent, cache: Cache = NO_CACHE) -> Plan:
+def fitted(
+    model: Denoiser,
+    settings: Settings,
+    progress: ProgressBars = silent,
+    cache: Cache = NO_CACHE,
+    towards: Denoiser | None = None,
+) -> Plan:
     """The plan of ``calibrate``, whatever it is worth: a study shows bad ones as well."""
     started = time.perf_counter()
     viewer(settings.refine_on, model.spec.shape)  # says at once what cannot be
+    if towards is not None:
+        check_alike(model.spec, towards.spec)
     task = task_of(model, settings)
     solvers, schedule, target, afs, steps = task.solvers, task.schedule, task.target, task.afs, task.steps
     if not task.evaluates:
+        if towards is not None:
+            raise UserError(f"{solvers[0].name} at fixed noise levels is not fitted, and so aims at no model's images")
         return trace(scheme_of(solvers[0], grid_of(model, schedule), settings))
 
     noises = noises_of(model, settings)
     meter = noises.network.meter
     mean = mean_image(noises, cache, progress) if afs else None
+    aims = noises if towards is None else noises.by(towards)
     if schedule == CHOSEN:
-        grids, fine = choose(noises, task.numbers, steps, cache, progress)
+        grids, fine = choose(aims, task.numbers, steps, cache, progress)
     else:
         grids = [grid_of(model, schedule)]
         every = [scheme_of(solver, grids[0], settings, mean) for solver in solvers]
         levels = {sigma for scheme in every for sigma in scheme.sigmas if sigma > 0}
         with progress("fine trajectory", cost(len(levels), steps) * len(noises)) as meter.progress:
-            fine = solution(noises, levels, steps, cache)
+            fine = solution(aims, levels, steps, cache)
 
     candidates = []
     for solver in solvers:
@@ -147,6 +165,45 @@ def fitted(model: Denoiser, settings: Settings, progress: ProgressBars = silent,
         seconds=round(time.perf_counter() - started, 2),
     )
     return replace(plan, solver=plan.solver + REFINED * bool(settings.refine), report=report)
+
+
+def refit(
+    model: Denoiser,
+    evaluations: Sequence[Denoiser],
+    plan: Plan,
+    settings: Settings,
+    progress: ProgressBars = silent,
+    cache: Cache = NO_CACHE,
+) -> Plan:
+    """``plan`` refined for a sampler whose k-th evaluation is ``evaluations[k]``, a quantised one of the model, say.
+
+    Its images come near those that ``model`` itself converges to. Of ``settings`` count the noises and ``refine``, the
+    iterations at the most. Never worse on the held-out noises; the report's ``refinement`` and error are of
+    ``evaluations``, before and after. Raises UserError as ``refine_over`` does, and where the plan is not usable.
+    """
+    started, noises = time.perf_counter(), noises_of(model, settings)
+    steps, meter = max(REFERENCE_STEPS, settings.fine_steps * plan.nfe), noises.network.meter
+    with progress("converged solution", cost(1, steps) * len(noises)) as meter.progress:
+        goal = solution(noises, [model.spec.sigma_max], steps, cache)[0.0]
+    refined = refine_over(evaluations, plan, noises, goal, settings.refine, cache, progress, settings.refine_on)
+    heldout = noises.over(evaluations).heldout
+    error = rms(sample(heldout.network.in_turn(), heldout.noise, refined.plan) - goal[noises.fitting :])
+    report = FitReport(
+        model=model.spec.title,
+        fingerprint=model.spec.fingerprint,
+        settings=asdict(settings),
+        target=plan.report.target if plan.report else TARGETS[0],
+        schedule=plan.report.schedule if plan.report else model.spec.schedule,
+        heldout=settings.heldout,
+        heldout_rms_error=error,
+        steps=plan.report.steps if plan.report else (),
+        compared=plan.report.compared if plan.report else {},
+        refinement=refined.errors,
+        examples=examples_of(model),
+        evaluations=int(total(np.array([meter.evaluations], float))[0]),
+        seconds=round(time.perf_counter() - started, 2),
+    )
+    return usable(replace(refined.plan, solver=plan.solver.removesuffix(REFINED) + REFINED, report=report))
 
 
 def usable(plan: Plan) -> Plan:

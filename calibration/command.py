@@ -2,6 +2,7 @@
 
 python -m calibration --model edm-digits --solver iia-ipndm --nfe 10
 python -m calibration --model edm-digits --solver iia-ipndm --nfe 6 --target global --refine
+python -m calibration --model BUNDLE/denoiser.onnx --nfe 6 --refine
 torchrun --nproc-per-node 2 -m calibration --model edm-digits --nfe 10
 python -m export --model edm-digits --plan edm-digits-iia-ipndm-nfe10.json
 python -m calibration study --help       # measures every solver
@@ -14,6 +15,7 @@ from pathlib import Path
 from edge_sampler.calibration.arguments import (
     add_model_arguments,
     add_settings_arguments,
+    aim,
     cache,
     file_name,
     load_model,
@@ -40,12 +42,12 @@ def main() -> None:
     wanted = settings(arguments)
     name = f"{file_name(arguments.model)}-{wanted.sampler}-nfe{wanted.nfe}.json"
     target = arguments.out or Path(name)
-    model = load_model(arguments)
+    model, towards = load_model(arguments), aim(arguments)
     kept = cache(arguments)
 
     def work(progress: ProgressBars) -> Plan:
         announce(model, wanted)
-        return calibrate(model, wanted, progress, kept)
+        return calibrate(model, wanted, progress, kept, towards)
 
     plan = written(
         target,

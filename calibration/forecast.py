@@ -5,10 +5,12 @@ import sys
 import time
 from dataclasses import dataclass
 
+import torch
+
 from edge_sampler.calibration.calibrate import task_of
 from edge_sampler.calibration.chosen_levels import intervals
 from edge_sampler.calibration.evaluate.distributed import BLOCK, processes, rank
-from edge_sampler.calibration.evaluate.network import CHUNK, CHUNK_BYTES
+from edge_sampler.calibration.evaluate.network import CHUNK, CHUNK_BYTES, Live
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_judge
 from edge_sampler.calibration.evaluate.reference import IN_MEMORY
 from edge_sampler.calibration.settings import CHOSEN, Settings
@@ -74,6 +76,8 @@ def forecast(model: Denoiser, settings: Settings) -> Forecast | None:
 def one_evaluation(model: Denoiser) -> tuple[float, int]:
     """Seconds of one sample, and the bytes that it takes in memory; a few are timed together where one is quick."""
     sigma, few = model.spec.sigma_max, to_judge(model, 2 * processes())
+    with Live():
+        torch.zeros(1)  # PyTorch imports much when such a mode first sees something
     started = time.perf_counter()
     sample_bytes = few.network.sample_bytes(sigma * few.noise, sigma)
     first = time.perf_counter() - started

@@ -7,6 +7,9 @@ once, started from a fitted plan, and ends in a plan.
 What it makes small is the mean over images of each one's RMS error, by weighing an image with the inverse of its error
 (iteratively reweighted least squares). A few noises err ten times as much as the others; plain squares would fit those
 few, which are not the ones to come.
+
+An evaluation may be another function than the model that the images were converged with: a quantised one has scales of
+its own at each evaluation. ``refine_over`` lets the plan make good what that spoils.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +25,7 @@ from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.evaluate.noise_sets import Noises, digest
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.fit import image_errors
+from edge_sampler.models.denoiser import Denoiser, check_alike
 from edge_sampler.models.networks import classifier
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.errors import UserError
@@ -65,7 +69,7 @@ def refine(
 
     def error(plan: Plan, some: slice) -> float:
         def sums() -> dict[str, np.ndarray]:
-            errors = image_errors(see(sample(part.network, part.noise, plan)) - goal[some])
+            errors = image_errors(see(sample(part.network.in_turn(), part.noise, plan)) - goal[some])
             return {"sums": np.array([errors.sum().item(), len(errors)])}
 
         part = noises.part(some)
@@ -89,6 +93,29 @@ def refine(
         if (1 - ENOUGH) * before < after < before:  # where it stays, the next one damps more
             break
     return Refinement(min(made, key=lambda one: one[0])[1], tuple(one[0] for one in made))
+
+
+def refine_over(
+    evaluations: Sequence[Denoiser],
+    plan: Plan,
+    noises: Noises,
+    converged: Tensor,
+    iterations: int,
+    cache: Cache,
+    progress: ProgressBars = silent,
+    view: str = "pixels",
+) -> Refinement:
+    """``refine`` of a sampler whose k-th evaluation is ``evaluations[k]``, and not the network of ``noises``.
+
+    Any denoiser will do that takes what the model takes, such as ``OnnxDenoiser`` of a graph that is quantised with the
+    scales of that evaluation: derivatives are differences. Results are kept by their fingerprints. ``converged`` are
+    the model's. Raises UserError for another number of evaluations than the plan has, and for one of other inputs.
+    """
+    if len(evaluations) != plan.nfe:
+        raise UserError(f"the plan has {plan.nfe} evaluations, and there are functions for {len(evaluations)}")
+    for one in evaluations:
+        check_alike(one.spec, noises.network.model.spec)
+    return refine(plan, noises.over(evaluations), converged, iterations, cache, progress, view)
 
 
 def viewer(view: str, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
@@ -193,12 +220,13 @@ def derivatives(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Te
             through[: len(tangent)] += weight * tangent
         return torch.cat([through, torch.stack(terms)])
 
-    for sigma, row in zip(plan.sigmas, plan.table, strict=False):
+    for place, (sigma, row) in enumerate(zip(plan.sigmas, plan.table, strict=False)):
         x, dx = weighted_sum(row, terms), pushed(row)
         size = dx.flatten(1).square().mean(1).sqrt()
         step = (PROBE * sigma / size.clamp_min(1e-30)).view(-1, *[1] * len(shape))
-        denoised = network(torch.cat([x, (x + step * dx).flatten(0, 1)]), sigma)
-        louder = network(x, sigma * (1 + PROBE))
+        evaluate = network.at(place)
+        denoised = evaluate(torch.cat([x, (x + step * dx).flatten(0, 1)]), sigma)
+        louder = evaluate(x, sigma * (1 + PROBE))
         for bound in (torch.inf, plan.clip) if plan.clip else (torch.inf,):
             answer, moved, told_more = (each.clamp(-bound, bound) for each in (denoised[:n], denoised[n:], louder))
             terms.append(answer)

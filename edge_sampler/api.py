@@ -46,6 +46,7 @@ def fit(
     nfe: int | None = None,
     solver: str = "auto",
     refine: int = 0,
+    towards: Denoiser | None = None,
     cache: str | Path | None = None,
     progress: ProgressBars = silent,
 ) -> Plan:
@@ -56,6 +57,7 @@ def fit(
         settings: all that can be chosen, in place of ``nfe``, ``solver`` and ``refine``.
         solver: "auto", whichever measures best for this model, or a name, such as "ddim" or "iia-ipndm".
         refine: iterations of joint refinement after the fit, at the most.
+        towards: the model whose converged images are aimed at, where ``model`` is a worse one of it.
         cache: a folder to keep results in, so that a killed fit goes on where it was; None: nothing is kept.
         progress: ``edge_sampler.models.progress.bar`` shows bars.
 
@@ -65,7 +67,7 @@ def fit(
     if (settings is None) == (nfe is None):
         raise UserError("give either nfe or settings")
     chosen = settings or Settings(nfe or 0, solver, refine=refine)
-    return calibrate(model, chosen, progress, Cache(Path(cache)) if cache else NO_CACHE)
+    return calibrate(model, chosen, progress, Cache(Path(cache)) if cache else NO_CACHE, towards)
 
 
 def add_engine(

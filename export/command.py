@@ -16,6 +16,7 @@ from rich.table import Table
 from edge_sampler.calibration.arguments import (
     add_model_arguments,
     add_settings_arguments,
+    aim,
     cache,
     file_name,
     load_model,
@@ -62,12 +63,14 @@ def main() -> None:
         raise UserError(f"--check is {arguments.check}; it must be at least 0")
     if (arguments.plan is None) == (arguments.nfe is None):
         raise UserError("name either --nfe (to calibrate) or --plan (already calibrated)")
+    if arguments.plan and arguments.towards:
+        raise UserError("--towards is for a fit, and --plan is fitted already")
     form = Form(arguments.output, arguments.samples, arguments.encode, arguments.decode)
     wanted = settings(arguments) if arguments.plan is None else None
     if wanted and (arguments.out or wanted.solver != "auto"):  # then the place is known before the work
         check_writable(target(arguments, wanted.sampler, wanted.nfe), arguments.force)
     stored = Plan.load(arguments.plan) if arguments.plan else None
-    model = load_model(arguments)
+    model, towards = load_model(arguments), aim(arguments)
     output_of(model, form)  # each of these says at once what cannot be
     if additions:
         profile_of(model.spec.called_with.axes, additions.axes)
@@ -78,7 +81,7 @@ def main() -> None:
         advance(1)
     if wanted:
         announce(model, wanted)
-    plan = calibrate(model, wanted, bar, cache(arguments)) if wanted else stored
+    plan = calibrate(model, wanted, bar, cache(arguments), towards) if wanted else stored
     assert plan is not None
     show(plan)
     error, images, report = None, arguments.check, plan.report

@@ -15,8 +15,10 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
 from torch import Tensor, nn
 
+from edge_sampler.export.inline import inline
 from edge_sampler.export.lower import compute_in_single_precision
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.onnx_graph import OnnxGraph
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Axis, Condition, Shape
 
@@ -157,6 +159,7 @@ def export(
     assert program is not None
     exported = program.model
     name_sizes(exported, inputs.dynamic)
+    inline(exported, (one for one in module.modules() if isinstance(one, OnnxGraph)), OPSET)
     for node in exported.graph:
         for value in node.outputs:
             if value.name in inputs.examples:  # the exporter has named it so

@@ -17,7 +17,7 @@ from edge_sampler.export.take_apart import CONSTANT, GIVEN, sources
 
 SMOOTH = ("Elu", "Erf", "Exp", "Gelu", "LeakyRelu", "Mish", "Relu", "Sigmoid", "Softplus", "Tanh")
 UNARY = (*SMOOTH, "Cast", "Cos", "Identity", "Log", "Neg", "Sin", "Sqrt")
-BINARY = ("Add", "Div", "Mul", "Pow", "Sub")
+BINARY = ("Add", "Div", "Equal", "Mul", "Pow", "Sub")
 LAYERS = ("Gemm", "MatMul")
 
 

@@ -18,6 +18,7 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.download import cached
 from edge_sampler.models.families import FAMILIES
 from edge_sampler.models.loading import load
+from edge_sampler.models.onnx_graph import OnnxGraph
 from edge_sampler.models.own import with_examples
 from edge_sampler.models.zoo import GROUPS, ZooRow
 from edge_sampler.runtime.cache_folder import cache_folder
@@ -83,7 +84,8 @@ def verify(model: Denoiser) -> None:
     print(f"{spec.name}: {type(model.model).__name__} of {parameters(model)} parameters")
     print(f"{spec.output.name} {size(spec.inputs.shape)}, classes {spec.classes or 'none'}")
     print(f"licence {spec.licence}; noise levels {spec.sigma_min:g} to {spec.sigma_max:g}")
-    print(f"shapes SHA-256  {checkpoint.shapes_sha256(model.state_dict())}")
+    if not isinstance(model.model, OnnxGraph):
+        print(f"shapes SHA-256  {checkpoint.shapes_sha256(model.state_dict())}")
     print(f"weights SHA-256 {spec.weights_sha256}")
     errors = denoising_errors(model)
     for sigma, error in errors.items():
@@ -119,7 +121,8 @@ def size(shape: Shape) -> str:
 
 
 def parameters(model: Denoiser) -> str:
-    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
+    graphs = sum(one.numbers for one in model.modules() if isinstance(one, OnnxGraph))
+    return f"{(graphs + sum(p.numel() for p in model.parameters())) / 1e6:.1f} M"
 
 
 def where(row: ZooRow) -> str:

@@ -92,6 +92,20 @@ class ModelSpec:
         return facts | {"output": asdict(self.output), "fingerprint": self.fingerprint}
 
 
+def check_alike(one: ModelSpec, other: ModelSpec) -> None:
+    """Raises UserError where one model cannot stand for the other: of other data, conditions or noise levels."""
+
+    def told(spec: ModelSpec) -> tuple[Any, ...]:
+        conditions = {name: (given.shape, given.dtype) for name, given in spec.inputs.conditions.items()}
+        return spec.inputs.shape, spec.inputs.axes, conditions, spec.sigma_min, spec.sigma_max
+
+    if told(one) != told(other):
+        raise UserError(
+            f"{one.title} cannot stand for {other.title}: shape, axes, conditions and noise levels are {told(one)} and "
+            f"{told(other)}"
+        )
+
+
 def digest(facts: Any) -> str:
     """SHA-256 of JSON values in their canonical form."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
@@ -124,6 +138,11 @@ class Denoiser(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters(), torch.empty(0)).device
+
+    @property
+    def outside_bytes(self) -> int:
+        """What one sample takes in memory where PyTorch does not see it, in runs of ONNX graphs; 0 before the first."""
+        return sum(getattr(one, "sample_bytes", 0) for one in self.modules())
 
     def draw_raw(self, seeds: Sequence[int], stream: int = 0, held: bool | None = None) -> dict[str, np.ndarray]:
         """A value of each condition for each seed, as a caller gives them: [n, …].

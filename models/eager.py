@@ -9,6 +9,7 @@ import torch
 from edge_sampler.models.conditioned import NULL_CLASS, conditioned
 from edge_sampler.models.families.base import Options
 from edge_sampler.models.loading import load
+from edge_sampler.models.onnx_denoiser import SUFFIX
 from edge_sampler.models.zoo import ZOO
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
@@ -24,6 +25,8 @@ def make(bundle: Bundle, weights: str | None, on_gpu: bool = False) -> Callable[
     recorded = bundle.manifest["model"]
     if on_gpu and not torch.cuda.is_available():
         raise UserError("PyTorch finds no GPU, and the backend runs on one")
+    if recorded["name"].endswith(SUFFIX):
+        raise UserError(f"{recorded['name']} is an ONNX graph, which PyTorch does not run")
     if weights is None and recorded["name"] not in ZOO:
         raise UserError(f"{recorded['name']} is not known by name: give --weights with its file, or FILE.py:FUNCTION")
     sized = "decoder" in bundle.manifest["stages"] and bundle.output.is_image and Path(weights or "").is_dir()

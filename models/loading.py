@@ -9,7 +9,17 @@ from typing import Any
 
 import torch
 
-from edge_sampler.models import checkpoint, edm2, families, guided_diffusion, latents, own, pipeline, prompts
+from edge_sampler.models import (
+    checkpoint,
+    edm2,
+    families,
+    guided_diffusion,
+    latents,
+    onnx_denoiser,
+    own,
+    pipeline,
+    prompts,
+)
 from edge_sampler.models.architecture import build, randomise
 from edge_sampler.models.checkpoint import Checkpoint
 from edge_sampler.models.denoiser import Denoiser, Preconditioned
@@ -34,7 +44,8 @@ def load(
     Args:
         model: a name of ``ZOO``; a checkpoint that describes itself (EDM .pkl, .safetensors with metadata), by its path
             or URL; a .json file with an architecture's arguments; a folder of a diffusers pipeline, or its OWNER/NAME
-            on the hub; or FILE.py:FUNCTION, which makes a denoiser (``edge_sampler.adapt``) and is run.
+            on the hub; an ONNX denoiser's FILE.onnx, or the folder of a bundle that has one; or FILE.py:FUNCTION,
+            which makes a denoiser (``edge_sampler.adapt``) and is run.
         weights: the checkpoint to load into that architecture, instead of the model's own.
         random_weights: random weights, seeded by ``seed``: a dry run, marked so in ``spec``.
         options: what a folder's family lets its caller choose.
@@ -45,6 +56,12 @@ def load(
         if weights is not None or random_weights:
             raise UserError(f"{model} brings its own weights; leave --weights and --random-weights out")
         return own.load(model)
+    if graph := onnx_denoiser.find(model):
+        if weights is not None or random_weights or options not in (None, Options()):
+            raise UserError(
+                f"{model} is a graph, whole as it is; leave --weights, --random-weights, --size and --vae out"
+            )
+        return onnx_denoiser.load(graph)
     folder = _folder(model)
     if folder and (family := families.find(folder)):
         if weights is not None or random_weights:

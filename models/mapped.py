@@ -19,8 +19,9 @@ PAGE_OUT = 21  # Linux's MADV_PAGEOUT, which Python does not name
 
 
 def size_of(network: nn.Module) -> int:
-    """Bytes of its weights."""
-    return sum(tensor.nbytes for tensor in network.state_dict().values())
+    """Bytes of its weights, and of its ONNX graphs'."""
+    graphs = sum(getattr(one, "weights_bytes", 0) for one in network.modules())
+    return graphs + sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
 def move_widened(network: nn.Module, folder: Path) -> None:

@@ -61,6 +61,8 @@ EXPORT_MISTAKES = [
     (("--model", "edm-digits", "--nfe", "2", "--class-label", "0"), "class-label is 0; edm-digits has none"),
     (("--model", "edm-fashion-cond", "--nfe", "2", "--class-label", "10"), "classes 0 to 9"),
     (("--model", "absent.py:make", "--nfe", "2"), "no file absent.py"),
+    (("--model", "absent.onnx", "--nfe", "2"), "no ONNX file at absent.onnx"),
+    (("--model", "edm-digits", "--plan", "corrupt.json", "--towards", "edm-digits"), "--towards is for a fit"),
     (("--model", ".", "--nfe", "2"), "the folder is no pipeline, or not whole"),
     (("--model", "taken/absent", "--nfe", "2"), "unknown model 'taken/absent'"),
     (("--model", "edm-digits", "--nfe", "2", "--samples", "0"), "samples 0; allowed"),

@@ -1,8 +1,9 @@
 """The network as solvers see it: float64 states outside, the model's own precision within, evaluations counted."""
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -38,12 +39,23 @@ class Network:
     """``network(x, sigma)``: x float64 [n, *shape] → denoised, likewise.
 
     ``conditions`` by name, [n, …], belong to the samples in their order; of several times as many samples, to each n of
-    them. With guidance, an evaluation of the model counts as the branches that it has.
+    them. With guidance, an evaluation of the model counts as the branches that it has. ``evaluations`` are what a
+    sampler has in the model's place, one for each of its evaluations, where these differ: quantised ones do.
     """
 
     model: Denoiser
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
+    evaluations: Sequence[Denoiser] = ()
+
+    def at(self, evaluation: int) -> "Network":
+        """The network of a sampler's k-th evaluation."""
+        return replace(self, model=self.evaluations[evaluation], evaluations=()) if self.evaluations else self
+
+    def in_turn(self) -> Callable[[Tensor, float], Tensor]:
+        """The network as one run of a sampler calls it: each call is of the next evaluation."""
+        calls = count()
+        return lambda x, sigma: self.at(next(calls))(x, sigma)
 
     def part(self, rows: slice | list[int]) -> "Network":
         """The network of some of the samples; it counts on the same meter."""
@@ -68,7 +80,7 @@ class Network:
         if not self.meter.sample_bytes:
             with Live() as live:
                 self._denoise(x[:1].float(), sigma, {name: value[:1] for name, value in self.conditions.items()})
-            self.meter.sample_bytes = max(1, live.peak)
+            self.meter.sample_bytes = max(1, live.peak) + self.model.spec.branches * self.model.outside_bytes
         return self.meter.sample_bytes
 
     @torch.inference_mode()

@@ -49,6 +49,14 @@ class Noises:
         """Of the first ``count`` of all processes' noises, those that are here."""
         return self.part(slice(sum(seed % SEEDS < count for seed in self.seeds)))
 
+    def over(self, evaluations: Sequence[Denoiser]) -> "Noises":
+        """The same, denoised by ``evaluations`` in turn where a sampler runs."""
+        return replace(self, network=replace(self.network, evaluations=tuple(evaluations)))
+
+    def by(self, model: Denoiser) -> "Noises":
+        """The same, denoised by another model."""
+        return replace(self, network=replace(self.network, model=model))
+
     @property
     def heldout(self) -> "Noises":
         return self.part(slice(self.fitting, None))
@@ -62,8 +70,10 @@ class Noises:
     @property
     def key(self) -> dict[str, Any]:
         """What tells these noises and the network's answers to them."""
+        evaluations = [one.spec.fingerprint for one in self.network.evaluations]
         return {
             "model": self.network.model.spec.fingerprint,
+            **({"evaluations": evaluations} if evaluations else {}),
             "conditions": {name: digest(value) for name, value in self.network.conditions.items()},
             "shape": list(self.noise.shape[1:]),
             "stream": self.stream,

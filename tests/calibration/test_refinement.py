@@ -1,16 +1,18 @@
 """Joint refinement: its derivatives are right, it lowers the error, and it goes on after a kill."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from edge_sampler import models
 from edge_sampler.calibration import refinement as refining
 from edge_sampler.calibration.afs import mean_image
-from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.calibrate import calibrate, refit
 from edge_sampler.calibration.candidates import grid_of, scheme_of
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
 from edge_sampler.calibration.evaluate.reference import solution
@@ -22,12 +24,14 @@ from edge_sampler.calibration.refinement import (
     normal_equations,
     parameters,
     refine,
+    refine_over,
     viewer,
     with_parameters,
 )
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.trace import trace
+from edge_sampler.models.conditioned import Wrapped
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan, sample
@@ -153,6 +157,92 @@ def test_refinement_on_features_lowers_their_error() -> None:
 def test_features_are_those_of_images_that_the_classifier_knows(digits: Denoiser) -> None:
     with pytest.raises(UserError, match=r"8, 8.*pixels"):
         calibrate(digits, Settings(3, "ddim", refine=1, refine_on="features"))
+
+
+class Rounded(Wrapped):
+    """Answers of a network too loud or too quiet, rounded to so many parts of a pixel: quantised, with other scales."""
+
+    def __init__(self, model: Denoiser, gain: float, parts: int) -> None:
+        super().__init__(model, architecture=f"{gain}, rounded to {parts}")
+        self.gain, self.parts = gain, parts
+
+    def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Tensor | None) -> Tensor:
+        return (self.gain * self.model(x, sigma, **conditions) * self.parts).round() / self.parts
+
+
+@pytest.fixture(scope="module")
+def rounded(digits: Denoiser) -> list[Denoiser]:
+    """One for each of three evaluations."""
+    return [Rounded(digits, gain, parts) for gain, parts in ((0.9, 4), (1.1, 20), (0.85, 10))]
+
+
+def error_of(plan: Plan, evaluations: Sequence[Denoiser], noises: Noises, converged: Tensor) -> float:
+    """Mean error on the held-out noises of a sampler with these evaluations, in this order."""
+    heldout, turn = noises.heldout, iter(evaluations)
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        with torch.inference_mode():
+            return next(turn)(x.float(), sigma).double()
+
+    images = sample(denoise, heldout.noise, plan)
+    return image_errors(images - converged[noises.fitting :]).mean().item()
+
+
+def test_a_plan_is_refined_over_evaluations_that_differ(
+    digits: Denoiser, rounded: list[Denoiser], noises: Noises, converged: Tensor, tmp_path: Path
+) -> None:
+    """So that rounded evaluations come nearer to the exact network's converged images, each in its own place."""
+    cache, plan = Cache(tmp_path), plan_of(digits, 3)
+    exact = refine(plan, noises, converged, 3, cache).plan
+    found = refine_over(rounded, exact, noises, converged, 2, cache)
+    before, after = (error_of(one, rounded, noises, converged) for one in (exact, found.plan))
+    assert found.errors[0] == pytest.approx(before, rel=1e-4)  # and not the exact network's, which are kept beside
+    assert min(found.errors) == pytest.approx(after, rel=1e-4)
+    spoilt = before - error_of(exact, [digits] * 3, noises, converged)
+    assert spoilt > 0.01
+    assert after < before - 0.7 * spoilt
+    assert after < 0.9 * error_of(found.plan, rounded[::-1], noises, converged)
+
+
+def test_evaluations_stand_for_the_models(
+    digits: Denoiser, rounded: list[Denoiser], noises: Noises, converged: Tensor
+) -> None:
+    with pytest.raises(UserError, match="the plan has 4 evaluations, and there are functions for 3"):
+        refine_over(rounded, plan_of(digits, 4), noises, converged, 1, NO_CACHE)
+    others = [*rounded[:2], models.load("edm-fashion")]
+    with pytest.raises(UserError, match="edm-fashion cannot stand for edm-digits: shape"):
+        refine_over(others, plan_of(digits, 3), noises, converged, 1, NO_CACHE)
+
+
+@pytest.mark.usefixtures("coarse_reference")
+def test_a_fit_may_aim_at_another_models_images(digits: Denoiser, rounded: list[Denoiser]) -> None:
+    settings = Settings(3, "iia-ipndm", target="global", batch=16, heldout=12)
+    plan = calibrate(rounded[0], settings, towards=digits)
+    assert report_of(plan).fingerprint == rounded[0].spec.fingerprint
+    noises = to_fit(digits, 16, 12, 0)
+    goal = solution(noises, plan.sigmas, 24, NO_CACHE)[0.0]
+    own, found = (error_of(one, rounded[:1] * 3, noises, goal) for one in (calibrate(rounded[0], settings), plan))
+    assert found < 0.95 * own
+    assert report_of(plan).compared["iia-ipndm"] == pytest.approx(found, rel=0.02)  # by other fine steps
+    with pytest.raises(UserError, match="edm-digits cannot stand for edm-fashion"):
+        calibrate(digits, settings, towards=models.load("edm-fashion"))
+    with pytest.raises(UserError, match="ddim at fixed noise levels is not fitted"):
+        calibrate(rounded[0], Settings(3, "ddim"), towards=digits)
+
+
+@pytest.mark.usefixtures("coarse_reference")
+def test_a_fitted_plan_is_refitted(digits: Denoiser, rounded: list[Denoiser]) -> None:
+    settings = Settings(3, "iia-ddim", target="global", batch=16, heldout=12, refine=2)
+    fitted = calibrate(digits, replace(settings, refine=0))
+    refitted = refit(digits, rounded, fitted, settings)
+    report = report_of(refitted)
+    assert refitted.solver == "iia-ddim-refined"
+    assert report.fingerprint == digits.spec.fingerprint  # whose bundle it goes into
+    assert report.refinement[-1] < 0.95 * report.refinement[0]
+    assert report.steps == report_of(fitted).steps
+    again = refit(digits, rounded, refitted, replace(settings, refine=0))
+    assert again.solver == refitted.solver
+    assert report_of(again).heldout_rms_error == report.heldout_rms_error
 
 
 @pytest.mark.usefixtures("coarse_reference")

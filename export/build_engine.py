@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from edge_sampler.export.lower import lower_opset, prepare_for_tensorrt
 from edge_sampler.export.precision import lower_precision
+from edge_sampler.export.precisions import QUANTISED
 from edge_sampler.export.roll import roll
 from edge_sampler.export.save import save_checked
 from edge_sampler.export.tensorrt_release import reads
@@ -52,6 +53,8 @@ def engine_for(
     one that is not this GPU's.
     """
     lib: Any = library(flavour)
+    if loop and precision in QUANTISED:
+        raise UserError(f"--loop has one copy of the network, and {precision} a scale for each evaluation: take fp16")
     if precision == "bf16" and not reads(flavour, version(flavour)).bf16:
         raise UserError(f"TensorRT {version(flavour)} reads no bf16 graphs: take --precision fp16")
     if flavour == "tensorrt-rtx":
@@ -74,8 +77,14 @@ def _number(target: str) -> tuple[int, str]:
     return int(digits or 0), target
 
 
-def read_graph(bundle: Bundle, engine: Engine) -> ir.Model:
-    """The bundle's graph that the engine is to be built of, in its precision; rolled up, where it is to be a loop."""
+def read_graph(bundle: Bundle, engine: Engine, added: Path | None = None) -> ir.Model:
+    """The bundle's graph that the engine is to be built of, in its precision; rolled up, where it is to be a loop.
+
+    A quantised one is read as it was written, to the bundle or to the folder of what is being ``added``.
+    """
+    if engine.precision in QUANTISED:
+        name = bundle.graph_name(engine.precision)
+        return ir.load(added / name if added and (added / name).exists() else bundle.graph(name))
     if not engine.loop:
         graph = ir.load(bundle.graph("sampler.onnx"))
     else:

@@ -89,7 +89,9 @@ def checked_seeds(seeds: Sequence[int]) -> list[int]:
     return [int(seed) for seed in array]
 
 
-def feed_of(bundle: Bundle, seeds: Sequence[int], conditions: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The graph's inputs for these seeds: noise [n, *shape] and each condition [n, …]."""
+def feed_of(
+    bundle: Bundle, seeds: Sequence[int], conditions: Mapping[str, Any], stream: int = 0
+) -> dict[str, np.ndarray]:
+    """The graph's inputs for these seeds: noise [n, *shape] of that stream, and each condition [n, …]."""
     values, sizes = bundle.inputs.check(conditions, len(seeds))
-    return {"noise": unit_noise(seeds, bundle.inputs.sized(sizes=sizes)), **values}
+    return {"noise": unit_noise(seeds, bundle.inputs.sized(sizes=sizes), stream), **values}

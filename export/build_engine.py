@@ -16,6 +16,7 @@ import onnx_ir as ir
 from edge_sampler.export.lower import lower_opset, prepare_for_tensorrt
 from edge_sampler.export.precision import lower_precision
 from edge_sampler.export.precisions import QUANTISED
+from edge_sampler.export.quantise import lift_scales
 from edge_sampler.export.roll import roll
 from edge_sampler.export.save import save_checked
 from edge_sampler.export.tensorrt_release import reads
@@ -84,7 +85,9 @@ def read_graph(bundle: Bundle, engine: Engine, added: Path | None = None) -> ir.
     """
     if engine.precision in QUANTISED:
         name = bundle.graph_name(engine.precision)
-        return ir.load(added / name if added and (added / name).exists() else bundle.graph(name))
+        graph = ir.load(added / name if added and (added / name).exists() else bundle.graph(name))
+        lift_scales(graph)
+        return graph
     if not engine.loop:
         graph = ir.load(bundle.graph("sampler.onnx"))
     else:

@@ -81,7 +81,6 @@ def observe(
     ``advance`` is told of each evaluation.
     """
     path, found = bundle.graph("sampler.onnx"), dict[str, Histogram]()
-    given = {name: array for name, array in feed.items() if name != "noise"}
     states = [f"x_{evaluation}" for evaluation in names]
     with Session(path, states) as session:
         reached = session.run(feed)
@@ -94,7 +93,7 @@ def observe(
             with Session(part, wanted) as session:
                 rows, count = slice(0, 1), len(reached[state])
                 while rows.start < count:
-                    made = session.run({name: array[rows] for name, array in {state: reached[state], **given}.items()})
+                    made = session.run({name: array[rows] for name, array in {**feed, state: reached[state]}.items()})
                     for name in wanted:
                         found[name].add(made[name])
                     size = max(1, AT_ONCE * (rows.stop - rows.start) // sum(made[name].size for name in wanted))
@@ -113,8 +112,7 @@ def one_evaluation(sampler: ir.Model, evaluation: int) -> ir.Model:
     drawn.name = f"{drawn.name}_drawn"
     ir.convenience.replace_all_uses_with(drawn, state)
     answer.shape, answer.type = noise.shape, noise.type
-    others = [value for value in graph.inputs if value is not noise]
-    graph.inputs[:] = [state, *others]
+    graph.inputs.append(state)  # noise stays one: what is drawn once may read its shape
     graph.outputs[:] = [answer]
     RemoveUnusedNodesPass()(sampler)
     drop_unused(graph)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from edge_sampler.export.lift_scales import lift_scales
 from edge_sampler.export.lower import lower_opset, prepare_for_tensorrt
 from edge_sampler.export.precision import lower_precision
 from edge_sampler.export.precisions import QUANTISED
-from edge_sampler.export.quantise import lift_scales
 from edge_sampler.export.roll import roll
 from edge_sampler.export.save import save_checked
 from edge_sampler.export.tensorrt_release import reads

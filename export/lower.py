@@ -6,7 +6,6 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
-GROUP_NORM_OPSET = 21  # the first whose GroupNormalization has a scale for each channel
 UNIT = (("ones", 1), ("zeros", 0))  # a scale and a bias that change nothing
 
 
@@ -196,9 +195,8 @@ def prepare_for_tensorrt(model: ir.Model, batch: int | None, group_norm: bool = 
         widen_scalars(graph)
         if group_norm:
             raise_group_norm(graph)
+            model.opset_imports[""] = max(model.opset_imports[""], 21)  # the first that has a scale for each channel
         drop_unused(graph)
-    if group_norm:
-        model.opset_imports[""] = max(model.opset_imports[""], GROUP_NORM_OPSET)
 
 
 def lower_opset(model: ir.Model, opset: int) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from edge_sampler.export.lower import drop_unused
 from edge_sampler.export.precision import around_network, lower_precision
 from edge_sampler.export.precisions import QUANTISED
 from edge_sampler.export.precisions.base import Quantised
@@ -163,7 +162,7 @@ def _either(graph: ir.Graph, switch: ir.Value | None, rounded_value: ir.Value, v
     if switch is None or producer is None:
         return rounded_value
     node = ir.node("Where", [switch, rounded_value, value])
-    _name(node, f"{value.name}_by_{switch.name}", value.shape, ir.DataType.FLOAT)
+    name_result(node, f"{value.name}_by_{switch.name}", value.shape, ir.DataType.FLOAT)
     graph.insert_after(producer, node)
     return node.outputs[0]
 
@@ -171,15 +170,15 @@ def _either(graph: ir.Graph, switch: ir.Value | None, rounded_value: ir.Value, v
 def _through_eight_bits(graph: ir.Graph, value: ir.Value, eight: Quantised, largest: Mapping[str, float]) -> ir.Value:
     """The value, rounded: two nodes behind the one that makes it, the same for all its readers."""
     number = np.array(max(largest[str(value.name)] / eight.largest, LEAST_SCALE), np.float32)
-    scale = _initializer(graph, f"{value.name}_scale", number)
+    scale = add_weight(graph, f"{value.name}_scale", number)
     for reader in value.consumers():
         if reader.op_type == "QuantizeLinear":
             return reader.outputs[0].consumers()[0].outputs[0]
-    zero = _initializer(graph, f"zero_{eight.dtype.name.lower()}", np.zeros((), eight.dtype.numpy()))
+    zero = add_weight(graph, f"zero_{eight.dtype.name.lower()}", np.zeros((), eight.dtype.numpy()))
     quantised = ir.node("QuantizeLinear", [value, scale, zero])
     restored = ir.node("DequantizeLinear", [quantised.outputs[0], scale, zero])
-    _name(quantised, f"{value.name}_quantised", value.shape, eight.dtype)
-    _name(restored, f"{value.name}_restored", value.shape, ir.DataType.FLOAT)
+    name_result(quantised, f"{value.name}_quantised", value.shape, eight.dtype)
+    name_result(restored, f"{value.name}_restored", value.shape, ir.DataType.FLOAT)
     producer = value.producer()
     assert producer is not None
     graph.insert_after(producer, [quantised, restored])
@@ -193,11 +192,11 @@ def _weight(graph: ir.Graph, layer: Layer, eight: Quantised) -> ir.Value:
     if not np.isfinite(array).all():
         raise UserError(f"{layer.name} holds NaN or infinity: its model is unusable")
     numbers, scales = rounded(array, layer.axis, eight)
-    stored = _initializer(graph, f"{layer.name}_{eight.dtype.name.lower()}", numbers)
-    scale = _initializer(graph, f"{layer.name}_scale", scales)
-    zero = _initializer(graph, f"zero_{eight.dtype.name.lower()}_{len(scales)}", np.zeros(len(scales), numbers.dtype))
+    stored = add_weight(graph, f"{layer.name}_{eight.dtype.name.lower()}", numbers)
+    scale = add_weight(graph, f"{layer.name}_scale", scales)
+    zero = add_weight(graph, f"zero_{eight.dtype.name.lower()}_{len(scales)}", np.zeros(len(scales), numbers.dtype))
     node = ir.node("DequantizeLinear", [stored, scale, zero], {"axis": layer.axis})
-    _name(node, f"{layer.name}_restored", layer.weight.shape, ir.DataType.FLOAT)
+    name_result(node, f"{layer.name}_restored", layer.weight.shape, ir.DataType.FLOAT)
     graph.insert_before(graph[0], node)
     return node.outputs[0]
 
@@ -225,7 +224,8 @@ def to_eight_bits(values: np.ndarray, eight: Quantised) -> np.ndarray:
     return (np.rint(within) if eight.dtype.is_integer() else within).astype(eight.dtype.numpy())
 
 
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+def add_weight(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """The initializer of that name, made when it is new."""
     if name not in graph.initializers:
         tensor = ir.tensor(array, name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
@@ -233,77 +233,6 @@ def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return graph.initializers[name]
 
 
-def _name(node: ir.Node, name: str, shape: ir.Shape | None, dtype: ir.DataType) -> None:
+def name_result(node: ir.Node, name: str, shape: ir.Shape | None, dtype: ir.DataType) -> None:
     node.name, made = name, node.outputs[0]
     made.name, made.shape, made.type = name, shape, ir.TensorType(dtype)
-
-
-def lift_scales(model: ir.Model) -> None:
-    """Takes each evaluation's scales out of its products, in place: product(x) = s · product(x / s), and the rounding
-    is of x / s. Results are rounded no more, as TensorRT does not ask for it.
-
-    TensorRT-RTX writes the scale of a QuantizeLinear into the kernels' source. So evaluations with scales of their own
-    would have kernels of their own: edm-digits at NFE 10 has 80 MB of them, and 12 MB with the scales as weights.
-    """
-    graph = model.graph
-    for node in list(graph):
-        if node.op_type != "QuantizeLinear":
-            continue
-        x, scale, restored = node.inputs[0], node.inputs[1], node.outputs[0].consumers()[0]
-        assert x is not None
-        assert scale is not None
-        assert scale.const_value is not None
-        users = [user for user in restored.outputs[0].consumers() if _restored_weight(user)]
-        if not users:  # a result
-            ir.convenience.replace_all_uses_with(restored.outputs[0], x)
-            graph.remove([restored, node], safe=True)
-            continue
-        number, one = scale.const_value.numpy(), np.ones((), scale.const_value.numpy().dtype)
-        for which in (node, restored):
-            which.replace_input_with(1, _initializer(graph, f"scale_one_{one.dtype}", one))
-        node.replace_input_with(0, _times(graph, x, 1 / number, _channels(users[0], 1)))
-        for user in users:
-            made = user.outputs[0]
-            readers = list(made.uses())
-            for index, bias in enumerate(user.inputs[2:], 2):
-                if bias is not None and bias.const_value is not None:
-                    less = (bias.const_value.numpy() / number).astype(number.dtype)
-                    user.replace_input_with(index, _initializer(graph, f"{bias.name}_for_{x.name}", less))
-            for reader, index in readers:
-                reader.replace_input_with(index, _times(graph, made, number, _channels(user, 0)))
-    drop_unused(graph)
-
-
-def _restored_weight(node: ir.Node) -> ir.Node | None:
-    """The node that restores the weight of eight bits that this one multiplies by."""
-    weight = node.inputs[1] if node.op_type in ("Conv", "Gemm", "MatMul") else None
-    producer = weight.producer() if weight is not None else None
-    return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
-
-
-def _channels(node: ir.Node, which: int) -> tuple[int, ...]:
-    """A shape that counts a product's channels, of its results (0) or its operand (1), to be broadcast over those."""
-    restored = _restored_weight(node)
-    assert restored is not None
-    weight = restored.inputs[0]
-    assert weight is not None
-    assert weight.shape is not None
-    sizes = [int(size) for size in weight.shape]
-    if node.op_type == "Conv":
-        return (sizes[0] if which == 0 else sizes[1] * node.attributes.get_int("group", 1), *(1 for _ in sizes[2:]))
-    return (sizes[which if node.attributes.get_int("transB", 0) else 1 - which],)
-
-
-def _times(graph: ir.Graph, value: ir.Value, number: np.ndarray, shape: tuple[int, ...]) -> ir.Value:
-    """The value times a number that is stored as a weight; the node is drawn once, behind the one of the value."""
-    name = f"{value.name}_times"
-    for reader in value.consumers():
-        if reader.outputs[0].name == name:
-            return reader.outputs[0]
-    factor = _initializer(graph, f"{name}_factor", np.full(shape, number, number.dtype))
-    node = ir.node("Mul", [value, factor])
-    _name(node, name, value.shape, ir.DataType.from_numpy(number.dtype))
-    producer = value.producer()
-    assert producer is not None
-    graph.insert_after(producer, node)
-    return node.outputs[0]

@@ -14,13 +14,13 @@ from edge_sampler import runtime
 from edge_sampler.export.assemble import export_bundle
 from edge_sampler.export.engine_command import main
 from edge_sampler.export.image_error import image_error
+from edge_sampler.export.lift_scales import lift_scales
 from edge_sampler.export.lower import drop_unused
 from edge_sampler.export.precisions import QUANTISED
 from edge_sampler.export.quantise import (
     Layer,
     evaluation_of,
     layers_of,
-    lift_scales,
     operands,
     quantise,
     rounded,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import tensorrt
 
 DEFAULT_TARGETS = ("sm80", "sm86", "sm89", "sm120")  # TensorRT-RTX's own default; sm75 costs speed on the others
+FP8_FROM = 89  # Ada's compute capability
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,11 @@ def engine_for(
         raise UserError(f"--loop has one copy of the network, and {precision} a scale for each evaluation: take fp16")
     if precision == "bf16" and not reads(flavour, version(flavour)).bf16:
         raise UserError(f"TensorRT {version(flavour)} reads no bf16 graphs: take --precision fp16")
+    least = FP8_FROM if precision == "fp8" else 0
     if flavour == "tensorrt-rtx":
         known = sorted((name.lower() for name in dir(lib.ComputeCapability) if name.startswith("SM")), key=_number)
-        chosen = tuple(sorted(set(targets.split(",")), key=_number)) if targets is not None else DEFAULT_TARGETS
+        default = tuple(target for target in DEFAULT_TARGETS if _number(target)[0] >= least)
+        chosen = tuple(sorted(set(targets.split(",")), key=_number)) if targets is not None else default
         unknown = [target for target in chosen if target not in known]
         if unknown:
             raise UserError(f"unknown target {unknown[0]!r}; {flavour} {version(flavour)} knows {', '.join(known)}")
@@ -69,6 +72,8 @@ def engine_for(
             chosen = (device.capability,)
         if targets not in (None, *chosen):
             raise UserError(f"target {targets} is not this machine's GPU, {chosen[0]}: TensorRT builds for that alone")
+    if too_old := [target for target in chosen if _number(target)[0] < least]:
+        raise UserError(f"{too_old[0]} does not compute in fp8, sm{least} and later do: take other targets, or int8")
     name = "-".join([flavour, precision, *chosen, f"b{batch}".replace(":", "_"), *(["loop"] if loop else [])])
     return Engine(f"engines/{name}.engine", flavour, version(flavour), chosen, precision, batch, loop)
 

@@ -209,6 +209,10 @@ def test_a_precision_beyond_the_bound_adds_nothing(copy: Path) -> None:
         (("--engine", "tensorrt"), "tensorrt is not installed: .*JetPack"),
         (("--engine", "openvino"), "invalid choice: 'openvino'"),
         (("--engine", RTX, "--precision", "int4"), "invalid choice: 'int4'"),
+        (
+            ("--engine", RTX, "--precision", "fp8", "--target", "sm86,sm89"),
+            "sm86 does not compute in fp8, sm89 and later",
+        ),
         (("--target", "sm86"), "--target sm86 is for an engine"),
         (("--precision", "fp16", "--batch", "256"), "--batch 256 is for an engine: .*--fit-batch"),
         (("--precision", "fp16", "--max-error", "-1"), "--max-error is -1.0; it must be above 0"),

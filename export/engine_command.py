@@ -3,6 +3,7 @@
 python -m export engine BUNDLE --engine tensorrt-rtx --target sm86,sm89,sm120 --precision fp16
 python -m export engine BUNDLE --engine tensorrt --batch 1:4:16          # on the device it is for
 python -m export engine BUNDLE --precision bf16 --max-error 0.02         # the graph alone
+python -m export engine BUNDLE --precision int8                          # in eight bits
 """
 
 import argparse

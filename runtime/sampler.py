@@ -75,8 +75,8 @@ class Sampler:
 def load(bundle: str | Path, backend: str = "auto", precision: str | None = None) -> Sampler:
     """Opens a bundle for sampling. Raises UserError when it is damaged or no backend can run it.
 
-    ``backend`` is a name of runtime.backends, or auto: the best that this machine can run. ``precision`` is fp32, fp16
-    or bf16; None takes an engine's fastest, and ONNX Runtime's float32.
+    ``backend`` is a name of runtime.backends, or auto: the best that this machine can run. ``precision`` is fp32, or
+    one that the bundle has, such as fp16 or int8; None takes an engine's fastest, and ONNX Runtime's float32.
     """
     return Sampler(Bundle.open(bundle), backend, precision)
 

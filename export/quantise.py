@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from edge_sampler.export.lower import lower_opset
 from edge_sampler.export.precision import around_network, lower_precision
 from edge_sampler.export.precisions import QUANTISED
 from edge_sampler.export.precisions.base import Quantised
@@ -60,12 +61,8 @@ def layers_of(graph: ir.Graph) -> list[Layer]:
             moving.update(node.outputs)
             x, weight = (*node.inputs, None)[:2]
             inner = x in moving and x.producer() not in around and around.isdisjoint(node.outputs[0].consumers())
-            if (
-                evaluation_of(node.outputs[0].name) is not None
-                and inner
-                and weight is not None
-                and _axis(node) is not None
-            ):
+            stamped = evaluation_of(node.outputs[0].name) is not None
+            if stamped and inner and weight is not None and _axis(node) is not None:
                 found.setdefault(weight, []).append(node)
     if not found:
         raise UserError("the network has no layers between its first and its last one that 8 bits are for: take fp16")
@@ -115,7 +112,7 @@ def quantise(model: ir.Model, precision: str, largest: Mapping[str, float], kept
             _quantise(model.graph, layer, QUANTISED[precision], largest)
     if QUANTISED[precision].rest != "fp32":
         lower_precision(model, QUANTISED[precision].rest)
-    model.graph.opset_imports[""] = OPSET
+    lower_opset(model, OPSET)
 
 
 def switched(model: ir.Model, precision: str, largest: Mapping[str, float]) -> dict[str, str]:
@@ -130,7 +127,7 @@ def switched(model: ir.Model, precision: str, largest: Mapping[str, float]) -> d
         model.graph.inputs.append(switch)
         _quantise(model.graph, layer, QUANTISED[precision], largest, switch)
         switches[layer.name] = str(switch.name)
-    model.graph.opset_imports[""] = OPSET
+    lower_opset(model, OPSET)
     return switches
 
 

@@ -1,6 +1,7 @@
 """What eight bits cost a sampler: its images against the converged ones, on noises that no fit has seen.
 
 python -m export.quantised_table artifacts/edm-fashion-iia-ddim-afs-nfe6 artifacts/edm-digits-iia-ddim-afs-nfe10
+python -m export.quantised_table BUNDLE --max-error 0.02     # and layers left out until that holds
 python -m export.quantised_table BUNDLE --noises 256 --picture samples.png   # the same noises, a row for each sampler
 
 Rows: fp32; each quantised precision with one scale for all evaluations, and with a scale for each; the files' sizes;
@@ -25,7 +26,7 @@ from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.command_line import Parser, run_command
-from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.images import save_grid
 from edge_sampler.runtime.output import check_writable, writable
 
@@ -38,6 +39,8 @@ def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--noises", type=int, default=1024, help="(default: 1024)")
+    bound_help = "RMS against fp32's images: with a scale for each evaluation, layers are left out until it holds"
+    parser.add_argument("--max-error", type=float, help=bound_help)
     parser.add_argument("--picture", type=Path, help="PNG of the first bundle: fp32, and each quantised one, in rows")
     parser.add_argument("--force", action="store_true", help="replace the picture")
     arguments = parser.parse_args()
@@ -51,19 +54,19 @@ def main() -> None:
         check_writable(arguments.picture, arguments.force)
     print(f"{arguments.noises} noises\n\n| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
     for bundle in bundles:
-        shown = rows(bundle, arguments.noises)
+        shown = rows(bundle, arguments.noises, arguments.max_error)
         if arguments.picture and bundle is bundles[0]:
             with writable(arguments.picture, arguments.force) as path:
                 save_grid(np.concatenate(shown), path)
 
 
-def rows(bundle: Bundle, noises: int) -> list[np.ndarray]:
+def rows(bundle: Bundle, noises: int, max_error: float | None) -> list[np.ndarray]:
     """Prints them; returns the first images of each sampler."""
     judge = judging(load(bundle.manifest["model"]["name"]), noises, Cache(cache_folder() / "calibration"), bar)
     exact: tuple[float, float] | None = None
     shown = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, path in samplers(bundle, Path(folder)):
+        for name, path in samplers(bundle, Path(folder), max_error):
             images = made(bundle, path, judge)
             squares = (images - judge.goal).square().flatten(1).mean(1)
             errors = float(squares.mean().sqrt()), float(squares.median().sqrt())
@@ -76,13 +79,19 @@ def rows(bundle: Bundle, noises: int) -> list[np.ndarray]:
     return shown
 
 
-def samplers(bundle: Bundle, folder: Path) -> Iterator[tuple[str, Path]]:
+def samplers(bundle: Bundle, folder: Path, max_error: float | None) -> Iterator[tuple[str, Path]]:
+    """What each is called, and its graph; one that no choice of layers brings within the bound is printed alone."""
     yield "fp32", bundle.graph("sampler.onnx")
     for precision in QUANTISED:
         for one_scale in (True, False):
-            path = folder / f"{precision}-{one_scale}.onnx"
-            write_quantised(bundle, precision, path, one_scale=one_scale)
-            yield f"{precision}{', one scale' * one_scale}", path
+            path, bound = folder / f"{precision}-{one_scale}.onnx", None if one_scale else max_error
+            try:
+                told = write_quantised(bundle, precision, path, bound, one_scale)
+            except BoundError as error:
+                print(f"| {bundle.folder.name} | {precision} | {error} |{' |' * (len(HEAD) - 3)}", flush=True)
+                continue
+            left_out = f", without {len(told['kept'])} of {told['layers']} layers" if told["kept"] else ""
+            yield f"{precision}{', one scale' * one_scale}{left_out}", path
 
 
 def made(bundle: Bundle, path: Path, judge: Judge) -> torch.Tensor:

@@ -86,11 +86,11 @@ def add_engine(
     Args:
         flavour: tensorrt-rtx, which builds without a GPU, or tensorrt, which builds on the GPU that it is for.
         targets: compute capabilities, such as "sm86,sm89"; None: TensorRT-RTX's own, or this GPU.
-        precision: fp32, fp16 or bf16.
+        precision: fp32, fp16, bf16, int8, int8+fp16 or fp8.
         batch: a number, or MIN:OPT:MAX.
         axes: the same for each axis with a name; by default all sizes that the bundle takes.
         loop: one evaluation in a loop, instead of all of them unrolled.
-        max_error: the largest RMS error that the precision may cost.
+        max_error: the largest RMS error that the precision may cost; eight bits leave out layers to hold it.
 
     Returns the bundle with the engine. Raises UserError for a missing library or an unknown target, BoundError beyond
     ``max_error``; then nothing is added.

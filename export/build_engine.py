@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from edge_sampler.export.lift_scales import lift_scales
 from edge_sampler.export.lower import lower_opset, prepare_for_tensorrt
 from edge_sampler.export.precision import lower_precision
+from edge_sampler.export.precisions import QUANTISED
 from edge_sampler.export.roll import roll
 from edge_sampler.export.save import save_checked
 from edge_sampler.export.tensorrt_release import reads
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import tensorrt
 
 DEFAULT_TARGETS = ("sm80", "sm86", "sm89", "sm120")  # TensorRT-RTX's own default; sm75 costs speed on the others
+FP8_FROM = 89  # Ada's compute capability
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,15 @@ def engine_for(
     one that is not this GPU's.
     """
     lib: Any = library(flavour)
+    if loop and precision in QUANTISED:
+        raise UserError(f"--loop has one copy of the network, and {precision} a scale for each evaluation: take fp16")
     if precision == "bf16" and not reads(flavour, version(flavour)).bf16:
         raise UserError(f"TensorRT {version(flavour)} reads no bf16 graphs: take --precision fp16")
+    least = FP8_FROM if precision == "fp8" else 0
     if flavour == "tensorrt-rtx":
         known = sorted((name.lower() for name in dir(lib.ComputeCapability) if name.startswith("SM")), key=_number)
-        chosen = tuple(sorted(set(targets.split(",")), key=_number)) if targets is not None else DEFAULT_TARGETS
+        default = tuple(target for target in DEFAULT_TARGETS if _number(target)[0] >= least)
+        chosen = tuple(sorted(set(targets.split(",")), key=_number)) if targets is not None else default
         unknown = [target for target in chosen if target not in known]
         if unknown:
             raise UserError(f"unknown target {unknown[0]!r}; {flavour} {version(flavour)} knows {', '.join(known)}")
@@ -65,6 +72,8 @@ def engine_for(
             chosen = (device.capability,)
         if targets not in (None, *chosen):
             raise UserError(f"target {targets} is not this machine's GPU, {chosen[0]}: TensorRT builds for that alone")
+    if too_old := [target for target in chosen if _number(target)[0] < least]:
+        raise UserError(f"{too_old[0]} does not compute in fp8, sm{least} and later do: take other targets, or int8")
     name = "-".join([flavour, precision, *chosen, f"b{batch}".replace(":", "_"), *(["loop"] if loop else [])])
     return Engine(f"engines/{name}.engine", flavour, version(flavour), chosen, precision, batch, loop)
 
@@ -74,8 +83,16 @@ def _number(target: str) -> tuple[int, str]:
     return int(digits or 0), target
 
 
-def read_graph(bundle: Bundle, engine: Engine) -> ir.Model:
-    """The bundle's graph that the engine is to be built of, in its precision; rolled up, where it is to be a loop."""
+def read_graph(bundle: Bundle, engine: Engine, added: Path | None = None) -> ir.Model:
+    """The bundle's graph that the engine is to be built of, in its precision; rolled up, where it is to be a loop.
+
+    A quantised one is read as it was written, to the bundle or to the folder of what is being ``added``.
+    """
+    if engine.precision in QUANTISED:
+        name = bundle.graph_name(engine.precision)
+        graph = ir.load(added / name if added and (added / name).exists() else bundle.graph(name))
+        lift_scales(graph)
+        return graph
     if not engine.loop:
         graph = ir.load(bundle.graph("sampler.onnx"))
     else:

@@ -3,6 +3,7 @@
 python -m export engine BUNDLE --engine tensorrt-rtx --target sm86,sm89,sm120 --precision fp16
 python -m export engine BUNDLE --engine tensorrt --batch 1:4:16          # on the device it is for
 python -m export engine BUNDLE --precision bf16 --max-error 0.02         # the graph alone
+python -m export engine BUNDLE --precision int8                          # in eight bits
 """
 
 import argparse
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from edge_sampler.export.build_engine import engine_for
 from edge_sampler.export.extend import Additions, add
-from edge_sampler.export.precisions import PRECISIONS
+from edge_sampler.export.precisions import PRECISIONS, QUANTISED
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser
 from edge_sampler.runtime.engine_record import LIBRARIES, Batch
@@ -51,15 +52,20 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     loop_help = "one evaluation in a loop: builds in the time of one, and gives up CUDA graphs"
     group.add_argument("--loop", action="store_true", help=loop_help)
     group.add_argument(
-        "--precision", choices=("fp32", *PRECISIONS), default="fp32", help="of the network (default: fp32)"
+        "--precision", choices=("fp32", *PRECISIONS, *QUANTISED), default="fp32", help="of the network (default: fp32)"
     )
-    group.add_argument("--max-error", type=float, help="exit 1 if the precision's RMS error of the images is above it")
+    max_error_help = "exit 1 if the precision's RMS error of the images is above it; 8 bits leave out layers before"
+    group.add_argument("--max-error", type=float, help=max_error_help)
+    one_scale_help = "of int8 and fp8: the same scales in all evaluations, to see what that costs"
+    group.add_argument("--one-scale", action="store_true", help=one_scale_help)
 
 
 def additions_of(arguments: argparse.Namespace) -> Additions | None:
     """What the arguments ask for, checked; None when they ask for nothing."""
     if arguments.max_error is not None and not arguments.max_error > 0:
         raise UserError(f"--max-error is {arguments.max_error}; it must be above 0")
+    if arguments.one_scale and arguments.precision not in QUANTISED:
+        raise UserError(f"--one-scale is for {', '.join(QUANTISED)}: name one of them with --precision")
     if arguments.loop and arguments.engine is None:
         raise UserError("--loop is for an engine: name it with --engine")
     for option in ("target", "batch", "axis"):
@@ -76,7 +82,7 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
     for text in arguments.axis:
         name, _, sizes = text.partition("=")
         axes[name] = Axis.parse(sizes)
-    return Additions(arguments.precision, arguments.max_error, engine, axes)
+    return Additions(arguments.precision, arguments.max_error, engine, axes, arguments.one_scale)
 
 
 def sample_command(bundle: Bundle) -> str:

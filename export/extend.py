@@ -9,25 +9,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from rich.table import Table
 
 from edge_sampler.export.build_engine import build, read_graph
+from edge_sampler.export.image_error import image_error
 from edge_sampler.export.lower import drop_unused
 from edge_sampler.export.precision import lower_precision, round_activations
+from edge_sampler.export.precisions import QUANTISED
+from edge_sampler.export.quantised import write_quantised
 from edge_sampler.export.save import save_checked
 from edge_sampler.models.progress import bar
-from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.bundle import MANIFEST, Bundle, describe_files, write_manifest
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.inputs import Axis
 from edge_sampler.runtime.output import writable
-from edge_sampler.runtime.sampler import feed_of
-
-CHECKED_VALUES = 16_384  # that many, in 4 to 64 samples, tell a precision's error
-FIRST_CHECKED_SEED = 1_000_000  # not the seeds that people look at
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,7 @@ class Additions:
     max_error: float | None
     engine: Engine | None
     axes: Mapping[str, Axis] = field(default_factory=dict)  # that the engine is for, where not all of the bundle's
+    one_scale: bool = False  # of a quantised precision: the same scales in all evaluations
 
 
 def add(bundle: Bundle, additions: Additions) -> Table:
@@ -48,10 +46,14 @@ def add(bundle: Bundle, additions: Additions) -> Table:
     table = Table(title=f"{bundle.manifest['model']['name']}, {additions.precision}", show_header=False)
     with extended(bundle) as (folder, facts):
         if additions.precision != "fp32":
-            add_precision(bundle, folder, facts, additions.precision)
+            add_precision(bundle, folder, facts, additions)
             error = facts["precisions"][additions.precision]
             table.add_row("error against fp32", f"{error['rms_error']:.1e} RMS, {error['largest_error']:.1e} largest")
             table.add_row("measured on", f"{error['samples']} samples{' of RANDOM WEIGHTS' * bundle.random_weights}")
+            if additions.precision in QUANTISED:
+                kept = [f"{layer} ({effect:.1e} RMS alone)" for layer, effect in error["kept"].items()]
+                table.add_row("layers in 8 bits", f"{error['layers'] - len(kept)} of {error['layers']}")
+                table.add_row("layers left out", "\n".join(kept) or "none")
             if additions.max_error is not None and not error["rms_error"] <= additions.max_error:
                 raise BoundError(
                     f"{additions.precision} costs an RMS error of {error['rms_error']:.2g}, more than --max-error "
@@ -102,10 +104,18 @@ def extended(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
         write_manifest(path, facts, files)
 
 
-def add_precision(bundle: Bundle, folder: Path, facts: dict[str, Any], precision: str) -> None:
+def add_precision(bundle: Bundle, folder: Path, facts: dict[str, Any], additions: Additions) -> None:
     """The graph in that precision, and its error against float32."""
+    precision = additions.precision
     name = bundle.graph_name(precision)
     if name in bundle.manifest["files"]:
+        if facts["precisions"][precision].get("one_scale", False) != additions.one_scale:
+            other = "a scale for each evaluation" if additions.one_scale else "one scale for all evaluations"
+            raise UserError(f"{bundle.folder} holds {name} already, with {other}: take another bundle")
+        return
+    if precision in QUANTISED:
+        told = write_quantised(bundle, precision, folder / name, additions.max_error, additions.one_scale)
+        facts.setdefault("precisions", {})[precision] = told
         return
     with bar(f"{precision} graph", 2) as advance:
         graph = ir.load(bundle.graph("sampler.onnx"))
@@ -118,32 +128,14 @@ def add_precision(bundle: Bundle, folder: Path, facts: dict[str, Any], precision
 
 
 def precision_error(bundle: Bundle, precision: str) -> dict[str, float]:
-    """What rounding the network's weights and activations changes in what it makes: RMS, largest, and largest
-    relative to the largest value; over a few seeds, computed on the CPU."""
+    """What rounding the network's weights and activations changes in what it makes."""
     rounded = ir.load(bundle.graph("sampler.onnx"))
     round_activations(rounded, precision)
     drop_unused(rounded.graph)
-    count = min(64, max(4, CHECKED_VALUES // int(np.prod(bundle.inputs.sized()))))
-    seeds = range(FIRST_CHECKED_SEED, FIRST_CHECKED_SEED + count)
-    feed = feed_of(bundle, seeds, bundle.examples(count))
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "rounded.onnx"
         save_checked(rounded, path)
-        exact = floats_made(bundle, bundle.graph("sampler.onnx"), feed, optimise=True)
-        difference = floats_made(bundle, path, feed, optimise=False) - exact  # optimised, it would round less
-    largest = float(np.abs(difference).max())
-    return {
-        "samples": count,
-        "rms_error": float(np.sqrt(np.mean(np.square(difference, dtype=np.float64)))),
-        "largest_error": largest,
-        "relative_error": largest / float(np.abs(exact).max()),
-    }
-
-
-def floats_made(bundle: Bundle, path: Path, feed: Mapping[str, np.ndarray], optimise: bool) -> np.ndarray:
-    name = bundle.inner_output
-    with Session(path, [name] if name != bundle.output.name else (), optimise=optimise) as session:
-        return session.run(feed)[name]
+        return image_error(bundle, path, optimise=False)  # optimised, it would round less
 
 
 def add_engine(bundle: Bundle, folder: Path, facts: dict[str, Any], engine: Engine) -> tuple[int, float]:
@@ -152,7 +144,7 @@ def add_engine(bundle: Bundle, folder: Path, facts: dict[str, Any], engine: Engi
     path.parent.mkdir()
     with bar(f"{engine.flavour} engine", 1) as advance:
         started = time.perf_counter()
-        built = build(read_graph(bundle, engine), engine)
+        built = build(read_graph(bundle, engine, folder), engine)
         seconds = time.perf_counter() - started
         path.write_bytes(built.engine_bytes)
         path.with_suffix(".log").write_text("".join(f"{line}\n" for line in built.log))

@@ -195,6 +195,7 @@ def prepare_for_tensorrt(model: ir.Model, batch: int | None, group_norm: bool = 
         widen_scalars(graph)
         if group_norm:
             raise_group_norm(graph)
+            model.opset_imports[""] = max(model.opset_imports[""], 21)  # the first that has a scale for each channel
         drop_unused(graph)
 
 

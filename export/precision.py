@@ -15,6 +15,7 @@ from edge_sampler.export.precisions import PRECISIONS
 from edge_sampler.runtime.errors import UserError
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # a network begins and ends with one that has weights
+RESTORED = "DequantizeLinear"  # of a weight of eight bits
 FLOAT32_INPUTS = {"Resize": (1, 2)}  # regions and scales, which ONNX has in float32 alone
 
 
@@ -102,9 +103,15 @@ def round_activations(model: ir.Model, precision: str) -> None:
 
 
 def inside_network(graph: ir.Graph, precision: str) -> set[ir.Node]:
-    """The nodes to lower: those between the network's first and last weights, in every evaluation.
+    """The nodes to lower: those between the network's first and last weights, in every evaluation."""
+    kept, around = PRECISIONS[precision].float32_inside, around_network(graph)
+    return {node for node in graph if node not in around and node.op_type not in kept}
 
-    Outside lie what a walk from the outputs backward reaches without passing a node with weights (last weighted sum,
+
+def around_network(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes before the network's first weights and behind its last ones, in every evaluation.
+
+    They are what a walk from the outputs backward reaches without passing a node with weights (last weighted sum,
     skip path and c_out, and through them every earlier state), and what a walk from there and from the inputs forward
     reaches likewise (c_in, the classes' one-hot rows). With a decoder the first walk starts at the last state as well.
     """
@@ -120,11 +127,13 @@ def inside_network(graph: ir.Graph, precision: str) -> set[ir.Node]:
         sources = [value.producer() for value in node.inputs if value is not None and not value.is_initializer()]
         if not _has_weights(node) and all(source is None or source in outside for source in sources):
             outside.add(node)
-    return {node for node in graph if node not in outside and node.op_type not in PRECISIONS[precision].float32_inside}
+    return outside
 
 
 def _has_weights(node: ir.Node) -> bool:
-    return node.op_type in WEIGHTED and any(value is not None and value.is_initializer() for value in node.inputs)
+    return node.op_type in (*WEIGHTED, RESTORED) and any(
+        value is not None and value.is_initializer() for value in node.inputs
+    )
 
 
 def _lowered_weight(graph: ir.Graph, value: ir.Value, precision: str) -> ir.Value:

@@ -13,8 +13,8 @@ samples.png     what it makes
 
 and, where they were asked for,
 
-sampler-fp16.onnx, sampler-bf16.onnx   the same graph in mixed precision
-engines/                               TensorRT engines, and the log of each build
+sampler-fp16.onnx, sampler-int8.onnx, …   the same graph in mixed precision, or in eight bits
+engines/                                  TensorRT engines, and the log of each build
 """
 
 import hashlib

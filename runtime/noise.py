@@ -7,6 +7,7 @@ import numpy as np
 from edge_sampler.runtime.errors import UserError
 
 SEEDS = 2**63  # seeds are 0 … SEEDS - 1
+CALIBRATION_STREAM = 1  # of noises that something is fitted on; they are never sampled
 
 
 def unit_noise(seeds: Sequence[int], shape: Sequence[int], stream: int = 0) -> np.ndarray:

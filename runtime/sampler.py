@@ -75,8 +75,8 @@ class Sampler:
 def load(bundle: str | Path, backend: str = "auto", precision: str | None = None) -> Sampler:
     """Opens a bundle for sampling. Raises UserError when it is damaged or no backend can run it.
 
-    ``backend`` is a name of runtime.backends, or auto: the best that this machine can run. ``precision`` is fp32, fp16
-    or bf16; None takes an engine's fastest, and ONNX Runtime's float32.
+    ``backend`` is a name of runtime.backends, or auto: the best that this machine can run. ``precision`` is fp32, or
+    one that the bundle has, such as fp16 or int8; None takes an engine's fastest, and ONNX Runtime's float32.
     """
     return Sampler(Bundle.open(bundle), backend, precision)
 
@@ -89,7 +89,9 @@ def checked_seeds(seeds: Sequence[int]) -> list[int]:
     return [int(seed) for seed in array]
 
 
-def feed_of(bundle: Bundle, seeds: Sequence[int], conditions: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The graph's inputs for these seeds: noise [n, *shape] and each condition [n, …]."""
+def feed_of(
+    bundle: Bundle, seeds: Sequence[int], conditions: Mapping[str, Any], stream: int = 0
+) -> dict[str, np.ndarray]:
+    """The graph's inputs for these seeds: noise [n, *shape] of that stream, and each condition [n, …]."""
     values, sizes = bundle.inputs.check(conditions, len(seeds))
-    return {"noise": unit_noise(seeds, bundle.inputs.sized(sizes=sizes)), **values}
+    return {"noise": unit_noise(seeds, bundle.inputs.sized(sizes=sizes), stream), **values}

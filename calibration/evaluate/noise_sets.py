@@ -12,9 +12,9 @@ from torch import Tensor
 from edge_sampler.calibration.evaluate.distributed import BLOCK, share
 from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.models.denoiser import Denoiser
-from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.noise import CALIBRATION_STREAM, unit_noise
 
-CALIBRATION_STREAM, CHECK_STREAM = 1, 2  # of noise: neither is ever sampled
+CHECK_STREAM = 2  # of noises that judge; they are never sampled either
 SEEDS = 2**20  # of noises that belong to one seed; those to hold out start in their middle
 
 

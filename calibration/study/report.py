@@ -235,7 +235,8 @@ def plot_samples(study: Study, nfe: int, path: Path) -> None:
     best = [study.best(kind, nfe) for kind in study.kinds(nfe)]
     columns = [("converged", study.pictures["reference"])]
     for row in best:
-        title = "\n".join([*dict.fromkeys([*row.kind.split(maxsplit=1), row.solver]), f"RMSE {row.rmse:.3f}"])
+        names = dict.fromkeys([*textwrap.wrap(row.kind, 16), *textwrap.wrap(row.solver, 16)])
+        title = "\n".join([*names, f"RMSE {row.rmse:.3f}"])
         columns.append((title, study.pictures[f"{row.solver} {nfe}"]))
     shown = len(columns[0][1])
     figure, every = plt.subplots(

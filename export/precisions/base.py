@@ -26,3 +26,22 @@ class Precision:
     float32_inside: tuple[str, ...] = STATISTICS
     opset: int = 0
     advice: str = "use fp32"
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Eight bits for the operands of the network's convolutions and matrix products, each times a scale.
+
+    Args:
+        name: on command lines, and in the names of files.
+        dtype: of the operands.
+        largest: its largest finite number, which a scale makes of the largest value.
+        rest: the precision of the rest of the network: fp32, or a ``Precision``'s name.
+        results: whether results of convolutions are of eight bits too: ONNX Runtime's CPU kernels ask for it.
+    """
+
+    name: str
+    dtype: ir.DataType
+    largest: float
+    rest: str = "fp32"
+    results: bool = False

@@ -92,6 +92,37 @@ def test_the_parsed_network_has_the_types_that_the_graph_says(
     network_of(folder, "fp16", "1:2:4", look)
 
 
+@pytest.mark.parametrize("precision", ["int8", "int8+fp16", "fp8"])
+def test_layers_of_eight_bits_are_read_as_such(copy: Path, precision: str) -> None:
+    """Each of the network's inner convolutions multiplies what a dequantization restores, twice."""
+    add(copy, "--precision", precision)
+    dtype, nfe = {"fp8": rtx.fp8}.get(precision, rtx.int8), Bundle.open(copy).plan.nfe
+
+    def look(network: Any) -> None:
+        layers = [network.get_layer(index) for index in range(network.num_layers)]
+        restoring = {
+            layer.get_output(0).name
+            for layer in layers
+            if layer.type == rtx.LayerType.DEQUANTIZE and layer.get_input(0).dtype == dtype
+        }
+        convolutions = [layer for layer in layers if layer.type == rtx.LayerType.CONVOLUTION]
+        operands = [[layer.get_input(k) for k in (0, 1)] for layer in convolutions]
+        inner = [pair for pair in operands if all(one is not None and one.name in restoring for one in pair)]
+        assert len(inner) == 33 * nfe
+        assert len({weight.name for _, weight in inner}) == 33
+        assert sum(layer.type == rtx.LayerType.QUANTIZE for layer in layers) <= 33 * nfe
+
+    network_of(copy, precision, "1", look)
+
+
+def test_evaluations_share_kernels_though_not_scales(copy: Path) -> None:
+    """An engine of eight bits is little larger: with a scale in each kernel's source it was eight times as large."""
+    for precision in ("fp32", "int8+fp16"):
+        add(copy, "--engine", RTX, "--target", "sm89", "--precision", precision)
+    sizes = [len(Bundle.open(copy).read(engine.file)) for engine in Bundle.open(copy).engines]
+    assert sizes[1] < 2 * sizes[0]
+
+
 def test_normalizations_are_one_layer_and_share_their_scales(made: Path) -> None:
     nfe = Bundle.open(made).plan.nfe
 
@@ -177,7 +208,11 @@ def test_a_precision_beyond_the_bound_adds_nothing(copy: Path) -> None:
         (("--engine", RTX, "--batch", "1:4"), "size '1:4' is neither a number nor MIN:OPT:MAX"),
         (("--engine", "tensorrt"), "tensorrt is not installed: .*JetPack"),
         (("--engine", "openvino"), "invalid choice: 'openvino'"),
-        (("--engine", RTX, "--precision", "int8"), "invalid choice: 'int8'"),
+        (("--engine", RTX, "--precision", "int4"), "invalid choice: 'int4'"),
+        (
+            ("--engine", RTX, "--precision", "fp8", "--target", "sm86,sm89"),
+            "sm86 does not compute in fp8, sm89 and later",
+        ),
         (("--target", "sm86"), "--target sm86 is for an engine"),
         (("--precision", "fp16", "--batch", "256"), "--batch 256 is for an engine: .*--fit-batch"),
         (("--precision", "fp16", "--max-error", "-1"), "--max-error is -1.0; it must be above 0"),

@@ -1,0 +1,376 @@
+"""Eight bits: what is quantised, with which scales, and what is made of it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from edge_sampler import runtime
+from edge_sampler.export.assemble import export_bundle
+from edge_sampler.export.engine_command import main
+from edge_sampler.export.image_error import image_error
+from edge_sampler.export.lift_scales import lift_scales
+from edge_sampler.export.lower import drop_unused
+from edge_sampler.export.precisions import QUANTISED
+from edge_sampler.export.quantise import (
+    Layer,
+    evaluation_of,
+    layers_of,
+    operands,
+    quantise,
+    rounded,
+    to_eight_bits,
+)
+from edge_sampler.export.quantised import effects_of, feed_to_fit
+from edge_sampler.export.ranges import Histogram, clip_points, observe
+from edge_sampler.export.save import save_checked
+from edge_sampler.runtime.backends.onnxrt import Session
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.compare import compare, within
+from edge_sampler.runtime.errors import BoundError, UserError
+from edge_sampler.runtime.sampler import feed_of
+from tests.conftest import run_main
+from tests.export.networks import euler, frames
+
+INT8 = QUANTISED["int8"]
+NFE = 4  # of the bundle ``made``
+
+
+def add(folder: Path, *arguments: str) -> None:
+    run_main(main, str(folder), *arguments)
+
+
+def nodes_of(path: Path, op_type: str) -> list[ir.Node]:
+    return [node for node in ir.load(path).graph if node.op_type == op_type]
+
+
+def number(value: ir.Value | None) -> np.ndarray:
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+@pytest.fixture(scope="module")
+def quantised(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of digits with int8, int8+fp16 and fp8. Do not change it."""
+    folder = tmp_path_factory.mktemp("quantised") / "digits"
+    shutil.copytree(made, folder)
+    for precision in QUANTISED:
+        add(folder, "--precision", precision)
+    return folder
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_inner_layers_are_of_eight_bits_and_nothing_else_is(quantised: Path, precision: str) -> None:
+    path = quantised / f"sampler-{precision}.onnx"
+    eight, layers = QUANTISED[precision], layers_of(ir.load(quantised / "sampler.onnx").graph)
+    assert len(layers) == 33  # all of the U-Net's but the first, the last, and resampling
+    assert not any("8x8_conv" in layer.name or "aux_conv" in layer.name for layer in layers)
+    in_float = 0
+    for node in nodes_of(path, "Conv"):
+        producers = [value.producer() if value is not None else None for value in node.inputs[:2]]
+        restored = [one is not None and one.op_type == "DequantizeLinear" for one in producers]
+        assert restored[0] == restored[1]
+        in_float += not restored[0]
+    assert in_float == NFE * 4  # the first, the last, two that resample
+    for node in nodes_of(path, "DequantizeLinear"):
+        stored = node.inputs[0]
+        assert stored is not None
+        if stored.is_initializer():
+            assert stored.dtype == eight.dtype
+            continue
+        source = stored.producer()
+        assert source is not None
+        (before,) = (value.producer() for value in source.inputs[:1] if value is not None)
+        assert before is not None
+        readers = {reader.op_type for reader in node.outputs[0].consumers()}
+        assert readers == {"Conv"} or (eight.results and before.op_type == "Conv")
+        assert number(source.inputs[2]) == 0 == number(node.inputs[2])
+        assert number(source.inputs[1]) == number(node.inputs[1])
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_a_weight_is_stored_once_with_a_scale_for_each_channel(quantised: Path, precision: str) -> None:
+    exact = ir.load(quantised / "sampler.onnx").graph
+    path = quantised / f"sampler-{precision}.onnx"
+    weights = [
+        node for node in nodes_of(path, "DequantizeLinear") if node.inputs[0] and node.inputs[0].is_initializer()
+    ]
+    layers = layers_of(exact)
+    assert len(weights) == len(layers)
+    for layer, node in zip(layers, sorted(weights, key=lambda n: order(n, layers)), strict=True):
+        stored, scale = number(node.inputs[0]).astype(np.float32), number(node.inputs[1]).astype(np.float32)
+        original = number(layer.weight)
+        assert len(node.outputs[0].consumers()) == NFE
+        assert node.attributes["axis"].as_int() == 0
+        assert scale.shape == (len(original),)
+        error = np.abs(stored * scale.reshape(-1, 1, 1, 1) - original).max((1, 2, 3)) / np.abs(original).max((1, 2, 3))
+        assert error.max() < {"int8": 0.41, "int8+fp16": 0.41, "fp8": 0.04}[precision]  # int8 may clip to 0.6 of it
+        rms = np.square(stored * scale.reshape(-1, 1, 1, 1) - original).mean() / np.square(original).mean()
+        assert rms < 0.04**2
+    assert path.stat().st_size < 0.4 * (quantised / "sampler.onnx").stat().st_size
+
+
+def order(node: ir.Node, layers: list[Layer]) -> int:
+    return [f"{layer.name}_restored" for layer in layers].index(str(node.outputs[0].name))
+
+
+def test_channels_of_other_sizes_get_scales_of_their_own() -> None:
+    """Along the axis asked for: along another, the small ones would be lost."""
+    weight = np.random.default_rng(0).standard_normal((3, 4, 2, 2)).astype(np.float32)
+    for axis in (0, 1):
+        sizes = (10.0 ** np.arange(weight.shape[axis])).reshape([-1 if k == axis else 1 for k in range(4)])
+        scaled = (weight * sizes).astype(np.float32)
+        for eight in (INT8, QUANTISED["fp8"]):
+            numbers, scales = rounded(scaled, axis, eight)
+            restored = numbers.astype(np.float32) * scales.reshape(sizes.shape)
+            others = tuple(k for k in range(4) if k != axis)
+            relative = np.sqrt(np.square(restored - scaled).mean(others) / np.square(scaled).mean(others))
+            assert (relative < (0.01 if eight is INT8 else 0.05)).all()
+
+
+def test_each_evaluation_has_scales_of_its_own(quantised: Path, copy: Path) -> None:
+    def scales(path: Path) -> dict[str, set[float]]:
+        found: dict[str, set[float]] = {}
+        for node in nodes_of(path, "QuantizeLinear"):
+            name = str(node.inputs[0] and node.inputs[0].name)
+            assert evaluation_of(name) is not None
+            found.setdefault(name.rpartition("@")[0], set()).add(float(number(node.inputs[1])))
+        return found
+
+    add(copy, "--precision", "int8", "--one-scale")
+    each, one = scales(quantised / "sampler-int8.onnx"), scales(copy / "sampler-int8.onnx")
+    assert each.keys() == one.keys()
+    assert all(len(found) == 1 for found in one.values())
+    assert np.mean([len(found) == NFE for found in each.values()]) > 0.8
+    assert json.loads((copy / "manifest.json").read_text())["precisions"]["int8"]["one_scale"] is True
+    with pytest.raises(UserError, match=r"holds sampler-int8\.onnx already, with one scale for all evaluations"):
+        add(copy, "--precision", "int8")
+
+
+def test_onnx_runtime_fuses_every_layer(quantised: Path, tmp_path: Path) -> None:
+    """As a user's own session does, without an option."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(quantised / "sampler-int8.onnx"), options, providers=["CPUExecutionProvider"])
+    found = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert found.count("QLinearConv") == 33 * NFE
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_images_are_nearly_the_same_and_the_manifest_says_how_nearly(quantised: Path, precision: str) -> None:
+    bundle = Bundle.open(quantised)
+    recorded = bundle.manifest["precisions"][precision]
+    assert 0.001 < recorded["rms_error"] < 0.06
+    assert recorded["layers"] == 33
+    assert recorded["kept"] == {}
+    differences = compare(bundle, backends=["onnxrt"], precision=precision)
+    assert within(differences, None)
+    assert not within(differences, 1e-4)
+
+
+def test_fused_kernels_compute_what_the_nodes_say(quantised: Path) -> None:
+    bundle = Bundle.open(quantised)
+    path = quantised / "sampler-int8.onnx"
+    found, said = (image_error(bundle, path, optimise)["rms_error"] for optimise in (True, False))
+    assert 0.7 < found / said < 1.4
+    node = nodes_of(path, "Conv")[1]  # the first of eight bits; further on, rounding the other way adds up
+    restored = f"{node.outputs[0].name}_restored"
+    scale = number(next(n for n in nodes_of(path, "DequantizeLinear") if n.outputs[0].name == restored).inputs[1])
+    feed = feed_of(bundle, range(16), {})
+    with Session(path, [restored]) as fused, Session(path, [restored], optimise=False) as plain:
+        steps = np.rint((fused.run(feed)[restored] - plain.run(feed)[restored]) / scale)
+    assert np.abs(steps).max() <= 1
+    assert (steps != 0).mean() < 0.002
+
+
+def test_where_kernels_would_overflow_eight_bits_are_computed_in_float32(
+    quantised: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with runtime.load(quantised, "onnxrt", "int8") as fast:
+        expected = fast.sample(range(8))
+    monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt.saturates", lambda: True)
+    with runtime.load(quantised, "onnxrt", "int8") as safe, runtime.load(quantised, "onnxrt") as exact:
+        found, wanted = safe.sample(range(8)), exact.sample(range(8))
+    assert 0 < np.square(found - expected).mean() < np.square(found - wanted).mean()
+
+
+def test_a_histogram_holds_all_values_however_they_come() -> None:
+    rng = np.random.default_rng(1)
+    parts = [rng.standard_normal(1000) * size for size in (0.1, 5, 1)]
+    histogram, together = Histogram(), Histogram()
+    for part in parts:
+        histogram.add(part)
+        other = Histogram()
+        other.add(part)
+        together = together.together(other)
+    values = np.abs(np.concatenate(parts))
+    for one in (histogram, together):
+        assert one.counts.sum() == len(values)
+        assert one.largest == values.max()
+        assert one.counts[: len(one.counts) // 4].sum() == pytest.approx((values < one.top / 4).sum(), abs=9)
+    with pytest.raises(UserError, match="NaN or infinity"):
+        histogram.add(np.array([1.0, np.nan]))
+    with pytest.raises(UserError, match="NaN or infinity"):
+        histogram.add(np.array([1.0, np.inf]))
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_the_clip_point_has_the_least_error(precision: str) -> None:
+    """Of values with rare large ones, against every other point, the largest value among them."""
+    eight, values = QUANTISED[precision], np.random.default_rng(2).standard_t(4, 100_000)
+    histogram = Histogram()
+    histogram.add(values)
+
+    def error(largest: float) -> float:
+        scale = largest / eight.largest
+        return float(np.square(values - scale * to_eight_bits(values / scale, eight).astype(float)).mean())
+
+    best = histogram.best(eight)
+    tried = [error(part * np.abs(values).max()) for part in np.linspace(0.1, 1, 91)]
+    assert error(best) <= 1.01 * min(tried)
+    if precision == "int8":
+        assert error(best) < 0.8 * error(float(np.abs(values).max()))
+
+
+def test_ranges_are_those_of_the_plan_s_own_states(made: Path) -> None:
+    """Each evaluation alone finds what the whole sampler computes there."""
+    bundle = Bundle.open(made)
+    layer = layers_of(ir.load(made / "sampler.onnx").graph)[5]
+    names = [str(value.name) for value in operands(layer, INT8)]
+    assert len(names) == 2 * NFE
+    feed = feed_to_fit(bundle, 4096)
+    by_evaluation = {k: [name for name in names if evaluation_of(name) == k] for k in range(NFE)}
+    found = observe(bundle, by_evaluation, feed, lambda amount: None)
+    with Session(made / "sampler.onnx", names) as session:
+        whole = session.run(feed)
+    for name in names:
+        assert found[name].largest == pytest.approx(np.abs(whole[name]).max(), rel=1e-5)
+        assert found[name].counts.sum() == whole[name].size
+    assert len(feed["noise"]) == 64
+    each, one = (clip_points(found, INT8, one_scale) for one_scale in (False, True))
+    assert len({one[name] for name in names}) == 2
+    assert len({each[name] for name in names}) == 2 * NFE
+
+
+def test_layers_stay_until_the_bound_holds(quantised: Path, copy: Path) -> None:
+    all_of_them = Bundle.open(quantised).manifest["precisions"]["int8"]["rms_error"]
+    add(copy, "--precision", "int8", "--max-error", str(0.95 * all_of_them))
+    recorded = Bundle.open(copy).manifest["precisions"]["int8"]
+    kept = recorded["kept"]
+    assert recorded["rms_error"] <= 0.95 * all_of_them
+    assert 1 <= len(kept) <= 8
+    assert list(kept.values()) == sorted(kept.values(), reverse=True)
+    stored = {layer.name for layer in layers_of(ir.load(copy / "sampler.onnx").graph)}
+    graph = ir.load(copy / "sampler-int8.onnx").graph
+    assert {name for name in stored if name in graph.initializers} == set(kept)
+
+
+def test_a_bound_that_no_choice_of_layers_reaches_adds_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [layer.name for layer in layers_of(ir.load(copy / "sampler.onnx").graph)]
+    monkeypatch.setattr("edge_sampler.export.quantised.effects_of", lambda *arguments: dict.fromkeys(names, 0.0))
+    before = sorted(path.name for path in copy.rglob("*"))
+    with pytest.raises(BoundError, match=r"even without the worst 8 of 33 layers, more than --max-error 1e-06"):
+        add(copy, "--precision", "int8", "--max-error", "1e-6")
+    assert sorted(path.name for path in copy.rglob("*")) == before
+
+
+def test_effects_are_those_of_one_layer_alone(made: Path, tmp_path: Path) -> None:
+    bundle, graph = Bundle.open(made), ir.load(made / "sampler.onnx")
+    layers, feed = layers_of(graph.graph), feed_to_fit(bundle, 1024)
+    names = [str(value.name) for layer in layers for value in operands(layer, INT8)]
+    with Session(made / "sampler.onnx", names) as session:
+        largest = {name: float(np.abs(array).max()) for name, array in session.run(feed).items() if name in names}
+    effects = effects_of(bundle, "int8", largest)
+    assert effects.keys() == {layer.name for layer in layers}
+    worst = next(iter(effects))
+    quantise(graph, "int8", largest, [layer.name for layer in layers if layer.name != worst])
+    drop_unused(graph.graph)
+    save_checked(graph, tmp_path / "one.onnx")
+    with Session(tmp_path / "one.onnx") as one, Session(made / "sampler.onnx") as exact:
+        difference = (one.run(feed)["images"] - exact.run(feed)["images"]).reshape(len(feed["noise"]), -1)
+    assert effects[worst] == pytest.approx(np.sqrt(np.square(difference).mean(1)).mean(), rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_lifted_scales_change_nothing(made: Path, tmp_path: Path, precision: str) -> None:
+    bundle, graph = Bundle.open(made), ir.load(made / "sampler.onnx")
+    layers = layers_of(graph.graph)
+    names = [str(value.name) for layer in layers for value in operands(layer, INT8)]
+    feed = feed_of(bundle, range(8), {})
+    with Session(made / "sampler.onnx", names) as session:
+        exact = session.run(feed)
+    quantise(
+        graph, precision, {name: float(np.abs(exact[name]).max()) for name in names}, [one.name for one in layers[1:]]
+    )
+    drop_unused(graph.graph)
+    lifted = graph.clone()
+    lift_scales(lifted)
+    scales = {float(number(node.inputs[1])) for node in lifted.graph if node.op_type == "QuantizeLinear"}
+    assert scales == {1.0}
+    save_checked(graph, tmp_path / "before.onnx")
+    save_checked(lifted, tmp_path / "after.onnx")
+    with Session(tmp_path / "before.onnx") as before, Session(tmp_path / "after.onnx") as after:
+        first, second = before.run(feed)["images"], after.run(feed)["images"]
+    changed = np.square(first - exact["images"]).mean()
+    assert changed > 0
+    assert np.square(first - second).mean() < (1.2 if precision == "int8" else 0.01) * changed
+
+
+def test_matrix_products_have_scales_for_each_column(tmp_path: Path) -> None:
+    """A transformer with conditions, axes of any size, an encoder and a decoder; which stay as they are."""
+    model = frames(stages=True)
+    export_bundle(model, euler([0.9, 0.5]), tmp_path / "b")
+    add(tmp_path / "b", "--precision", "int8")
+    bundle = Bundle.open(tmp_path / "b")
+    weights = [
+        n
+        for n in nodes_of(tmp_path / "b" / "sampler-int8.onnx", "DequantizeLinear")
+        if n.inputs[0] and n.inputs[0].is_initializer()
+    ]
+    assert len(weights) == bundle.manifest["precisions"]["int8"]["layers"] >= 8
+    assert not any("encoder" in str(node.outputs[0].name) or "decoder" in str(node.outputs[0].name) for node in weights)
+    for node in weights:
+        axis, (reader, *_) = node.attributes["axis"].as_int(), node.outputs[0].consumers()
+        assert axis == (0 if "transB" in reader.attributes and reader.attributes["transB"].as_int() else 1)
+        assert number(node.inputs[1]).shape == (number(node.inputs[0]).shape[axis],)
+    assert within(compare(bundle, backends=["onnxrt"], precision="int8"), None)
+    graph = ir.load(tmp_path / "b" / "sampler-int8.onnx")
+    lift_scales(graph)
+    save_checked(graph, tmp_path / "lifted.onnx")
+    feed = feed_of(bundle, range(4), bundle.examples(4))
+    with Session(tmp_path / "lifted.onnx") as lifted, Session(tmp_path / "b" / "sampler-int8.onnx") as plain:
+        first, second = (session.run(feed)[bundle.output.name] for session in (lifted, plain))
+    assert np.abs(first - second).max() < 0.02 * np.abs(second).max()
+
+
+def test_a_conditional_bundle_of_uint8_images_is_quantised(conditional: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(conditional, tmp_path / "c"))
+    add(folder, "--precision", "int8")
+    assert within(compare(Bundle.open(folder), backends=["onnxrt"], precision="int8"), None)
+
+
+def test_mistakes_are_named(quantised: Path, copy: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        (("--precision", "fp16", "--one-scale"), "--one-scale is for fp8, int8, int8"),
+        (("--engine", "tensorrt-rtx", "--precision", "int8", "--loop"), "--loop has one copy of the network"),
+    ):
+        with pytest.raises(UserError, match=message):
+            add(copy, *arguments)
+    graph = ir.load(quantised / "sampler-int8.onnx")
+    with pytest.raises(UserError, match="quantised already"):
+        quantise(graph, "int8", {})
+    graph = ir.load(quantised / "sampler.onnx")
+    layer = layers_of(graph.graph)[3]
+    array = number(layer.weight).copy()
+    array[0] = np.nan
+    layer.weight.const_value = ir.tensor(array, name=layer.name)
+    largest = {str(value.name): 1.0 for one in layers_of(graph.graph) for value in operands(one, INT8)}
+    with pytest.raises(UserError, match=f"{layer.name} holds NaN or infinity"):
+        quantise(graph, "int8", largest)

@@ -168,4 +168,4 @@ def captions(model: Denoiser, count: int) -> list[str]:
     name, (length,), text = told[0]
     ids = model.draw_raw(range(count), CHECK_STREAM, held=True)[name]
     words = loaded(text.content, int(length)).decode_batch(ids.tolist())
-    return [" ".join(caption.replace(" ##", "").split()) for caption in words]  # parts of words, as word pieces have them
+    return [" ".join(caption.replace(" ##", "").split()) for caption in words]  # ##: a word goes on

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from edge_sampler.export.build_engine import build, engine_for, parsed, read_graph
@@ -92,7 +93,11 @@ def test_the_parsed_network_has_the_types_that_the_graph_says(
     network_of(folder, "fp16", "1:2:4", look)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int8+fp16", "fp8"])
+OLD = tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 24)
+FP8 = pytest.param("fp8", marks=pytest.mark.skipif(OLD, reason="ONNX Runtime 1.23 moves no fp8 values on a CPU"))
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8+fp16", FP8])
 def test_layers_of_eight_bits_are_read_as_such(copy: Path, precision: str) -> None:
     """Each of the network's inner convolutions multiplies what a dequantization restores, twice."""
     add(copy, "--precision", precision)

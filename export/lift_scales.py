@@ -3,8 +3,9 @@
 import numpy as np
 import onnx_ir as ir
 
+from edge_sampler.export.initializer import initializer
 from edge_sampler.export.lower import drop_unused
-from edge_sampler.export.quantise import add_weight, name_result
+from edge_sampler.export.quantise import name_result
 
 
 def lift_scales(model: ir.Model) -> None:
@@ -29,7 +30,7 @@ def lift_scales(model: ir.Model) -> None:
             continue
         number, one = scale.const_value.numpy(), np.ones((), scale.const_value.numpy().dtype)
         for which in (node, restored):
-            which.replace_input_with(1, add_weight(graph, f"scale_one_{one.dtype}", one))
+            which.replace_input_with(1, initializer(graph, f"scale_one_{one.dtype}", one))
         node.replace_input_with(0, _times(graph, x, 1 / number, _channels(users[0], 1)))
         for user in users:
             made = user.outputs[0]
@@ -37,7 +38,7 @@ def lift_scales(model: ir.Model) -> None:
             for index, bias in enumerate(user.inputs[2:], 2):
                 if bias is not None and bias.const_value is not None:
                     less = (bias.const_value.numpy() / number).astype(number.dtype)
-                    user.replace_input_with(index, add_weight(graph, f"{bias.name}_for_{x.name}", less))
+                    user.replace_input_with(index, initializer(graph, f"{bias.name}_for_{x.name}", less))
             for reader, index in readers:
                 reader.replace_input_with(index, _times(graph, made, number, _channels(user, 0)))
     drop_unused(graph)
@@ -69,7 +70,7 @@ def _times(graph: ir.Graph, value: ir.Value, number: np.ndarray, shape: tuple[in
     for reader in value.consumers():
         if reader.outputs[0].name == name:
             return reader.outputs[0]
-    factor = add_weight(graph, f"{name}_factor", np.full(shape, number, number.dtype))
+    factor = initializer(graph, f"{name}_factor", np.full(shape, number, number.dtype))
     node = ir.node("Mul", [value, factor])
     name_result(node, name, value.shape, ir.DataType.from_numpy(number.dtype))
     producer = value.producer()

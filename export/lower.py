@@ -6,6 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
+from edge_sampler.export.initializer import initializer
+
 UNIT = (("ones", 1), ("zeros", 0))  # a scale and a bias that change nothing
 
 
@@ -35,12 +37,12 @@ def lower_group_norm(model: ir.Model) -> None:
         if -1 in spatial:
             grouped = ir.node("Reshape", [x, _constant(graph, [0, groups, -1])])
             same = [
-                _initializer(graph, f"{name}_{groups}", np.full(groups, number, np.float32)) for name, number in UNIT
+                initializer(graph, f"{name}_{groups}", np.full(groups, number, np.float32)) for name, number in UNIT
             ]
             normalised = ir.node("InstanceNormalization", [grouped.outputs[0], *same], {"epsilon": epsilon})
         else:
             grouped = ir.node("Reshape", [x, _constant(graph, [0, groups, size])])
-            ones = _initializer(graph, f"ones_{size}", np.ones(size, np.float32))
+            ones = initializer(graph, f"ones_{size}", np.ones(size, np.float32))
             normalised = ir.node("LayerNormalization", [grouped.outputs[0], ones], {"axis": 2, "epsilon": epsilon})
         several = spatial.count(-1) > 1
         target = sizes.outputs[0] if several else _constant(graph, [0, channels, *spatial])
@@ -117,7 +119,7 @@ def compute_in_single_precision(graph: ir.Graph) -> None:
             if value is None or value.dtype != ir.DataType.DOUBLE:
                 continue
             if value.const_value is not None and value.is_initializer():
-                single = _initializer(graph, f"{value.name}_single", value.const_value.numpy().astype(np.float32))
+                single = initializer(graph, f"{value.name}_single", value.const_value.numpy().astype(np.float32))
                 node.replace_input_with(index, single)
             elif value not in varying:
                 cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value})
@@ -160,24 +162,16 @@ def keep_batch_in_reshapes(model: ir.Model) -> None:
 
 def _constant(graph: ir.Graph, numbers: list[int]) -> ir.Value:
     """The initializer that holds these int64 numbers."""
-    return _initializer(graph, "shape_" + "_".join(map(str, numbers)), np.array(numbers, np.int64))
+    return initializer(graph, "shape_" + "_".join(map(str, numbers)), np.array(numbers, np.int64))
 
 
 def _reshaped(graph: ir.Graph, weight: ir.Value | None, shape: tuple[int, ...]) -> ir.Value:
     """The weight in that shape; its name tells the shape, since one weight may be wanted in several."""
     assert weight is not None
     assert weight.const_value is not None
-    return _initializer(
+    return initializer(
         graph, f"{weight.name}_as_{'x'.join(map(str, shape))}", weight.const_value.numpy().reshape(shape)
     )
-
-
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    if name not in graph.initializers:
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        graph.register_initializer(value)
-    return graph.initializers[name]
 
 
 def prepare_for_tensorrt(model: ir.Model, batch: int | None, group_norm: bool = True) -> None:

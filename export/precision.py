@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from edge_sampler.export.canvas import SAMPLE
+from edge_sampler.export.initializer import initializer
 from edge_sampler.export.precisions import PRECISIONS
 from edge_sampler.runtime.errors import UserError
 
@@ -52,8 +53,8 @@ def clip_masks(graph: ir.Graph, precision: str) -> None:
             if value is None or value.const_value is None or value.const_value.size != 1 or not value.is_initializer():
                 continue
             if value.dtype == ir.DataType.FLOAT and largest < abs(number := value.const_value.numpy()) < np.inf:
-                clipped = ir.tensor(np.clip(number, -largest, largest).astype(np.float32))
-                node.replace_input_with(index, _initializer(graph, f"{value.name}_clipped", clipped))
+                clipped = np.clip(number, -largest, largest).astype(np.float32)
+                node.replace_input_with(index, initializer(graph, f"{value.name}_clipped", clipped))
 
 
 def _lower(graph: ir.Graph, precision: str, lowered: set[ir.Value]) -> None:
@@ -93,7 +94,7 @@ def round_activations(model: ir.Model, precision: str) -> None:
                 lowered = _lowered_weight(graph, value, precision)
                 assert lowered.const_value is not None
                 rounded = lowered.const_value.numpy().astype(np.float32)
-                node.replace_input_with(index, _initializer(graph, f"{value.name}_rounded", ir.tensor(rounded)))
+                node.replace_input_with(index, initializer(graph, f"{value.name}_rounded", rounded))
         for value in node.outputs:
             if value.dtype == ir.DataType.FLOAT:
                 uses = list(value.uses())
@@ -144,16 +145,7 @@ def _lowered_weight(graph: ir.Graph, value: ir.Value, precision: str) -> ir.Valu
     largest = float(np.abs(array[np.isfinite(array)]).max(initial=0))
     if largest > low.largest:
         raise UserError(f"{value.name} holds {largest:.3g}, more than {precision}'s {low.largest:g}: {low.advice}")
-    return _initializer(graph, f"{value.name}_{precision}", ir.tensor(array.astype(low.dtype.numpy())))
-
-
-def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    if name not in graph.initializers:
-        tensor.name = name
-        shape = ir.Shape(tensor.shape.numpy())
-        value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        graph.register_initializer(value)
-    return graph.initializers[name]
+    return initializer(graph, f"{value.name}_{precision}", array.astype(low.dtype.numpy()))
 
 
 def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:

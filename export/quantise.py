@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from edge_sampler.export.initializer import initializer
 from edge_sampler.export.lower import lower_opset
 from edge_sampler.export.precision import around_network, lower_precision
 from edge_sampler.export.precisions import QUANTISED
@@ -167,11 +168,11 @@ def _either(graph: ir.Graph, switch: ir.Value | None, rounded_value: ir.Value, v
 def _through_eight_bits(graph: ir.Graph, value: ir.Value, eight: Quantised, largest: Mapping[str, float]) -> ir.Value:
     """The value, rounded: two nodes behind the one that makes it, the same for all its readers."""
     number = np.array(max(largest[str(value.name)] / eight.largest, LEAST_SCALE), np.float32)
-    scale = add_weight(graph, f"{value.name}_scale", number)
+    scale = initializer(graph, f"{value.name}_scale", number)
     for reader in value.consumers():
         if reader.op_type == "QuantizeLinear":
             return reader.outputs[0].consumers()[0].outputs[0]
-    zero = add_weight(graph, f"zero_{eight.dtype.name.lower()}", np.zeros((), eight.dtype.numpy()))
+    zero = initializer(graph, f"zero_{eight.dtype.name.lower()}", np.zeros((), eight.dtype.numpy()))
     quantised = ir.node("QuantizeLinear", [value, scale, zero])
     restored = ir.node("DequantizeLinear", [quantised.outputs[0], scale, zero])
     name_result(quantised, f"{value.name}_quantised", value.shape, eight.dtype)
@@ -189,9 +190,9 @@ def _weight(graph: ir.Graph, layer: Layer, eight: Quantised) -> ir.Value:
     if not np.isfinite(array).all():
         raise UserError(f"{layer.name} holds NaN or infinity: its model is unusable")
     numbers, scales = rounded(array, layer.axis, eight)
-    stored = add_weight(graph, f"{layer.name}_{eight.dtype.name.lower()}", numbers)
-    scale = add_weight(graph, f"{layer.name}_scale", scales)
-    zero = add_weight(graph, f"zero_{eight.dtype.name.lower()}_{len(scales)}", np.zeros(len(scales), numbers.dtype))
+    stored = initializer(graph, f"{layer.name}_{eight.dtype.name.lower()}", numbers)
+    scale = initializer(graph, f"{layer.name}_scale", scales)
+    zero = initializer(graph, f"zero_{eight.dtype.name.lower()}_{len(scales)}", np.zeros(len(scales), numbers.dtype))
     node = ir.node("DequantizeLinear", [stored, scale, zero], {"axis": layer.axis})
     name_result(node, f"{layer.name}_restored", layer.weight.shape, ir.DataType.FLOAT)
     graph.insert_before(graph[0], node)
@@ -219,15 +220,6 @@ def to_eight_bits(values: np.ndarray, eight: Quantised) -> np.ndarray:
     """The nearest numbers of that type, as QuantizeLinear takes them: halves to even, what is beyond to the largest."""
     within = np.clip(values, -eight.largest, eight.largest)
     return (np.rint(within) if eight.dtype.is_integer() else within).astype(eight.dtype.numpy())
-
-
-def add_weight(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """The initializer of that name, made when it is new."""
-    if name not in graph.initializers:
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        graph.register_initializer(value)
-    return graph.initializers[name]
 
 
 def name_result(node: ir.Node, name: str, shape: ir.Shape | None, dtype: ir.DataType) -> None:

@@ -1,0 +1,13 @@
+"""The weights of a graph, by name."""
+
+import numpy as np
+import onnx_ir as ir
+
+
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """The graph's initializer of that name, made of ``array`` when it is new."""
+    if name not in graph.initializers:
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        graph.register_initializer(value)
+    return graph.initializers[name]

@@ -34,7 +34,7 @@ class Provider:
 
 
 CPU = Provider("CPUExecutionProvider", INSTALL, {})
-CUDA = Provider("CUDAExecutionProvider", "pip install onnxruntime-gpu, in place of onnxruntime", {"use_tf32": "0"})
+CUDA = Provider("CUDAExecutionProvider", "pip install onnxruntime-gpu, in place of onnxruntime", {})
 RTX = Provider("NvTensorRTRTXExecutionProvider", "pip install onnxruntime-ep-nv-tensorrt-rtx", {})
 
 
@@ -68,7 +68,11 @@ class Session:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if provider is CPU and any(file.exists() for file in weights_beside(path)):  # packed, they would be copies
             options.add_session_config_entry("session.disable_prepacking", "1")
-        provider_options = dict(provider.options) | ({"enable_cuda_graph": "1"} if capture else {})
+        provider_options = dict(provider.options)
+        if provider.name == CUDA.name:
+            # use_tf32 = 0 would keep the convolutions of 16 bits from the tensor cores too
+            provider_options |= {"use_tf32": "1" if precision.endswith("16") else "0"}
+            provider_options |= {"enable_cuda_graph": "1"} if capture else {}
         chosen: list[tuple[str, dict[str, str]]] | None = [(provider.name, provider_options)]
         if provider is RTX:
             options.add_provider_for_devices(_rtx_devices(), dict(provider.options))

@@ -34,7 +34,10 @@ class Provider:
 
 
 CPU = Provider("CPUExecutionProvider", INSTALL, {})
-CUDA = Provider("CUDAExecutionProvider", "pip install onnxruntime-gpu, in place of onnxruntime", {})
+CUDA = Provider("CUDAExecutionProvider", "pip install onnxruntime-gpu, in place of onnxruntime", {"use_tf32": "0"})
+# use_tf32 = 0 closes the tensor cores to 16 bits too; their heuristics' kernels are as fast as those that a search of
+# 10 s finds, and float32's are not (docs/gpu.md)
+CUDA_16_BITS = {"use_tf32": "1", "cudnn_conv_algo_search": "HEURISTIC"}
 RTX = Provider("NvTensorRTRTXExecutionProvider", "pip install onnxruntime-ep-nv-tensorrt-rtx", {})
 
 
@@ -69,10 +72,10 @@ class Session:
         if provider is CPU and any(file.exists() for file in weights_beside(path)):  # packed, they would be copies
             options.add_session_config_entry("session.disable_prepacking", "1")
         provider_options = dict(provider.options)
-        if provider.name == CUDA.name:
-            # use_tf32 = 0 would keep the convolutions of 16 bits from the tensor cores too
-            provider_options |= {"use_tf32": "1" if precision.endswith("16") else "0"}
-            provider_options |= {"enable_cuda_graph": "1"} if capture else {}
+        if provider.name == CUDA.name and precision.endswith("16"):
+            provider_options |= CUDA_16_BITS
+        if capture:
+            provider_options["enable_cuda_graph"] = "1"
         chosen: list[tuple[str, dict[str, str]]] | None = [(provider.name, provider_options)]
         if provider is RTX:
             options.add_provider_for_devices(_rtx_devices(), dict(provider.options))

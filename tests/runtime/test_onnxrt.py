@@ -29,6 +29,20 @@ def test_a_provider_that_falls_back_is_refused(made: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("precision", "tf32"), [("fp32", "0"), ("fp16", "1"), ("bf16", "1"), ("int8", "0"), ("int8+fp16", "1")]
+)
+def test_tensor_cores_are_for_16_bits_alone(
+    made: Path, monkeypatch: pytest.MonkeyPatch, precision: str, tf32: str
+) -> None:
+    """``use_tf32`` rounds float32's products, and without it 16 bits run at a third of their speed (docs/gpu.md)."""
+    asked: list[Any] = []
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **named: asked.extend(named["providers"]))
+    with pytest.raises(AttributeError):  # the session that was asked for is none
+        onnxrt.Session(Bundle.open(made).graph("sampler.onnx"), provider=onnxrt.CUDA, precision=precision)
+    assert [(name, options["use_tf32"]) for name, options in asked] == [("CUDAExecutionProvider", tf32)]
+
+
+@pytest.mark.parametrize(
     ("backend", "message"),
     [
         ("onnxrt-cuda", "pip install onnxruntime-gpu"),

@@ -171,6 +171,11 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         help=f"refine noise levels and γ jointly, on the images' error: up to N iterations (without N: {ITERATIONS})",
     )
     add_refine_on_argument(group)
+    group.add_argument(
+        "--paper", action="store_true", help="a fit as in arXiv 2304.11328: its noises, M, steps; with a --solver of it"
+    )
+    budget_help = "evaluations, such as 20000, or a time, such as 10m: the best fit that it allows"
+    group.add_argument("--budget", metavar="N", help=budget_help)
     towards_help = (
         "the model whose converged images are aimed at, where --model is a worse one of it, as a quantised one"
     )
@@ -180,7 +185,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
 
 def settings(arguments: argparse.Namespace) -> Settings:
     """Raises UserError for values out of range."""
-    return Settings(
+    asked = Settings(
         nfe=arguments.nfe,
         solver=arguments.solver,
         schedule=arguments.schedule,
@@ -196,3 +201,4 @@ def settings(arguments: argparse.Namespace) -> Settings:
         refine=arguments.refine,
         refine_on=arguments.refine_on,
     )
+    return asked.as_in_the_paper() if arguments.paper else asked

@@ -87,7 +87,7 @@ def make_candidate(
             aims: Target = lambda index, state: goals[index]  # noqa: E731
             if target == "local":
                 aims = local_targets(scheme, noises.network, settings.fine_steps)
-            steps, images = fit(scheme, noises.network, x, aims, noises.fitting, settings.ridge)
+            steps, images = fit(scheme, noises.network, x, aims, noises.fitting, settings.ridge, settings.paper)
             images = images[heldout]
         wrong = images - goals[-1][heldout]
         each = {str(i): np.array([step.error_before, step.error_after, *step.gamma]) for i, step in enumerate(steps)}
@@ -99,6 +99,8 @@ def make_candidate(
         "scheme": [scheme.solver.name, list(scheme.sigmas), scheme.nfe, scheme.history],
         "target": [target, settings.fine_steps, settings.ridge, *map(digest, goals)],
     }
+    if settings.paper:
+        key["paper"] = True
     if scheme.mean is not None:
         key["mean"] = digest(scheme.mean)
     kept = cache.recall_together(key, fitted)

@@ -2,11 +2,14 @@
 
 python -m calibration --model edm-digits --solver iia-ipndm --nfe 10
 python -m calibration --model edm-digits --solver iia-ipndm --nfe 6 --target global --refine
+python -m calibration --model edm-cifar10 --nfe 10 --budget 20m
+python -m calibration --model edm-cifar10 --solver iia-edm --nfe 11 --paper
 python -m calibration --model BUNDLE/denoiser.onnx --nfe 6 --refine
 torchrun --nproc-per-node 2 -m calibration --model edm-digits --nfe 10
 python -m export --model edm-digits --plan edm-digits-iia-ipndm-nfe10.json
 python -m calibration study --help       # measures every solver
 python -m calibration ablation --help    # measures what each part of a fit is worth
+python -m calibration ship --help        # makes the plans that ship beside the weights
 """
 
 import argparse
@@ -21,9 +24,9 @@ from edge_sampler.calibration.arguments import (
     load_model,
     settings,
 )
+from edge_sampler.calibration.budget import afford
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.evaluate.distributed import written
-from edge_sampler.calibration.forecast import announce
 from edge_sampler.calibration.report import show
 from edge_sampler.models.progress import ProgressBars
 from edge_sampler.runtime.command_line import Parser
@@ -46,8 +49,7 @@ def main() -> None:
     kept = cache(arguments)
 
     def work(progress: ProgressBars) -> Plan:
-        announce(model, wanted)
-        return calibrate(model, wanted, progress, kept, towards)
+        return calibrate(model, afford(model, wanted, arguments.budget), progress, kept, towards)
 
     plan = written(
         target,

@@ -55,24 +55,25 @@ def mean_error(difference: Tensor) -> float:
 
 
 def fit(
-    scheme: Scheme, denoise: Denoise, x: Tensor, target: Target, fitting: int, ridge: float
+    scheme: Scheme, denoise: Denoise, x: Tensor, target: Target, fitting: int, ridge: float, paper: bool = False
 ) -> tuple[list[FittedStep], Tensor]:
     """Runs ``scheme`` from x [n, …] and solves for each step's γ on the way; returns them, and the images [n, …].
 
-    The first ``fitting`` images fit, the others are held out: a γ that does not lower their error is dropped.
+    The first ``fitting`` images fit, the others are held out: a γ that does not lower their error is dropped. As in the
+    ``paper``, arXiv 2304.11328, the first and the last step have none, and no other is dropped.
     """
     steps: list[FittedStep] = []
-    state = x
+    state, ends = x, (0, len(scheme.sigmas) - 2)
 
     def fit_step(base: Tensor, directions: Sequence[Tensor]) -> Tensor:
         nonlocal state
         missing = target(len(steps), state) - base
         gamma = np.zeros(len(directions))
-        if directions:
+        if directions and not (paper and len(steps) in ends):
             gamma = solve(gram([*(direction[:fitting] for direction in directions), missing[:fitting]]), ridge)
         before = rms(missing[fitting:])
         after = rms(correct(-missing[fitting:], [direction[fitting:] for direction in directions], gamma.tolist()))
-        if not after < before:
+        if not (after < before or paper):
             gamma, after = np.zeros(len(directions)), before
         steps.append(FittedStep(tuple(gamma.tolist()), before, after))
         state = correct(base, directions, steps[-1].gamma)

@@ -60,8 +60,9 @@ def refine(
     """Refines ``plan`` so that its images come near ``converged`` [n, …]; never worse than it on the held-out noises.
 
     An iteration takes derivatives on the noises that fit, and of five dampings the one that brings their images
-    nearest; its plan is then judged by the noises held out. There are ``iterations``, or fewer: one that hardly gains
-    is the last. Errors are those of ``view``, one of ``VIEWS``. Raises UserError where it does not exist.
+    nearest; its plan is then judged by the noises held out. There are ``iterations``, or fewer: one that hardly gains,
+    or that takes the held-out noises further off, is the last. Errors are those of ``view``, one of ``VIEWS``. Raises
+    UserError where it does not exist.
     """
     spec, meter = noises.network.model.spec, noises.network.meter
     damping, see = DAMPING, viewer(view, spec.shape)
@@ -90,7 +91,7 @@ def refine(
                 tried.append((error(moved, fitting), damping * factor, moved))
             after, damping, plan = min(tried, key=lambda trial: trial[0])
             made.append((error(plan, heldout), plan))
-        if (1 - ENOUGH) * before < after < before:  # where it stays, the next one damps more
+        if made[-1][0] > made[-2][0] or (1 - ENOUGH) * before < after < before:  # one that stays, the next damps more
             break
     return Refinement(min(made, key=lambda one: one[0])[1], tuple(one[0] for one in made))
 

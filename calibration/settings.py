@@ -1,6 +1,6 @@
 """What to calibrate, checked."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from edge_sampler.calibration.evaluate.distributed import processes
 from edge_sampler.calibration.fit import RIDGE
@@ -38,6 +38,7 @@ class Settings:
         afs: whether the first step is analytical (calibration/afs.py), which saves an evaluation for one step more.
             None: for "auto" alone, unless the caller gives conditions, which have no one mean.
         refine: iterations of joint refinement after the fit, at the most; 0: none.
+        paper: whether the first and the last step have no γ, and others whatever held-out noises say, as in the paper.
         refine_on: one of ``VIEWS``: the error of pixels, or of a classifier's features (28×28 images alone).
     """
 
@@ -55,6 +56,7 @@ class Settings:
     afs: bool | None = None
     refine: int = 0
     refine_on: str = "pixels"
+    paper: bool = False
 
     def __post_init__(self) -> None:
         if self.solver != "auto":
@@ -85,6 +87,19 @@ class Settings:
             raise UserError(f"unknown refine-on {self.refine_on!r}; known: {', '.join(VIEWS)}")
         if self.history is not None and not 0 <= self.history < self.nfe:
             raise UserError(f"history is {self.history}; with nfe {self.nfe} it may be 0 to {self.nfe - 1}")
+
+    def as_in_the_paper(self) -> "Settings":
+        """The settings of arXiv 2304.11328: |B| = 200 for Heun's solvers and 16 for the others, M = 3, no ridge.
+
+        Raises UserError for "auto", which is ours, and where something else was asked for than the paper's.
+        """
+        if self.solver == "auto" or find(self.solver).history is None:
+            raise UserError(f"--paper is for one of its fitted solvers, such as iia-edm or iia-ddim, not {self.solver}")
+        others = Settings(self.nfe, self.solver, self.schedule, history=self.history, seed=self.seed)
+        if changed := [name for name, value in asdict(others).items() if value != getattr(self, name)]:
+            raise UserError(f"--paper sets {changed[0].replace('_', '-')} itself: leave it out, or leave --paper out")
+        batch = 16 if find(self.solver).steps(5) == 5 else 200
+        return replace(others, target="local", fine_steps=3, batch=batch, ridge=0.0, paper=True)
 
     @property
     def sampler(self) -> str:

@@ -22,8 +22,8 @@ from edge_sampler.calibration.arguments import (
     load_model,
     settings,
 )
+from edge_sampler.calibration.budget import afford
 from edge_sampler.calibration.calibrate import calibrate, error_against_converged
-from edge_sampler.calibration.forecast import announce
 from edge_sampler.calibration.report import show
 from edge_sampler.export.assemble import Exported, Form, check_fit, export_bundle, export_graphs, output_of
 from edge_sampler.export.canvas import OUTPUTS
@@ -31,6 +31,7 @@ from edge_sampler.export.engine_command import add_engine_arguments, additions_o
 from edge_sampler.export.extend import add, profile_of
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import bar
+from edge_sampler.models.shipped import SHIPPED, shipped_plan
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser
 from edge_sampler.runtime.errors import UserError
@@ -45,7 +46,10 @@ def main() -> None:
     add_model_arguments(parser)
     add_settings_arguments(parser, exporting=True)
     group = parser.add_argument_group("export")
-    group.add_argument("--plan", type=Path, help="of `python -m calibration`, instead of --nfe, --solver and the rest")
+    plan_help = (
+        "of `python -m calibration`, instead of --nfe, --solver and the rest; shipped: the model's own for --nfe"
+    )
+    group.add_argument("--plan", metavar="FILE", help=plan_help)
     group.add_argument("--output", choices=OUTPUTS, default=OUTPUTS[0], help="of the graph; uint8 is [batch, H, W, C]")
     group.add_argument("--samples", type=int, default=16, help="images in samples.png (default: 16)")
     check_help = f"noises to measure the error on (default: {CHECKED}; of a fitted plan, its fit's own); 0: none"
@@ -61,15 +65,19 @@ def main() -> None:
     additions = additions_of(arguments)
     if arguments.check is not None and arguments.check < 0:
         raise UserError(f"--check is {arguments.check}; it must be at least 0")
-    if (arguments.plan is None) == (arguments.nfe is None):
-        raise UserError("name either --nfe (to calibrate) or --plan (already calibrated)")
-    if arguments.plan and arguments.towards:
-        raise UserError("--towards is for a fit, and --plan is fitted already")
+    shipped = arguments.plan == SHIPPED
+    if (arguments.plan is None or shipped) == (arguments.nfe is None):
+        raise UserError(f"name either --nfe (to calibrate) or --plan (already calibrated); with --plan {SHIPPED}, both")
+    for option in ("towards", "budget"):
+        if arguments.plan and getattr(arguments, option):
+            raise UserError(f"--{option} is for a fit, and --plan is fitted already")
     form = Form(arguments.output, arguments.samples, arguments.encode, arguments.decode)
     wanted = settings(arguments) if arguments.plan is None else None
     if wanted and (arguments.out or wanted.solver != "auto"):  # then the place is known before the work
         check_writable(target(arguments, wanted.sampler, wanted.nfe), arguments.force)
-    stored = Plan.load(arguments.plan) if arguments.plan else None
+    stored = None
+    if arguments.plan:
+        stored = shipped_plan(arguments.model, arguments.nfe) if shipped else Plan.load(Path(arguments.plan))
     model, towards = load_model(arguments), aim(arguments)
     output_of(model, form)  # each of these says at once what cannot be
     if additions:
@@ -80,7 +88,7 @@ def main() -> None:
         graphs = export_graphs(model)  # first: what cannot be exported need not be fitted
         advance(1)
     if wanted:
-        announce(model, wanted)
+        wanted = afford(model, wanted, arguments.budget)
     plan = calibrate(model, wanted, bar, cache(arguments), towards) if wanted else stored
     assert plan is not None
     show(plan)

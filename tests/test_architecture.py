@@ -60,8 +60,8 @@ def test_every_folder_is_installed() -> None:
     places = {f"edge_sampler.{room}": room for room in MAY_IMPORT}
     assert setup["package-dir"] == places | {path.name: str(path.relative_to(ROOT)) for path in commands}
     data = {path.parent for room in MAY_IMPORT for path in (ROOT / room).rglob("*") if path.suffix in DATA}
-    assert setup["package-data"] == {"edge_sampler.models": ["weights/*"]}
-    assert data == {ROOT / "models" / "weights"}
+    assert setup["package-data"] == {"edge_sampler.models": ["weights/*", "weights/plans/*"]}
+    assert data == {ROOT / "models" / "weights", ROOT / "models" / "weights" / "plans"}
 
 
 def test_the_runtime_names_no_heavy_library() -> None:

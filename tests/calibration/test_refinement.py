@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,16 @@ def test_derivatives_predict_what_a_change_does(afs: bool, tolerance: float, dig
         moved = values + move * np.eye(len(values))[index]
         change = sample(few.network, few.noise, with_parameters(plan, moved)) - images
         assert (change - move * slope).norm() < tolerance * change.norm() + 1e-4, index
+
+
+def test_an_iteration_that_takes_heldout_images_further_off_is_the_last(digits: Denoiser) -> None:
+    """Four noises are soon learned by heart."""
+    noises = to_fit(digits, 4, 16, 0)
+    goal = solution(noises, [digits.spec.sigma_max], 48, NO_CACHE)[0.0]
+    errors = refine(plan_of(digits, 4), noises, goal, 12, NO_CACHE).errors
+    assert len(errors) < 13
+    assert errors[-1] > errors[-2]
+    assert all(later <= before for before, later in pairwise(errors[:-1]))
 
 
 def test_refinement_lowers_the_error_and_never_raises_it(

@@ -1,0 +1,57 @@
+"""Makes the plans that ship beside the weights: fitted by default and refined, for each model and NFE.
+
+python -m calibration ship                            # those that lack, or whose model has changed
+python -m calibration ship --model edm-digits --nfe 10
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from edge_sampler import models
+from edge_sampler.calibration.arguments import add_cache_argument, cache
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.refinement import ITERATIONS
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.progress import bar
+from edge_sampler.models.shipped import PLANS, plan_file
+from edge_sampler.runtime.command_line import Parser, whole_numbers
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan
+
+NFES = {"edm-digits": (5, 10)}  # by model
+
+
+def main() -> None:
+    parser = Parser(
+        prog="python -m calibration ship", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", action="append", help=f"of the zoo (default: {', '.join(NFES)})")
+    parser.add_argument("--nfe", type=whole_numbers, help="default: those that ship")
+    parser.add_argument("--out", type=Path, default=PLANS, help="a folder (default: the package's own)")
+    add_cache_argument(parser)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    kept = cache(arguments)
+    for name in arguments.model or NFES:
+        model = models.load(name)
+        for nfe in arguments.nfe or NFES.get(name, ()):
+            path = plan_file(name, nfe, arguments.out)
+            if fits(path, model):
+                continue
+            plan = calibrate(model, Settings(nfe, refine=ITERATIONS), bar, kept)
+            assert plan.report is not None
+            whole = path.with_suffix(".new")
+            replace(plan, report=replace(plan.report, seconds=0.0)).save(whole)  # what differs from run to run
+            whole.replace(path)
+            print(f"{path.name}: {plan.solver}, {plan.report.heldout_rms_error:.4f} RMS")
+
+
+def fits(path: Path, model: Denoiser) -> bool:
+    """Whether that file has a plan of this model, as it is now."""
+    try:
+        report = Plan.load(path).report
+    except UserError:
+        return False
+    return report is not None and report.fingerprint == model.spec.fingerprint

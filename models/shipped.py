@@ -1,0 +1,25 @@
+"""Fitted and refined plans that ship beside the weights: `python -m calibration ship` makes them."""
+
+from pathlib import Path
+
+from edge_sampler.models.zoo import WEIGHTS
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan
+
+SHIPPED = "shipped"  # in place of a plan's file name
+PLANS = WEIGHTS / "plans"
+
+
+def plan_file(model: str, nfe: int, folder: Path = PLANS) -> Path:
+    return folder / f"{model}-nfe{nfe}.json"
+
+
+def shipped_plan(model: str, nfe: int) -> Plan:
+    """The plan of a model of the zoo, by name. Raises UserError where none ships."""
+    path = plan_file(model, nfe)
+    if path.is_file():
+        return Plan.load(path)
+    prefix = plan_file(model, 0).stem.removesuffix("0")
+    numbers = sorted(int(one.stem.removeprefix(prefix)) for one in PLANS.glob(f"{prefix}*.json"))
+    there = f"its plans are of NFE {', '.join(map(str, numbers))}" if numbers else "it has none"
+    raise UserError(f"no plan of {nfe} evaluations ships with {model}; {there}: fit one, with --nfe {nfe} alone")

@@ -1,0 +1,106 @@
+"""A budget is kept, and what it leaves out is said; the paper's own settings are had by one name."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from edge_sampler import models
+from edge_sampler.calibration.budget import afford, evaluations_of, within
+from edge_sampler.calibration.calibrate import calibrate, task_of
+from edge_sampler.calibration.fit import fit
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.solvers.base import Scheme
+from edge_sampler.models.conditioned import conditioned
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.errors import UserError
+from tests.conftest import report_of
+
+
+@pytest.mark.parametrize("budget", [1_000_000, 300_000, 100_000, 30_000, 10_000])
+def test_a_fit_keeps_its_budget_and_uses_most_of_it(budget: int, digits: Denoiser) -> None:
+    asked = Settings(10, refine=3)
+    allowed, left_out = within(digits, asked, budget)
+    spent = task_of(digits, allowed).cost()
+    assert 0.25 * budget < spent <= budget or allowed == asked
+    assert bool(left_out) == (allowed != asked)
+    for name in ("batch", "refine", "solver"):
+        assert (str(getattr(allowed, name)) in " ".join(left_out).split()) == (
+            getattr(allowed, name) != getattr(asked, name)
+        )
+
+
+def test_a_smaller_budget_never_buys_more(digits: Denoiser) -> None:
+    budgets = (10**7, 10**6, 3 * 10**5, 10**5, 5 * 10**4, 2 * 10**4, 10**4)
+    bought = [within(digits, Settings(8, refine=10), budget)[0] for budget in budgets]
+    for more, less in pairwise(bought):
+        assert less.batch <= more.batch
+        assert less.refine <= more.refine
+    assert bought[0] == Settings(8, refine=10)
+
+
+def test_one_that_buys_nothing_says_what_the_least_takes(digits: Denoiser) -> None:
+    with pytest.raises(UserError, match=r"a budget of 50 evaluations is too small: .*16 of 256 noises.* takes [\d,]+"):
+        within(digits, Settings(10), 50)
+
+
+def test_guidance_counts_twice() -> None:
+    model = models.load("edm-fashion-cond")
+    budget = task_of(model, Settings(4)).cost()
+    assert within(model, Settings(4), budget)[0] == Settings(4)
+    assert within(conditioned(model, guidance=2.0), Settings(4), budget)[0] != Settings(4)
+
+
+def test_budgets_are_evaluations_or_times(digits: Denoiser) -> None:
+    assert evaluations_of("20000", digits) == 20000
+    second, minute = evaluations_of("30s", digits), evaluations_of("30m", digits)
+    assert 10 < minute / second < 360
+    for wrong in ("", "0", "-5", "ten", "1.5", "10d", "0m", "1e4"):
+        with pytest.raises(UserError, match="expected evaluations, such as 20000"):
+            evaluations_of(wrong, digits)
+
+
+def test_what_is_left_out_is_told_before(digits: Denoiser, capsys: pytest.CaptureFixture[str]) -> None:
+    allowed = afford(digits, Settings(2, "iia-ipndm"), "9000")
+    told = capsys.readouterr().err
+    assert told.startswith("budget of 9000: ")
+    assert f"{allowed.batch} of 256 noises" in told
+    assert "the fit takes at most" in told
+    assert report_of(calibrate(digits, allowed)).evaluations <= 9000
+
+
+def test_the_papers_settings(digits: Denoiser) -> None:
+    two, one = (Settings(9, solver).as_in_the_paper() for solver in ("iia-edm", "iia-ddim"))
+    assert (two.batch, one.batch) == (200, 16)
+    assert {(s.fine_steps, s.target, s.ridge) for s in (two, one)} == {(3, "local", 0.0)}
+    report = report_of(calibrate(digits, Settings(5, "iia-ddim").as_in_the_paper()))
+    fitted = [any(step.gamma) for step in report.steps]
+    assert fitted == [False, True, True, True, False]
+    with pytest.raises(UserError, match="one of its fitted solvers, such as iia-edm or iia-ddim, not auto"):
+        Settings(5).as_in_the_paper()
+    with pytest.raises(UserError, match="not heun"):
+        Settings(5, "heun").as_in_the_paper()
+    with pytest.raises(UserError, match="--paper sets batch itself"):
+        replace(Settings(5, "iia-ddim"), batch=9).as_in_the_paper()
+
+
+def test_the_paper_keeps_what_heldout_noises_reject() -> None:
+    """Half of the images are to go where the others are not: ours drops such γ, the paper's fit does not."""
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scheme = Scheme(find("iia-ddim"), [8.0, 4.0, 2.0, 1.0, 0.0], 4, 1)
+
+    def denoise(state: torch.Tensor, sigma: float) -> torch.Tensor:
+        return torch.tanh(state) / (1 + sigma)
+
+    def target(step: int, state: torch.Tensor) -> torch.Tensor:
+        sigma, below = scheme.sigmas[step : step + 2]
+        base = state + (below - sigma) / sigma * (state - denoise(state, sigma))
+        return torch.cat([base[:4] + 0.3 * denoise(state, sigma)[:4], base[4:] - 0.3 * denoise(state, sigma)[4:]])
+
+    ours, papers = (
+        [any(step.gamma) for step in fit(scheme, denoise, 8 * x, target, 4, 0.0, paper)[0]] for paper in (False, True)
+    )
+    assert ours == [False, False, False, False]
+    assert papers == [False, True, True, False]

@@ -19,8 +19,8 @@ from edge_sampler.calibration.study.rivals.learn import Lesson, learn
 from edge_sampler.calibration.trace import trace
 from edge_sampler.runtime.plan import Plan
 
-RATES = (0.002, 0.005, 0.015)
-ITERATIONS = 400
+RATES = (0.005, 0.015)
+ITERATIONS = 300
 
 
 def bns(contest: Contest) -> Plan:

@@ -14,8 +14,9 @@ from edge_sampler.calibration.evaluate.distributed import total
 from edge_sampler.calibration.evaluate.noise_sets import SEEDS, Noises
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
-from edge_sampler.calibration.fit import rms
+from edge_sampler.calibration.settings import Settings
 from edge_sampler.models.progress import ProgressBars, silent
+from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan, sample
 
 FIRST = 16  # held-out noises that judge many samplers first
@@ -32,20 +33,29 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Contest:
-    """A task that rivals share: a sampler of ``nfe`` evaluations, fitted on these noises, some of which are held out.
+    """A task that rivals share: a sampler of ``settings.nfe`` evaluations, fitted on these noises, some held out.
 
-    What a fit computes goes through ``recall``, which keeps results with what they cost; so ``ledger`` is right even
-    where a killed run is taken up.
+    ``settings`` also says how many noises these are. What a fit computes goes through ``recall``, which keeps results
+    with what they cost; so ``ledger`` is right even where a killed run is taken up.
     """
 
     noises: Noises
-    nfe: int
+    settings: Settings
     cache: Cache = NO_CACHE
     progress: ProgressBars = silent
     ledger: Ledger = field(default_factory=Ledger)
 
-    def recall(self, key: Mapping[str, Any], compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """The arrays of ``key``, computed only when they are not kept; what that costs, or did, goes on the ledger."""
+    @property
+    def nfe(self) -> int:
+        return self.settings.nfe
+
+    def recall(
+        self, key: Mapping[str, Any], expected: int, compute: Callable[[], Mapping[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """The arrays of ``key``, computed only when they are not kept; what that costs, or did, goes on the ledger.
+
+        ``expected`` evaluations of one sample, as the progress bar has it; ``key["what"]`` is its title.
+        """
         meter = self.noises.network.meter
 
         def measured() -> dict[str, np.ndarray]:
@@ -54,9 +64,8 @@ class Contest:
             return {**arrays, "spent": np.array([meter.evaluations - before, time.perf_counter() - started])}
 
         told = {"rival": key, "noises": self.noises.key, "fitting": self.noises.fitting}
-        with self.progress(str(key["what"]), 1) as advance:
+        with self.progress(str(key["what"]), expected) as meter.progress:
             arrays = self.cache.recall_together(told, measured)
-            advance(1)
         evaluations, seconds = arrays.pop("spent").tolist()
         self.ledger.evaluations += int(total(np.array([evaluations], float))[0])
         self.ledger.seconds += seconds
@@ -65,19 +74,22 @@ class Contest:
     @cached_property
     def goal(self) -> Tensor:
         """The converged images [n, …] of all noises: what ``REFERENCE_STEPS`` of the reference make."""
-        levels, noises = [self.noises.network.model.spec.sigma_max], self.noises
+        levels, steps = [self.noises.network.model.spec.sigma_max], cost(1, REFERENCE_STEPS)
 
         def solve() -> dict[str, np.ndarray]:
-            return {"images": solution(noises, levels, REFERENCE_STEPS, NO_CACHE)[0.0].float().cpu().numpy()}
+            return {"images": solution(self.noises, levels, steps, NO_CACHE)[0.0].float().cpu().numpy()}
 
-        images = self.recall({"what": "converged images", "steps": cost(1, REFERENCE_STEPS)}, solve)["images"]
-        return noises.noise.new_tensor(images)
+        made = self.recall({"what": "converged images", "steps": steps}, steps * len(self.noises), solve)
+        return self.noises.noise.new_tensor(made["images"])
 
     @cached_property
     def mean(self) -> Tensor:
         """The constant [*shape] of an analytical first step."""
-        made = self.recall({"what": "mean image"}, lambda: {"mean": mean_image(self.noises, NO_CACHE).cpu().numpy()})
-        return self.noises.noise.new_tensor(made["mean"])
+
+        def average() -> dict[str, np.ndarray]:
+            return {"mean": mean_image(self.noises, NO_CACHE).cpu().numpy()}
+
+        return self.noises.noise.new_tensor(self.recall({"what": "mean image"}, self.noises.fitting, average)["mean"])
 
     @property
     def heldout(self) -> tuple[Noises, Tensor]:
@@ -102,9 +114,20 @@ class Contest:
         noises = noises.part(slice(sum(seed % (SEEDS // 2) < count for seed in noises.seeds)))
 
         def measure() -> dict[str, np.ndarray]:
-            every = [sample(noises.network, noises.noise, plan) - goal[: len(noises)] for plan in plans]
-            return {"errors": np.array([rms(wrong) for wrong in every])}
+            return {"errors": np.array([rms_error(noises, goal[: len(noises)], plan) for plan in plans])}
 
         told = {"what": f"choice among {len(plans)}", "plans": [plan.sha256 for plan in plans], "count": count}
-        errors: list[float] = self.recall(told, measure)["errors"].tolist()
+        spent = sum(plan.nfe for plan in plans) * len(noises)
+        errors: list[float] = self.recall(told, spent, measure)["errors"].tolist()
         return errors
+
+
+def rms_error(noises: Noises, goal: Tensor, plan: Plan) -> float:
+    """Of the plan's images against the ``goal`` [n, …], over all processes; infinite where a state runs away."""
+    try:
+        wrong = sample(noises.network, noises.noise, plan) - goal
+        sums = [wrong.square().sum().item(), wrong.numel(), 0]
+    except UserError:  # the network's answer is not finite
+        sums = [0, 0, 1]
+    squares, count, failed = total(np.array(sums, float))
+    return float("inf") if failed else float(np.sqrt(squares / count))

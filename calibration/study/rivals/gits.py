@@ -33,7 +33,8 @@ SOLVERS = tuple(solver for solver in FIXED if solver.steps(4) == 4)  # one evalu
 def gits(contest: Contest) -> Plan:
     spec = contest.noises.network.model.spec
     levels = edm(FINE, spec.sigma_min, spec.sigma_max)[:-1]
-    costs = contest.recall({"what": "GITS' errors of steps", "levels": levels}, lambda: costs_of(contest, levels))
+    spent = (FINE - 1) * contest.noises.fitting
+    costs = contest.recall({"what": "errors of steps", "levels": levels}, spent, lambda: costs_of(contest, levels))
     plans: list[Plan] = []
     for mean in (None, contest.mean):
         answers = contest.nfe + (mean is not None)
@@ -51,7 +52,7 @@ def costs_of(contest: Contest, levels: list[float]) -> dict[str, np.ndarray]:
         summed += step_errors(*trajectory(block.network, levels[0] * block.noise, levels), levels)
         count += len(block)
     means = total(summed) / total(np.array([count], float))
-    means[:, *np.tril_indices(len(levels))] = np.inf
+    means[:, np.tri(len(levels), dtype=bool)] = np.inf
     return dict(zip(MEASURES, means, strict=True))
 
 

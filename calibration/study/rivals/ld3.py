@@ -18,9 +18,9 @@ from edge_sampler.calibration.study.rivals.learn import Lesson, learn
 from edge_sampler.calibration.trace import trace
 from edge_sampler.runtime.plan import Plan
 
-RATES = (0.005, 0.015, 0.05)
-ITERATIONS = 200
-RADIUS = 0.001
+RATES = (0.005, 0.015)
+ITERATIONS = 150
+RADIUS = 0.001  # times pixels, over the square of NFE
 
 
 def ld3(contest: Contest) -> Plan:

@@ -9,18 +9,17 @@ import torch
 
 from edge_sampler.calibration.evaluate.distributed import total
 from edge_sampler.calibration.evaluate.noise_sets import SEEDS
-from edge_sampler.calibration.fit import rms
-from edge_sampler.calibration.study.rivals.contest import Contest
-from edge_sampler.calibration.study.rivals.gradient import Loss, by_parameters, descent
+from edge_sampler.calibration.study.rivals.contest import Contest, rms_error
+from edge_sampler.calibration.study.rivals.gradient import BACKWARD, Loss, by_parameters, descent
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.plan import Plan, sample
+from edge_sampler.runtime.plan import Plan
 
 BATCH = 32  # noises of an iteration
 PIECE = 25  # iterations after which the held-out noises judge, and where a killed run goes on
 TRIED = 2  # such pieces of each learning rate; the best of the rates goes on
 MOMENTS = (0.9, 0.99)
 
-State = dict[str, np.ndarray]  # parameters; Adam's first and second moment; shift of noises; best parameters; errors
+State = dict[str, np.ndarray]  # parameters now and best, their held-out errors, Adam's moments, the noises' shift
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,8 @@ class Lesson:
 def learn(contest: Contest, lesson: Lesson) -> Plan:
     """The sampler that errs least on the held-out noises of all that were met, the start among them."""
     pieces = lesson.iterations // PIECE
-    tried = {rate: begun(contest, lesson) for rate in lesson.rates}
+    start = begun(contest, lesson)
+    tried = dict.fromkeys(lesson.rates, start)
     for piece in range(min(TRIED, pieces)):
         tried = {rate: advanced(contest, lesson, state, rate, piece) for rate, state in tried.items()}
     best = min(tried, key=lambda rate: float(tried[rate]["error"]))
@@ -64,22 +64,27 @@ def begun(contest: Contest, lesson: Lesson) -> State:
     def judge() -> State:
         return {"error": np.array(error_of(contest, lesson, lesson.start))}
 
-    error = contest.recall({"what": f"{lesson.name}, start", "parameters": lesson.start.tolist()}, judge)["error"]
-    nothing, shape = np.zeros_like(lesson.start), contest.noises.noise[: contest.noises.fitting].shape
-    shift = np.zeros(shape if lesson.radius else 0)
-    return {"now": lesson.start, "first": nothing, "second": nothing, "shift": shift, "best": lesson.start} | {
-        "error": error,
-        "least": error,
-    }
+    told = {"what": f"{lesson.name}, start", "parameters": lesson.start.tolist()}
+    error = contest.recall(told, contest.nfe * len(contest.heldout[0]), judge)["error"]
+    nothing = np.zeros_like(lesson.start)
+    shift = np.zeros(contest.noises.noise[: contest.noises.fitting].shape if lesson.radius else 0)
+    moments = {"first": nothing, "second": nothing, "shift": shift}
+    return {"now": lesson.start, "best": lesson.start, "error": error, "least": error, **moments}
+
+
+def sampler_of(lesson: Lesson, parameters: np.ndarray) -> Plan | None:
+    """None where there is no such sampler: parameters ran away."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return lesson.plan_of(parameters)
+    except UserError:
+        return None
 
 
 def error_of(contest: Contest, lesson: Lesson, parameters: np.ndarray) -> float:
     """The RMS error on the held-out noises; infinite where there is no such sampler, or it runs away."""
-    noises, goal = contest.heldout
-    try:
-        return rms(sample(noises.network, noises.noise, lesson.plan_of(parameters)) - goal)
-    except UserError:
-        return math.inf
+    plan = sampler_of(lesson, parameters)
+    return math.inf if plan is None else rms_error(*contest.heldout, plan)
 
 
 def advanced(contest: Contest, lesson: Lesson, state: State, rate: float, piece: int) -> State:
@@ -91,7 +96,10 @@ def advanced(contest: Contest, lesson: Lesson, state: State, rate: float, piece:
         new = {name: values.copy() for name, values in state.items()}
         for iteration in range(piece * PIECE, (piece + 1) * PIECE):
             falling = rate * (1 + math.cos(math.pi * iteration / lesson.iterations)) / 2
-            gradient = gradient_at(contest, lesson, new, iteration)
+            plan = sampler_of(lesson, new["now"])
+            if plan is None:
+                break
+            gradient = gradient_at(contest, lesson, plan, new, iteration)
             for moment, power, decay in zip(("first", "second"), (1, 2), MOMENTS, strict=True):
                 new[moment] = decay * new[moment] + (1 - decay) * gradient**power
             first, second = (
@@ -104,13 +112,14 @@ def advanced(contest: Contest, lesson: Lesson, state: State, rate: float, piece:
             new["best"], new["least"] = new["now"], new["error"]
         return new
 
-    return contest.recall(told, advance)
+    judged = contest.nfe * len(contest.heldout[0])
+    return contest.recall(told, PIECE * BATCH * (1 + BACKWARD) * contest.nfe + judged, advance)
 
 
-def gradient_at(contest: Contest, lesson: Lesson, state: State, iteration: int) -> np.ndarray:
-    """The loss's derivative by the parameters, a mean over the noises whose turn it is; it moves these where it may.
+def gradient_at(contest: Contest, lesson: Lesson, plan: Plan, state: State, iteration: int) -> np.ndarray:
+    """The loss's derivative by the parameters that make ``plan``, a mean over the noises whose turn it is.
 
-    Each process has its own of them.
+    It moves these where it may. Each process has its own of them.
     """
     noises = contest.noises
     count = int(total(np.array([noises.fitting], float))[0])
@@ -118,7 +127,7 @@ def gradient_at(contest: Contest, lesson: Lesson, state: State, iteration: int) 
     places = [
         place for place, seed in enumerate(noises.seeds[: noises.fitting]) if (seed % SEEDS - turn) % count < BATCH
     ]
-    plan, summed = lesson.plan_of(state["now"]), np.zeros(len(state["now"]) + 1)
+    summed = np.zeros(len(state["now"]) + 1)
     if places:
         some = noises.some(places)
         shift = torch.from_numpy(state["shift"][places]).to(some.noise) if lesson.radius else 0.0

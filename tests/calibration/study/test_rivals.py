@@ -276,13 +276,14 @@ def test_our_own_fit_is_that_of_the_command_and_costs_what_it_costs(digits: Deno
     settings = replace(SETTINGS, nfe=2, refine=1)
     entries = {}
     for name, refine in (("auto", 0), ("auto-refined", 1)):
-        alone = calibrate(digits, replace(settings, solver="auto", target=None, refine=refine))
+        alone = replace(settings, solver="auto", target=None, refine=refine)
+        plan = calibrate(digits, alone, cache=Cache(tmp_path / name))  # empty, as the command's is at first
         (rival,) = rivals_of(name)
         for _ in range(2):
             entries[name] = enter(rival, to_fit(digits, 8, 8, 0), settings, Cache(tmp_path), silent)
-        assert entries[name].plan.sha256 == alone.sha256
-        assert entries[name].evaluations == report_of(alone).evaluations
-        assert entries[name].solver == alone.solver
+        assert entries[name].plan.sha256 == plan.sha256
+        assert entries[name].evaluations == report_of(plan).evaluations
+        assert entries[name].solver == plan.solver
     assert entries["auto"].evaluations < entries["auto-refined"].evaluations
 
 

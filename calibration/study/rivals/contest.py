@@ -63,7 +63,7 @@ class Contest:
             arrays = dict(compute())
             return {**arrays, "spent": np.array([meter.evaluations - before, time.perf_counter() - started])}
 
-        told = {"rival": key, "noises": self.noises.key, "fitting": self.noises.fitting}
+        told = {"rival": key, "noises": self.noises.key, "fitting": self.noises.fitting, "steps": REFERENCE_STEPS}
         with self.progress(str(key["what"]), expected) as meter.progress:
             arrays = self.cache.recall_together(told, measured)
         evaluations, seconds = arrays.pop("spent").tolist()
@@ -79,7 +79,7 @@ class Contest:
         def solve() -> dict[str, np.ndarray]:
             return {"images": solution(self.noises, levels, steps, NO_CACHE)[0.0].float().cpu().numpy()}
 
-        made = self.recall({"what": "converged images", "steps": steps}, steps * len(self.noises), solve)
+        made = self.recall({"what": "converged images"}, steps * len(self.noises), solve)
         return self.noises.noise.new_tensor(made["images"])
 
     @cached_property

@@ -64,7 +64,7 @@ def begun(contest: Contest, lesson: Lesson) -> State:
     def judge() -> State:
         return {"error": np.array(error_of(contest, lesson, lesson.start))}
 
-    told = {"what": f"{lesson.name}, start", "parameters": lesson.start.tolist()}
+    told = {"what": f"{lesson.name}, start", "sampler": lesson.plan_of(lesson.start).sha256}
     error = contest.recall(told, contest.nfe * len(contest.heldout[0]), judge)["error"]
     nothing = np.zeros_like(lesson.start)
     shift = np.zeros(contest.noises.noise[: contest.noises.fitting].shape if lesson.radius else 0)
@@ -90,7 +90,8 @@ def error_of(contest: Contest, lesson: Lesson, parameters: np.ndarray) -> float:
 def advanced(contest: Contest, lesson: Lesson, state: State, rate: float, piece: int) -> State:
     """``state`` after ``PIECE`` iterations more."""
     told = {"what": f"{lesson.name}, rate {rate:g}, to {(piece + 1) * PIECE}", "of": lesson.iterations}
-    told |= {"radius": lesson.radius, "from": [state["now"].tolist(), state["second"].tolist()]}
+    told |= {"sampler": lesson.plan_of(lesson.start).sha256, "radius": lesson.radius}
+    told |= {"from": [state["now"].tolist(), state["second"].tolist()]}
 
     def advance() -> State:
         new = {name: values.copy() for name, values in state.items()}

@@ -146,8 +146,10 @@ def test_a_velocity_of_bns_is_the_paths(digits: Denoiser) -> None:
     torch.testing.assert_close(images, 0.25 * torch.ones_like(noise), atol=1e-9, rtol=0)
 
 
-def lesson_of_ld3(nfe: int, iterations: int, rates: tuple[float, ...] = (0.03,), radius: float = 0.0) -> Lesson:
-    scheme = solver_on("ddim", nfe)
+def lesson_of_ld3(
+    nfe: int, iterations: int, rates: tuple[float, ...] = (0.03,), radius: float = 0.0, solver: str = "ddim"
+) -> Lesson:
+    scheme = solver_on(solver, nfe)
     return Lesson(
         "LD3",
         lambda parameters: ld3.plan_of(parameters, scheme),
@@ -285,6 +287,14 @@ def test_our_own_fit_is_that_of_the_command_and_costs_what_it_costs(digits: Deno
         assert entries[name].evaluations == report_of(plan).evaluations
         assert entries[name].solver == plan.solver
     assert entries["auto"].evaluations < entries["auto-refined"].evaluations
+
+
+def test_what_is_kept_of_one_solver_is_not_taken_for_another(digits: Denoiser, tmp_path: Path) -> None:
+    """Their parameters are the same: noise levels alone."""
+    cache = Cache(tmp_path)
+    learn(contest(digits, cache), lesson_of_ld3(3, 4, solver="ddim"))
+    kept, alone = (learn(contest(digits, one), lesson_of_ld3(3, 4, solver="dpmpp-2m")) for one in (cache, NO_CACHE))
+    assert kept == alone
 
 
 def test_names_of_rivals() -> None:

@@ -1,7 +1,8 @@
-"""Measures every solver at several numbers of evaluations on held-out noises, and draws what it found.
+"""Measures every solver and its rivals at several numbers of evaluations on held-out noises; draws what it found.
 
 python -m calibration study --model edm-digits
-python -m calibration study --model edm-digits --solvers heun,iia-edm --nfe 15,25 --refined 15
+python -m calibration study --model edm-digits --solvers heun,iia-edm --nfe 15,25 --refined 15 --rivals none
+python -m calibration study --model edm-digits --solvers none --nfe 5,6,8,10
 torchrun --nproc-per-node 2 -m calibration study --model edm-fashion --refined 5,6,8,10 --out study/edm-fashion
 """
 
@@ -22,6 +23,7 @@ from edge_sampler.calibration.refinement import ITERATIONS
 from edge_sampler.calibration.settings import AUTO, Settings
 from edge_sampler.calibration.solvers import ALL_SOLVERS, find
 from edge_sampler.calibration.solvers.base import Solver
+from edge_sampler.calibration.study.rivals.entry import RIVALS, Rival
 from edge_sampler.calibration.study.study import Study, study
 from edge_sampler.models.progress import ProgressBars
 from edge_sampler.runtime.command_line import Parser, whole_numbers
@@ -41,7 +43,13 @@ def main() -> None:
         "--nfe", type=whole_numbers, default=NFES, help=f"numbers of network evaluations (default: {NFES})"
     )
     group.add_argument(
-        "--solvers", default="all", help="by comma, fixed and fitted; auto: what --solver auto tries (default: all)"
+        "--solvers",
+        default="all",
+        help="by comma, fixed and fitted; auto: what --solver auto tries (default: all); none: rivals alone",
+    )
+    names = ", ".join(rival.name for rival in RIVALS)
+    group.add_argument(
+        "--rivals", default="all", help=f"to fit where --refined says, by comma, of {names} (default: all; none: none)"
     )
     group.add_argument(
         "--refined", type=whole_numbers, help="of them, those to refine at (default: as many of 5,6,8,10 as there are)"
@@ -61,7 +69,7 @@ def main() -> None:
     refined = sorted(set(arguments.refined or {*REFINED} & {*nfes})) if arguments.iterations else []
     if not set(refined) <= set(nfes) or arguments.noises < 2:
         raise UserError(f"--refined {refined} must be among --nfe {nfes}, and --noises at least 2")
-    solvers = solvers_of(arguments.solvers)
+    solvers, rivals = solvers_of(arguments.solvers), rivals_of(arguments.rivals)
     settings = Settings(
         nfe=nfes[0],
         target="global",
@@ -75,7 +83,7 @@ def main() -> None:
     model, kept = load_model(arguments), cache(arguments)
 
     def work(progress: ProgressBars) -> Study:
-        return study(model, solvers, nfes, refined, settings, arguments.noises, kept, progress)
+        return study(model, solvers, rivals, nfes, refined, settings, arguments.noises, kept, progress)
 
     def write(found: Study, folder: Path) -> None:
         from edge_sampler.calibration.study import report  # late: Matplotlib takes a second
@@ -88,6 +96,15 @@ def main() -> None:
 
 def solvers_of(text: str) -> list[Solver]:
     """The solvers of a list by comma, each once. Raises UserError for an unknown one."""
-    groups = {"all": [solver.name for solver in ALL_SOLVERS if not solver.clip], "auto": AUTO}
+    groups = {"all": [solver.name for solver in ALL_SOLVERS if not solver.clip], "auto": AUTO, "none": ()}
     names = [name for part in text.split(",") for name in groups.get(part.strip(), [part.strip()])]
     return [*dict.fromkeys(map(find, names))]
+
+
+def rivals_of(text: str) -> list[Rival]:
+    """Those of a list by comma, in their own order. Raises UserError for an unknown one."""
+    known = [rival.name for rival in RIVALS]
+    names = {"all": known, "none": []}.get(text.strip(), [part.strip() for part in text.split(",")])
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--rivals: unknown {unknown[0]!r}; known: {', '.join(known)}, all, none")
+    return [rival for rival in RIVALS if rival.name in names]

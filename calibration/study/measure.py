@@ -36,8 +36,10 @@ class Row:
     images' own RMSE.
 
     ``kind`` is one of ``KINDS``: fixed, or γ fitted by least squares to the global target, on EDM's grid or a chosen
-    one, there with an analytical first step too; or refined. ``steps`` are the RMS errors after each step on the fit's
-    held-out noises, before and after γ; ``fd`` is None where there are no features.
+    one, there with an analytical first step too; or refined; or a rival's (study/rivals/). ``steps`` are the RMS errors
+    after each step on the fit's held-out noises, before and after γ; ``fd`` is None where there are no features. Of
+    rivals, ``of`` is the solver that they chose or started from, and ``evaluations`` of one sample and ``seconds`` are
+    what their fits alone cost.
     """
 
     solver: str
@@ -51,6 +53,9 @@ class Row:
     fd: float | None
     plan: Plan
     steps: tuple[tuple[float, float], ...] = ()
+    of: str = ""
+    evaluations: int | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,15 @@ from matplotlib.axes import Axes
 
 from edge_sampler.calibration.evaluate.reference import REFERENCE
 from edge_sampler.calibration.study.measure import CONVERGED, TRIMMED, Row
+from edge_sampler.calibration.study.rivals.entry import BEST_FIXED, RIVAL
 from edge_sampler.calibration.study.study import KINDS, Study
 
 matplotlib.use("Agg")
 
-COLOURS = dict(zip(KINDS, ("tab:gray", "tab:blue", "tab:olive", "tab:green", "tab:purple", "tab:red"), strict=True))
-NAMED = 2  # solvers of a kind that get a line style and a name of their own; the others share one
-STYLES = ("-", "--")
+HUES = ["black", "tab:orange", "tab:gray", "tab:blue", "tab:olive", "tab:green", "tab:purple", "tab:red", "tab:pink"]
+COLOURS = dict(zip(KINDS, HUES, strict=True))
+NAMED = 2  # solvers of a kind that get a line style and a name of their own; the others share one; rivals all do
+STYLES = ("-", "--", ":")
 
 
 def write(study: Study, folder: Path) -> None:
@@ -38,7 +40,8 @@ def write(study: Study, folder: Path) -> None:
         plot_against_nfe(study, "fd", "FD-fashion against the training images", folder / "fd.png")
     nfe = min(nfes(study), key=lambda nfe: abs(nfe - 10))
     plot_gamma(study, nfe, folder / "gamma.png")
-    plot_steps(study, nfe, folder / "steps.png")
+    if any(row.nfe == nfe and row.steps for row in study.rows):
+        plot_steps(study, nfe, folder / "steps.png")
     plot_samples(study, min(nfes(study), key=lambda nfe: abs(nfe - 5)), folder / "samples.png")
 
 
@@ -64,34 +67,42 @@ def as_json(study: Study) -> dict[str, object]:
 
 
 def markdown(study: Study) -> str:
-    """Errors by solver and NFE, the best of each kind in bold, and each kind's ratio to the best fixed solver."""
+    """Errors by solver and NFE, the best of each kind in bold, and ratios: to the best fixed solver, and to the best of
+    what others do. What fits alone cost.
+    """
     columns = nfes(study)
     lines = [
         f"# {study.model}: RMS error of final images, {study.judged} held-out noises",
         "",
         f"Against images of as many {REFERENCE.name} steps as each needs, which move by {study.convergence:.1e} when "
         f"these double ({study.unsettled} of them by more than {CONVERGED}); in brackets the 95 % bootstrap interval. "
-        "Bold: the best of its kind. Fitted (iia-, biia-): γ by least squares, global target; -chosen: noise levels "
-        "chosen for the model; -afs: an analytical first step; refined: all of it jointly.",
+        "Bold: the best of its kind. best-fixed: the best fixed solver on its best noise levels, with an analytical "
+        "first step (AFS) where that is best, chosen on other noises; gits, ld3, bns: baselines of our own from those "
+        "papers; other fixed solvers: on the model's own levels. Fitted (iia-, biia-): γ by least squares, global "
+        "target; -chosen: noise levels chosen for the model; -afs: AFS; refined: all of it jointly; auto, "
+        "auto-refined: what `python -m calibration` makes by itself.",
         "",
         *_table(study, columns, lambda row: f"{row.rmse:.4f} [{row.low:.4f}, {row.high:.4f}]", "rmse"),
-        "",
-        "Ratio of the best of a kind to the best fixed solver at the same NFE, by RMS error:",
-        "",
-        *_ratios(study, columns, "rmse"),
-        "",
-        f"By RMS error without the worst {TRIMMED:.0%} of each solver's images:",
-        "",
-        *_ratios(study, columns, "trimmed"),
-        "",
-        "By the median of the images' RMS errors:",
-        "",
-        *_ratios(study, columns, "median"),
-        "",
-        "These medians:",
-        "",
-        *_table(study, columns, lambda row: f"{row.median:.4f}", "median"),
     ]
+    for measure, name in (
+        ("rmse", "RMS error"),
+        ("trimmed", f"RMS error without the worst {TRIMMED:.0%} of each solver's images"),
+        ("median", "the median of the images' RMS errors"),
+    ):
+        lines += ["", f"By {name}, the best of a kind to the best fixed solver on its best levels at the same NFE:", ""]
+        lines += _ratios(study, columns, measure, lambda nfe, measure: fixed_row(study, nfe, measure))
+        if any(row.kind == RIVAL for row in study.rows):
+            lines += ["", f"By {name}, to the best of what others do, that solver, gits, ld3 and bns:", ""]
+            lines += _ratios(study, columns, measure, study.rival)
+    lines += ["", "These medians:", "", *_table(study, columns, lambda row: f"{row.median:.4f}", "median")]
+    if any(row.evaluations is not None for row in study.rows):
+        lines += [
+            "",
+            "What a fit alone costs: network evaluations of one sample, a backward pass counted as two, and seconds on "
+            "the machine that made this page; in brackets the solver that was chosen or started from:",
+            "",
+            *_costs(study, columns),
+        ]
     if study.reference_fd is not None:
         lines += ["", f"FD-fashion (the converged images: {study.reference_fd:.2f}):", ""]
         lines += _table(study, columns, lambda row: f"{row.fd:.2f}", "fd")
@@ -102,16 +113,33 @@ def _heading(first: str, columns: Sequence[int]) -> list[str]:
     return [f"| {first} | " + " | ".join(f"NFE {nfe}" for nfe in columns) + " |", "| --- " * (len(columns) + 1) + "|"]
 
 
-def _ratios(study: Study, columns: Sequence[int], measure: str) -> list[str]:
+def fixed_row(study: Study, nfe: int, measure: str) -> Row | None:
+    return study.best(BEST_FIXED, nfe, measure) if BEST_FIXED in study.kinds(nfe) else None
+
+
+def _ratios(study: Study, columns: Sequence[int], measure: str, to: Callable[[int, str], Row | None]) -> list[str]:
     def cell(kind: str, nfe: int) -> str:
-        if kind not in study.kinds(nfe):
+        base = to(nfe, measure)
+        if kind not in study.kinds(nfe) or base is None:
             return ""
-        own, fixed = (getattr(study.best(each, nfe, measure), measure) for each in (kind, "fixed"))
-        return f"{own / fixed:.2f}"
+        return f"{getattr(study.best(kind, nfe, measure), measure) / getattr(base, measure):.2f}"
 
     measured = [kind for kind in KINDS[1:] if any(row.kind == kind for row in study.rows)]
     rows = [f"| {kind} | " + " | ".join(cell(kind, nfe) for nfe in columns) + " |" for kind in measured]
     return _heading("kind", columns) + rows
+
+
+def _costs(study: Study, columns: Sequence[int]) -> list[str]:
+    def cell(name: str, nfe: int) -> str:
+        mine = [row for row in study.rows if row.solver == name and row.nfe == nfe]
+        if not mine:
+            return ""
+        return f"{mine[0].evaluations:,}, {mine[0].seconds:.0f} s ({mine[0].of})"
+
+    names = dict.fromkeys(row.solver for row in study.rows if row.evaluations is not None)
+    return _heading("fit", columns) + [
+        f"| {name} | " + " | ".join(cell(name, nfe) for nfe in columns) + " |" for name in names
+    ]
 
 
 def _table(study: Study, columns: Sequence[int], show: Callable[[Row], str], field: str) -> list[str]:
@@ -140,7 +168,7 @@ def plot_against_nfe(study: Study, field: str, label: str, path: Path) -> None:
         ranked = sorted(by_solver, key=lambda solver: np.mean([np.log(getattr(r, field)) for r in by_solver[solver]]))
         for place, solver in enumerate(ranked):
             rows = by_solver[solver]
-            named = place < NAMED
+            named = place < NAMED or kind == RIVAL
             axes.plot(
                 [row.nfe for row in rows],
                 [getattr(row, field) for row in rows],

@@ -1,4 +1,4 @@
-"""Measures every solver at every number of evaluations on noises that no fit has seen."""
+"""Measures every solver, and its rivals, at every number of evaluations on noises that no fit has seen."""
 
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,14 @@ from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.candidates import Candidate, best_candidate, grid_of, noises_of, scheme_of
 from edge_sampler.calibration.chosen_levels import Grid, choose
 from edge_sampler.calibration.evaluate.distributed import gathered
+from edge_sampler.calibration.evaluate.noise_sets import Noises
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.refinement import refine, viewer
 from edge_sampler.calibration.settings import AUTO, Settings
 from edge_sampler.calibration.solvers.base import Solver
 from edge_sampler.calibration.study.measure import SHOWN, Row, captions, judging
+from edge_sampler.calibration.study.rivals.entry import BEST_FIXED, OURS, RIVAL, Rival, enter
 from edge_sampler.calibration.trace import trace
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
@@ -26,7 +28,8 @@ from edge_sampler.runtime.plan import Plan
 
 ON_CHOSEN = " on a chosen grid"
 WITH_AFS = ", with AFS"
-KINDS = ("fixed", "fitted", "fixed" + ON_CHOSEN, "fitted" + ON_CHOSEN, "fitted" + ON_CHOSEN + WITH_AFS, "refined")
+SOLVED = ("fixed", "fitted", "fixed" + ON_CHOSEN, "fitted" + ON_CHOSEN, "fitted" + ON_CHOSEN + WITH_AFS, "refined")
+KINDS = (BEST_FIXED, RIVAL, *SOLVED, OURS)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,12 @@ class Study:
         rows = (row for row in self.rows if row.kind == kind and row.nfe == nfe)
         return min(rows, key=lambda row: float(getattr(row, measure)))
 
+    def rival(self, nfe: int, measure: str = "rmse") -> Row | None:
+        """The best of what others do, fixed solvers at their best levels among them; None where none was measured."""
+        kinds = [kind for kind in (BEST_FIXED, RIVAL) if kind in self.kinds(nfe)]
+        rows = (self.best(kind, nfe, measure) for kind in kinds)
+        return min(rows, key=lambda row: float(getattr(row, measure)), default=None)
+
     def kinds(self, nfe: int) -> list[str]:
         """Those that were measured at ``nfe``."""
         return [kind for kind in KINDS if any(row.kind == kind and row.nfe == nfe for row in self.rows)]
@@ -61,6 +70,7 @@ class Study:
 def study(
     model: Denoiser,
     solvers: Sequence[Solver],
+    rivals: Sequence[Rival],
     nfes: Sequence[int],
     refined: Sequence[int],
     settings: Settings,
@@ -70,26 +80,18 @@ def study(
 ) -> Study:
     """Each of ``solvers`` at each of ``nfes``, and at those of ``refined`` the best fit refined as well.
 
-    ``settings`` says what to fit on; its solver and NFE do not matter. Everything is kept in ``cache``. Raises
-    UserError unless there are fixed and fitted solvers, and when the reference does not converge.
+    ``rivals`` are measured at those of ``refined``, the best fixed solver at all of ``nfes``. ``settings`` says what to
+    fit on; its solver and NFE do not matter. Everything is kept in ``cache``. Raises UserError unless there are fixed
+    and fitted solvers, or rivals alone, and when the reference does not converge.
     """
     fitted = [solver for solver in solvers if solver.history is not None]
-    if len(fitted) in (0, len(solvers)):
-        names = ", ".join(solver.name for solver in solvers)
+    if len(fitted) in (0, len(solvers)) and (solvers or not rivals):
+        names = ", ".join(solver.name for solver in solvers) or "none"
         raise UserError(f"solvers are {names}: a study compares fitted ones with fixed ones; name one of each, or more")
     viewer(settings.refine_on, model.spec.shape)  # says at once what cannot be
     every = [replace(settings, nfe=nfe, target="global", history=None) for nfe in nfes]
-    own = grid_of(model, model.spec.schedule)
-    levels = {sigma for s in every for solver in solvers for sigma in scheme_of(solver, own, s).sigmas if sigma > 0}
     noises = noises_of(model, settings)
-    with progress("fixed levels", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
-        fine = solution(noises, levels, REFERENCE_STEPS, cache)
-    with_afs = [solver for solver in fitted if solver.name in AUTO]
-    numbers = {solver.steps(nfe) for solver in solvers for nfe in nfes}
-    numbers |= {solver.steps(nfe + 1) for solver in with_afs for nfe in nfes}
-    grids, finer = choose(noises, numbers, REFERENCE_STEPS, cache, progress)
-    both = ChainMap[float, torch.Tensor](finer, fine)  # type: ignore[arg-type]  # nothing is written to it
-    mean = mean_image(noises, cache, progress)
+    entrants, fine = prepared(noises, solvers, every, cache, progress) if solvers else ([], {})
 
     judge = judging(model, judged, cache, progress)
     meter = judge.noises.network.meter
@@ -101,27 +103,32 @@ def study(
         rows.append(row)
         pictures[f"{row.solver} {row.nfe}"] = shown
 
-    entrants: list[tuple[Solver, Sequence[Grid], torch.Tensor | None, str]] = [
-        *((solver, [own], None, "") for solver in solvers),
-        *((solver, grids, None, ON_CHOSEN) for solver in solvers),
-        *((solver, grids, mean, ON_CHOSEN + WITH_AFS) for solver in with_afs),
-    ]
     for s in every:
+        for rival in rivals:
+            if rival.kind == BEST_FIXED or s.nfe in refined:
+                entry = enter(rival, noises, s, cache, progress)
+                with progress(f"{rival.name}, {s.nfe} evaluations", s.nfe * len(judge.noises)) as meter.progress:
+                    measure(entry.plan, rival.kind)
+                rows[-1] = replace(rows[-1], of=entry.solver, evaluations=entry.evaluations, seconds=entry.seconds)
         fits: list[Candidate] = []
         with progress(f"{s.nfe} evaluations", s.nfe * len(entrants) * len(judge.noises)) as meter.progress:
             for solver, tried, image, how in entrants:
                 kind = ("fixed" if solver.history is None else "fitted") + how
                 if kind == "fixed":
-                    measure(trace(scheme_of(solver, own, s)), kind)
+                    measure(trace(scheme_of(solver, tried[0], s)), kind)
                     continue
-                fit = best_candidate(solver, tried, noises, both, "global", s, cache, image)
+                fit = best_candidate(solver, tried, noises, fine, "global", s, cache, image)
                 measure(named(fit.plan, bool(how)), kind, fit.steps)
                 if solver.history is not None:
                     fits.append(fit)
-        if s.nfe in refined:
+        if fits and s.nfe in refined:
             start = min(fits, key=lambda fit: fit.error).plan  # by the fit's own held-out noises
-            last = refine(start, noises, both[0.0], settings.refine, cache, progress, settings.refine_on).plan
+            last = refine(start, noises, fine[0.0], settings.refine, cache, progress, settings.refine_on).plan
             measure(replace(last, solver="refined", report=None), "refined")
+    if not rows:
+        raise UserError(
+            f"nothing to measure at NFE {', '.join(map(str, nfes))}: rivals are fitted where --refined says"
+        )
     judge.check(min(row.rmse for row in rows))
     return Study(
         model.spec.title,
@@ -134,6 +141,31 @@ def study(
         pictures,
         captions(model, len(pictures["reference"])),
     )
+
+
+Entrant = tuple[Solver, Sequence[Grid], torch.Tensor | None, str]  # a mean for AFS, and what the kind adds
+
+
+def prepared(
+    noises: Noises, solvers: Sequence[Solver], every: Sequence[Settings], cache: Cache, progress: ProgressBars
+) -> tuple[list[Entrant], Mapping[float, torch.Tensor]]:
+    """Each solver on the model's own grid and on chosen ones, and the fine solution at all of their levels."""
+    model = noises.network.model
+    own = grid_of(model, model.spec.schedule)
+    levels = {sigma for s in every for solver in solvers for sigma in scheme_of(solver, own, s).sigmas if sigma > 0}
+    with progress("fixed levels", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
+        fine = solution(noises, levels, REFERENCE_STEPS, cache)
+    with_afs = [solver for solver in solvers if solver.history is not None and solver.name in AUTO]
+    numbers = {solver.steps(s.nfe) for solver in solvers for s in every}
+    numbers |= {solver.steps(s.nfe + 1) for solver in with_afs for s in every}
+    grids, finer = choose(noises, numbers, REFERENCE_STEPS, cache, progress)
+    mean = mean_image(noises, cache, progress)
+    entrants: list[Entrant] = [
+        *((solver, [own], None, "") for solver in solvers),
+        *((solver, grids, None, ON_CHOSEN) for solver in solvers),
+        *((solver, grids, mean, ON_CHOSEN + WITH_AFS) for solver in with_afs),
+    ]
+    return entrants, ChainMap[float, torch.Tensor](finer, fine)  # type: ignore[arg-type]  # nothing is written to it
 
 
 def named(plan: Plan, chosen: bool) -> Plan:

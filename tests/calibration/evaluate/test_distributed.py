@@ -31,6 +31,9 @@ from edge_sampler.calibration.refinement import normal_equations
 from edge_sampler.calibration.candidates import grid_of, scheme_of
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.study.rivals import bns
+from edge_sampler.calibration.study.rivals.contest import Contest
+from edge_sampler.calibration.study.rivals.learn import Lesson, gradient_at
 from edge_sampler.calibration.trace import trace
 
 model = models.load("edm-digits")
@@ -40,8 +43,13 @@ with joined(torch.device("cpu")):
     products = gram([fit.network(fit.noise * sigma, sigma) for sigma in (80.0, 2.0, 0.1)])
     plan = trace(scheme_of(find("ddim"), grid_of(model, "edm"), Settings(3)))
     matrix, slope = normal_equations(fit, torch.zeros_like(fit.noise), plan, "pixels", NO_CACHE)
+    lesson = Lesson("", lambda values: bns.plan_of(values, 3, 80.0), bns.parameters_of(plan), torch.mean, (), 0)
+    turn = Contest(noises, Settings(3))
+    turn.__dict__["goal"] = torch.zeros_like(noises.noise)
+    state = {"now": lesson.start, "shift": np.zeros(0)}
+    learned = np.stack([gradient_at(turn, lesson, plan, state, iteration) for iteration in (0, 1)])
     if rank() == 0:
-        np.savez(sys.argv[1], products=products, matrix=matrix, slope=slope)
+        np.savez(sys.argv[1], learned=learned, products=products, matrix=matrix, slope=slope)
     if len(sys.argv) > 2 and rank() == 1:
         sys.exit("dies")
     if len(sys.argv) > 2:
@@ -61,9 +69,9 @@ def test_sums_over_two_processes_are_those_of_one(tmp_path: Path) -> None:
         done = run([*command, str(script), str(tmp_path / f"{name}.npz")], tmp_path)
         assert done.returncode == 0, done.stderr
         sums.append(np.load(tmp_path / f"{name}.npz"))
-    for name in ("products", "matrix", "slope"):
+    for name in ("products", "matrix", "slope", "learned"):
         one, two = sums[0][name], sums[1][name]
-        scale = np.abs(one).max() if name == "slope" else np.sqrt(np.outer(np.diag(one), np.diag(one)))
+        scale = np.abs(one).max() if name in ("slope", "learned") else np.sqrt(np.outer(np.diag(one), np.diag(one)))
         assert np.abs(one - two).max() <= np.max(scale) * 1e-9, name
 
 
@@ -83,7 +91,7 @@ def test_two_processes_make_the_plan_of_one(tmp_path: Path) -> None:
 
 def test_two_processes_measure_what_one_measures(tmp_path: Path) -> None:
     few = ["--nfe", "3", "--solvers", "ddim,iia-ddim", "--iterations", "0", "--noises", "9"]
-    few += ["--batch", "16", "--heldout", "8"]
+    few += ["--batch", "16", "--heldout", "8", "--rivals", "none"]
     script, found = tmp_path / "study.py", []
     script.write_text(COARSE + "study_command.main()")
     for name, command in (("one", [sys.executable]), ("two", TORCHRUN)):

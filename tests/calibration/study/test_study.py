@@ -14,10 +14,12 @@ from edge_sampler.calibration.evaluate.noise_sets import to_judge
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import image_errors
 from edge_sampler.calibration.settings import AUTO, Settings
+from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.study import command as study_command
 from edge_sampler.calibration.study import frechet
-from edge_sampler.calibration.study.measure import converged, judging, reference
-from edge_sampler.calibration.study.study import KINDS
+from edge_sampler.calibration.study.measure import Row, converged, judging, reference
+from edge_sampler.calibration.study.rivals.entry import BEST_FIXED, RIVAL
+from edge_sampler.calibration.study.study import SOLVED, Study
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.networks import classifier
 from edge_sampler.models.progress import silent
@@ -25,7 +27,19 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan
 from tests.conftest import run_main
 
+RIVALS = "edge_sampler.calibration.study.rivals"
 SMALL = ["--nfe", "3,4", "--refined", "3", "--noises", "24", "--batch", "32", "--heldout", "16", "--iterations", "3"]
+SMALL += ["--rivals", "best-fixed,gits,bns"]
+
+
+def few_rivals(patch: pytest.MonkeyPatch) -> None:
+    """Small ones, which a test can wait for."""
+    patch.setattr(f"{RIVALS}.contest.REFERENCE_STEPS", 24)
+    patch.setattr(f"{RIVALS}.fixed.FIXED", (find("ddim"), find("ipndm"), find("unipc")))
+    patch.setattr(f"{RIVALS}.gits.SOLVERS", (find("ddim"), find("ipndm")))
+    patch.setattr(f"{RIVALS}.gits.FINE", 12)
+    patch.setattr(f"{RIVALS}.bns.ITERATIONS", 12)
+    patch.setattr(f"{RIVALS}.learn.PIECE", 4)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +51,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("edge_sampler.calibration.study.study.REFERENCE_STEPS", 48)
         patch.setattr("edge_sampler.calibration.study.measure.MOST_STEPS", 96)
         patch.setattr("edge_sampler.calibration.study.measure.TRIMMED", 0.25)
+        few_rivals(patch)
         patch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 16)
         run_main(
             study_command.main, "--model", "edm-digits", *SMALL, "--cache", str(folder / "cache"), "--out", str(out)
@@ -47,7 +62,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_figures_are_those_of_the_plans_and_all_is_written(found: Path, digits: Denoiser) -> None:
     rows = json.loads((found / "study.json").read_text())["rows"]
     assert {(row["kind"], row["nfe"]) for row in rows} == {
-        *((kind, nfe) for kind in KINDS[:-1] for nfe in (3, 4)), ("refined", 3),
+        *((kind, nfe) for kind in (BEST_FIXED, *SOLVED[:-1]) for nfe in (3, 4)), (RIVAL, 3), ("refined", 3),
     }  # fmt: skip
     refined = next(row for row in rows if row["kind"] == "refined")
     plan = Plan.load(found / "plans" / "refined-nfe3.json")
@@ -56,7 +71,7 @@ def test_the_figures_are_those_of_the_plans_and_all_is_written(found: Path, digi
     assert all(row["low"] <= row["rmse"] <= row["high"] for row in rows)
     assert all(0 < row["trimmed"] < row["rmse"] for row in rows)
     fixed, fitted, _, chosen, afs, refined = (
-        min(row["rmse"] for row in rows if row["kind"] == kind and row["nfe"] == 3) for kind in KINDS
+        min(row["rmse"] for row in rows if row["kind"] == kind and row["nfe"] == 3) for kind in SOLVED
     )
     assert refined < afs < chosen < fitted < fixed
     names = {path.name for path in found.iterdir()}
@@ -66,12 +81,58 @@ def test_the_figures_are_those_of_the_plans_and_all_is_written(found: Path, digi
     assert "FD-fashion" not in table  # digits have no features
 
 
+def test_ratios_are_to_the_best_fixed_solver_and_to_the_best_rival(found: Path) -> None:
+    rows = json.loads((found / "study.json").read_text())["rows"]
+    errors = {(row["solver"], row["nfe"]): row["rmse"] for row in rows}
+    lines = (found / "study.md").read_text().splitlines()
+
+    def cells(heading: str, kind: str) -> list[str]:
+        first = next(place for place, line in enumerate(lines) if line.startswith(heading))
+        line = next(line for line in lines[first:] if line.startswith(f"| {kind} |"))
+        return [cell.strip() for cell in line.split("|")[2:-1]]
+
+    best = {nfe: errors["best-fixed", nfe] for nfe in (3, 4)}
+    rival = min(errors[name, 3] for name in ("best-fixed", "gits", "bns"))
+    assert cells("By RMS error, the best of a kind to", "refined") == [f"{errors['refined', 3] / best[3]:.2f}", ""]
+    fixed = [min(row["rmse"] for row in rows if (row["kind"], row["nfe"]) == ("fixed", nfe)) for nfe in (3, 4)]
+    expected = [f"{error / best[nfe]:.2f}" for nfe, error in zip((3, 4), fixed, strict=True)]
+    assert cells("By RMS error, the best of a kind to", "fixed") == expected
+    assert cells("By RMS error, to the best of what others", "refined")[0] == f"{errors['refined', 3] / rival:.2f}"
+    for row in rows:
+        if row["kind"] in (BEST_FIXED, RIVAL):
+            at = [3, 4].index(row["nfe"])
+            assert cells("What a fit alone costs", row["solver"])[at].startswith(f"{row['evaluations']:,}, ")
+            assert row["evaluations"] > 24 * 48  # the converged images alone
+
+
+def test_the_best_rival_may_be_of_any_kind(found: Path) -> None:
+    plan = Plan.load(found / "plans" / "refined-nfe3.json")
+    errors = {("best-fixed", BEST_FIXED): 0.3, ("gits", RIVAL): 0.4, ("bns", RIVAL): 0.2, ("refined", "refined"): 0.1}
+    rows = [Row(name, kind, 3, error, 0, 1, error, -error, None, plan) for (name, kind), error in errors.items()]
+    measured = Study("", Settings(3), 1, 0.0, 0, None, tuple(rows), {}, ())
+    assert [measured.rival(3, measure) for measure in ("rmse", "median")] == [rows[2], rows[1]]
+    assert replace(measured, rows=tuple(rows[:2])).rival(3) == rows[0]
+    assert measured.rival(4) is None
+
+
+def test_of_rivals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 48)
+    few_rivals(monkeypatch)
+    few = ["--nfe", "2,3", "--refined", "3", "--noises", "4", "--batch", "8", "--heldout", "4", "--solvers", "none"]
+    few += ["--cache", str(tmp_path / "cache"), "--model", "edm-digits"]
+    run_main(study_command.main, *few, "--rivals", "gits,best-fixed", "--out", str(tmp_path / "out"))
+    rows = json.loads((tmp_path / "out" / "study.json").read_text())["rows"]
+    assert [(row["solver"], row["nfe"]) for row in rows] == [("best-fixed", 2), ("best-fixed", 3), ("gits", 3)]
+    with pytest.raises(UserError, match="solvers are none"):
+        run_main(study_command.main, *few, "--rivals", "none", "--out", str(tmp_path / "no"))
+
+
 def test_of_named_solvers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 48)
     monkeypatch.setattr("edge_sampler.calibration.study.study.REFERENCE_STEPS", 48)
     monkeypatch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 16)
     few = ["--nfe", "3", "--noises", "4", "--batch", "8", "--heldout", "4", "--iterations", "0"]
-    few += ["--cache", str(tmp_path / "cache")]
+    few += ["--rivals", "none", "--cache", str(tmp_path / "cache")]
     out = tmp_path / "out"
     run_main(study_command.main, "--model", "edm-digits", *few, "--solvers", "heun,iia-edm, heun", "--out", str(out))
     rows = json.loads((out / "study.json").read_text())["rows"]

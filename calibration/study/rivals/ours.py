@@ -1,0 +1,41 @@
+"""This project's own fit, as ``python -m calibration`` makes it by itself: with an empty cache, and so at full cost."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from edge_sampler.calibration.calibrate import fitted
+from edge_sampler.calibration.evaluate.distributed import processes
+from edge_sampler.calibration.evaluate.results import Cache
+from edge_sampler.calibration.study.rivals.contest import Contest
+from edge_sampler.runtime.plan import Plan, nested
+
+
+def auto(contest: Contest) -> Plan:
+    return made(contest, 0)
+
+
+def refined(contest: Contest) -> Plan:
+    return made(contest, contest.settings.refine)
+
+
+def made(contest: Contest, iterations: int) -> Plan:
+    """The plan of ``--solver auto --refine iterations``."""
+    model = contest.noises.network.model
+    settings = replace(contest.settings, solver="auto", target=None, refine=iterations)
+
+    def fit() -> dict[str, np.ndarray]:
+        with tempfile.TemporaryDirectory() as folder:
+            plan = fitted(model, settings, cache=Cache(Path(folder)))
+        assert plan.report
+        contest.noises.network.meter.evaluations += plan.report.evaluations // processes()
+        rows = {str(k): np.array(row) for k, row in enumerate(plan.table)}
+        return {"name": np.array(plan.solver), "sigmas": np.array(plan.sigmas), "mean": np.array(plan.mean), **rows}
+
+    told = {"what": f"auto, refined by {iterations}", "settings": vars(settings)}
+    kept = contest.recall(told, 0, fit)
+    rows = tuple(tuple(kept[str(k)].tolist()) for k in range(contest.nfe + 1))
+    mean = nested(kept["mean"]) if kept["mean"].size else ()
+    return Plan(str(kept["name"]), tuple(kept["sigmas"].tolist()), rows, mean=mean)

@@ -9,7 +9,9 @@ What it makes small is the mean over images of each one's RMS error, by weighing
 few, which are not the ones to come.
 
 An evaluation may be another function than the model that the images were converged with: a quantised one has scales of
-its own at each evaluation. ``refine_over`` lets the plan make good what that spoils.
+its own at each evaluation. ``refine_over`` lets the plan make good what that spoils. Then answers and errors are those
+of the evaluations, and derivatives those of the model, at the same states: a small change of a state makes roundings
+fall the other way all through a network, and differences of rounded answers are mostly that.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,7 +80,8 @@ def refine(
         return float(errors / count)
 
     fitting, heldout = slice(noises.fitting), slice(noises.fitting, None)
-    cost = iteration_cost([len(row) for row in plan.table[:-1]], noises.fitting, len(noises.heldout))
+    entries, differ = [len(row) for row in plan.table[:-1]], bool(noises.network.evaluations)
+    cost = iteration_cost(entries, noises.fitting, len(noises.heldout), differ)
     made = [(error(plan, heldout), plan)]
     for iteration in range(iterations):
         with progress(f"refinement {iteration + 1} of up to {iterations}", cost) as meter.progress:
@@ -107,9 +110,10 @@ def refine_over(
 ) -> Refinement:
     """``refine`` of a sampler whose k-th evaluation is ``evaluations[k]``, and not the network of ``noises``.
 
-    Any denoiser will do that takes what the model takes, such as ``OnnxDenoiser`` of a graph that is quantised with the
-    scales of that evaluation: derivatives are differences. Results are kept by their fingerprints. ``converged`` are
-    the model's. Raises UserError for another number of evaluations than the plan has, and for one of other inputs.
+    Any denoiser will do that takes what the model takes and answers nearly as it does, such as ``OnnxDenoiser`` of a
+    graph that is quantised with the scales of that evaluation: derivatives are the model's. Results are kept by their
+    fingerprints. ``converged`` are the model's. Raises UserError for another number of evaluations than the plan has,
+    and for one of other inputs.
     """
     if len(evaluations) != plan.nfe:
         raise UserError(f"the plan has {plan.nfe} evaluations, and there are functions for {len(evaluations)}")
@@ -165,6 +169,7 @@ def normal_equations(
     products = np.zeros((size, size))
     for rows, block in noises.blocks():
         key = {"weighted normal equations": block.key, "goal": digest(goal[rows]), "plan": plan.sha256, "view": view}
+        key |= {"derivatives": "of the model"} if block.network.evaluations else {}
         products += cache.recall(key, partial(sums, block, goal[rows]))["products"]
     summed = total(products)
     return summed[:-1, :-1], summed[:-1, -1]
@@ -189,7 +194,7 @@ def with_parameters(plan: Plan, values: np.ndarray, limits: tuple[float, float] 
     return replace(plan, sigmas=tuple(sigmas), table=tuple(rows))
 
 
-def evaluations(entries: Sequence[int]) -> int:
+def derivative_cost(entries: Sequence[int]) -> int:
     """What ``derivatives`` costs an image: at each evaluation one, one for each entry so far, one for each level.
 
     ``entries`` are how many the row of each evaluation has.
@@ -197,19 +202,23 @@ def evaluations(entries: Sequence[int]) -> int:
     return int(sum(1 + so_far + level for level, so_far in enumerate(np.cumsum(entries), start=1)))
 
 
-def iteration_cost(entries: Sequence[int], fitting: int, heldout: int) -> int:
-    """Evaluations of one sample that an iteration spends on so many noises."""
+def iteration_cost(entries: Sequence[int], fitting: int, heldout: int, differ: bool = False) -> int:
+    """Evaluations of one sample that an iteration spends on so many noises.
+
+    Where evaluations ``differ`` from the model, derivatives are the model's, and each answer is one evaluation more.
+    """
     nfe = len(entries)
-    return (evaluations(entries) + nfe * (1 + len(DAMPINGS))) * fitting + nfe * heldout
+    return (derivative_cost(entries) + nfe * (1 + differ + len(DAMPINGS))) * fitting + nfe * heldout
 
 
 def derivatives(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """Images [n, …] of unit ``noise`` [n, …], and their derivatives [parameters, n, …], by forward differences.
 
-    A change of row k reaches the images through evaluations k … nfe-1, which is what it costs (``evaluations``); one of
-    the images' own row costs nothing.
+    A change of row k reaches the images through evaluations k … nfe-1, which is what it costs (``derivative_cost``);
+    one of the images' own row costs nothing. Differences are the model's, around states that evaluations of another
+    kind lead to.
     """
-    n, shape = len(noise), noise.shape
+    n, shape, exact = len(noise), noise.shape, replace(network, evaluations=())
     terms = [term.expand_as(noise) for term in terms_before(noise, plan)]
     tangents = [noise.new_zeros(0, *shape) for _ in terms]  # of each term, by the parameters that come before it
 
@@ -224,12 +233,12 @@ def derivatives(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Te
         x, dx = weighted_sum(row, terms), pushed(row)
         size = dx.flatten(1).square().mean(1).sqrt()
         step = (PROBE * sigma / size.clamp_min(1e-30)).view(-1, *[1] * len(shape))
-        evaluate = network.at(place)
-        denoised = evaluate(torch.cat([x, (x + step * dx).flatten(0, 1)]), sigma)
-        louder = evaluate(x, sigma * (1 + PROBE))
+        denoised = exact(torch.cat([x, (x + step * dx).flatten(0, 1)]), sigma)
+        louder = exact(x, sigma * (1 + PROBE))
+        taken = network.at(place)(x, sigma) if network.evaluations else denoised[:n]
         for bound in (torch.inf, plan.clip) if plan.clip else (torch.inf,):
             answer, moved, told_more = (each.clamp(-bound, bound) for each in (denoised[:n], denoised[n:], louder))
-            terms.append(answer)
+            terms.append(taken.clamp(-bound, bound))
             changed = (moved.view_as(dx) - answer) / step
             tangents.append(torch.cat([changed, (told_more - answer)[None] / np.log1p(PROBE)]))
     return weighted_sum(plan.table[-1], terms), pushed(plan.table[-1])

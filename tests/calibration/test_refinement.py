@@ -19,8 +19,8 @@ from edge_sampler.calibration.evaluate.reference import solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import image_errors
 from edge_sampler.calibration.refinement import (
+    derivative_cost,
     derivatives,
-    evaluations,
     normal_equations,
     parameters,
     refine,
@@ -73,7 +73,7 @@ def test_derivatives_predict_what_a_change_does(afs: bool, tolerance: float, dig
     assert plan.afs == afs
     few.network.meter.evaluations = 0
     images, slopes = derivatives(few.network, few.noise, plan)
-    assert few.network.meter.evaluations == evaluations([len(row) for row in plan.table[:-1]]) * 4
+    assert few.network.meter.evaluations == derivative_cost([len(row) for row in plan.table[:-1]]) * 4
     torch.testing.assert_close(images, sample(few.network, few.noise, plan), rtol=1e-4, atol=1e-5)
     values = parameters(plan)
     assert len(slopes) == len(values) == 3 + sum(range(1, 5)) + 4 * afs

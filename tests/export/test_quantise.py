@@ -287,7 +287,7 @@ def test_effects_are_those_of_one_layer_alone(made: Path, tmp_path: Path) -> Non
     names = [str(value.name) for layer in layers for value in operands(layer, INT8)]
     with Session(made / "sampler.onnx", names) as session:
         largest = {name: float(np.abs(array).max()) for name, array in session.run(feed).items() if name in names}
-    effects = effects_of(bundle, "int8", largest)
+    effects = effects_of(bundle, made / "sampler.onnx", "int8", largest)
     assert effects.keys() == {layer.name for layer in layers}
     worst = next(iter(effects))
     quantise(graph, "int8", largest, [layer.name for layer in layers if layer.name != worst])

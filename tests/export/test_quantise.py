@@ -14,7 +14,6 @@ from edge_sampler import runtime
 from edge_sampler.export.assemble import export_bundle
 from edge_sampler.export.engine_command import main
 from edge_sampler.export.image_error import image_error
-from edge_sampler.export.lift_scales import lift_scales
 from edge_sampler.export.lower import drop_unused
 from edge_sampler.export.precisions import QUANTISED
 from edge_sampler.export.quantise import (
@@ -298,31 +297,6 @@ def test_effects_are_those_of_one_layer_alone(made: Path, tmp_path: Path) -> Non
     assert effects[worst] == pytest.approx(np.sqrt(np.square(difference).mean(1)).mean(), rel=0.1)
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_lifted_scales_change_nothing(made: Path, tmp_path: Path, precision: str) -> None:
-    bundle, graph = Bundle.open(made), ir.load(made / "sampler.onnx")
-    layers = layers_of(graph.graph)
-    names = [str(value.name) for layer in layers for value in operands(layer, INT8)]
-    feed = feed_of(bundle, range(8), {})
-    with Session(made / "sampler.onnx", names) as session:
-        exact = session.run(feed)
-    quantise(
-        graph, precision, {name: float(np.abs(exact[name]).max()) for name in names}, [one.name for one in layers[1:]]
-    )
-    drop_unused(graph.graph)
-    lifted = graph.clone()
-    lift_scales(lifted)
-    scales = {float(number(node.inputs[1])) for node in lifted.graph if node.op_type == "QuantizeLinear"}
-    assert scales == {1.0}
-    save_checked(graph, tmp_path / "before.onnx")
-    save_checked(lifted, tmp_path / "after.onnx")
-    with Session(tmp_path / "before.onnx") as before, Session(tmp_path / "after.onnx") as after:
-        first, second = before.run(feed)["images"], after.run(feed)["images"]
-    changed = np.square(first - exact["images"]).mean()
-    assert changed > 0
-    assert np.square(first - second).mean() < (1.2 if precision == "int8" else 0.01) * changed
-
-
 def test_matrix_products_have_scales_for_each_column(tmp_path: Path) -> None:
     """A transformer with conditions, axes of any size, an encoder and a decoder; which stay as they are."""
     model = frames(stages=True)
@@ -341,13 +315,6 @@ def test_matrix_products_have_scales_for_each_column(tmp_path: Path) -> None:
         assert axis == (0 if "transB" in reader.attributes and reader.attributes["transB"].as_int() else 1)
         assert number(node.inputs[1]).shape == (number(node.inputs[0]).shape[axis],)
     assert within(compare(bundle, backends=["onnxrt"], precision="int8"), None)
-    graph = ir.load(tmp_path / "b" / "sampler-int8.onnx")
-    lift_scales(graph)
-    save_checked(graph, tmp_path / "lifted.onnx")
-    feed = feed_of(bundle, range(4), bundle.examples(4))
-    with Session(tmp_path / "lifted.onnx") as lifted, Session(tmp_path / "b" / "sampler-int8.onnx") as plain:
-        first, second = (session.run(feed)[bundle.output.name] for session in (lifted, plain))
-    assert np.abs(first - second).max() < 0.02 * np.abs(second).max()
 
 
 def test_a_conditional_bundle_of_uint8_images_is_quantised(conditional: Path, tmp_path: Path) -> None:

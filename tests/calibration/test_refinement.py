@@ -204,6 +204,22 @@ def test_a_plan_is_refined_over_evaluations_that_differ(
     assert after < 0.9 * error_of(found.plan, rounded[::-1], noises, converged)
 
 
+def test_derivatives_are_the_models_where_evaluations_round(
+    digits: Denoiser, rounded: list[Denoiser], noises: Noises
+) -> None:
+    """At the states that rounding leads to; differences of rounded answers would be whole steps, or nothing."""
+    few, plan = noises.part(slice(0, 4)), plan_of(digits, 1)
+    few.network.meter.evaluations = 0
+    images, slopes = derivatives(few.over(rounded[:1]).network, few.noise, plan)
+    assert few.network.meter.evaluations == (derivative_cost([1]) + 1) * 4
+    exact_images, exact_slopes = derivatives(few.network, few.noise, plan)
+    answers = few.over(rounded[:1]).network.at(0)(plan.table[0][0] * few.noise, plan.sigmas[0])
+    torch.testing.assert_close(slopes[:-1], exact_slopes[:-1])
+    torch.testing.assert_close(slopes[-1], answers)  # by its weight
+    torch.testing.assert_close(images, plan.table[1][0] * few.noise + plan.table[1][1] * answers)
+    assert (images - exact_images).abs().max() > 0.05
+
+
 def test_evaluations_stand_for_the_models(
     digits: Denoiser, rounded: list[Denoiser], noises: Noises, converged: Tensor
 ) -> None:

@@ -6,9 +6,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from edge_sampler.export.assemble import export_bundle
 from edge_sampler.export.lift_scales import lift_scales
@@ -17,35 +14,17 @@ from edge_sampler.export.precisions import QUANTISED
 from edge_sampler.export.quantise import layers_of, operands, quantise
 from edge_sampler.export.quantised import feed_to_fit
 from edge_sampler.export.save import save_checked
-from edge_sampler.models.own import adapt
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.bundle import Bundle
-from tests.export.networks import euler, frames
+from tests.export.networks import convolved, euler, frames
 from tests.export.test_quantise import number
-
-
-class Convolved(nn.Module):
-    """Images [n, 1, 8, 8]: inside, a convolution with a bias, one without, and one of groups."""
-
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        self.first, self.last = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, 1, 3, padding=1)
-        inner = (nn.Conv2d(width, width, 3, padding=1, bias=bias, groups=2 - bias) for bias in (True, False))
-        self.inner = nn.ModuleList([*inner, nn.Conv2d(width, width, 1)])
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        x = self.first(x)
-        for layer in self.inner:
-            x = layer(functional.silu(x))
-        return self.last(x)
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """Of convolutions, and of matrix products."""
     folder = tmp_path_factory.mktemp("lifted")
-    torch.manual_seed(0)
-    export_bundle(adapt(Convolved(), (1, 8, 8), "EDMPrecond"), euler([2.0, 0.5]), folder / "images")
+    export_bundle(convolved(3), euler([2.0, 0.5]), folder / "images")
     export_bundle(frames(), euler([0.9, 0.5]), folder / "frames")
     return {path.name: Bundle.open(path) for path in folder.iterdir()}
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,9 +113,9 @@ class Convolved(nn.Module):
     def __init__(self, layers: int, width: int = 8) -> None:
         super().__init__()
         self.first, self.last = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, 1, 3, padding=1)
-        kinds = ({}, {"bias": False, "groups": 2}, {"kernel_size": 1, "padding": 0})
+        kinds: tuple[dict[str, Any], ...] = ({}, {"bias": False, "groups": 2}, {"kernel_size": 1, "padding": 0})
         told = ({"kernel_size": 3, "padding": 1, **kinds[place % 3]} for place in range(layers))
-        self.inner = nn.ModuleList([nn.Conv2d(width, width, **one) for one in told])  # type: ignore[arg-type]
+        self.inner = nn.ModuleList([nn.Conv2d(width, width, **one) for one in told])
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         x = self.first(x)

@@ -11,7 +11,9 @@ few, which are not the ones to come.
 An evaluation may be another function than the model that the images were converged with: a quantised one has scales of
 its own at each evaluation. ``refine_over`` lets the plan make good what that spoils. Then answers and errors are those
 of the evaluations, and derivatives those of the model, at the same states: a small change of a state makes roundings
-fall the other way all through a network, and differences of rounded answers are mostly that.
+fall the other way all through a network, and differences of rounded answers are mostly that. For the same reason a few
+images leave their paths, others for each plan, and a mean of errors would choose among plans by those few: what is made
+small there is the geometric mean, by weighing an image with the inverse of its error's square.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +46,10 @@ DAMPINGS = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the last one, tried each time
 
 @dataclass(frozen=True)
 class Refinement:
-    """The plan that did best on the held-out noises, and each iteration's mean error there, the first before any."""
+    """The plan that did best on the held-out noises, and each iteration's mean error there, the first before any.
+
+    Means are geometric where evaluations differ from the model.
+    """
 
     plan: Plan
     errors: tuple[float, ...]
@@ -66,21 +71,23 @@ def refine(
     is the last. Errors are those of ``view``, one of ``VIEWS``. Raises UserError where it does not exist.
     """
     spec, meter = noises.network.model.spec, noises.network.meter
-    damping, see = DAMPING, viewer(view, spec.shape)
+    damping, see, differ = DAMPING, viewer(view, spec.shape), bool(noises.network.evaluations)
     goal = see(converged)
 
     def error(plan: Plan, some: slice) -> float:
         def sums() -> dict[str, np.ndarray]:
             errors = image_errors(see(sample(part.network.in_turn(), part.noise, plan)) - goal[some])
-            return {"sums": np.array([errors.sum().item(), len(errors)])}
+            told = errors.clamp_min(LEAST).log() if differ else errors
+            return {"sums": np.array([told.sum().item(), len(errors)])}
 
         part = noises.part(some)
-        key = {"mean error": part.key, "goal": digest(goal[some]), "plan": plan.sha256, "view": view}
+        what = "mean logarithm of errors" if differ else "mean error"
+        key = {what: part.key, "goal": digest(goal[some]), "plan": plan.sha256, "view": view}
         errors, count = total(cache.recall(key, sums)["sums"])
-        return float(errors / count)
+        return float(np.exp(errors / count) if differ else errors / count)
 
     fitting, heldout = slice(noises.fitting), slice(noises.fitting, None)
-    entries, differ = [len(row) for row in plan.table[:-1]], bool(noises.network.evaluations)
+    entries = [len(row) for row in plan.table[:-1]]
     cost = iteration_cost(entries, noises.fitting, len(noises.heldout), differ)
     made = [(error(plan, heldout), plan)]
     for iteration in range(iterations):
@@ -150,15 +157,18 @@ def normal_equations(
 ) -> tuple[np.ndarray, np.ndarray]:
     """JᵀJ [p, p] and Jᵀr [p] of the ``view``, whose ``goal`` is [n, …]; kept block by block.
 
-    Summed over what is seen of an image, over images, each weighed by the inverse of its error, and over processes.
+    Summed over what is seen of an image, over images, each weighed by the inverse of its error, or of its square where
+    evaluations differ from the model, and over processes.
     """
+    differ = bool(noises.network.evaluations)
     see = viewer(view, noises.network.model.spec.shape)
 
     def sums(block: Noises, goal: Tensor) -> dict[str, np.ndarray]:
         images, derivative = derivatives(block.network, block.noise, plan)
         seen = see(images)
         wrong = seen - goal
-        weights = image_errors(wrong).clamp_min(LEAST).rsqrt().view(-1, *[1] * (wrong.dim() - 1))
+        errors = image_errors(wrong).clamp_min(LEAST).view(-1, *[1] * (wrong.dim() - 1))
+        weights = 1 / errors if differ else errors.rsqrt()
         step = PROBE / derivative.flatten(1).square().mean(1).sqrt().clamp_min(1e-30)
         moved = images + step.view(-1, *[1] * images.dim()) * derivative
         changed = see(moved.flatten(0, 1)).view(len(step), *seen.shape) - seen
@@ -169,7 +179,7 @@ def normal_equations(
     products = np.zeros((size, size))
     for rows, block in noises.blocks():
         key = {"weighted normal equations": block.key, "goal": digest(goal[rows]), "plan": plan.sha256, "view": view}
-        key |= {"derivatives": "of the model"} if block.network.evaluations else {}
+        key |= {"derivatives": "of the model", "weights": "inverse squares"} if differ else {}
         products += cache.recall(key, partial(sums, block, goal[rows]))["products"]
     summed = total(products)
     return summed[:-1, :-1], summed[:-1, -1]

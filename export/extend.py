@@ -160,7 +160,7 @@ def refit_summary(bundle: Bundle, folder: Path, precision: str) -> str:
     assert plan.report
     before, after = plan.report.refinement[0], min(plan.report.refinement)
     return (
-        f"refitted: mean error against the converged solution {before:.4f} → {after:.4f}, "
+        f"refitted: geometric mean of errors against the converged solution {before:.4f} → {after:.4f}, "
         f"{plan.report.heldout} held-out noises"
     )
 

@@ -21,7 +21,7 @@ from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan
 
-NOISES, HELDOUT, ITERATIONS = 64, 128, 2
+NOISES, HELDOUT, ITERATIONS = 128, 128, 2
 
 
 def refitted(model: Denoiser, cache: Cache, bundle: Bundle, precision: str, largest: Mapping[str, float]) -> Plan:

@@ -199,6 +199,7 @@ def test_an_export_refits_with_its_own_model_and_says_first_what_that_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few(monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv("COLUMNS", "200")
     models = []
 
     def recorded(model: object, *arguments: object) -> object:
@@ -210,7 +211,7 @@ def test_an_export_refits_with_its_own_model_and_says_first_what_that_takes(
     run_main(export_main, *command, "--out", str(tmp_path / "b"), "--precision", "int8", "--refit")
     shown = capsys.readouterr()
     assert shown.err.index("the refit takes at most ") < shown.err.index("refinement 1 of up to 1")
-    assert "refitted: geometric mean of errors against the converged" in " ".join(shown.out.split())
+    assert "refitted: geometric mean of errors against the converged solution" in " ".join(shown.out.split())
     bundle = Bundle.open(tmp_path / "b")
     assert bundle.plan_of("int8").report is not None
     assert models[0].spec.fingerprint == bundle.manifest["model"]["fingerprint"]  # type: ignore[attr-defined]

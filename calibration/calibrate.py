@@ -14,7 +14,7 @@ from edge_sampler.calibration.evaluate.noise_sets import to_judge
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import rms
-from edge_sampler.calibration.refinement import iteration_cost, refine, refine_over, viewer
+from edge_sampler.calibration.refinement import derivative_cost, iteration_cost, refine, refine_over, viewer
 from edge_sampler.calibration.settings import AUTO, CHOSEN, REFINED, TARGETS, Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Solver
@@ -204,6 +204,16 @@ def refit(
         seconds=round(time.perf_counter() - started, 2),
     )
     return usable(replace(refined.plan, solver=plan.solver.removesuffix(REFINED) + REFINED, report=report))
+
+
+def refit_cost(plan: Plan, settings: Settings) -> tuple[int, int]:
+    """Evaluations of one sample that ``refit`` takes at the most: of the model, and of those that differ from it."""
+    fitting, heldout = settings.batch, settings.heldout
+    entries, steps = [len(row) for row in plan.table[:-1]], max(REFERENCE_STEPS, settings.fine_steps * plan.nfe)
+    derived = derivative_cost(entries) * fitting
+    answers = iteration_cost(entries, fitting, heldout, differ=True) - derived
+    exact = cost(1, steps) * (fitting + heldout) + settings.refine * derived
+    return exact, settings.refine * answers + 2 * plan.nfe * heldout
 
 
 def usable(plan: Plan) -> Plan:

@@ -3,19 +3,22 @@
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from edge_sampler.calibration.calibrate import task_of
+from edge_sampler.calibration.calibrate import refit_cost, task_of
 from edge_sampler.calibration.chosen_levels import intervals
 from edge_sampler.calibration.evaluate.distributed import BLOCK, processes, rank
 from edge_sampler.calibration.evaluate.network import CHUNK, CHUNK_BYTES, Live
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_judge
 from edge_sampler.calibration.evaluate.reference import IN_MEMORY
+from edge_sampler.calibration.refinement import parameters
 from edge_sampler.calibration.settings import CHOSEN, Settings
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.mapped import size_of
+from edge_sampler.runtime.plan import Plan
 
 TOLD = 120.0  # seconds; of a fit that takes less nobody needs to know
 TIMED = 0.3  # seconds that timing may take where one evaluation is quicker
@@ -31,12 +34,14 @@ class Forecast:
         seconds: by an evaluation that was timed on this machine.
         memory: bytes, the weights among them.
         device: PyTorch's name of its kind.
+        what: the fit, as its line calls it.
     """
 
     evaluations: int
     seconds: float
     memory: int
     device: str
+    what: str = "fit"
 
     def __str__(self) -> str:
         minutes = math.ceil(self.seconds / 60)
@@ -44,7 +49,7 @@ class Forecast:
         slow = self.device == "cpu" and self.seconds > TOO_LONG
         advice = "; take a GPU, with --device cuda, or fewer noises" if slow else ""
         return (
-            f"the fit takes at most {self.evaluations:,} evaluations of one sample: up to {took} and "
+            f"the {self.what} takes at most {self.evaluations:,} evaluations of one sample: up to {took} and "
             f"{max(0.1, self.memory / 1e9):.1f} GB of memory on this {self.device}{advice}"
         )
 
@@ -97,3 +102,22 @@ def one_evaluation(model: Denoiser) -> tuple[float, int]:
     noises = to_judge(model, many * processes())
     noises.network.meter.sample_bytes = sample_bytes
     return timed(noises), sample_bytes
+
+
+def announce_refit(model: Denoiser, evaluations: Sequence[Denoiser], plan: Plan, settings: Settings) -> None:
+    """Says in one line on standard error what ``refit`` takes at the most, however long it is."""
+    if rank() == 0:
+        print(forecast_refit(model, evaluations, plan, settings), file=sys.stderr)
+
+
+def forecast_refit(model: Denoiser, evaluations: Sequence[Denoiser], plan: Plan, settings: Settings) -> Forecast:
+    """What ``refit`` takes at the most. Costs a second, or two evaluations of one sample."""
+    (seconds, sample_bytes), (seconds_of_others, _) = one_evaluation(model), one_evaluation(evaluations[0])
+    exact, others = refit_cost(plan, settings)
+    numbers, values = len(parameters(plan)), math.prod(model.spec.shape)
+    called = min(CHUNK_BYTES, sample_bytes * min(CHUNK, BLOCK * numbers))
+    tangents = 8 * BLOCK * values * numbers * (plan.nfe + 3)
+    weights = size_of(model) + sum(size_of(one) for one in evaluations)
+    took = (seconds * exact + seconds_of_others * others) / processes()
+    count = (exact + others) * model.spec.branches
+    return Forecast(count, took, weights + called + tangents, model.device.type, "refit")

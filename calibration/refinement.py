@@ -9,7 +9,11 @@ What it makes small is the mean over images of each one's RMS error, by weighing
 few, which are not the ones to come.
 
 An evaluation may be another function than the model that the images were converged with: a quantised one has scales of
-its own at each evaluation. ``refine_over`` lets the plan make good what that spoils.
+its own at each evaluation. ``refine_over`` lets the plan make good what that spoils. Then answers and errors are those
+of the evaluations, and derivatives those of the model, at the same states: a small change of a state makes roundings
+fall the other way all through a network, and differences of rounded answers are mostly that. For the same reason a few
+images leave their paths, others for each plan, and a mean of errors would choose among plans by those few: what is made
+small there is the geometric mean, by weighing an image with the inverse of its error's square.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +46,10 @@ DAMPINGS = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the last one, tried each time
 
 @dataclass(frozen=True)
 class Refinement:
-    """The plan that did best on the held-out noises, and each iteration's mean error there, the first before any."""
+    """The plan that did best on the held-out noises, and each iteration's mean error there, the first before any.
+
+    Means are geometric where evaluations differ from the model.
+    """
 
     plan: Plan
     errors: tuple[float, ...]
@@ -65,21 +72,24 @@ def refine(
     UserError where it does not exist.
     """
     spec, meter = noises.network.model.spec, noises.network.meter
-    damping, see = DAMPING, viewer(view, spec.shape)
+    damping, see, differ = DAMPING, viewer(view, spec.shape), bool(noises.network.evaluations)
     goal = see(converged)
 
     def error(plan: Plan, some: slice) -> float:
         def sums() -> dict[str, np.ndarray]:
             errors = image_errors(see(sample(part.network.in_turn(), part.noise, plan)) - goal[some])
-            return {"sums": np.array([errors.sum().item(), len(errors)])}
+            told = errors.clamp_min(LEAST).log() if differ else errors
+            return {"sums": np.array([told.sum().item(), len(errors)])}
 
         part = noises.part(some)
-        key = {"mean error": part.key, "goal": digest(goal[some]), "plan": plan.sha256, "view": view}
+        what = "mean logarithm of errors" if differ else "mean error"
+        key = {what: part.key, "goal": digest(goal[some]), "plan": plan.sha256, "view": view}
         errors, count = total(cache.recall(key, sums)["sums"])
-        return float(errors / count)
+        return float(np.exp(errors / count) if differ else errors / count)
 
     fitting, heldout = slice(noises.fitting), slice(noises.fitting, None)
-    cost = iteration_cost([len(row) for row in plan.table[:-1]], noises.fitting, len(noises.heldout))
+    entries = [len(row) for row in plan.table[:-1]]
+    cost = iteration_cost(entries, noises.fitting, len(noises.heldout), differ)
     made = [(error(plan, heldout), plan)]
     for iteration in range(iterations):
         with progress(f"refinement {iteration + 1} of up to {iterations}", cost) as meter.progress:
@@ -108,9 +118,10 @@ def refine_over(
 ) -> Refinement:
     """``refine`` of a sampler whose k-th evaluation is ``evaluations[k]``, and not the network of ``noises``.
 
-    Any denoiser will do that takes what the model takes, such as ``OnnxDenoiser`` of a graph that is quantised with the
-    scales of that evaluation: derivatives are differences. Results are kept by their fingerprints. ``converged`` are
-    the model's. Raises UserError for another number of evaluations than the plan has, and for one of other inputs.
+    Any denoiser will do that takes what the model takes and answers nearly as it does, such as ``OnnxDenoiser`` of a
+    graph that is quantised with the scales of that evaluation: derivatives are the model's. Results are kept by their
+    fingerprints. ``converged`` are the model's. Raises UserError for another number of evaluations than the plan has,
+    and for one of other inputs.
     """
     if len(evaluations) != plan.nfe:
         raise UserError(f"the plan has {plan.nfe} evaluations, and there are functions for {len(evaluations)}")
@@ -147,15 +158,18 @@ def normal_equations(
 ) -> tuple[np.ndarray, np.ndarray]:
     """JᵀJ [p, p] and Jᵀr [p] of the ``view``, whose ``goal`` is [n, …]; kept block by block.
 
-    Summed over what is seen of an image, over images, each weighed by the inverse of its error, and over processes.
+    Summed over what is seen of an image, over images, each weighed by the inverse of its error, or of its square where
+    evaluations differ from the model, and over processes.
     """
+    differ = bool(noises.network.evaluations)
     see = viewer(view, noises.network.model.spec.shape)
 
     def sums(block: Noises, goal: Tensor) -> dict[str, np.ndarray]:
         images, derivative = derivatives(block.network, block.noise, plan)
         seen = see(images)
         wrong = seen - goal
-        weights = image_errors(wrong).clamp_min(LEAST).rsqrt().view(-1, *[1] * (wrong.dim() - 1))
+        errors = image_errors(wrong).clamp_min(LEAST).view(-1, *[1] * (wrong.dim() - 1))
+        weights = 1 / errors if differ else errors.rsqrt()
         step = PROBE / derivative.flatten(1).square().mean(1).sqrt().clamp_min(1e-30)
         moved = images + step.view(-1, *[1] * images.dim()) * derivative
         changed = see(moved.flatten(0, 1)).view(len(step), *seen.shape) - seen
@@ -166,6 +180,7 @@ def normal_equations(
     products = np.zeros((size, size))
     for rows, block in noises.blocks():
         key = {"weighted normal equations": block.key, "goal": digest(goal[rows]), "plan": plan.sha256, "view": view}
+        key |= {"derivatives": "of the model", "weights": "inverse squares"} if differ else {}
         products += cache.recall(key, partial(sums, block, goal[rows]))["products"]
     summed = total(products)
     return summed[:-1, :-1], summed[:-1, -1]
@@ -190,7 +205,7 @@ def with_parameters(plan: Plan, values: np.ndarray, limits: tuple[float, float] 
     return replace(plan, sigmas=tuple(sigmas), table=tuple(rows))
 
 
-def evaluations(entries: Sequence[int]) -> int:
+def derivative_cost(entries: Sequence[int]) -> int:
     """What ``derivatives`` costs an image: at each evaluation one, one for each entry so far, one for each level.
 
     ``entries`` are how many the row of each evaluation has.
@@ -198,19 +213,23 @@ def evaluations(entries: Sequence[int]) -> int:
     return int(sum(1 + so_far + level for level, so_far in enumerate(np.cumsum(entries), start=1)))
 
 
-def iteration_cost(entries: Sequence[int], fitting: int, heldout: int) -> int:
-    """Evaluations of one sample that an iteration spends on so many noises."""
+def iteration_cost(entries: Sequence[int], fitting: int, heldout: int, differ: bool = False) -> int:
+    """Evaluations of one sample that an iteration spends on so many noises.
+
+    Where evaluations ``differ`` from the model, derivatives are the model's, and each answer is one evaluation more.
+    """
     nfe = len(entries)
-    return (evaluations(entries) + nfe * (1 + len(DAMPINGS))) * fitting + nfe * heldout
+    return (derivative_cost(entries) + nfe * (1 + differ + len(DAMPINGS))) * fitting + nfe * heldout
 
 
 def derivatives(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """Images [n, …] of unit ``noise`` [n, …], and their derivatives [parameters, n, …], by forward differences.
 
-    A change of row k reaches the images through evaluations k … nfe-1, which is what it costs (``evaluations``); one of
-    the images' own row costs nothing.
+    A change of row k reaches the images through evaluations k … nfe-1, which is what it costs (``derivative_cost``);
+    one of the images' own row costs nothing. Differences are the model's, around states that evaluations of another
+    kind lead to.
     """
-    n, shape = len(noise), noise.shape
+    n, shape, exact = len(noise), noise.shape, replace(network, evaluations=())
     terms = [term.expand_as(noise) for term in terms_before(noise, plan)]
     tangents = [noise.new_zeros(0, *shape) for _ in terms]  # of each term, by the parameters that come before it
 
@@ -225,12 +244,12 @@ def derivatives(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Te
         x, dx = weighted_sum(row, terms), pushed(row)
         size = dx.flatten(1).square().mean(1).sqrt()
         step = (PROBE * sigma / size.clamp_min(1e-30)).view(-1, *[1] * len(shape))
-        evaluate = network.at(place)
-        denoised = evaluate(torch.cat([x, (x + step * dx).flatten(0, 1)]), sigma)
-        louder = evaluate(x, sigma * (1 + PROBE))
+        denoised = exact(torch.cat([x, (x + step * dx).flatten(0, 1)]), sigma)
+        louder = exact(x, sigma * (1 + PROBE))
+        taken = network.at(place)(x, sigma) if network.evaluations else denoised[:n]
         for bound in (torch.inf, plan.clip) if plan.clip else (torch.inf,):
             answer, moved, told_more = (each.clamp(-bound, bound) for each in (denoised[:n], denoised[n:], louder))
-            terms.append(answer)
+            terms.append(taken.clamp(-bound, bound))
             changed = (moved.view_as(dx) - answer) / step
             tangents.append(torch.cat([changed, (told_more - answer)[None] / np.log1p(PROBE)]))
     return weighted_sum(plan.table[-1], terms), pushed(plan.table[-1])

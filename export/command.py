@@ -4,10 +4,12 @@ python -m export --model edm-digits --nfe 10
 python -m export --model edm-cifar10 --weights edm-cifar10-32x32-uncond-vp.pkl --nfe 10 --solver iia-ipndm
 python -m export --model edm-cifar10 --random-weights --nfe 10 --solver ipndm      # a dry run
 python -m export --model edm-digits --nfe 10 --engine tensorrt-rtx --precision fp16
+python -m export --model edm-fashion --nfe 6 --precision int8 --refit              # in eight bits, fitted to them
 python -m export engine BUNDLE --engine tensorrt-rtx                               # for a bundle that is there
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -29,6 +31,7 @@ from edge_sampler.export.assemble import Exported, Form, check_fit, export_bundl
 from edge_sampler.export.canvas import OUTPUTS
 from edge_sampler.export.engine_command import add_engine_arguments, additions_of, sample_command
 from edge_sampler.export.extend import add, profile_of
+from edge_sampler.export.refitted import refitted
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import bar
 from edge_sampler.models.shipped import SHIPPED, shipped_plan
@@ -71,6 +74,8 @@ def main() -> None:
     for option in ("towards", "budget"):
         if arguments.plan and getattr(arguments, option):
             raise UserError(f"--{option} is for a fit, and --plan is fitted already")
+    if arguments.refit and arguments.towards:
+        raise UserError("--refit aims at the model's own images, and --towards at another's: leave one of them out")
     form = Form(arguments.output, arguments.samples, arguments.encode, arguments.decode)
     wanted = settings(arguments) if arguments.plan is None else None
     if wanted and (arguments.out or wanted.solver != "auto"):  # then the place is known before the work
@@ -105,7 +110,7 @@ def main() -> None:
     look = "look at samples.png; " if "samples.png" in bundle.manifest["files"] else ""
     print(f"{out}: {look}run it with `{sample_command(bundle)}`")
     if additions:  # if that fails, the bundle stays: `python -m export engine` can add to it without another fit
-        Console().print(add(bundle, additions))
+        Console().print(add(bundle, additions, partial(refitted, model, cache(arguments))))
 
 
 def target(arguments: argparse.Namespace, solver: str, nfe: int) -> Path:

@@ -4,6 +4,7 @@ python -m export engine BUNDLE --engine tensorrt-rtx --target sm86,sm89,sm120 --
 python -m export engine BUNDLE --engine tensorrt --batch 1:4:16          # on the device it is for
 python -m export engine BUNDLE --precision bf16 --max-error 0.02         # the graph alone
 python -m export engine BUNDLE --precision int8                          # in eight bits
+python -m export engine BUNDLE --precision int8 --refit                  # and a plan for them; takes PyTorch, minutes
 """
 
 import argparse
@@ -54,18 +55,28 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--precision", choices=("fp32", *PRECISIONS, *QUANTISED), default="fp32", help="of the network (default: fp32)"
     )
-    max_error_help = "exit 1 if the precision's RMS error of the images is above it; 8 bits leave out layers before"
+    max_error_help = (
+        "exit 1 if the precision's RMS error against fp32's images is above it; 8 bits leave out layers before; judged "
+        "after --refit"
+    )
     group.add_argument("--max-error", type=float, help=max_error_help)
     one_scale_help = "of int8 and fp8: the same scales in all evaluations, to see what that costs"
     group.add_argument("--one-scale", action="store_true", help=one_scale_help)
+    refit_help = (
+        "of int8 and fp8: refine the plan with the rounding in the loop, so that images come near the model's own "
+        "converged ones; tells first how long it takes"
+    )
+    group.add_argument("--refit", action="store_true", help=refit_help)
 
 
 def additions_of(arguments: argparse.Namespace) -> Additions | None:
     """What the arguments ask for, checked; None when they ask for nothing."""
     if arguments.max_error is not None and not arguments.max_error > 0:
         raise UserError(f"--max-error is {arguments.max_error}; it must be above 0")
-    if arguments.one_scale and arguments.precision not in QUANTISED:
-        raise UserError(f"--one-scale is for {', '.join(QUANTISED)}: name one of them with --precision")
+    for option in ("one_scale", "refit"):
+        if getattr(arguments, option) and arguments.precision not in QUANTISED:
+            name = option.replace("_", "-")
+            raise UserError(f"--{name} is for {', '.join(QUANTISED)}: name one of them with --precision")
     if arguments.loop and arguments.engine is None:
         raise UserError("--loop is for an engine: name it with --engine")
     for option in ("target", "batch", "axis"):
@@ -82,7 +93,7 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
     for text in arguments.axis:
         name, _, sizes = text.partition("=")
         axes[name] = Axis.parse(sizes)
-    return Additions(arguments.precision, arguments.max_error, engine, axes, arguments.one_scale)
+    return Additions(arguments.precision, arguments.max_error, engine, axes, arguments.one_scale, arguments.refit)
 
 
 def sample_command(bundle: Bundle) -> str:

@@ -17,7 +17,7 @@ from edge_sampler.export.image_error import image_error
 from edge_sampler.export.lower import drop_unused
 from edge_sampler.export.precision import lower_precision, round_activations
 from edge_sampler.export.precisions import QUANTISED
-from edge_sampler.export.quantised import write_quantised
+from edge_sampler.export.quantised import Refit, write_quantised
 from edge_sampler.export.save import save_checked
 from edge_sampler.models.progress import bar
 from edge_sampler.runtime.bundle import MANIFEST, Bundle, describe_files, write_manifest
@@ -25,6 +25,7 @@ from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.inputs import Axis
 from edge_sampler.runtime.output import writable
+from edge_sampler.runtime.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,19 @@ class Additions:
     engine: Engine | None
     axes: Mapping[str, Axis] = field(default_factory=dict)  # that the engine is for, where not all of the bundle's
     one_scale: bool = False  # of a quantised precision: the same scales in all evaluations
+    refit: bool = False  # of a quantised precision: the plan refined with the rounding in the loop
 
 
-def add(bundle: Bundle, additions: Additions) -> Table:
+def add(bundle: Bundle, additions: Additions, refit: Refit | None = None) -> Table:
     """Adds a precision's graph, when it is not there, and an engine; returns the table to print.
 
+    ``refit`` is what refits the plan where that is asked for, unless told by the bundle's own denoiser.onnx.
     All or nothing joins the bundle. Raises BoundError when the precision costs more than ``max_error``.
     """
     table = Table(title=f"{bundle.manifest['model']['name']}, {additions.precision}", show_header=False)
     with extended(bundle) as (folder, facts):
         if additions.precision != "fp32":
-            add_precision(bundle, folder, facts, additions)
+            add_precision(bundle, folder, facts, additions, refit)
             error = facts["precisions"][additions.precision]
             table.add_row("error against fp32", f"{error['rms_error']:.1e} RMS, {error['largest_error']:.1e} largest")
             table.add_row("measured on", f"{error['samples']} samples{' of RANDOM WEIGHTS' * bundle.random_weights}")
@@ -54,6 +57,8 @@ def add(bundle: Bundle, additions: Additions) -> Table:
                 kept = [f"{layer} ({effect:.1e} RMS alone)" for layer, effect in error["kept"].items()]
                 table.add_row("layers in 8 bits", f"{error['layers'] - len(kept)} of {error['layers']}")
                 table.add_row("layers left out", "\n".join(kept) or "none")
+            if additions.refit:
+                table.add_row("plan", refit_summary(bundle, folder, additions.precision))
             if additions.max_error is not None and not error["rms_error"] <= additions.max_error:
                 raise BoundError(
                     f"{additions.precision} costs an RMS error of {error['rms_error']:.2g}, more than --max-error "
@@ -104,7 +109,9 @@ def extended(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
         write_manifest(path, facts, files)
 
 
-def add_precision(bundle: Bundle, folder: Path, facts: dict[str, Any], additions: Additions) -> None:
+def add_precision(
+    bundle: Bundle, folder: Path, facts: dict[str, Any], additions: Additions, refit: Refit | None
+) -> None:
     """The graph in that precision, and its error against float32."""
     precision = additions.precision
     name = bundle.graph_name(precision)
@@ -112,9 +119,16 @@ def add_precision(bundle: Bundle, folder: Path, facts: dict[str, Any], additions
         if facts["precisions"][precision].get("one_scale", False) != additions.one_scale:
             other = "a scale for each evaluation" if additions.one_scale else "one scale for all evaluations"
             raise UserError(f"{bundle.folder} holds {name} already, with {other}: take another bundle")
+        if additions.refit and "plan_sha256" not in facts["precisions"][precision]:
+            raise UserError(
+                f"{bundle.folder} holds {name} already, with a plan that is not refitted: take another bundle"
+            )
+        if not additions.refit and "plan_sha256" in facts["precisions"][precision]:
+            raise UserError(f"{bundle.folder} holds {name} already, refitted: add --refit, or take another bundle")
         return
     if precision in QUANTISED:
-        told = write_quantised(bundle, precision, folder / name, additions.max_error, additions.one_scale)
+        refit = (refit or refit_alone(bundle)) if additions.refit else None
+        told = write_quantised(bundle, precision, folder / name, additions.max_error, additions.one_scale, refit)
         facts.setdefault("precisions", {})[precision] = told
         return
     with bar(f"{precision} graph", 2) as advance:
@@ -125,6 +139,30 @@ def add_precision(bundle: Bundle, folder: Path, facts: dict[str, Any], additions
         advance(1)
         facts.setdefault("precisions", {})[precision] = precision_error(bundle, precision)
         advance(1)
+
+
+def refit_alone(bundle: Bundle) -> Refit:
+    """What refits the bundle's plan with its own denoiser.onnx. Raises UserError where there is no PyTorch for it."""
+    try:
+        from edge_sampler.export.refitted import refit_of
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--refit fits with PyTorch, and {error.name} is not installed: pip install 'edge-sampler[cpu]', or name "
+            "--refit where the bundle is exported"
+        ) from error
+    return refit_of(bundle)
+
+
+def refit_summary(bundle: Bundle, folder: Path, precision: str) -> str:
+    """What a refit changed, of the plan that is to join the bundle or is there."""
+    new = folder / bundle.plan_name(precision)
+    plan = Plan.load(new) if new.exists() else bundle.plan_of(precision)
+    assert plan.report
+    before, after = plan.report.refinement[0], min(plan.report.refinement)
+    return (
+        f"refitted: geometric mean of errors against the converged solution {before:.4f} → {after:.4f}, "
+        f"{plan.report.heldout} held-out noises"
+    )
 
 
 def precision_error(bundle: Bundle, precision: str) -> dict[str, float]:

@@ -210,7 +210,7 @@ def unrolled(bundle: Bundle, precision: str, capture: bool, layout: str) -> Iter
 
 @contextmanager
 def host_loop(bundle: Bundle) -> Iterator[Run]:
-    with Baseline(bundle, BACKENDS["onnxrt-cuda"].open_graph) as baseline:  # type: ignore[arg-type]
+    with Baseline(bundle, BACKENDS["onnxrt-cuda"].open_graph, bundle.plan) as baseline:  # type: ignore[arg-type]
         yield lambda noise: baseline.run({"noise": noise})
 
 

@@ -13,12 +13,12 @@ CHECKED_VALUES = 16_384  # that many, in 4 to 64 samples, tell a precision's err
 FIRST_CHECKED_SEED = 1_000_000  # not the seeds that people look at
 
 
-def image_error(bundle: Bundle, path: Path, optimise: bool) -> dict[str, float]:
-    """Of the graph at ``path`` against sampler.onnx: RMS, largest, and largest relative to the largest value; over a
-    few seeds, computed on the CPU. ``optimise`` lets ONNX Runtime fuse that graph's nodes."""
+def image_error(bundle: Bundle, path: Path, optimise: bool, against: Path | None = None) -> dict[str, float]:
+    """Of the graph at ``path`` against sampler.onnx, or another of float32: RMS, largest, and largest relative to the
+    largest value; over a few seeds, computed on the CPU. ``optimise`` lets ONNX Runtime fuse that graph's nodes."""
     count = number_of_samples(bundle, CHECKED_VALUES)
     feed = feed_of(bundle, range(FIRST_CHECKED_SEED, FIRST_CHECKED_SEED + count), bundle.examples(count))
-    exact = floats_made(bundle, bundle.graph("sampler.onnx"), feed, optimise=True)
+    exact = floats_made(bundle, against or bundle.graph("sampler.onnx"), feed, optimise=True)
     difference = floats_made(bundle, path, feed, optimise) - exact
     largest = float(np.abs(difference).max())
     return {

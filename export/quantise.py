@@ -110,7 +110,7 @@ def quantise(model: ir.Model, precision: str, largest: Mapping[str, float], kept
     ShapeInferencePass()(model)
     for layer in layers_of(model.graph):
         if layer.name not in kept:
-            _quantise(model.graph, layer, QUANTISED[precision], largest)
+            quantise_layer(model.graph, layer, QUANTISED[precision], largest)
     if QUANTISED[precision].rest != "fp32":
         lower_precision(model, QUANTISED[precision].rest)
     lower_opset(model, OPSET)
@@ -126,13 +126,13 @@ def switched(model: ir.Model, precision: str, largest: Mapping[str, float]) -> d
     for number, layer in enumerate(layers_of(model.graph)):
         switch = ir.Value(name=f"switch_{number}", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
         model.graph.inputs.append(switch)
-        _quantise(model.graph, layer, QUANTISED[precision], largest, switch)
+        quantise_layer(model.graph, layer, QUANTISED[precision], largest, switch)
         switches[layer.name] = str(switch.name)
     lower_opset(model, OPSET)
     return switches
 
 
-def _quantise(
+def quantise_layer(
     graph: ir.Graph, layer: Layer, eight: Quantised, largest: Mapping[str, float], switch: ir.Value | None = None
 ) -> None:
     """One layer, in place; with a ``switch`` where that is true.
@@ -167,8 +167,7 @@ def _either(graph: ir.Graph, switch: ir.Value | None, rounded_value: ir.Value, v
 
 def _through_eight_bits(graph: ir.Graph, value: ir.Value, eight: Quantised, largest: Mapping[str, float]) -> ir.Value:
     """The value, rounded: two nodes behind the one that makes it, the same for all its readers."""
-    number = np.array(max(largest[str(value.name)] / eight.largest, LEAST_SCALE), np.float32)
-    scale = initializer(graph, f"{value.name}_scale", number)
+    scale = initializer(graph, f"{value.name}_scale", scale_of(largest[str(value.name)], eight))
     for reader in value.consumers():
         if reader.op_type == "QuantizeLinear":
             return reader.outputs[0].consumers()[0].outputs[0]
@@ -181,6 +180,11 @@ def _through_eight_bits(graph: ir.Graph, value: ir.Value, eight: Quantised, larg
     assert producer is not None
     graph.insert_after(producer, [quantised, restored])
     return restored.outputs[0]
+
+
+def scale_of(largest: float, eight: Quantised) -> np.ndarray:
+    """float32 []: what the largest number times it is to stand for is ``largest``."""
+    return np.array(max(largest / eight.largest, LEAST_SCALE), np.float32)
 
 
 def _weight(graph: ir.Graph, layer: Layer, eight: Quantised) -> ir.Value:

@@ -2,15 +2,17 @@
 
 python -m export.quantised_table artifacts/edm-fashion-iia-ddim-afs-nfe6 artifacts/edm-digits-iia-ddim-afs-nfe10
 python -m export.quantised_table BUNDLE --max-error 0.02     # and layers left out until that holds
+python -m export.quantised_table BUNDLE --precisions int8 --refit            # and with a plan refitted to them: minutes
 python -m export.quantised_table BUNDLE --noises 256 --picture samples.png   # the same noises, a row for each sampler
 
-Rows: fp32; each quantised precision with one scale for all evaluations, and with a scale for each; the files' sizes;
+Rows: fp32; each quantised precision with one scale for all evaluations, with a scale for each, and refitted; MB;
 RMSE and the median of the images' own, and in brackets their ratio to fp32's; FD-fashion where there are features.
 """
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,8 @@ import torch
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.study.measure import Judge, judging
 from edge_sampler.export.precisions import QUANTISED
-from edge_sampler.export.quantised import write_quantised
+from edge_sampler.export.quantised import Refit, write_quantised
+from edge_sampler.export.refitted import refitted
 from edge_sampler.models.loading import load
 from edge_sampler.models.progress import bar
 from edge_sampler.runtime.backends.onnxrt import Session
@@ -32,6 +35,7 @@ from edge_sampler.runtime.output import check_writable, writable
 
 BATCH = 64
 SHOWN = 8  # images of each sampler in the picture
+ONE_SCALE, REFITTED = ", one scale", ", refitted"
 HEAD = ("bundle", "sampler", "MB", "RMSE", "of fp32's", "median", "of fp32's", "FD-fashion")
 
 
@@ -40,12 +44,20 @@ def main() -> None:
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--noises", type=int, default=1024, help="(default: 1024)")
     bound_help = "RMS against fp32's images: with a scale for each evaluation, layers are left out until it holds"
+    precisions_help = f"some of {','.join(QUANTISED)}, which is the default"
+    parser.add_argument("--precisions", default=",".join(QUANTISED), help=precisions_help)
+    parser.add_argument(
+        "--refit", action="store_true", help="and with a plan that is refitted, as --refit of an export"
+    )
     parser.add_argument("--max-error", type=float, help=bound_help)
     parser.add_argument("--picture", type=Path, help="PNG of the first bundle: fp32, and each quantised one, in rows")
     parser.add_argument("--force", action="store_true", help="replace the picture")
     arguments = parser.parse_args()
     if arguments.noises < SHOWN:
         raise UserError(f"--noises is {arguments.noises}; it must be at least {SHOWN}")
+    precisions = arguments.precisions.split(",")
+    if unknown := [name for name in precisions if name not in QUANTISED]:
+        raise UserError(f"--precisions {unknown[0]} is none of {', '.join(QUANTISED)}")
     bundles = [Bundle.open(folder) for folder in arguments.bundles]
     for bundle in bundles:
         if bundle.dtype != "float32" or bundle.random_weights:
@@ -54,19 +66,22 @@ def main() -> None:
         check_writable(arguments.picture, arguments.force)
     print(f"{arguments.noises} noises\n\n| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
     for bundle in bundles:
-        shown = rows(bundle, arguments.noises, arguments.max_error)
+        shown = rows(bundle, arguments.noises, precisions, arguments.refit, arguments.max_error)
         if arguments.picture and bundle is bundles[0]:
             with writable(arguments.picture, arguments.force) as path:
                 save_grid(np.concatenate(shown), path)
 
 
-def rows(bundle: Bundle, noises: int, max_error: float | None) -> list[np.ndarray]:
+def rows(
+    bundle: Bundle, noises: int, precisions: Sequence[str], refit: bool, max_error: float | None
+) -> list[np.ndarray]:
     """Prints them; returns the first images of each sampler."""
-    judge = judging(load(bundle.manifest["model"]["name"]), noises, Cache(cache_folder() / "calibration"), bar)
+    model, cache = load(bundle.manifest["model"]["name"]), Cache(cache_folder() / "calibration")
+    judge, fitting = judging(model, noises, cache, bar), partial(refitted, model, cache) if refit else None
     exact: tuple[float, float] | None = None
     shown = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, path in samplers(bundle, Path(folder), max_error):
+        for name, path in samplers(bundle, Path(folder), precisions, fitting, max_error):
             images = made(bundle, path, judge)
             squares = (images - judge.goal).square().flatten(1).mean(1)
             errors = float(squares.mean().sqrt()), float(squares.median().sqrt())
@@ -79,19 +94,22 @@ def rows(bundle: Bundle, noises: int, max_error: float | None) -> list[np.ndarra
     return shown
 
 
-def samplers(bundle: Bundle, folder: Path, max_error: float | None) -> Iterator[tuple[str, Path]]:
+def samplers(
+    bundle: Bundle, folder: Path, precisions: Sequence[str], refit: Refit | None, max_error: float | None
+) -> Iterator[tuple[str, Path]]:
     """What each is called, and its graph; one that no choice of layers brings within the bound is printed alone."""
     yield "fp32", bundle.graph("sampler.onnx")
-    for precision in QUANTISED:
-        for one_scale in (True, False):
-            path, bound = folder / f"{precision}-{one_scale}.onnx", None if one_scale else max_error
+    for precision in precisions:
+        for variant in (ONE_SCALE, "", REFITTED)[: 3 if refit else 2]:
+            path, bound = folder / f"{precision}{variant}.onnx", None if variant == ONE_SCALE else max_error
+            fitting = refit if variant == REFITTED else None
             try:
-                told = write_quantised(bundle, precision, path, bound, one_scale)
+                told = write_quantised(bundle, precision, path, bound, variant == ONE_SCALE, fitting)
             except BoundError as error:
                 print(f"| {bundle.folder.name} | {precision} | {error} |{' |' * (len(HEAD) - 3)}", flush=True)
                 continue
             left_out = f", without {len(told['kept'])} of {told['layers']} layers" if told["kept"] else ""
-            yield f"{precision}{', one scale' * one_scale}{left_out}", path
+            yield f"{precision}{variant}{left_out}", path
 
 
 def made(bundle: Bundle, path: Path, judge: Judge) -> torch.Tensor:

@@ -159,14 +159,20 @@ def inspect(arguments: argparse.Namespace) -> int:
     for name in bundle.manifest["files"]:
         bundle.file(name)
     print(json.dumps({key: value for key, value in bundle.manifest.items() if key != "files"}, indent=1))
-    plan = bundle.plan
     print(f"makes {bundle.output.name}: {bundle.dtype} {list(bundle.output.shape)}, {bundle.output.units}")
     for name, condition in bundle.inputs.conditions.items():
         print(f"takes {name}: {condition.wanted()}{condition.description and '; ' + condition.description}")
     for name, axis in bundle.inputs.axes.items():
         print(f"axis {name}: {axis.least} to {axis.largest}, usually {axis.usual}")
-    levels = ", ".join(f"{sigma:.4g}" for sigma in plan.sigmas)
-    print(f"plan: {plan.solver}, {plan.nfe} evaluations at noise levels {levels}{', analytical first step' * plan.afs}")
+    refitted = [name for name, one in bundle.manifest.get("precisions", {}).items() if "plan_sha256" in one]
+    for name in ("", *refitted):
+        plan = bundle.plan_of(name)
+        levels = ", ".join(f"{sigma:.4g}" for sigma in plan.sigmas)
+        of = f" of {name}, refitted" if name else ""
+        print(
+            f"plan{of}: {plan.solver}, {plan.nfe} evaluations at noise levels {levels}"
+            f"{', analytical first step' * plan.afs}; SHA-256 {plan.sha256}"
+        )
     for engine in bundle.engines:
         print(f"engine: {engine.flavour} {engine.version}, {engine.precision}, batch {engine.batch}, {engine.targets}")
     for name, recorded in bundle.manifest["files"].items():

@@ -89,7 +89,7 @@ def bench(
     paths: dict[str, Callable[[], object]] = {}
     with ExitStack() as stack:
         if chosen.open_graph:
-            paths |= host_paths(bundle, feed, stack.enter_context(Baseline(bundle, chosen.open_graph)))
+            paths |= host_paths(bundle, feed, stack.enter_context(Baseline(bundle, chosen.open_graph, bundle.plan)))
         else:
             left_out.append(f"{BASELINE} and {LIMIT}: {chosen.name} runs engines of whole samplers only")
         before = chosen.used_memory()

@@ -14,6 +14,7 @@ samples.png     what it makes
 and, where they were asked for,
 
 sampler-fp16.onnx, sampler-int8.onnx, …   the same graph in mixed precision, or in eight bits
+plan-int8.json, …                         the plan of such a graph, where it was refitted and is not plan.json's
 engines/                                  TensorRT engines, and the log of each build
 """
 
@@ -133,13 +134,15 @@ class Bundle:
         return "sampler.onnx" if precision in (None, "fp32") else f"sampler-{precision}.onnx"
 
     def tolerance(self, precision: str = "fp32") -> float:
-        """How far images may be off, relative to the largest: the precision's error when it was measured, three times.
+        """How far images may be off, relative to the largest, from those of the same plan in fp32: the precision's
+        error when it was measured, three times.
 
         Three, since other noises meet other extremes.
         """
         if precision == "fp32":
             return FP32_TOLERANCE
-        return 3 * float(self.manifest["precisions"][precision]["relative_error"])
+        recorded = self.manifest["precisions"][precision]
+        return 3 * float(recorded.get("of_same_plan", recorded)["relative_error"])
 
     @cached_property
     def engines(self) -> tuple[Engine, ...]:
@@ -148,6 +151,24 @@ class Bundle:
     @cached_property
     def plan(self) -> Plan:
         return Plan.load(self.file("plan.json"))
+
+    def plan_name(self, precision: str) -> str:
+        """The file of a plan that was refitted for that precision."""
+        return f"plan-{precision}.json"
+
+    def plan_of(self, precision: str | None) -> Plan:
+        """What the sampler's graph in that precision computes: plan.json, or where that was refitted, its own.
+
+        Raises UserError where the manifest tells of another plan than its file holds.
+        """
+        recorded = self.manifest.get("precisions", {}).get(precision or "fp32", {})
+        if "plan_sha256" not in recorded:
+            return self.plan
+        name = self.plan_name(str(precision))
+        plan = Plan.load(self.file(name))
+        if plan.sha256 != recorded["plan_sha256"]:
+            raise UserError(f"{self.folder}/{name} is not the plan of {self.graph_name(precision)}: export it again")
+        return plan
 
     @cached_property
     def inputs(self) -> Inputs:

@@ -11,7 +11,7 @@ from edge_sampler.runtime.backends.base import Backend, Session
 from edge_sampler.runtime.bundle import REFERENCE_INPUT, Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import as_floats
-from edge_sampler.runtime.plan import sample
+from edge_sampler.runtime.plan import Plan, sample
 from edge_sampler.runtime.sampler import feed_of
 
 HALF_LEVEL = 0.5 / 127.5  # what rounding to uint8 may change
@@ -24,10 +24,13 @@ class Trajectory:
     """What one path computed.
 
     Args:
+        plan: that it ran.
         denoised: [nfe, n, *shape], at each evaluation; None where the path does not tell.
         made: [n, …], what the sampler makes.
         tolerance: how far they may be, relative, from what exact arithmetic gives.
     """
+
+    plan: Plan
 
     denoised: np.ndarray | None
     made: np.ndarray
@@ -58,7 +61,8 @@ def compare(
     precision: str | None = None,
 ) -> list[Difference]:
     """Differences of every pair of paths at the end, and at every evaluation where both tell: each backend's sampler,
-    the baseline loop, and PyTorch's recorded output.
+    the baseline loop, and PyTorch's recorded output. A precision that was refitted has a plan of its own: the loop then
+    runs that one, and PyTorch, which ran plan.json, is left out. Raises UserError where backends run different plans.
 
     ``seeds`` None takes those for which the bundle holds PyTorch's output; others leave PyTorch out, and get the
     bundle's examples of conditions in turn.
@@ -69,18 +73,24 @@ def compare(
         stored = bundle.reference()
         seeds = [int(seed) for seed in stored["seeds"]]
         conditions = {name: stored[f"{REFERENCE_INPUT}{name}"] for name in bundle.inputs.conditions}
-        recorded[PYTORCH] = Trajectory(stored["denoised"], stored["made"], bundle.tolerance())
+        recorded[PYTORCH] = Trajectory(bundle.plan, stored["denoised"], stored["made"], bundle.tolerance())
     else:
         conditions = bundle.examples(len(seeds))
     feed = feed_of(bundle, seeds, conditions)
     paths = {backend.name: run_sampler(bundle, feed, backend, precision) for backend in chosen}
+    plan, *others = {path.plan.sha256: path.plan for path in paths.values()}.values()
+    if others:
+        raise UserError(
+            f"{' and '.join(paths)} run precisions with different plans, of which one was refitted: name a --precision"
+        )
     for backend in chosen:
         if backend.open_graph is not None:
-            paths[BASELINE] = run_baseline(bundle, feed, backend.open_graph)
+            paths[BASELINE] = run_baseline(bundle, feed, backend.open_graph, plan)
             break
-    paths |= recorded
+    paths |= recorded if plan == bundle.plan else {}
     if len(paths) == 1:
-        raise UserError("there is nothing to compare with: leave --seeds out, or name another backend")
+        other_plan = "; PyTorch's recorded output is of plan.json, before the refit" * bool(recorded)
+        raise UserError(f"there is nothing to compare with: leave --seeds out, or name another backend{other_plan}")
     names = list(paths)
     return [
         difference
@@ -100,26 +110,28 @@ def run_sampler(bundle: Bundle, feed: Feed, backend: Backend, precision: str | N
         precision = session.precision
     rounding = HALF_LEVEL if found[made].dtype == np.uint8 else 0
     denoised = np.stack([found[stage] for stage in stages]) if stages else None
-    return Trajectory(denoised, as_floats(found[made]), bundle.tolerance(precision) + rounding)
+    return Trajectory(
+        bundle.plan_of(precision), denoised, as_floats(found[made]), bundle.tolerance(precision) + rounding
+    )
 
 
-def run_baseline(bundle: Bundle, feed: Feed, open_graph: Callable[[Bundle, str], Session]) -> Trajectory:
+def run_baseline(bundle: Bundle, feed: Feed, open_graph: Callable[[Bundle, str], Session], plan: Plan) -> Trajectory:
     """The plan's loop on the host, one call of denoiser.onnx an evaluation, and the stages around it."""
     denoised: list[np.ndarray] = []
-    with Baseline(bundle, open_graph) as baseline:
+    with Baseline(bundle, open_graph, plan) as baseline:
 
         def record(x: np.ndarray) -> None:
             denoised.append(x)
 
         made = baseline.run(feed, record)
-    return Trajectory(np.stack(denoised), made, bundle.tolerance())
+    return Trajectory(plan, np.stack(denoised), made, bundle.tolerance())
 
 
 class Baseline:
-    """encoder.onnx, the plan's loop over denoiser.onnx, and decoder.onnx; a context manager that frees them."""
+    """encoder.onnx, a plan's loop over denoiser.onnx, and decoder.onnx; a context manager that frees them."""
 
-    def __init__(self, bundle: Bundle, open_graph: Callable[[Bundle, str], Session]) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Bundle, open_graph: Callable[[Bundle, str], Session], plan: Plan) -> None:
+        self._bundle, self._plan = bundle, plan
         with ExitStack() as stack:
             self._stages = {
                 name: stack.enter_context(open_graph(bundle, f"{name}.onnx"))
@@ -149,7 +161,7 @@ class Baseline:
             record(denoised)
             return denoised
 
-        made: np.ndarray = sample(denoise, feed["noise"], self._bundle.plan)
+        made: np.ndarray = sample(denoise, feed["noise"], self._plan)
         if "decoder" in self._stages:
             made = self._stages["decoder"].run({"x": made})[self._bundle.output.name]
         return made

@@ -30,7 +30,7 @@ class FitReport:
         heldout_rms_error: of the final samples, against the converged ones, in the data's units.
         steps: γ, and errors of each step.
         compared: mean error by solver, of those that were tried.
-        refinement: mean error after each iteration, the first before any.
+        refinement: mean error after each iteration, the first before any; of a quantised sampler the geometric mean.
         examples: how many values of the conditions were fitted on, and how many others judged; () without such.
         evaluations: of the network on one sample.
         seconds: that it took.

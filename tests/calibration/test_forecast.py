@@ -1,15 +1,24 @@
 """What is said of a fit before it holds of the fit."""
 
 import pytest
+from torch import Tensor
 
 from edge_sampler import models
 from edge_sampler.calibration import calibrate as calibrate_module
 from edge_sampler.calibration import chosen_levels
 from edge_sampler.calibration import forecast as told
-from edge_sampler.calibration.calibrate import calibrate
-from edge_sampler.calibration.forecast import TOO_LONG, Forecast, announce, forecast
+from edge_sampler.calibration import refinement as refining
+from edge_sampler.calibration.calibrate import calibrate, refit
+from edge_sampler.calibration.forecast import (
+    TOO_LONG,
+    Forecast,
+    announce,
+    announce_refit,
+    forecast,
+    forecast_refit,
+)
 from edge_sampler.calibration.settings import Settings
-from edge_sampler.models.conditioned import conditioned
+from edge_sampler.models.conditioned import Wrapped, conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.mapped import size_of
 from tests.conftest import report_of
@@ -57,6 +66,30 @@ def test_only_long_fits_are_announced(
     monkeypatch.setattr(told, "TOLD", 0.0)
     announce(digits, Settings(2, "iia-ipndm", **SMALL))  # type: ignore[arg-type]
     assert capsys.readouterr().err.startswith("the fit takes at most ")
+
+
+class Another(Wrapped):
+    """The same answers by another name."""
+
+    def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Tensor | None) -> Tensor:
+        answers: Tensor = self.model(x, sigma, **conditions)
+        return answers
+
+
+def test_a_refit_takes_hardly_less_than_is_said_and_never_more(
+    digits: Denoiser, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calibrate_module, "REFERENCE_STEPS", 8)
+    monkeypatch.setattr(refining, "ENOUGH", 0.0)
+    settings = Settings(2, "iia-ipndm", refine=2, **SMALL)  # type: ignore[arg-type]
+    plan = calibrate(digits, Settings(2, "ddim"))
+    others = [Another(digits, architecture=str(place)) for place in range(2)]
+    said = forecast_refit(digits, others, plan, settings)
+    taken = report_of(refit(digits, others, plan, settings)).evaluations
+    assert 0.9 * said.evaluations <= taken <= said.evaluations
+    assert said.memory > 3 * size_of(digits)
+    announce_refit(digits, others, plan, settings)
+    assert capsys.readouterr().err.startswith(f"the refit takes at most {said.evaluations:,} evaluations of one sample")
 
 
 def test_a_gpu_is_advised_where_a_cpu_takes_too_long() -> None:

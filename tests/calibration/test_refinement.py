@@ -20,8 +20,8 @@ from edge_sampler.calibration.evaluate.reference import solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import image_errors
 from edge_sampler.calibration.refinement import (
+    derivative_cost,
     derivatives,
-    evaluations,
     normal_equations,
     parameters,
     refine,
@@ -74,7 +74,7 @@ def test_derivatives_predict_what_a_change_does(afs: bool, tolerance: float, dig
     assert plan.afs == afs
     few.network.meter.evaluations = 0
     images, slopes = derivatives(few.network, few.noise, plan)
-    assert few.network.meter.evaluations == evaluations([len(row) for row in plan.table[:-1]]) * 4
+    assert few.network.meter.evaluations == derivative_cost([len(row) for row in plan.table[:-1]]) * 4
     torch.testing.assert_close(images, sample(few.network, few.noise, plan), rtol=1e-4, atol=1e-5)
     values = parameters(plan)
     assert len(slopes) == len(values) == 3 + sum(range(1, 5)) + 4 * afs
@@ -187,8 +187,8 @@ def rounded(digits: Denoiser) -> list[Denoiser]:
     return [Rounded(digits, gain, parts) for gain, parts in ((0.9, 4), (1.1, 20), (0.85, 10))]
 
 
-def error_of(plan: Plan, evaluations: Sequence[Denoiser], noises: Noises, converged: Tensor) -> float:
-    """Mean error on the held-out noises of a sampler with these evaluations, in this order."""
+def errors_of(plan: Plan, evaluations: Sequence[Denoiser], noises: Noises, converged: Tensor) -> Tensor:
+    """[n], on the held-out noises, of a sampler with these evaluations, in this order."""
     heldout, turn = noises.heldout, iter(evaluations)
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
@@ -196,7 +196,11 @@ def error_of(plan: Plan, evaluations: Sequence[Denoiser], noises: Noises, conver
             return next(turn)(x.float(), sigma).double()
 
     images = sample(denoise, heldout.noise, plan)
-    return image_errors(images - converged[noises.fitting :]).mean().item()
+    return image_errors(images - converged[noises.fitting :])
+
+
+def geometric(errors: Tensor) -> float:
+    return errors.log().mean().exp().item()
 
 
 def test_a_plan_is_refined_over_evaluations_that_differ(
@@ -206,13 +210,42 @@ def test_a_plan_is_refined_over_evaluations_that_differ(
     cache, plan = Cache(tmp_path), plan_of(digits, 3)
     exact = refine(plan, noises, converged, 3, cache).plan
     found = refine_over(rounded, exact, noises, converged, 2, cache)
-    before, after = (error_of(one, rounded, noises, converged) for one in (exact, found.plan))
+    before, after = (geometric(errors_of(one, rounded, noises, converged)) for one in (exact, found.plan))
     assert found.errors[0] == pytest.approx(before, rel=1e-4)  # and not the exact network's, which are kept beside
     assert min(found.errors) == pytest.approx(after, rel=1e-4)
-    spoilt = before - error_of(exact, [digits] * 3, noises, converged)
+    spoilt = before - geometric(errors_of(exact, [digits] * 3, noises, converged))
     assert spoilt > 0.01
     assert after < before - 0.7 * spoilt
-    assert after < 0.9 * error_of(found.plan, rounded[::-1], noises, converged)
+    assert after < 0.9 * geometric(errors_of(found.plan, rounded[::-1], noises, converged))
+
+
+def test_images_far_off_decide_nothing_where_answers_are_rounded(
+    digits: Denoiser, rounded: list[Denoiser], noises: Noises, converged: Tensor
+) -> None:
+    plan, few, goal = plan_of(digits, 2), noises.part(slice(0, 8)), converged[:8].clone()
+    goal[5:] += 1e4
+    for some, nearly in ((few.over(rounded[:2]), True), (few, False)):
+        whole, of_others = (
+            normal_equations(some.part(slice(0, n)), goal[:n], plan, "pixels", NO_CACHE)[1] for n in (8, 5)
+        )
+        difference = np.abs(whole - of_others).max() / np.abs(of_others).max()
+        assert difference < 0.01 if nearly else difference > 0.1
+
+
+def test_derivatives_are_the_models_where_evaluations_round(
+    digits: Denoiser, rounded: list[Denoiser], noises: Noises
+) -> None:
+    """At the states that rounding leads to; differences of rounded answers would be whole steps, or nothing."""
+    few, plan = noises.part(slice(0, 4)), plan_of(digits, 1)
+    few.network.meter.evaluations = 0
+    images, slopes = derivatives(few.over(rounded[:1]).network, few.noise, plan)
+    assert few.network.meter.evaluations == (derivative_cost([1]) + 1) * 4
+    exact_images, exact_slopes = derivatives(few.network, few.noise, plan)
+    answers = few.over(rounded[:1]).network.at(0)(plan.table[0][0] * few.noise, plan.sigmas[0])
+    torch.testing.assert_close(slopes[:-1], exact_slopes[:-1])
+    torch.testing.assert_close(slopes[-1], answers)  # by its weight
+    torch.testing.assert_close(images, plan.table[1][0] * few.noise + plan.table[1][1] * answers)
+    assert (images - exact_images).abs().max() > 0.05
 
 
 def test_evaluations_stand_for_the_models(
@@ -232,7 +265,9 @@ def test_a_fit_may_aim_at_another_models_images(digits: Denoiser, rounded: list[
     assert report_of(plan).fingerprint == rounded[0].spec.fingerprint
     noises = to_fit(digits, 16, 12, 0)
     goal = solution(noises, plan.sigmas, 24, NO_CACHE)[0.0]
-    own, found = (error_of(one, rounded[:1] * 3, noises, goal) for one in (calibrate(rounded[0], settings), plan))
+    own, found = (
+        errors_of(one, rounded[:1] * 3, noises, goal).mean().item() for one in (calibrate(rounded[0], settings), plan)
+    )
     assert found < 0.95 * own
     assert report_of(plan).compared["iia-ipndm"] == pytest.approx(found, rel=0.02)  # by other fine steps
     with pytest.raises(UserError, match="edm-digits cannot stand for edm-fashion"):

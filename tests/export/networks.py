@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,6 +106,24 @@ class Head(Transformer):
         return self.last(h)
 
 
+class Convolved(nn.Module):
+    """Images [n, 1, 8, 8] through so many convolutions between the first and the last, with biases and without, and of
+    groups."""
+
+    def __init__(self, layers: int, width: int = 8) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, 1, 3, padding=1)
+        kinds: tuple[dict[str, Any], ...] = ({}, {"bias": False, "groups": 2}, {"kernel_size": 1, "padding": 0})
+        told = ({"kernel_size": 3, "padding": 1, **kinds[place % 3]} for place in range(layers))
+        self.inner = nn.ModuleList([nn.Conv2d(width, width, **one) for one in told])
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer in self.inner:
+            x = x + layer(functional.silu(x))
+        return self.last(x)
+
+
 class Words(nn.Module):
     """Word numbers [n, S] → memory [n, S, 24]."""
 
@@ -131,6 +150,11 @@ def policy() -> Denoiser:
     torch.manual_seed(0)
     examples = {"seen": np.random.default_rng(0).standard_normal((8, 10), np.float32)}
     return adapt(Policy(), (16, 7), "EDMPrecond", conditions={"seen": Condition((10,), null=0.0)}, examples=examples)
+
+
+def convolved(layers: int) -> Denoiser:
+    torch.manual_seed(3)
+    return adapt(Convolved(layers), (1, 8, 8), "EDMPrecond")
 
 
 def frames(stages: bool = False) -> Denoiser:

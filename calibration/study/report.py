@@ -89,8 +89,9 @@ def markdown(study: Study) -> str:
         ("trimmed", f"RMS error without the worst {TRIMMED:.0%} of each solver's images"),
         ("median", "the median of the images' RMS errors"),
     ):
-        lines += ["", f"By {name}, the best of a kind to the best fixed solver on its best levels at the same NFE:", ""]
-        lines += _ratios(study, columns, measure, lambda nfe, measure: fixed_row(study, nfe, measure))
+        if len({row.kind for row in study.rows}) > 1:
+            heading = f"By {name}, the best of a kind to the best fixed solver on its best levels at the same NFE:"
+            lines += ["", heading, "", *_ratios(study, columns, measure, lambda *at: fixed_row(study, *at))]
         if any(row.kind == RIVAL for row in study.rows):
             lines += ["", f"By {name}, to the best of what others do, that solver, gits, ld3 and bns:", ""]
             lines += _ratios(study, columns, measure, study.rival)

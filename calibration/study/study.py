@@ -88,6 +88,8 @@ def study(
     if len(fitted) in (0, len(solvers)) and (solvers or not rivals):
         names = ", ".join(solver.name for solver in solvers) or "none"
         raise UserError(f"solvers are {names}: a study compares fitted ones with fixed ones; name one of each, or more")
+    if not solvers and not refined and all(rival.kind != BEST_FIXED for rival in rivals):
+        raise UserError("nothing to measure: rivals but best-fixed are fitted at the NFE of --refined, and it has none")
     viewer(settings.refine_on, model.spec.shape)  # says at once what cannot be
     every = [replace(settings, nfe=nfe, target="global", history=None) for nfe in nfes]
     noises = noises_of(model, settings)
@@ -110,6 +112,8 @@ def study(
                 with progress(f"{rival.name}, {s.nfe} evaluations", s.nfe * len(judge.noises)) as meter.progress:
                     measure(entry.plan, rival.kind)
                 rows[-1] = replace(rows[-1], of=entry.solver, evaluations=entry.evaluations, seconds=entry.seconds)
+        if not entrants:
+            continue
         fits: list[Candidate] = []
         with progress(f"{s.nfe} evaluations", s.nfe * len(entrants) * len(judge.noises)) as meter.progress:
             for solver, tried, image, how in entrants:
@@ -121,14 +125,10 @@ def study(
                 measure(named(fit.plan, bool(how)), kind, fit.steps)
                 if solver.history is not None:
                     fits.append(fit)
-        if fits and s.nfe in refined:
+        if s.nfe in refined:
             start = min(fits, key=lambda fit: fit.error).plan  # by the fit's own held-out noises
             last = refine(start, noises, fine[0.0], settings.refine, cache, progress, settings.refine_on).plan
             measure(replace(last, solver="refined", report=None), "refined")
-    if not rows:
-        raise UserError(
-            f"nothing to measure at NFE {', '.join(map(str, nfes))}: rivals are fitted where --refined says"
-        )
     judge.check(min(row.rmse for row in rows))
     return Study(
         model.spec.title,

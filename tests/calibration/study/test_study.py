@@ -125,6 +125,8 @@ def test_of_rivals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [(row["solver"], row["nfe"]) for row in rows] == [("best-fixed", 2), ("best-fixed", 3), ("gits", 3)]
     with pytest.raises(UserError, match="solvers are none"):
         run_main(study_command.main, *few, "--rivals", "none", "--out", str(tmp_path / "no"))
+    with pytest.raises(UserError, match="at the NFE of --refined"):
+        run_main(study_command.main, *few, "--rivals", "bns", "--iterations", "0", "--out", str(tmp_path / "no"))
 
 
 def test_of_named_solvers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def main() -> None:
         shown = rows(bundle, arguments.noises, precisions, arguments.refit, arguments.max_error)
         if arguments.picture and bundle is bundles[0]:
             with writable(arguments.picture, arguments.force) as path:
-                save_grid(np.concatenate(shown), path)
+                save_grid(np.concatenate(shown), path, columns=SHOWN)
 
 
 def rows(

@@ -19,13 +19,13 @@ def as_floats(images: np.ndarray) -> np.ndarray:
     return images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
 
 
-def save_grid(images: np.ndarray, path: Path, caption: str = "") -> None:
-    """Writes one PNG of all images [n, …], as square as can be, small ones enlarged to at least 64 pixels."""
+def save_grid(images: np.ndarray, path: Path, caption: str = "", columns: int | None = None) -> None:
+    """Writes one PNG of all images [n, …], small ones enlarged to 64 pixels or more; by default as square as can be."""
     from PIL import Image, ImageDraw
 
     pixels = to_uint8(images)
     count, height, width, channels = pixels.shape
-    columns = int(np.ceil(np.sqrt(count)))
+    columns = columns or int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
     scale, gap = max(1, 64 // height), 2
     tiles = pixels.repeat(scale, axis=1).repeat(scale, axis=2)

@@ -92,7 +92,7 @@ def markdown(study: Study) -> str:
         if len({row.kind for row in study.rows}) > 1:
             heading = f"By {name}, the best of a kind to the best fixed solver on its best levels at the same NFE:"
             lines += ["", heading, "", *_ratios(study, columns, measure, lambda *at: fixed_row(study, *at))]
-        if any(row.kind == RIVAL for row in study.rows):
+        if {RIVAL} < {row.kind for row in study.rows if row.kind != BEST_FIXED}:
             lines += ["", f"By {name}, to the best of what others do, that solver, gits, ld3 and bns:", ""]
             lines += _ratios(study, columns, measure, study.rival)
     lines += ["", "These medians:", "", *_table(study, columns, lambda row: f"{row.median:.4f}", "median")]

@@ -10,6 +10,7 @@ fixed one, where the authors take Euler's or the midpoint method.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def bns(contest: Contest) -> Plan:
     highest = start.sigmas[0]
     lesson = Lesson(
         name="BNS",
-        plan_of=lambda parameters: plan_of(parameters, contest.nfe, highest),
+        plan_of=lambda parameters: replace(plan_of(parameters, contest.nfe, highest), solver=start.solver),
         start=parameters_of(start),
         loss=lambda errors: errors.clamp_min(1e-12).log().mean(),
         rates=RATES,

@@ -20,7 +20,12 @@ def polygraphy(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(
         [str(Path(sys.executable).with_name("polygraphy")), *arguments],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder), "POLYGRAPHY_USE_TENSORRT_RTX": "1"},
+        env={
+            "PYTHONPATH": str(ROOT),
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(folder.parent),
+            "POLYGRAPHY_USE_TENSORRT_RTX": "1",
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from edge_sampler.calibration.budget import Budget
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.refinement import ITERATIONS, VIEWS
 from edge_sampler.calibration.schedules import SCHEDULES
@@ -175,7 +176,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         "--paper", action="store_true", help="a fit as in arXiv 2304.11328: its noises, M, steps; with a --solver of it"
     )
     budget_help = "evaluations, such as 20000, or a time, such as 10m: the best fit that it allows"
-    group.add_argument("--budget", metavar="N", help=budget_help)
+    group.add_argument("--budget", type=Budget.read, metavar="N", help=budget_help)
     towards_help = (
         "the model whose converged images are aimed at, where --model is a worse one of it, as a quantised one"
     )

@@ -7,8 +7,8 @@ levels.
 
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,33 +24,58 @@ UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 SOLVER = "iia-ddim"  # in place of "auto"
 
 
-def afford(model: Denoiser, settings: Settings, budget: str | None) -> Settings:
+@dataclass(frozen=True)
+class Budget:
+    """``number`` of evaluations of one sample, where ``unit`` is empty, or of seconds, minutes or hours (s, m, h)."""
+
+    number: float
+    unit: str
+
+    @classmethod
+    def read(cls, text: str) -> "Budget":
+        """``20000``, ``90s``, ``10m`` or ``1.5h``. Raises UserError for anything else."""
+        found = re.fullmatch(r"(\d+)()|(\d+(?:\.\d+)?)([smh])", text)
+        number, unit = (found[1] or found[3], found[4] or "") if found else ("0", "")
+        if not float(number) > 0:
+            raise UserError(f"--budget {text}: expected evaluations, such as 20000, or a time, such as 90s, 10m or 2h")
+        return cls(float(number), unit)
+
+    def __str__(self) -> str:
+        return f"{self.number:g}{self.unit}" if self.unit else f"{self.number:,.0f} evaluations"
+
+    def evaluations(self, model: Denoiser) -> int:
+        """Of one sample; of a time as many as this machine makes in it, by one that is timed."""
+        if not self.unit:
+            return int(self.number)
+        seconds = total(np.array([one_evaluation(model)[0]]))[0] / processes()  # the same for all of them
+        return int(self.number * UNITS[self.unit] / seconds * processes()) * model.spec.branches
+
+
+@dataclass(frozen=True)
+class Saving:
+    """One thing to leave out of a fit: the settings that change, and the words for what is left of what was asked for.
+
+    A saving takes the place of an earlier one of the same ``kind``.
+    """
+
+    kind: str
+    words: str
+    changes: Mapping[str, Any]
+
+
+def afford(model: Denoiser, settings: Settings, budget: Budget | None) -> Settings:
     """What a budget allows of ``settings``; that, and what it will take, is said on standard error.
 
-    Without a budget it is all of them. Raises what ``evaluations_of`` and ``within`` raise.
+    Without a budget it is all of them. Raises what ``within`` raises.
     """
     if budget is None:
         announce(model, settings)
         return settings
-    allowed, left_out = within(model, settings, evaluations_of(budget, model))
+    allowed, left_out = within(model, settings, budget.evaluations(model))
     if rank() == 0:
         print(f"budget of {budget}: {', '.join(left_out) or 'nothing is left out'}", file=sys.stderr)
         print(forecast(model, allowed) or "a fixed solver at fixed levels needs no fit", file=sys.stderr)
     return allowed
-
-
-def evaluations_of(budget: str, model: Denoiser) -> int:
-    """``20000`` (evaluations of one sample), or ``90s``, ``10m``, ``2h``: as many as this machine makes in that time.
-
-    Raises UserError for anything else.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", budget)
-    if not found or float(found[1]) <= 0 or (not found[2] and not found[1].isdigit()):
-        raise UserError(f"--budget {budget}: expected evaluations, such as 20000, or a time, such as 90s, 10m or 2h")
-    if not found[2]:
-        return int(found[1])
-    seconds = total(np.array([one_evaluation(model)[0]]))[0] / processes()  # the same for all of them
-    return int(float(found[1]) * UNITS[found[2]] / seconds * processes()) * model.spec.branches
 
 
 def within(model: Denoiser, settings: Settings, budget: int) -> tuple[Settings, list[str]]:
@@ -58,38 +83,39 @@ def within(model: Denoiser, settings: Settings, budget: int) -> tuple[Settings, 
 
     Raises UserError where nothing can be left out any more.
     """
-    tried, left_out = settings, dict[str, str]()
-    for what, changes in [("", {}), *savings(model, settings)]:
-        tried = replace(tried, **changes)
-        if what:
-            left_out[what.split()[-1]] = what
-        spent = task_of(model, tried).cost() * model.spec.branches
-        if spent <= budget:
-            return tried, [*left_out.values()]
-    raise UserError(
-        f"a budget of {budget:,} evaluations is too small: the least that fits anything, "
-        f"{', '.join(left_out.values())}, takes {spent:,}"
-    )
+
+    def cost(tried: Settings) -> int:
+        return task_of(model, tried).cost() * model.spec.branches
+
+    tried, left_out, waiting = settings, dict[str, str](), savings(model, settings)
+    while (spent := cost(tried)) > budget:
+        saving = next(waiting, None)
+        if saving is None:
+            least = f", with {', '.join(left_out.values())}," * bool(left_out)
+            raise UserError(f"a budget of {budget:,} evaluations is too small: the smallest fit{least} takes {spent:,}")
+        tried = replace(tried, **saving.changes)
+        left_out[saving.kind] = saving.words
+    return tried, [*left_out.values()]
 
 
-def savings(model: Denoiser, settings: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What can be left out, one thing after the other; the last word of each says of what it is."""
+def savings(model: Denoiser, settings: Settings) -> Iterator[Saving]:
+    """What can be left out, one thing after the other."""
+    task = task_of(model, settings)
 
-    def noises(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        if settings.batch > count:
-            held = min(settings.heldout, max(8, count // 2))
-            yield f"{count} of {settings.batch} noises", {"batch": count, "heldout": held}
+    def noises(*counts: int) -> Iterator[Saving]:
+        for count in counts:
+            if settings.batch > count:
+                changes = {"batch": count, "heldout": min(settings.heldout, max(8, count // 2))}
+                yield Saving("noises", f"{count} of {settings.batch} noises", changes)
 
-    for count in (128, 64):
-        yield from noises(count)
+    yield from noises(128, 64)
     for iterations in (5, 2, 1, 0):
         if settings.refine > iterations:
-            yield f"{iterations} of {settings.refine} refinement iterations", {"refine": iterations}
-    for count in (32, 16):
-        yield from noises(count)
-    task = task_of(model, settings)
+            words = f"{iterations} of {settings.refine} refinement iterations"
+            yield Saving("refinement", words, {"refine": iterations})
+    yield from noises(32, 16)
     if settings.solver == "auto":
         kept = {"schedule": task.schedule, "target": task.target, "afs": task.afs}
-        yield f"{SOLVER} as the one solver", {"solver": SOLVER, **kept}
+        yield Saving("solver", f"{SOLVER} as the one solver", {"solver": SOLVER, **kept})
     if task.schedule == CHOSEN:
-        yield f"{model.spec.schedule} as the schedule", {"schedule": model.spec.schedule}
+        yield Saving("schedule", f"{model.spec.schedule} as the schedule", {"schedule": model.spec.schedule})

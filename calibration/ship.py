@@ -18,6 +18,7 @@ from edge_sampler.models.progress import bar
 from edge_sampler.models.shipped import PLANS, plan_file
 from edge_sampler.runtime.command_line import Parser, whole_numbers
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
 
 NFES = {"edm-digits": (5, 10)}  # by model
@@ -32,19 +33,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=PLANS, help="a folder (default: the package's own)")
     add_cache_argument(parser)
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    kept = cache(arguments)
-    for name in arguments.model or NFES:
+    kept, names = cache(arguments), arguments.model or [*NFES]
+    if unknown := [name for name in names if not (arguments.nfe or name in NFES)]:
+        raise UserError(f"no plan of {unknown[0]} ships yet: name those to make, with --nfe 5,10")
+    for name in names:
         model = models.load(name)
-        for nfe in arguments.nfe or NFES.get(name, ()):
+        for nfe in arguments.nfe or NFES[name]:
             path = plan_file(name, nfe, arguments.out)
             if fits(path, model):
                 continue
             plan = calibrate(model, Settings(nfe, refine=ITERATIONS), bar, kept)
             assert plan.report is not None
-            whole = path.with_suffix(".new")
-            replace(plan, report=replace(plan.report, seconds=0.0)).save(whole)  # what differs from run to run
-            whole.replace(path)
+            with writable(path, force=True) as new:
+                replace(plan, report=replace(plan.report, seconds=0.0)).save(new)  # what differs from run to run
             print(f"{path.name}: {plan.solver}, {plan.report.heldout_rms_error:.4f} RMS")
 
 

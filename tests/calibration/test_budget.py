@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edge_sampler import models
-from edge_sampler.calibration.budget import afford, evaluations_of, within
+from edge_sampler.calibration.budget import Budget, afford, within
 from edge_sampler.calibration.calibrate import calibrate, task_of
 from edge_sampler.calibration.fit import fit
 from edge_sampler.calibration.settings import Settings
@@ -44,6 +44,8 @@ def test_a_smaller_budget_never_buys_more(digits: Denoiser) -> None:
 def test_one_that_buys_nothing_says_what_the_least_takes(digits: Denoiser) -> None:
     with pytest.raises(UserError, match=r"a budget of 50 evaluations is too small: .*16 of 256 noises.* takes [\d,]+"):
         within(digits, Settings(10), 50)
+    with pytest.raises(UserError, match=r"too small: the smallest fit takes [\d,]+$"):
+        within(digits, Settings(3, "iia-ddim", "edm", batch=4, heldout=2), 5)
 
 
 def test_guidance_counts_twice() -> None:
@@ -54,18 +56,19 @@ def test_guidance_counts_twice() -> None:
 
 
 def test_budgets_are_evaluations_or_times(digits: Denoiser) -> None:
-    assert evaluations_of("20000", digits) == 20000
-    second, minute = evaluations_of("30s", digits), evaluations_of("30m", digits)
-    assert 10 < minute / second < 360
+    assert Budget.read("20000").evaluations(digits) == 20000
+    seconds, minutes = (Budget.read(text).evaluations(digits) for text in ("30s", "30m"))
+    assert 10 < minutes / seconds < 360
+    assert [str(Budget.read(text)) for text in ("20000", "90s", "1.5h")] == ["20,000 evaluations", "90s", "1.5h"]
     for wrong in ("", "0", "-5", "ten", "1.5", "10d", "0m", "1e4"):
         with pytest.raises(UserError, match="expected evaluations, such as 20000"):
-            evaluations_of(wrong, digits)
+            Budget.read(wrong)
 
 
 def test_what_is_left_out_is_told_before(digits: Denoiser, capsys: pytest.CaptureFixture[str]) -> None:
-    allowed = afford(digits, Settings(2, "iia-ipndm"), "9000")
+    allowed = afford(digits, Settings(2, "iia-ipndm"), Budget.read("9000"))
     told = capsys.readouterr().err
-    assert told.startswith("budget of 9000: ")
+    assert told.startswith("budget of 9,000 evaluations: ")
     assert f"{allowed.batch} of 256 noises" in told
     assert "the fit takes at most" in told
     assert report_of(calibrate(digits, allowed)).evaluations <= 9000

@@ -1,7 +1,9 @@
-"""Exports a sampler (``export/command.py``), or adds an engine to a bundle (``export/engine_command.py``).
+"""Exports a sampler (``export/command.py``), or makes something of a bundle.
 
 python -m export --help
-python -m export engine --help
+python -m export engine --help    # adds an engine to a bundle
+python -m export triton --help    # a model repository of Triton, of a bundle
+python -m export card --help      # a model hub's README.md, of a bundle
 """
 
 import sys
@@ -10,11 +12,13 @@ from importlib import import_module
 from edge_sampler.runtime.command_line import run_command
 
 
+VERBS = {"engine": "engine_command", "triton": "triton", "card": "card"}  # and their modules
+
+
 def main() -> None:
     module = "command"
-    if sys.argv[1:2] == ["engine"]:
-        module = "engine_command"
-        del sys.argv[1]
+    if sys.argv[1:2] and sys.argv[1] in VERBS:
+        module = VERBS[sys.argv.pop(1)]
     import_module(f"edge_sampler.export.{module}").main()  # imported late: a missing library is one clear line
 
 

@@ -6,12 +6,17 @@ python -m runtime compare BUNDLE                  # parity: exit 1 beyond --tole
 python -m runtime compare BUNDLE --backends onnxrt,tensorrt-rtx
 python -m runtime bench BUNDLE --batch 1,16 --json times.json
 python -m runtime inspect BUNDLE
+python -m runtime generate BUNDLE --seeds 0-999999 --out shards/
+python -m runtime serve BUNDLE                    # over HTTP; KServe's protocol, version 2
+python -m runtime page BUNDLE --out site/         # a web page that makes images in the browser
 python -m runtime doctor                          # what runs here: exit 0, 1 (not on a GPU) or 2 (nothing)
 """
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +31,18 @@ from edge_sampler.runtime.errors import BoundError
 from edge_sampler.runtime.images import save_grid
 from edge_sampler.runtime.output import check_writable, writable
 
+# Verbs with a room of their own, which has a `command.main`, and their help.
+ROOMS = {
+    "generate": "make very many, in shards, by several processes",
+    "serve": "answer requests over HTTP",
+    "page": "write a web page that makes images in the browser",
+}
+
 
 def main() -> int:
+    if sys.argv[1:2] and sys.argv[1] in ROOMS:
+        verb = sys.argv.pop(1)  # imported late: a missing library is one clear line
+        return int(import_module(f"edge_sampler.runtime.{verb}.command").main())
     parser = Parser(prog="python -m runtime", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
 
@@ -72,6 +87,8 @@ def main() -> int:
     command.add_argument("--json", type=Path, help="write the figures there as well")
     command.add_argument("--force", action="store_true", help="replace an existing file")
 
+    for name, told in ROOMS.items():
+        verbs.add_parser(name, help=told)
     verb("inspect", "verify every file and print what the bundle is")
     command = verbs.add_parser("doctor", help="what this machine has, which backends run here, and why others do not")
     command.add_argument("bundle", type=Path, nargs="?", help="whether this one does")

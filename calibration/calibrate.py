@@ -10,7 +10,6 @@ from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.candidates import best_candidate, grid_of, noises_of, scheme_of
 from edge_sampler.calibration.chosen_levels import choice_cost, choose
 from edge_sampler.calibration.evaluate.distributed import total
-from edge_sampler.calibration.evaluate.noise_sets import to_judge
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import rms
@@ -236,14 +235,3 @@ def examples_of(model: Denoiser) -> tuple[int, ...]:
     if callable(model.examples) or not model.examples:
         return ()
     return tuple(last - first for first, last in (model.rows(False), model.rows(True)))
-
-
-def error_against_converged(
-    model: Denoiser, plan: Plan, count: int, progress: ProgressBars = silent, cache: Cache = NO_CACHE
-) -> float:
-    """RMS over pixels of ``count`` images between the plan's and the converged solution from the same noises."""
-    noises = to_judge(model, count)
-    spent = (cost(1, REFERENCE_STEPS) + plan.nfe) * count
-    with progress("converged solution", spent) as noises.network.meter.progress:
-        fine = solution(noises, [model.spec.sigma_max], REFERENCE_STEPS, cache)
-        return rms(sample(noises.network, noises.noise, plan) - fine[0.0])

@@ -11,7 +11,6 @@ from importlib import import_module
 
 from edge_sampler.runtime.command_line import run_command
 
-
 VERBS = {"engine": "engine_command", "triton": "triton", "card": "card"}  # and their modules
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 
-from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.calibration.judge import Judgement
 from edge_sampler.export.canvas import OUTPUTS
 from edge_sampler.export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm, transpose_keys_at_once
 from edge_sampler.export.network_graph import OPSET, export_decoder, export_denoiser, export_encoder
 from edge_sampler.export.pictures import draw
+from edge_sampler.export.reference import write_reference
+from edge_sampler.export.report_page import REPORT, report_page
 from edge_sampler.export.save import INLINE_LIMIT, Beside, save_checked, weights_size
 from edge_sampler.export.unroll import unroll
 from edge_sampler.models.denoiser import Denoiser, ModelSpec
@@ -22,24 +23,20 @@ from edge_sampler.models.mapped import page_out
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.bundle import (
     MANIFEST,
-    REFERENCE_INPUT,
     SCHEMA,
     WEIGHTS,
     Bundle,
     describe_files,
     write_manifest,
 )
-from edge_sampler.runtime.compare import PYTORCH, Difference, compare, worst
+from edge_sampler.runtime.compare import PYTORCH, Difference, compare
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.images import to_uint8
-from edge_sampler.runtime.inputs import Inputs, Output
-from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.inputs import Output
 from edge_sampler.runtime.output import writable
-from edge_sampler.runtime.plan import Plan, sample
+from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.sampler import Sampler
 
 CPU = "onnxrt"  # bundles are checked by the baseline, whatever else the machine has
-REFERENCE_SEEDS = (0, 1, 2, 3)
 TOLERANCE = 1e-3  # relative; beyond it the graph computes something else
 TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
@@ -126,6 +123,7 @@ def export_bundle(
     form: Form = Form(),
     *,
     graphs: Graphs | None = None,
+    judgement: Judgement | None = None,
     force: bool = False,
     progress: ProgressBars = silent,
 ) -> Exported:
@@ -136,6 +134,7 @@ def export_bundle(
         plan: fitted for this very model, or of a fixed solver.
         out: the folder; replaced with ``force``.
         graphs: of ``export_graphs``, where they are there already.
+        judgement: how good the images are, for the report.
 
     Raises UserError when the plan belongs to another model, for a form that the model does not have, where ``out``
     exists, and when the graph's results differ from PyTorch's.
@@ -168,17 +167,21 @@ def export_bundle(
             "opset": OPSET,
             "precision": "float32",
             "tools": {tool: importlib.metadata.version(tool) for tool in TOOLS} | {"python": platform.python_version()},
+            **({"judged": judgement.record()} if judgement else {}),
         }
         bundle = Bundle(folder, {**facts, "files": describe_files(folder)})
         for module in (model, model.encoder, model.decoder):
             if module is not None:
                 page_out(module)  # PyTorch has done its part
-        difference = parity(bundle)
+        differences = parity(bundle)
+        facts["parity"] = [{"stage": one.stage, "largest": one.max, "rms": one.rms} for one in differences]
         advance(1)
         write_samples(bundle, form.samples)
+        shown = Bundle(Path(Path(out).name), {**facts, "files": describe_files(folder)})
+        (folder / REPORT).write_text(report_page(shown, folder), encoding="utf-8")
         write_manifest(folder / MANIFEST, facts, describe_files(folder))
         advance(1)
-    return Exported(Path(out), written, difference)
+    return Exported(Path(out), written, differences[-1])
 
 
 def check_fit(model: Denoiser, plan: Plan) -> None:
@@ -232,52 +235,6 @@ def without_unused(model: ir.Model) -> ir.Model:
     return copy
 
 
-def write_reference(model: Denoiser, plan: Plan, folder: Path, dtype: str, stages: list[str], output: Output) -> None:
-    """PyTorch's own results for a few seeds: float64 states, the network in float32."""
-    seeds = list(REFERENCE_SEEDS)
-    raw, sizes = model.spec.called_with.check(reference_conditions(model, seeds), len(seeds))
-    conditions = model.encode(raw)
-    network = Network(model, conditions)
-    denoised: list[np.ndarray] = []
-
-    def record(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        result = network(x, sigma)
-        denoised.append(result.float().cpu().numpy())
-        return result
-
-    noise = torch.from_numpy(unit_noise(seeds, model.spec.inputs.sized(sizes=sizes))).double().to(model.device)
-    last = sample(record, noise, plan).float()
-    made = (model.decode(last) if "decoder" in stages else last).cpu().numpy()
-    expected = (len(seeds), *Inputs(output.shape, axes=model.spec.inputs.axes).sized(sizes=sizes))
-    if made.shape != expected:
-        raise UserError(f"{output.name} are {list(made.shape)}, and should be {list(expected)}")
-    given = raw if "encoder" in stages else {name: value.cpu().numpy() for name, value in conditions.items()}
-    told = {f"{REFERENCE_INPUT}{name}": value for name, value in given.items()}
-    arrays = {"seeds": np.array(seeds), **told, "denoised": np.stack(denoised), "made": made}
-    np.savez(folder / "reference.npz", **arrays)  # type: ignore[arg-type]  # its stub takes them for options
-    _save_polygraphy(to_uint8(made) if dtype == "uint8" else made, output.name, folder / "reference.json")
-
-
-def reference_conditions(model: Denoiser, seeds: list[int]) -> dict[str, np.ndarray]:
-    """As a caller gives them: examples by seed, but choices in turn."""
-    drawn = model.draw_raw(seeds)
-    for name, condition in model.spec.called_with.conditions.items():
-        if condition.choices:
-            drawn[name] = np.array(seeds, np.int64) % condition.choices
-    return drawn
-
-
-def _save_polygraphy(made: np.ndarray, name: str, path: Path) -> None:
-    """As ``polygraphy run --load-outputs`` reads it."""
-    from polygraphy.comparator import IterationResult, RunResults
-    from polygraphy.logger import G_LOGGER
-
-    results = RunResults()
-    results.append(("pytorch", [IterationResult(outputs={name: made}, runner_name="pytorch")]))
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        results.save(str(path))
-
-
 def write_samples(bundle: Bundle, count: int) -> None:
     """samples.png, made by sampler.onnx in ONNX Runtime with the bundle's examples of conditions."""
     with Sampler(bundle, CPU) as sampler:
@@ -285,12 +242,16 @@ def write_samples(bundle: Bundle, count: int) -> None:
     draw(made, bundle, bundle.folder / "samples.png")
 
 
-def parity(bundle: Bundle) -> Difference:
-    """The difference between sampler.onnx and PyTorch. Raises UserError when it is beyond ``TOLERANCE``."""
-    found = worst(compare(bundle, backends=[CPU]), CPU, PYTORCH)
-    if not found.finite or found.relative > TOLERANCE:
+def parity(bundle: Bundle) -> list[Difference]:
+    """The differences between sampler.onnx and PyTorch: of each evaluation, and last of what is made.
+
+    Raises UserError when that is beyond ``TOLERANCE``.
+    """
+    found = [one for one in compare(bundle, backends=[CPU]) if (one.first, one.second) == (CPU, PYTORCH)]
+    last = found[-1]
+    if not last.finite or last.relative > TOLERANCE:
         raise UserError(
-            f"sampler.onnx differs from PyTorch by {found.relative:.1e} relative, more than {TOLERANCE:g}; "
+            f"sampler.onnx differs from PyTorch by {last.relative:.1e} relative, more than {TOLERANCE:g}; "
             "no bundle was written"
         )
     return found

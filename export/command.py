@@ -25,12 +25,14 @@ from edge_sampler.calibration.arguments import (
     settings,
 )
 from edge_sampler.calibration.budget import afford
-from edge_sampler.calibration.calibrate import calibrate, error_against_converged
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.judge import Judgement, judge
 from edge_sampler.calibration.report import show
 from edge_sampler.export.assemble import Exported, Form, check_fit, export_bundle, export_graphs, output_of
 from edge_sampler.export.canvas import OUTPUTS
-from edge_sampler.export.engine_command import add_engine_arguments, additions_of, sample_command
+from edge_sampler.export.engine_command import add_engine_arguments, additions_of
 from edge_sampler.export.extend import add, profile_of
+from edge_sampler.export.facts import sample_command
 from edge_sampler.export.refitted import refitted
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import bar
@@ -41,7 +43,7 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import check_writable
 from edge_sampler.runtime.plan import Plan
 
-CHECKED = 16  # images of a fixed solver, unless another number is asked for
+CHECKED = 16  # noises, unless another number is asked for
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def main() -> None:
     group.add_argument("--plan", metavar="FILE", help=plan_help)
     group.add_argument("--output", choices=OUTPUTS, default=OUTPUTS[0], help="of the graph; uint8 is [batch, H, W, C]")
     group.add_argument("--samples", type=int, default=16, help="images in samples.png (default: 16)")
-    check_help = f"noises to measure the error on (default: {CHECKED}; of a fitted plan, its fit's own); 0: none"
+    check_help = f"noises to measure the error on, beside fixed solvers' (default: {CHECKED}; 0: none)"
     group.add_argument("--check", type=int, metavar="N", help=check_help)
     group.add_argument(
         "--no-encode", dest="encode", action="store_false", help="leave the model's encoder to the caller"
@@ -97,18 +99,19 @@ def main() -> None:
     plan = calibrate(model, wanted, bar, cache(arguments), towards) if wanted else stored
     assert plan is not None
     show(plan)
-    error, images, report = None, arguments.check, plan.report
-    if images is None and report:
-        error, images = report.heldout_rms_error, report.heldout
-    elif images != 0 and not model.spec.random_weights:
-        images = images or CHECKED
-        error = error_against_converged(model, plan, images, bar, cache(arguments))
+    noises = arguments.check
+    if (
+        noises is None
+    ):  # a budget is for the fit, which is all it pays for; and it is the fit that knows what it aims at
+        noises = 0 if arguments.budget or towards else CHECKED
+    judgement = judge(model, plan, noises, bar, cache(arguments)) if noises and not model.spec.random_weights else None
     out = target(arguments, plan.solver, plan.nfe)
-    exported = export_bundle(model, plan, out, form, graphs=graphs, force=arguments.force, progress=bar)
-    Console().print(summary(model, plan, exported, error, images))
+    exported = export_bundle(
+        model, plan, out, form, graphs=graphs, judgement=judgement, force=arguments.force, progress=bar
+    )
+    Console().print(summary(model, plan, exported, judgement))
     bundle = Bundle.open(out)
-    look = "look at samples.png; " if "samples.png" in bundle.manifest["files"] else ""
-    print(f"{out}: {look}run it with `{sample_command(bundle)}`")
+    print(f"{out}: look at report.html; run it with `{sample_command(bundle)}`")
     if additions:  # if that fails, the bundle stays: `python -m export engine` can add to it without another fit
         Console().print(add(bundle, additions, partial(refitted, model, cache(arguments))))
 
@@ -123,7 +126,7 @@ def target(arguments: argparse.Namespace, solver: str, nfe: int) -> Path:
     return arguments.out or Path("artifacts") / "-".join(parts)
 
 
-def summary(model: Denoiser, plan: Plan, exported: Exported, error: float | None, images: int | None) -> Table:
+def summary(model: Denoiser, plan: Plan, exported: Exported, judgement: Judgement | None) -> Table:
     title = model.spec.title + (" with RANDOM WEIGHTS" if model.spec.random_weights else "")
     table = Table(title=title, show_header=False)
     table.add_row("solver", plan.solver)
@@ -133,9 +136,21 @@ def summary(model: Denoiser, plan: Plan, exported: Exported, error: float | None
     table.add_row("denoiser.onnx", f"{exported.graphs.denoiser_bytes / 1e6:.1f} MB")
     difference = exported.difference
     table.add_row("error against PyTorch", f"{difference.max:.1e} largest, {difference.rms:.1e} RMS")
-    measured = "not measured" if error is None else f"{error:.4f} RMS, {images} samples"
-    table.add_row("error against the converged solution", measured)
+    table.add_row("error against the converged solution", measured(plan, judgement))
     if plan.report and plan.report.examples:
         fitted, held = plan.report.examples
         table.add_row("examples of conditions", f"{fitted} fitted on, {held} held out")
     return table
+
+
+def measured(plan: Plan, judgement: Judgement | None) -> str:
+    """By the fit on its held-out noises, and on others beside the usual fixed solver that errs least."""
+    told = []
+    if plan.report:
+        told.append(f"{plan.report.heldout_rms_error:.4f} RMS, {plan.report.heldout} samples held out of the fit")
+    if judgement:
+        told.append(f"{judgement.error:.4f} RMS, {judgement.noises} other samples")
+        if judgement.others:
+            best = min(judgement.others, key=lambda name: judgement.others[name])
+            told.append(f"{best} on {judgement.schedule}'s noise levels: {judgement.others[best]:.4f}")
+    return "\n".join(told) or "not measured"

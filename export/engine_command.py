@@ -8,13 +8,13 @@ python -m export engine BUNDLE --precision int8 --refit                  # and a
 """
 
 import argparse
-import shlex
 from pathlib import Path
 
 from rich.console import Console
 
 from edge_sampler.export.build_engine import engine_for
 from edge_sampler.export.extend import Additions, add
+from edge_sampler.export.facts import sample_command
 from edge_sampler.export.precisions import PRECISIONS, QUANTISED
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser
@@ -94,12 +94,3 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
         name, _, sizes = text.partition("=")
         axes[name] = Axis.parse(sizes)
     return Additions(arguments.precision, arguments.max_error, engine, axes, arguments.one_scale, arguments.refit)
-
-
-def sample_command(bundle: Bundle) -> str:
-    """What makes samples of a bundle, its conditions to be filled in."""
-    file = "grid.png" if bundle.output.is_image else f"{bundle.output.name}.npz"
-    others = {name: one for name, one in bundle.inputs.conditions.items() if not one.choices}
-    texts = [f' --condition {name}="…"' for name, one in others.items() if one.text and one.text.must_be_given]
-    given = "".join(texts) + " --condition FILE.npz" * any(not one.text for one in others.values())
-    return f"python -m runtime sample {shlex.quote(str(bundle.folder))} --seeds 0-63{given} --out {file}"

@@ -18,6 +18,7 @@ from edge_sampler.export.lower import drop_unused
 from edge_sampler.export.precision import lower_precision, round_activations
 from edge_sampler.export.precisions import QUANTISED
 from edge_sampler.export.quantised import Refit, write_quantised
+from edge_sampler.export.report_page import REPORT, report_page
 from edge_sampler.export.save import save_checked
 from edge_sampler.models.progress import bar
 from edge_sampler.runtime.bundle import MANIFEST, Bundle, describe_files, write_manifest
@@ -100,6 +101,9 @@ def extended(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
         folder = Path(name)
         yield folder, facts
         files = {**bundle.manifest["files"], **describe_files(folder)}
+        shown = Bundle(Path(bundle.folder.resolve().name), {**facts, "files": files})
+        (folder / REPORT).write_text(report_page(shown, bundle.folder), encoding="utf-8")
+        files |= describe_files(folder)
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 target = bundle.folder / path.relative_to(folder)

@@ -41,8 +41,8 @@ ROOMS = {
 
 def main() -> int:
     if sys.argv[1:2] and sys.argv[1] in ROOMS:
-        verb = sys.argv.pop(1)  # imported late: a missing library is one clear line
-        return int(import_module(f"edge_sampler.runtime.{verb}.command").main())
+        room = import_module(f"edge_sampler.runtime.{sys.argv.pop(1)}.command")  # a missing library is one clear line
+        return int(room.main())
     parser = Parser(prog="python -m runtime", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
 

@@ -10,6 +10,7 @@ tokenizer-….json   what makes token ids of text, where a condition is of text
 reference.npz   what PyTorch computed for a few seeds: seeds, each condition as input_NAME, denoised [nfe, …], made
 reference.json  the last of those in Polygraphy's format
 samples.png     what it makes
+report.html     all of this for people; look at it first
 
 and, where they were asked for,
 

@@ -204,8 +204,3 @@ def _differences(output: str, first: str, a: Trajectory, second: str, b: Traject
 def within(differences: list[Difference], tolerance: float | None) -> bool:
     """Whether every value is finite and every relative difference at most ``tolerance``; None: what is expected."""
     return all(d.finite and d.relative <= (d.expected if tolerance is None else tolerance) for d in differences)
-
-
-def worst(differences: list[Difference], first: str, second: str) -> Difference:
-    """That pair's difference in the end."""
-    return [d for d in differences if (d.first, d.second) == (first, second)][-1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DATA = (".safetensors", ".md", ".json")
+DATA = (".css", ".html", ".js", ".json", ".md", ".mjs", ".safetensors", ".txt")
 MAY_IMPORT: dict[str, set[str]] = {
     "runtime": set(),
     "models": {"runtime"},
@@ -59,9 +59,15 @@ def test_every_folder_is_installed() -> None:
     assert sorted(setup["packages"]) == sorted({"edge_sampler", *names, *(path.name for path in commands)})
     places = {f"edge_sampler.{room}": room for room in MAY_IMPORT}
     assert setup["package-dir"] == places | {path.name: str(path.relative_to(ROOT)) for path in commands}
-    data = {path.parent for room in MAY_IMPORT for path in (ROOT / room).rglob("*") if path.suffix in DATA}
-    assert setup["package-data"] == {"edge_sampler.models": ["weights/*", "weights/plans/*"]}
-    assert data == {ROOT / "models" / "weights", ROOT / "models" / "weights" / "plans"}
+    listed = {
+        path
+        for package, patterns in setup["package-data"].items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")[1:]).glob(pattern)
+    }
+    data = {path for room in MAY_IMPORT for path in (ROOT / room).rglob("*") if path.suffix in DATA}
+    assert data <= listed
+    assert not [path for path in listed if path.suffix == ".py"]
 
 
 def test_the_runtime_names_no_heavy_library() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge_sampler.calibration.arguments import file_name
-from edge_sampler.calibration.calibrate import error_against_converged
+from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.models import load
 from edge_sampler.runtime.command_line import Parser, run_command, whole_numbers
 from edge_sampler.runtime.errors import UserError
@@ -147,7 +147,7 @@ def test_calibration_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
     assert ", 4 samples" in done.stdout  # the fit's own
     done = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--check", "8", "--out", "judged")
     error = error_against_converged(load("edm-digits"), Plan.load(tmp_path / plan), 8)
-    assert f"{error:.4f} RMS, 8 samples" in done.stdout
+    assert f"{error:.4f} RMS, 8 other samples" in done.stdout
     refused = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--random-weights")
     assert_one_line(refused, "the plan was fitted to edm-digits, fingerprint")
     replace(Plan.load(tmp_path / plan), mean=(((0.0, 0.0),),), report=None).save(tmp_path / "tall.json")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edge_sampler.calibration.calibrate import calibrate, error_against_converged
+from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.candidates import best_candidate, make_candidate, scheme_of
 from edge_sampler.calibration.chosen_levels import (
     LEVELS,
@@ -23,6 +23,7 @@ from edge_sampler.calibration.evaluate.noise_sets import to_fit
 from edge_sampler.calibration.evaluate.reference import States, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import RIDGE, fit, mean_error
+from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.calibration.schedules import logarithmic
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import find

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings, strategies
 
 from edge_sampler import models
-from edge_sampler.calibration.calibrate import calibrate, error_against_converged
+from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.candidates import grid_of, make_candidate, scheme_of
 from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.evaluate.noise_sets import to_fit, to_judge
 from edge_sampler.calibration.evaluate.reference import cost, trajectory
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.fit import fit, gram, mean_error, rms, solve
+from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.calibration.schedules import subdivide
 from edge_sampler.calibration.settings import AUTO, Settings
 from edge_sampler.calibration.solvers import ALL_SOLVERS, find

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_sampler.calibration.calibrate import calibrate, error_against_converged
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.study import ablation_command
 from edge_sampler.models.denoiser import Denoiser

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from edge_sampler import models
-from edge_sampler.calibration.calibrate import calibrate, error_against_converged
+from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.evaluate.noise_sets import to_judge
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import image_errors
+from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.calibration.settings import AUTO, Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.study import command as study_command

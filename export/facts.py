@@ -1,0 +1,64 @@
+"""What reports and model cards say of a bundle: its inputs, how good it is, and the commands that run it."""
+
+import shlex
+from dataclasses import dataclass
+
+from edge_sampler.runtime.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class Command:
+    """One, and what it is for."""
+
+    purpose: str
+    line: str
+
+
+def commands(bundle: Bundle) -> list[Command]:
+    folder = shlex.quote(str(bundle.folder))
+    return [
+        Command(
+            "Install, in a checkout of edge-sampler, what a device needs (or tensorrt-rtx in place of onnxruntime).",
+            "pip install . onnxruntime",
+        ),
+        Command(f"Make {bundle.output.name}.", sample_command(bundle)),
+        Command("Compare every path with PyTorch's recorded output.", f"python -m runtime compare {folder}"),
+        Command("Time it.", f"python -m runtime bench {folder}"),
+        Command(
+            "Build an engine for RTX GPUs; no GPU is needed for that.",
+            f"python -m export engine {folder} --engine tensorrt-rtx --precision fp16",
+        ),
+    ]
+
+
+def sample_command(bundle: Bundle) -> str:
+    """What makes samples of a bundle, its conditions to be filled in."""
+    file = "grid.png" if bundle.output.is_image else f"{bundle.output.name}.npz"
+    known = bundle.inputs.conditions
+    given = [f" --condition {name}=0" for name, one in known.items() if one.choices]
+    given += [f' --condition {name}="…"' for name, one in known.items() if one.text and one.text.must_be_given]
+    given += [" --condition FILE.npz"] * any(not one.text and not one.choices for one in known.values())
+    return f"python -m runtime sample {shlex.quote(str(bundle.folder))} --seeds 0-63{''.join(given)} --out {file}"
+
+
+def input_rows(bundle: Bundle) -> list[tuple[str, str, str]]:
+    """Name, values and meaning of whatever one sample is made of."""
+    rows = [("noise", f"float32 {list(bundle.inputs.shape)}", "unit normal; made of a seed")]
+    for name, condition in bundle.inputs.conditions.items():
+        rows.append((name, condition.wanted(), condition.description))
+    for name, axis in bundle.inputs.axes.items():
+        rows.append((name, f"{axis.least} to {axis.largest}", f"an axis; usually {axis.usual}"))
+    return rows
+
+
+def judged(bundle: Bundle) -> tuple[str, dict[str, float]] | None:
+    """RMS errors by sampler, the bundle's own first, and a sentence that says what they are; None: not measured."""
+    told = bundle.manifest.get("judged")
+    if not told:
+        return None
+    note = (
+        f"RMS error against the converged solution from the same noise, {told['noises']} noises that no fit has seen. "
+        f"The other rows are fixed solvers on the model's usual noise levels ({told['schedule']}), with as many "
+        "evaluations."
+    )
+    return note, {bundle.manifest["solver"]: told["rms_error"], **told["fixed_solvers"]}

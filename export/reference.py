@@ -1,0 +1,63 @@
+"""What PyTorch computes for a few seeds, which every path is compared with."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.bundle import REFERENCE_INPUT
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.images import to_uint8
+from edge_sampler.runtime.inputs import Inputs, Output
+from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.plan import Plan, sample
+
+REFERENCE_SEEDS = (0, 1, 2, 3)
+
+
+def write_reference(model: Denoiser, plan: Plan, folder: Path, dtype: str, stages: list[str], output: Output) -> None:
+    """PyTorch's own results for a few seeds: float64 states, the network in float32."""
+    seeds = list(REFERENCE_SEEDS)
+    raw, sizes = model.spec.called_with.check(reference_conditions(model, seeds), len(seeds))
+    conditions = model.encode(raw)
+    network = Network(model, conditions)
+    denoised: list[np.ndarray] = []
+
+    def record(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        result = network(x, sigma)
+        denoised.append(result.float().cpu().numpy())
+        return result
+
+    noise = torch.from_numpy(unit_noise(seeds, model.spec.inputs.sized(sizes=sizes))).double().to(model.device)
+    last = sample(record, noise, plan).float()
+    made = (model.decode(last) if "decoder" in stages else last).cpu().numpy()
+    expected = (len(seeds), *Inputs(output.shape, axes=model.spec.inputs.axes).sized(sizes=sizes))
+    if made.shape != expected:
+        raise UserError(f"{output.name} are {list(made.shape)}, and should be {list(expected)}")
+    given = raw if "encoder" in stages else {name: value.cpu().numpy() for name, value in conditions.items()}
+    told = {f"{REFERENCE_INPUT}{name}": value for name, value in given.items()}
+    arrays = {"seeds": np.array(seeds), **told, "denoised": np.stack(denoised), "made": made}
+    np.savez(folder / "reference.npz", **arrays)  # type: ignore[arg-type]  # its stub takes them for options
+    _save_polygraphy(to_uint8(made) if dtype == "uint8" else made, output.name, folder / "reference.json")
+
+
+def reference_conditions(model: Denoiser, seeds: list[int]) -> dict[str, np.ndarray]:
+    """As a caller gives them: examples by seed, but choices in turn."""
+    drawn = model.draw_raw(seeds)
+    for name, condition in model.spec.called_with.conditions.items():
+        if condition.choices:
+            drawn[name] = np.array(seeds, np.int64) % condition.choices
+    return drawn
+
+
+def _save_polygraphy(made: np.ndarray, name: str, path: Path) -> None:
+    """As ``polygraphy run --load-outputs`` reads it."""
+    from polygraphy.comparator import IterationResult, RunResults
+    from polygraphy.logger import G_LOGGER
+
+    results = RunResults()
+    results.append(("pytorch", [IterationResult(outputs={name: made}, runner_name="pytorch")]))
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        results.save(str(path))

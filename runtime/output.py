@@ -1,5 +1,6 @@
 """Writes that are whole or not there: into a temporary neighbour first, renamed at the end."""
 
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from edge_sampler.runtime.bundle import MANIFEST
 from edge_sampler.runtime.errors import UserError
+
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.(new|old|trial)(\..+)?")  # as ``_neighbour`` names them
 
 
 def check_writable(target: Path, force: bool) -> None:
@@ -52,3 +55,13 @@ def writable(target: Path, force: bool = False) -> Iterator[Path]:
 def _neighbour(target: Path, end: str) -> Path:
     """A name that no other process has; in containers, and on several hosts with one disk, process ids are the same."""
     return target.with_name(f".{target.stem}.{secrets.token_hex(4)}.{end}{target.suffix}")
+
+
+def sweep(folder: Path) -> None:
+    """Removes what writers that died left in ``folder``, where no other process writes."""
+    for leftover in folder.iterdir():
+        if LEFTOVER.fullmatch(leftover.name):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from edge_sampler.runtime import cuda
 from edge_sampler.runtime.backends.base import Backend, Spans, check_inputs
-from edge_sampler.runtime.backends.onnxrt_module import INSTALL, library, without_links
+from edge_sampler.runtime.backends.onnxrt_module import INSTALL, library, threads, without_links
 from edge_sampler.runtime.bundle import Bundle, weights_beside
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.protobuf import field_head
@@ -65,6 +65,7 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        options.intra_op_num_threads = threads()
         if provider is CPU and saturates():
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if not optimise:

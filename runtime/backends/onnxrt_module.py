@@ -19,6 +19,18 @@ from edge_sampler.runtime.errors import UserError
 
 INSTALL = "install onnxruntime"
 OLDEST = (1, 18)  # that reads our graphs
+THREADS = "EDGE_SAMPLER_THREADS"  # names the environment variable: of the CPU, in one run
+
+
+def threads() -> int:
+    """How many threads ONNX Runtime may compute with on the CPU; 0, the default: as many as there are cores.
+
+    Raises UserError where the environment names no such number.
+    """
+    told = os.environ.get(THREADS, "0")
+    if not re.fullmatch(r"\d{1,4}", told):
+        raise UserError(f"{THREADS} is {told!r}; it must be a number of threads, or 0 for all cores")
+    return int(told)
 
 
 def library() -> Any:

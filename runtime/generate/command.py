@@ -1,0 +1,131 @@
+"""Makes very many samples: shards, each whole or not there, by several processes or a cluster.
+
+python -m runtime generate BUNDLE --seeds 0-999999 --out shards/
+python -m runtime generate BUNDLE --seeds 0-999999 --class-labels 0-9 --workers 4 --out shards/
+python -m runtime generate BUNDLE --seeds 0-999999 --ray HOST:6379 --workers 16 --out /shared/shards
+
+A shard is a tar as WebDataset reads it: SEED.png (SEED.npy of what is no picture) and SEED.json. shards.json lists all
+of them with their hashes. The same command goes on where an earlier one ended.
+"""
+
+import argparse
+import re
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_sampler.runtime.backends import BACKENDS, choose
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.command_line import Parser, given, whole_numbers
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.generate.job import FORMATS, Job, Shard, finished, manifest_sha256, missing, write_record
+from edge_sampler.runtime.generate.on_ray import on_ray
+from edge_sampler.runtime.generate.workers import in_processes
+from edge_sampler.runtime.lock import locked
+from edge_sampler.runtime.noise import SEEDS
+from edge_sampler.runtime.output import sweep
+
+EVERY = 1.0  # seconds between two records of what is done, and between two lines of progress
+
+
+def main() -> int:
+    parser = Parser(
+        prog="python -m runtime generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--seeds", type=span, required=True, metavar="FIRST-LAST", help="such as 0-999999")
+    parser.add_argument("--out", type=Path, required=True, help="a folder: new, or of this job")
+    parser.add_argument("--workers", type=int, help="processes (default: 1; with --ray, tasks at a time: 8)")
+    parser.add_argument("--ray", metavar="ADDRESS", help="a cluster of Ray: HOST:PORT, auto, or local")
+    parser.add_argument("--shard", type=int, default=1000, help="samples in one (default: 1000)")
+    parser.add_argument("--format", choices=FORMATS, default="webdataset", help="default: webdataset")
+    condition_help = "as of `sample`: one value for all, or one for each seed"
+    parser.add_argument("--condition", action="append", default=[], metavar="NAME=VALUE", help=condition_help)
+    parser.add_argument("--class-labels", type=whole_numbers, help="such as 0-9: taken in turn")
+    parser.add_argument("--temperature", type=float, default=1.0, help="scales the noise (default: 1)")
+    parser.add_argument("--batch", type=int, help="samples in one run (default: an engine's largest, or 64)")
+    parser.add_argument("--backend", default="auto", help=f"auto (default), {', '.join(BACKENDS)}")
+    parser.add_argument("--precision", help="of the network, such as fp16")
+    arguments = parser.parse_args()
+    bundle = Bundle.open(arguments.bundle)
+    workers = arguments.workers if arguments.workers is not None else 8 if arguments.ray else 1
+    for name, value in (("workers", workers), ("shard", arguments.shard)):
+        if value < 1:
+            raise UserError(f"--{name} is {value}; it must be at least 1")
+    job = job_of(arguments, bundle)
+    record = job.record(bundle)
+    out = arguments.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: --out is a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".lock", f"another process writes into {out}: wait for it, or name another folder"):
+        sweep(out)
+        there = finished(out, record)
+        write_record(out, record, there, complete=False)  # what cannot be written is known before the work
+        run(job, record, there, workers, arguments.ray)
+    return 0
+
+
+def span(text: str) -> range:
+    """``0-999999``, or one number."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if not match or not int(match[1]) <= int(match[2] or match[1]) < SEEDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of seeds such as 0-999999, below {SEEDS}")
+    return range(int(match[1]), int(match[2] or match[1]) + 1)
+
+
+def job_of(arguments: argparse.Namespace, bundle: Bundle) -> Job:
+    """The job, its conditions checked for every seed."""
+    known, seeds = bundle.inputs.conditions, arguments.seeds
+    told = given(arguments.condition, [name for name in known if known[name].text])
+    if arguments.class_labels is not None:
+        told["class_labels"] = np.resize(np.array(arguments.class_labels), len(seeds))
+    choose(bundle, arguments.backend, arguments.precision)  # says at once what cannot run
+    texts = {name: value for name, value in told.items() if np.asarray(value).dtype.kind == "U"}
+    conditions, sizes = bundle.inputs.check(bundle.tokenized(told), len(seeds))
+    return Job(
+        bundle=str(bundle.folder.resolve()),
+        manifest_sha256=manifest_sha256(bundle),
+        out=str(arguments.out.resolve()),
+        seeds=seeds,
+        shard=arguments.shard,
+        form=arguments.format,
+        backend=arguments.backend,
+        precision=arguments.precision,
+        batch=arguments.batch,
+        temperature=arguments.temperature,
+        conditions=conditions,
+        texts=texts,
+        sizes=sizes,
+    )
+
+
+def run(job: Job, record: dict[str, Any], there: dict[str, Shard], workers: int, ray: str | None) -> None:
+    """Makes the shards that are missing, and tells how it goes."""
+    out, total, started, told = Path(job.out), len(job.seeds), time.monotonic(), 0.0
+    before = sum(shard.count for shard in there.values())
+    if before:
+        print(f"{before:,} of {total:,} are there already", file=sys.stderr)
+    tasks, made = missing(job, there), before
+    for shard in on_ray(tasks, workers, ray) if ray else in_processes(tasks, workers):
+        there[shard.file] = shard
+        made += shard.count
+        elapsed = time.monotonic() - started
+        if elapsed - told > EVERY or made == total:
+            told = elapsed
+            write_record(out, record, there, complete=made == total)
+            show(made, total, (made - before) / max(elapsed, 1e-9))
+    write_record(out, record, there, complete=True)
+    by = ", ".join(sorted({shard.by for shard in there.values()}))
+    print(f"{out}: {total:,} samples in {job.shards:,} shards, by {by}")
+
+
+def show(made: int, total: int, rate: float) -> None:
+    """One line of progress: written over the last one on a terminal."""
+    left = timedelta(seconds=round((total - made) / rate))
+    end = "\r" if sys.stderr.isatty() and made < total else "\n"
+    print(f"{made:>12,} of {total:,}  {rate:,.1f} a second  {left} left ", end=end, file=sys.stderr, flush=True)

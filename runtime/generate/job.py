@@ -1,0 +1,143 @@
+"""What is to be made: a bundle's samples of a range of seeds, in shards; and the record of those that are there."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_sampler.runtime.bundle import MANIFEST, Bundle, file_sha256
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.output import writable
+
+FORMATS = {"webdataset": ".tar", "npz": ".npz"}
+RECORD = "shards.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A bundle's samples of ``seeds``, so many to a shard.
+
+    Args:
+        bundle: its folder, absolute, since workers may start elsewhere.
+        manifest_sha256: of its manifest, so that all workers run the same.
+        out: the folder of shards, absolute.
+        form: one of ``FORMATS``.
+        conditions: [len(seeds), *shape], checked.
+        texts: what was told of conditions of text, one or one for each seed; for people who read the shards.
+        sizes: of the axes with names.
+    """
+
+    bundle: str
+    manifest_sha256: str
+    out: str
+    seeds: range
+    shard: int
+    form: str
+    backend: str
+    precision: str | None
+    batch: int | None
+    temperature: float
+    conditions: Mapping[str, np.ndarray]
+    texts: Mapping[str, Any]
+    sizes: Mapping[str, int]
+
+    @property
+    def shards(self) -> int:
+        return -(-len(self.seeds) // self.shard)
+
+    def file(self, index: int) -> str:
+        return f"shard-{index:06d}{FORMATS[self.form]}"
+
+    def part(self, index: int) -> "Job":
+        """One shard as a job, with its own seeds and conditions alone."""
+        rows = slice(index * self.shard, (index + 1) * self.shard)
+        conditions = {name: np.array(values[rows]) for name, values in self.conditions.items()}
+        texts = {name: told if isinstance(told, str) else told[rows] for name, told in self.texts.items()}
+        return replace(self, seeds=self.seeds[rows], conditions=conditions, texts=texts)
+
+    def record(self, bundle: Bundle) -> dict[str, Any]:
+        """What tells its samples, JSON values: shards of another record are of another job."""
+        return {
+            "model": bundle.manifest["model"]["name"],
+            "fingerprint": bundle.manifest["model"]["fingerprint"],
+            "graph_sha256": bundle.manifest["files"][bundle.graph_name(self.precision)]["sha256"],
+            "seeds": [self.seeds[0], self.seeds[-1]],
+            "shard": self.shard,
+            "format": self.form,
+            "precision": self.precision,
+            "temperature": self.temperature,
+            "sizes": dict(self.sizes),
+            "conditions": {name: digest(values) for name, values in self.conditions.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One that was written. ``by`` is the backend that made it."""
+
+    file: str
+    sha256: str
+    bytes: int
+    first: int
+    count: int
+    by: str
+
+
+def digest(values: np.ndarray) -> str:
+    """SHA-256 of an array's values; one that repeats is hashed row by row, so that a view stays one."""
+    hashed = hashlib.sha256(repr((values.shape, str(values.dtype))).encode())
+    for row in values:
+        hashed.update(np.ascontiguousarray(row).tobytes())
+    return hashed.hexdigest()
+
+
+def manifest_sha256(bundle: Bundle) -> str:
+    return file_sha256(bundle.folder / MANIFEST)
+
+
+def finished(out: Path, record: Mapping[str, Any]) -> dict[str, Shard]:
+    """The shards of this very job that are whole in ``out``, by file; one that has changed is not among them.
+
+    Raises UserError where ``out`` holds something else, or another job's shards.
+    """
+    path = out / RECORD
+    if not path.exists():
+        others = sorted(one.name for one in out.iterdir() if not one.name.startswith(".")) if out.is_dir() else []
+        if others:
+            raise UserError(f"{out} holds {others[0]} and no {RECORD}: name a new folder")
+        return {}
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        shards = {one["file"]: Shard(**one) for one in stored["shards"]}
+        told = stored["job"]
+        different = [name for name in record if told.get(name) != record[name]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}): name a new folder") from error
+    if different:
+        name = different[0]
+        raise UserError(
+            f"{out} holds shards of another job: its {name} is {told.get(name)}, and {record[name]} is asked for: "
+            "name a new folder, or go on with the same command"
+        )
+    return {name: one for name, one in shards.items() if whole(out / Path(name).name, one)}
+
+
+def whole(path: Path, shard: Shard) -> bool:
+    return path.is_file() and path.stat().st_size == shard.bytes and file_sha256(path) == shard.sha256
+
+
+def write_record(out: Path, record: Mapping[str, Any], shards: Mapping[str, Shard], complete: bool) -> None:
+    """The list of shards, whole or as it was."""
+    listed = [asdict(shards[name]) for name in sorted(shards)]
+    with writable(out / RECORD, force=True) as path:
+        path.write_text(json.dumps({"job": record, "complete": complete, "shards": listed}, indent=1) + "\n")
+
+
+def missing(job: Job, there: Mapping[str, Shard]) -> Iterator[tuple[Job, str]]:
+    """The shards that are still to be made, and their files, one by one."""
+    names = [job.file(index) for index in range(job.shards)]
+    return ((job.part(index), name) for index, name in enumerate(names) if name not in there)

@@ -21,7 +21,8 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
 
-NFES = {"edm-digits": (5, 10)}  # by model
+SIX = (3, 4, 5, 6, 8, 10)
+NFES = {"edm-digits": SIX, "flow-digits": SIX}  # by model
 
 
 def main() -> None:

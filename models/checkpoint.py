@@ -3,7 +3,6 @@
 import collections
 import hashlib
 import io
-import json
 import math
 import pickle
 import re
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from edge_sampler.models import edm2
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.json_file import parse_json
 
 FORMATS = (".pkl", ".safetensors", ".pt", ".pth", ".bin")
 
@@ -186,7 +186,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     tensors = safetensors.torch.load_file(path)
-    architecture = json.loads(metadata["architecture"]) if "architecture" in metadata else None
+    architecture = parse_json(metadata["architecture"]) if "architecture" in metadata else None
     return Checkpoint(tensors, architecture, metadata)
 
 

@@ -1,7 +1,6 @@
 """Makes a denoiser of a model's name, a file, a folder or an address."""
 
 import difflib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from edge_sampler.models.networks.edm2_unet import EDM2UNet
 from edge_sampler.models.own import with_examples
 from edge_sampler.models.zoo import WEIGHTS, ZOO
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.json_file import read_object
 
 
 def load(
@@ -133,7 +133,7 @@ def _find(model: str, folder: Path | None) -> _Origin:
             model, lambda: row.architecture, lambda: _read(row.source), row.licence, row.shapes_sha256, row.examples
         )
     if path.suffix == ".json":
-        return _Origin(path.stem, lambda: _read_architecture(path), None)
+        return _Origin(path.stem, lambda: read_object(path), None)
     if path.suffix in checkpoint.FORMATS:
         found = checkpoint.read(fetch(model) if "://" in model else path)
         if found.architecture is None:
@@ -157,16 +157,6 @@ def _read(source: str) -> Checkpoint:
     if source.startswith(pipeline.HUB):
         return pipeline.read(pipeline.download(source.removeprefix(pipeline.HUB)))
     return checkpoint.read(fetch(source) if "://" in source else WEIGHTS / source)
-
-
-def _read_architecture(path: Path) -> dict[str, Any]:
-    try:
-        architecture = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable JSON file ({error})") from error
-    if not isinstance(architecture, dict):
-        raise UserError(f"{path}: expected an object of architecture arguments")
-    return architecture
 
 
 def _fill(network: Preconditioned, source: Checkpoint, origin: _Origin, architecture: Mapping[str, Any]) -> None:

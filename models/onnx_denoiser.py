@@ -1,6 +1,5 @@
 """A denoiser that is an ONNX graph: a bundle's denoiser.onnx, or one of anybody's. docs/your-model.md."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +16,7 @@ from edge_sampler.models.zoo import ZOO
 from edge_sampler.runtime.bundle import MANIFEST, Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Axis, Condition, Inputs, Output
+from edge_sampler.runtime.json_file import read_json
 
 SUFFIX, DENOISER = ".onnx", "denoiser.onnx"
 SCHEDULES = ("edm", "flow")
@@ -192,7 +192,7 @@ def described(path: Path, graph: OnnxGraph) -> ModelSpec:
             f"{path} takes {told(graph.inputs) or 'nothing'}; a denoiser takes x, sigma and conditions{hint}"
         )
     try:
-        facts = json.loads(beside.read_text(encoding="utf-8"))
+        facts = read_json(beside)
     except FileNotFoundError as error:
         raise UserError(
             f"nothing tells the noise levels of {path}: write {beside}, such as {EXAMPLE}, or name the {DENOISER} of a "

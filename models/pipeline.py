@@ -1,6 +1,5 @@
 """Pipelines of diffusers: a U-Net and a scheduler in a folder, or on the Hugging Face hub."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 from edge_sampler.models import checkpoint
 from edge_sampler.models.checkpoint import Checkpoint
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.json_file import read_object
 
 HUB = "https://huggingface.co/"
 HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
@@ -110,10 +110,7 @@ def _config(folder: Path, part: str, file: str) -> dict[str, Any]:
     path = next((path for path in (folder / part / file, folder / file) if path.is_file()), None)
     if path is None:
         raise UserError(f"{folder} has neither {part}/{file} nor {file}: the folder is no pipeline, or not whole")
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a readable JSON object ({error})") from error
+    return read_object(path)
 
 
 def named_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

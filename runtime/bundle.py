@@ -33,6 +33,7 @@ import numpy as np
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs, Output
+from edge_sampler.runtime.json_file import read_json
 from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.text import tokenized
 
@@ -84,7 +85,7 @@ class Bundle:
         """Raises UserError when there is no bundle, its manifest is damaged, or of another schema."""
         path = Path(folder) / MANIFEST
         try:
-            manifest = json.loads(path.read_text())
+            manifest = read_json(path)
         except OSError as error:
             raise UserError(f"no bundle at {folder}: cannot read {MANIFEST} ({error.strerror})") from error
         except ValueError as error:

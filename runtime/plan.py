@@ -26,6 +26,7 @@ import numpy as np
 
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport
+from edge_sampler.runtime.json_file import read_json
 
 SCHEMA = 2
 
@@ -99,7 +100,7 @@ class Plan:
     def load(cls, path: Path) -> "Plan":
         """Raises UserError when the file is missing, damaged, or of another schema."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path)
             if data["schema"] != SCHEMA:
                 raise UserError(
                     f"{path}: plan schema {data['schema']!r}; this version reads {SCHEMA}: fit it again, with "

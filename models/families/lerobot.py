@@ -7,7 +7,6 @@ they name.
 """
 
 import importlib
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,12 +26,12 @@ from edge_sampler.models.families.lerobot_statistics import (
     PREPROCESSOR,
     Affine,
     normalisers,
-    read_json,
 )
 from edge_sampler.models.own import Decoder, Encoder, adapt
 from edge_sampler.models.precond import BETA_SCHEDULES, discrete_sigmas
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Condition, Output
+from edge_sampler.runtime.json_file import read_json, read_object
 
 WEIGHTS = "model.safetensors"
 STATE, ENVIRONMENT, IMAGES = "observation.state", "observation.environment_state", "observation.images"
@@ -43,7 +42,7 @@ def recognises(folder: Path) -> bool:
     if (folder / PREPROCESSOR).is_file():
         return True
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = read_json(folder / CONFIG)
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and {"type", "input_features", "output_features"} <= config.keys()
@@ -56,7 +55,7 @@ def load(folder: Path, options: Options) -> Denoiser:
     """
     if options != Options():
         raise UserError(f"{folder} is a robot policy, which makes no images; leave --size and --vae out")
-    config = read_json(folder / CONFIG)
+    config = read_object(folder / CONFIG)
     if config.get("type") != "diffusion":
         raise UserError(
             f"{folder} is lerobot's policy {config.get('type')!r}; supported: 'diffusion' (DiffusionPolicy)"

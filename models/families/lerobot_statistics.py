@@ -3,7 +3,6 @@
 They come from the processors of lerobot 0.4, or from the weights file, where lerobot 0.3 kept them.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from edge_sampler.models import checkpoint
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.json_file import read_object
 
 CONFIG, PREPROCESSOR, POSTPROCESSOR = "config.json", "policy_preprocessor.json", "policy_postprocessor.json"
 ACTION = "action"
@@ -112,7 +112,7 @@ def processor(folder: Path, file: str, kind: str) -> Normaliser:
             "into that folder (save_pretrained of each)"
         )
     try:
-        for step in read_json(path)["steps"]:
+        for step in read_object(path)["steps"]:
             name, settings = step.get("registry_name") or step.get("class"), step.get("config", {})
             if name == kind:
                 found = settings, step.get("state_file")
@@ -126,10 +126,3 @@ def processor(folder: Path, file: str, kind: str) -> Normaliser:
         return Normaliser(settings["norm_map"], statistics, settings["eps"], None if only is None else tuple(only))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a processor as lerobot writes it ({error!r})") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a readable JSON object ({error})") from error

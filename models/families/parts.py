@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from edge_sampler.models.pipeline import DISCRETE_ARGUMENTS, DISCRETE_SCHEDULERS
 from edge_sampler.models.precond import BETA_SCHEDULES, Preconditioning, ddpm, discrete_sigmas, flow
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Condition, Inputs, Output
+from edge_sampler.runtime.json_file import read_json
 from edge_sampler.runtime.text import Text
 
 MORE_DISCRETE_SCHEDULERS = (
@@ -213,7 +213,7 @@ def quiet(library: str) -> Iterator[None]:
 def class_of(folder: Path) -> str:
     """Of a VAE's folder. Raises UserError for another."""
     try:
-        name = json.loads((folder / "config.json").read_text()).get("_class_name")
+        name = read_json(folder / "config.json").get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"--vae {folder}: no folder of a VAE ({error})") from error
     if name not in VAES:

@@ -1,6 +1,5 @@
 """Text-to-image pipelines of diffusers, by the class that a folder's model_index.json names."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from edge_sampler.models.families.parts import GUIDANCE, Parts, factor_of, size_
 from edge_sampler.models.own import Encoder
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Condition, Inputs
+from edge_sampler.runtime.json_file import read_json
 from edge_sampler.runtime.text import tokenized
 
 
@@ -200,7 +200,7 @@ PIPELINES: dict[str, Callable[[Parts, Options], Denoiser]] = {
 def index_of(folder: Path) -> dict[str, Any] | None:
     """What a folder's model_index.json holds; None where it has none that can be read."""
     try:
-        index = json.loads((folder / "model_index.json").read_text())
+        index = read_json(folder / "model_index.json")
     except (OSError, ValueError):
         return None
     return index if isinstance(index, dict) else None

@@ -11,6 +11,7 @@ import numpy as np
 
 from edge_sampler.runtime.bundle import MANIFEST, Bundle, file_sha256
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.json_file import read_json
 from edge_sampler.runtime.output import writable
 
 FORMATS = {"webdataset": ".tar", "npz": ".npz"}
@@ -111,7 +112,7 @@ def finished(out: Path, record: Mapping[str, Any]) -> dict[str, Shard]:
             raise UserError(f"{out} holds {others[0]} and no {RECORD}: name a new folder")
         return {}
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         shards = {one["file"]: Shard(**one) for one in stored["shards"]}
         told = stored["job"]
         different = [name for name in record if told.get(name) != record[name]]

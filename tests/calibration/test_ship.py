@@ -56,7 +56,7 @@ def test_a_plan_of_other_weights_is_made_again_and_one_that_fits_is_kept(
 
 
 def test_what_does_not_ship_is_said() -> None:
-    with pytest.raises(UserError, match=r"its plans are of NFE 5, 10: fit one, with --nfe 7 alone"):
+    with pytest.raises(UserError, match=r"its plans are of NFE 3, 4, 5, 6, 8, 10: fit one, with --nfe 7 alone"):
         shipped_plan("edm-digits", 7)
     with pytest.raises(UserError, match="ships with edm-cifar10; it has none"):
         shipped_plan("edm-cifar10", 10)

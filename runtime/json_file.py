@@ -1,0 +1,59 @@
+"""JSON of files that others may have written or damaged: strict, and bounded in size and depth."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from edge_sampler.runtime.errors import UserError
+
+LARGEST = 2**28  # bytes of a file
+
+
+def read_json(path: Path) -> Any:
+    """What a UTF-8 file of JSON holds. Raises OSError, and ValueError as ``parse_json`` does or for a huge file."""
+    if (size := path.stat().st_size) > LARGEST:
+        raise ValueError(f"{size} bytes, more than JSON of ours has")
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """An object's members. Raises UserError where the file cannot be read or holds anything else."""
+    try:
+        found = read_json(path)
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable JSON object ({error})") from error
+    return found
+
+
+def parse_json(text: str) -> Any:
+    """As ``json.loads``. Raises ValueError for a name that stands twice, NaN, and very deep nesting."""
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deep") from error
+
+
+def _object(members: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in members:
+        if name in found:
+            raise ValueError(f"the name {name!r} stands twice in one object")
+        found[name] = value
+    return found
+
+
+def _constant(name: str) -> float:
+    """NaN and the infinities, which Python writes though JSON has none: EDM's highest noise level is one."""
+    if name == "NaN":
+        raise ValueError("NaN is no number of JSON")
+    return float(name)
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is beyond float64")
+    return number

@@ -6,6 +6,7 @@ import importlib.util
 import platform
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -88,7 +89,9 @@ class Session:
             options.add_session_config_entry(folder_key, str(found.parent.resolve()))
             source = found.read_bytes() + _declare_outputs(outputs) if outputs else str(found)
             try:
-                self._session = onnxruntime.InferenceSession(source, sess_options=options, providers=chosen)
+                with ThreadPoolExecutor(1) as thread:  # whose creator flushes denormals from then on
+                    making = thread.submit(onnxruntime.InferenceSession, source, options, providers=chosen)
+                    self._session = making.result()
             except Exception as error:  # onnxruntime's exceptions share no base class but this
                 reason = str(error).split("\n", maxsplit=1)[0]
                 raise UserError(f"ONNX Runtime cannot load {path}: {reason}") from error

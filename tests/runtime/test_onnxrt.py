@@ -1,6 +1,7 @@
 """ONNX Runtime's NVIDIA providers: what they cannot do is an error, never a quiet run on the CPU."""
 
 import ctypes
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from edge_sampler import runtime
 from edge_sampler.runtime.backends import onnxrt
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_a_provider_that_falls_back_is_refused(made: Path) -> None:
@@ -113,3 +116,13 @@ def test_captured_runs_keep_their_buffers_and_mix_no_shapes(made: Path) -> None:
         for noise, images in zip((first, second, third), found, strict=True):
             np.testing.assert_array_equal(images, session.run({"noise": noise})["images"])
         assert len(captured._bound) == 2
+
+
+def test_the_callers_thread_keeps_its_denormals(made: Path) -> None:
+    """ONNX Runtime flushes them in the thread that makes a process's first session, for good."""
+    program = (
+        "import numpy as np, sys; from edge_sampler.runtime import load\n"
+        "with load(sys.argv[1], 'onnxrt') as sampler: sampler.sample([0])\n"
+        "assert np.float32(1e-40) * np.float32(1) > 0"
+    )
+    subprocess.run([sys.executable, "-c", program, str(made)], check=True, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over a pipe by the DevTools protocol: no library, and nothing beside the browser itself."""
+"""A headless Chromium, driven over a pipe by the DevTools protocol: it needs no library beside the browser."""
 
 import base64
 import functools
@@ -30,7 +30,9 @@ class Page:
     def call(self, method: str, **parameters: Any) -> Mapping[str, Any]:
         self._count += 1
         to = {"sessionId": self._session} if self._session else {}
-        self._write.write(json.dumps({"id": self._count, "method": method, "params": parameters, **to}).encode() + b"\0")
+        self._write.write(
+            json.dumps({"id": self._count, "method": method, "params": parameters, **to}).encode() + b"\0"
+        )
         self._write.flush()
         while True:
             said = bytearray()
@@ -83,7 +85,8 @@ def browser(*options: str) -> Iterator[Page]:
     (to_read, to_write), (from_read, from_write) = os.pipe(), os.pipe()
     arguments = [program, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--hide-scrollbars"]
     arguments += [f"--host-resolver-rules={LOCAL_ONLY}", "--no-first-run", "--disable-dev-shm-usage", *options]
-    shell = ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{from_write} {to_read}<&- {from_write}>&-', "sh", *arguments]
+    # Chromium reads from descriptor 3 and writes to 4, whichever these are here
+    shell = ["sh", "-c", f'exec "$@" 3</dev/fd/{to_read} 4>/dev/fd/{from_write}', "sh", *arguments]
     process = subprocess.Popen(shell, pass_fds=(to_read, from_write), stderr=subprocess.DEVNULL)
     os.close(to_read)
     os.close(from_write)

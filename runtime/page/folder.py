@@ -70,9 +70,7 @@ def write_site(bundle: Bundle, out: Path, given: Mapping[Package, Path | None], 
                     facts["files"][path.relative_to(folder).as_posix()] = described(content)
                     path, content = path.with_name(f"{path.name}.gz"), gzip.compress(content, 6, mtime=0)
                 path.write_bytes(content)
-        shutil.copyfile(
-            Path(__file__).with_name("onnxruntime-web-LICENSE.txt"), folder / "onnxruntime-web" / "LICENSE"
-        )
+        shutil.copyfile(Path(__file__).with_name("onnxruntime-web-LICENSE.txt"), folder / "onnxruntime-web" / "LICENSE")
         for name in ("sampler.onnx", *facts["data"], *{known["file"] for known in texts}):
             facts["files"][name] = bundle.manifest["files"][name]
             shutil.copyfile(bundle.file(name), folder / name)
@@ -114,8 +112,14 @@ def facts_of(bundle: Bundle) -> dict[str, Any]:
 
 def field_of(bundle: Bundle, name: str, example: np.ndarray) -> dict[str, Any]:
     """A condition as a field of the page. Raises UserError where there is none for it."""
-    condition = bundle.inputs.conditions[name]
-    field = {"name": name, "dtype": condition.dtype, "shape": list(condition.shape), "about": condition.description}
+    inputs = bundle.inputs
+    condition = inputs.conditions[name]
+    field: dict[str, Any] = {
+        "name": name,
+        "dtype": condition.dtype,
+        "shape": list(condition.shape),
+        "about": condition.description,
+    }
     if condition.text:
         content = bundle.read(condition.text.file).decode()
         padding = json.loads(content)["padding"]
@@ -129,12 +133,15 @@ def field_of(bundle: Bundle, name: str, example: np.ndarray) -> dict[str, Any]:
             "pad_left": padding["direction"] == "Left",
             "probes": probes(content, name, condition),
         }
-    if condition.choices:
-        null = condition.null if isinstance(condition.null, int) else None
-        return {**field, "kind": "choice", "choices": condition.choices, "null": null}
-    if len(condition.shape) > 1 or example.size > MOST_NUMBERS:
+    choices = 2 if condition.dtype == "bool" else condition.choices
+    field |= {"choices": choices, "null": condition.null if isinstance(condition.null, int) else None}
+    if choices and condition.shape == ():
+        return {**field, "kind": "choice"}
+    values = np.broadcast_to(example, inputs.sized(condition.shape)).ravel()
+    if len(condition.shape) > 1 or values.size > MOST_NUMBERS:
         raise UserError(f"it is told {name} {condition.wanted()}, and a page has fields of {MOST_NUMBERS} numbers")
-    return {**field, "kind": "numbers", "default": example.ravel().tolist()}
+    default = [float(str(value)) if condition.dtype == "float32" else int(value) for value in values]
+    return {**field, "kind": "numbers", "default": default}
 
 
 def probes(content: str, name: str, condition: Condition) -> list[list[Any]]:

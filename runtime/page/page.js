@@ -9,6 +9,7 @@ const QUICK = 30e6; // bytes; a graph of no more is run without being asked for
 const SIMD = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11];
 const IN_TURN = "turn";
 const at = (id) => document.getElementById(id);
+const words = (name) => name.replaceAll("_", " ");
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 let facts;
@@ -45,12 +46,13 @@ async function begin() {
     "Nothing that you enter leaves it.";
   at("warning").hidden = !facts.random_weights;
   at("count").value = width * height > SMALL * SMALL ? 1 : 16;
-  at("gallery").style.setProperty("--tile", `${Math.max(width, 84)}px`);
+  at("gallery").style.setProperty("--tile", width > SMALL ? `${width}px` : "min(9rem, 28%)");
   at("conditions").append(...facts.conditions.map(field));
   at("stage").max = at("stage").value = facts.stages.length;
   for (const [term, told] of [
     ["Sampler", `${facts.solver}, ${facts.nfe} evaluations; ${channels === 1 ? "grey" : "colour"}`],
-    ["Graph", `sampler.onnx, SHA-256 ${facts.files["sampler.onnx"].sha256}${isSecureContext ? "" : ", not checked: that needs https:"}`],
+    ["Graph", `sampler.onnx, SHA-256 ${facts.files["sampler.onnx"].sha256}`],
+    ["Files", `graph and runtime are ${isSecureContext ? "" : "not "}held against their SHA-256${isSecureContext ? "" : ", which needs https"}`],
     ["Runs by", Object.entries(facts.versions).map((pair) => pair.join(" ")).join(", ")],
     ["Weights", `licence: ${facts.licence}`],
   ]) {
@@ -83,7 +85,7 @@ function field(known) {
   input.id = label.htmlFor = `condition-${known.name}`;
   about.id = `${input.id}-about`;
   input.setAttribute("aria-describedby", about.id);
-  label.textContent = known.name.replaceAll("_", " ");
+  label.textContent = words(known.name);
   about.textContent = known.about;
   if (known.kind === "choice") {
     input.add(new Option("each in turn", IN_TURN));
@@ -116,7 +118,7 @@ function valueOf(known, index) {
 function number(known, text) {
   const whole = /^-?\d+$/.test(text);
   const value = known.dtype === "int64" && whole ? BigInt(text) : Number(text);
-  const [low, high] = known.choices ? [0, known.choices - 1] : known.dtype === "bool" ? [0, 1] : [-Infinity, Infinity];
+  const [low, high] = known.choices ? [0, known.choices - 1] : [-Infinity, Infinity];
   const fits = text !== "" && Number.isFinite(Number(text)) && (whole || known.dtype === "float32");
   if (!fits || ((value < low || value > high) && Number(text) !== known.null)) {
     throw new Error(`${known.name} is told ${text || "nothing"}; it takes ${known.dtype}${high < Infinity ? `, ${low} to ${high}` : ""}`);
@@ -207,12 +209,13 @@ function picture(values) {
 
 function add({ seed, conditions }, pictures) {
   const [figure, canvas, caption] = ["figure", "canvas", "figcaption"].map((tag) => document.createElement(tag));
-  const told = facts.conditions.map(({ name, kind }) => (kind === "numbers" ? "" : `, ${conditions[name]}`)).join("");
+  const told = facts.conditions.map(({ name, kind }) => (kind === "choice" ? `, ${words(name)} ${conditions[name]}` : ""));
+  const title = `seed ${seed}${told.join("")}`;
   [canvas.width, canvas.height] = [pictures[0].width, pictures[0].height];
   canvas.classList.toggle("small", canvas.width < SMALL);
   canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", `Image of seed ${seed}${told}`);
-  caption.textContent = `${seed}${told}`;
+  canvas.setAttribute("aria-label", `Image of ${title}`);
+  caption.textContent = title;
   figure.append(canvas, caption);
   at("gallery").append(figure);
   const tile = { canvas, pictures };

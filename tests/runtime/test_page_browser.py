@@ -1,0 +1,226 @@
+"""The page of python -m runtime page, in Chromium: its noise, its images, and what it says of what is wrong."""
+
+import gzip
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_sampler import runtime
+from edge_sampler.runtime import UserError
+from edge_sampler.runtime.backends import choose
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.compare import run_sampler
+from edge_sampler.runtime.images import to_uint8
+from edge_sampler.runtime.noise import SEEDS, unit_noise
+from edge_sampler.runtime.page import folder, npm
+from edge_sampler.runtime.page.folder import FACTS, ONNX_RUNTIME, TOKENIZERS
+from edge_sampler.runtime.sampler import feed_of
+from tests import chromium
+from tests.conftest import bundle
+from tests.runtime.test_page import package, page
+
+PAGE = Path(folder.__file__).parent
+ZIGGURAT_R = 3.6541529  # larger values come from its tail
+MADE = "/ in .* s:/.test(document.getElementById('status').textContent)"
+BAD = "document.getElementById('status').classList.contains('bad')"
+
+
+@pytest.fixture
+def ort(tmp_path: Path) -> Path:
+    """A folder that looks like onnxruntime-web."""
+    return package(tmp_path / "node_modules" / "onnxruntime-web", ONNX_RUNTIME)[0]
+
+
+# ---- The noise
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[chromium.Page]:
+    if chromium.found() is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    with chromium.browser() as opened:
+        yield opened
+
+
+def evaluated(script: str, tmp_path: Path, request: pytest.FixtureRequest) -> Any:
+    """What an expression over noise.js gives, by Node where it is, else by Chromium."""
+    shutil.copyfile(PAGE / "noise.js", tmp_path / "noise.mjs")
+    if node := shutil.which("node"):
+        program = f"import {{unitNoise, ziggurat}} from './noise.mjs'; console.log(JSON.stringify({script}))"
+        (tmp_path / "program.mjs").write_text(program)
+        done = subprocess.run([node, "program.mjs"], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+    opened: chromium.Page = request.getfixturevalue("browser")
+    with chromium.served(tmp_path) as url:
+        opened.open(url)
+        opened.wait("document.readyState === 'complete'")
+        return opened.run(f"import('{url}/noise.mjs').then(({{unitNoise, ziggurat}}) => ({script}))")
+
+
+BITS = "[...new Int32Array({}.buffer)]"
+
+
+def test_noise_is_numpys(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """To the bit; but in the tail, where NumPy asks the C library for log1pf, which may be off in its last bit."""
+    seeds = [0, 1, 37, 2**31, 2**32 - 1, 2**32 + 5, 2**53 + 1, SEEDS - 1]
+    seeds += np.random.default_rng(0).integers(0, SEEDS - 1, 12).tolist()
+    numbers = ", ".join(f"{seed}n" for seed in seeds)
+    told = evaluated(f"[{numbers}].map((seed) => {BITS.format('unitNoise(seed, 10_000)')})", tmp_path, request)
+    found, expected = np.array(told, np.int32), unit_noise(seeds, (10_000,))
+    tail = np.abs(expected) > ZIGGURAT_R
+    assert {True, False} == set((expected[tail] > 0).tolist())
+    np.testing.assert_array_equal(found[~tail], expected.view(np.int32)[~tail])
+    np.testing.assert_allclose(found.view(np.float32)[tail], expected[tail], rtol=1.2e-7)
+
+
+@pytest.mark.parametrize("table", ["k", "w", "f"])
+def test_the_ziggurat_is_numpys(tmp_path: Path, request: pytest.FixtureRequest, table: str) -> None:
+    """Its 256 layers, each number: a wrong one would show in one value of millions. NumPy's are in its own library."""
+    found = np.array(evaluated(BITS.format(f"ziggurat().{table}"), tmp_path, request), np.int32).tobytes()
+    assert len(found) == 256 * 4
+    assert any(found in path.read_bytes() for path in Path(np.random.__file__).parent.glob("_generator*"))
+
+
+# ---- In a browser, without the runtime
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("sampler.onnx", "sampler.onnx is not the file that this page was made with"),
+        ("onnxruntime-web/ort-wasm-simd-threaded.wasm.gz", "ort-wasm-simd-threaded.wasm: the server says 404"),
+        (FACTS, f"Cannot fetch {FACTS}: the server says 404"),
+        ("worker.js", "Cannot start worker.js"),
+    ],
+)
+def test_what_is_wrong_is_one_line_of_the_page(
+    browser: chromium.Page, made: Path, tmp_path: Path, ort: Path, file: str, words: str
+) -> None:
+    page(made, tmp_path / "site", "--onnxruntime-web", ort)
+    if file == "sampler.onnx":
+        (tmp_path / "site" / file).write_bytes(b"another")
+    else:
+        (tmp_path / "site" / file).unlink()
+    with chromium.served(tmp_path / "site") as url:
+        browser.open(f"{url}/index.html")
+        browser.wait(BAD)
+        assert words in browser.run("document.getElementById('status').textContent")
+
+
+def test_a_page_opened_as_a_file_says_so(browser: chromium.Page) -> None:
+    browser.open((PAGE / "index.html").as_uri())
+    browser.wait(BAD)
+    assert "python -m http.server" in browser.run("document.getElementById('status').textContent")
+
+
+# ---- In a browser, with it
+
+
+@pytest.fixture(scope="session")
+def web(browser: chromium.Page) -> None:
+    """ONNX Runtime Web and the tokenizers in the cache, downloaded if they are not there."""
+    for of in (ONNX_RUNTIME, TOKENIZERS):
+        try:
+            npm.files_of(of)
+        except UserError as error:
+            pytest.skip(str(error))
+
+
+PIXELS = """tiles.map(({canvas}) =>
+    Array.from(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data))"""
+
+
+def drawn(browser: chromium.Page, shape: tuple[int | str, ...]) -> np.ndarray:
+    """The pictures of the page, uint8 [n, H, W, 3]."""
+    return np.array(browser.run(PIXELS), np.uint8).reshape(-1, *map(int, shape[1:]), 4)[..., :3]
+
+
+def fill(browser: chromium.Page, **fields: object) -> None:
+    """Fills in the form and sends it, and waits for the images."""
+    for name, value in fields.items():
+        browser.run(f"at({name!r}).value = {json.dumps(str(value))}")
+    browser.run("at('status').textContent = ''; at('form').requestSubmit()")
+    browser.wait(f"({MADE} && tiles.length == at('count').value) || {BAD}")
+    assert not browser.run(BAD), browser.run("at('status').textContent")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages are packed less."""
+    compress = gzip.compress
+    monkeypatch.setattr(gzip, "compress", lambda content, level, mtime: compress(content, 1, mtime=mtime))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "conditions"),
+    [
+        ("digits", {}, {}),
+        ("tiny", {"condition-class_labels": 2}, {"class_labels": 2}),  # images are uint8
+        ("hearts", {"condition-prompt": "a red heart"}, {"prompt": "a red heart"}),
+    ],
+)
+def test_a_page_makes_what_the_runtime_makes(
+    web: None,
+    quick: None,
+    browser: chromium.Page,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    name: str,
+    fields: dict[str, object],
+    conditions: dict[str, object],
+) -> None:
+    shared = {"digits": "made", "tiny": "conditional"}
+    where = request.getfixturevalue(shared[name]) if name in shared else bundle(name, tmp_path_factory)
+    opened, seeds = Bundle.open(where), [SEEDS - 3, SEEDS - 2]
+    page(where, tmp_path / "site")
+    with chromium.served(tmp_path / "site") as url:
+        browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
+        browser.open(f"{url}/index.html")
+        browser.wait("worker || at('status').textContent == 'Ready.'")
+        fill(browser, seed=seeds[0], count=2, **fields)
+        expected = runtime.load(where, "onnxrt").sample(seeds, **conditions)
+        pixels = to_uint8(expected).astype(int)
+        assert np.abs(drawn(browser, opened.output.shape) - pixels).max() <= 1
+        told = opened.tokenized(conditions)
+        trajectory = run_sampler(opened, feed_of(opened, seeds, told), choose(opened, "onnxrt", None), None)
+        assert trajectory.denoised is not None
+        for row, index in enumerate(seeds):
+            told_page = "Object.fromEntries(facts.conditions.map((known) => [known.name, valueOf(known, 0)]))"
+            asked = f"worker.ask('make', {{seed: {index}n, conditions: {told_page}}})"
+            answer = browser.run(f"{asked}.then(({{stages}}) => stages.map((stage) => [...stage]))")
+            found = np.array(answer, np.float32).reshape(trajectory.denoised[:, row].shape)
+            np.testing.assert_allclose(found, trajectory.denoised[:, row], atol=1e-4)
+        browser.run("at('stage').value = 0; at('stage').dispatchEvent(new Event('input'))")
+        first = to_uint8(trajectory.denoised[0]).astype(int)
+        assert np.abs(drawn(browser, opened.output.shape) - first).max() <= 1
+        fill(browser, seed=5, count=1)
+        assert "--seeds 5 " in browser.run("at('command').textContent")
+
+
+def test_texts_become_the_same_tokens(
+    web: None, browser: chromium.Page, tmp_path: Path
+) -> None:
+    """All captions that flow-emoji learned, and texts that are hard to read."""
+    pytest.importorskip("tokenizers")
+    weights = Path(models.__file__).parent / "weights"
+    content = (weights / "flow-emoji-tokenizer.json").read_text(encoding="utf-8")
+    texts = (weights / "flow-emoji-captions.txt").read_text(encoding="utf-8").splitlines()
+    texts = [*texts[::7], *PROBES, "ÉCOLE", "it's x-ray", "한국어", "\u200d\ufffd", "x" * 200, "  ", "[PAD] [CLS]"]
+    (tmp_path / "tokenizers.mjs").write_bytes(npm.files_of(TOKENIZERS)[1]["dist/tokenizers.min.mjs"])
+    with chromium.served(tmp_path) as url:
+        browser.open(url)
+        browser.wait("document.readyState === 'complete'")
+        found = browser.run(f"""import('{url}/tokenizers.mjs').then(({{Tokenizer}}) => {{
+            const tokenizer = new Tokenizer({content}, {{}});
+            return {json.dumps(texts)}.map((text) => tokenizer.encode(text).ids);
+        }})""")
+    expected = tokenizers.Tokenizer.from_str(content)
+    expected.no_padding()
+    assert found == [encoding.ids for encoding in expected.encode_batch(texts)]

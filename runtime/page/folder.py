@@ -24,6 +24,7 @@ FACTS = "edge-sampler-page.json"  # what the page reads; a folder that holds it 
 STATIC = ("index.html", "style.css", "page.js", "worker.js", "noise.js")
 MOST_BYTES = 2**30  # of graph and weights: a browser's WebAssembly has 4 GB, and holds them more than once
 MOST_NUMBERS = 64  # in one field
+TOKENIZER_MODELS = ("BPE", "Unigram", "WordPiece")
 PROBES = ("", "a red heart", "Ünïcödé — “quotes”, 日本 42%\t\U0001f600!", "supercalifragilistic don't x2")
 
 ONNX_RUNTIME = Package(
@@ -122,7 +123,13 @@ def field_of(bundle: Bundle, name: str, example: np.ndarray) -> dict[str, Any]:
     }
     if condition.text:
         content = bundle.read(condition.text.file).decode()
-        padding = json.loads(content)["padding"]
+        tokenizer = json.loads(content)
+        if tokenizer["model"]["type"] not in TOKENIZER_MODELS:
+            raise UserError(
+                f"the tokenizer of {name} is a {tokenizer['model']['type']}, and {TOKENIZERS.name} reads "
+                f"{', '.join(TOKENIZER_MODELS)}"
+            )
+        padding = tokenizer["padding"]
         return {
             **field,
             "kind": "text",

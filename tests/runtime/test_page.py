@@ -107,6 +107,13 @@ def test_latents_are_not_shown_as_pictures(copy: Path, tmp_path: Path, ort: Path
     assert (facts["stages"], facts["declare"]) == ([], base64.b64encode(b"\x3a\0").decode())
 
 
+def add(bundle: Path, name: str) -> None:
+    """Takes a file of the bundle, or another content of it, into its manifest."""
+    content = (bundle / name).read_bytes()
+    recorded = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    change(bundle, files={**json.loads((bundle / "manifest.json").read_text())["files"], name: recorded})
+
+
 def condition(shape: list[int], dtype: str = "float32", **others: Any) -> dict[str, Any]:
     return {"shape": shape, "dtype": dtype, "null": None, "choices": 0, "description": "", **others}
 
@@ -123,14 +130,39 @@ def test_conditions_become_fields(conditional: Path, copy: Path, tmp_path: Path,
             f"input_{name}": np.array(rows, told[name]["dtype"]) for name, rows in examples.items()
         }
     np.savez(copy / "reference.npz", **arrays)
-    content = (copy / "reference.npz").read_bytes()
-    files = Bundle.open(copy).manifest["files"]
-    recorded = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    change(copy, files={**files, "reference.npz": recorded})
+    add(copy, "reference.npz")
     wind, night, pair = page(copy, tmp_path / "numbers", "--onnxruntime-web", ort)["conditions"]
     assert (wind["kind"], wind["default"]) == ("numbers", [0.1, 2])
     assert (night["kind"], night["choices"]) == ("choice", 2)
     assert (pair["kind"], pair["choices"], pair["default"]) == ("numbers", 5, [0, 0])
+
+
+def test_texts_are_told_with_how_they_are_read(copy: Path, tmp_path: Path, ort: Path) -> None:
+    """A page checks by its probes that its tokenizer is ours; one that it cannot read is refused before."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "[UNK]": 1}, [], unk_token="[UNK]"))
+    made.enable_padding(direction="left", pad_id=1, length=3)
+    web = package(tmp_path / "tokenizers", TOKENIZERS)[0]
+
+    def told(tokenizer: str, out: str) -> Any:
+        (copy / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+        told = {"file": "tokenizer.json", "default": None, "follows": ""}
+        given = {"prompt": condition([3], "int64", text=told)}
+        change(copy, inputs={"shape": [1, 8, 8], "axes": {}, "conditions": given})
+        add(copy, "tokenizer.json")
+        return page(copy, tmp_path / out, "--onnxruntime-web", ort, "--tokenizers", web)
+
+    with np.load(copy / "reference.npz") as stored:
+        np.savez(copy / "reference.npz", **dict(stored), input_prompt=np.zeros((1, 3), np.int64))
+    add(copy, "reference.npz")
+    (prompt,) = told(made.to_str(), "site")["conditions"]
+    assert (prompt["kind"], prompt["pad"], prompt["pad_left"]) == ("text", 1, True)
+    assert prompt["probes"] == [["", [1, 1, 1]]]
+    assert {path.name for path in (tmp_path / "site" / "tokenizers").iterdir()} == {"tokenizers.min.mjs", "LICENSE"}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    words.enable_padding()
+    with pytest.raises(UserError, match="WordLevel"):
+        told(words.to_str(), "refused")
 
 
 def test_random_weights_are_told(copy: Path, tmp_path: Path, ort: Path) -> None:
@@ -140,10 +172,12 @@ def test_random_weights_are_told(copy: Path, tmp_path: Path, ort: Path) -> None:
 
 def test_weights_beside_the_graph_come_along(copy: Path, tmp_path: Path, ort: Path) -> None:
     (copy / "weights.data").write_bytes(b"weights")
-    recorded = {"sha256": hashlib.sha256(b"weights").hexdigest(), "bytes": 7}
-    change(copy, files={**Bundle.open(copy).manifest["files"], "weights.data": recorded})
+    add(copy, "weights.data")
     facts = page(copy, tmp_path / "site", "--onnxruntime-web", ort)
-    assert (facts["data"], facts["files"]["weights.data"]) == (["weights.data"], recorded)
+    assert (facts["data"], facts["files"]["weights.data"]) == (
+        ["weights.data"],
+        Bundle.open(copy).manifest["files"]["weights.data"],
+    )
     assert (tmp_path / "site" / "weights.data").read_bytes() == b"weights"
 
 
@@ -181,9 +215,8 @@ def test_what_no_page_can_show_is_refused(
 ) -> None:
     with np.load(copy / "reference.npz") as stored:
         np.savez(copy / "reference.npz", **dict(stored), input_image=np.zeros((1, 3, 8, 8), np.float32))
-    content = (copy / "reference.npz").read_bytes()
-    recorded = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    change(copy, **facts, files={**Bundle.open(copy).manifest["files"], "reference.npz": recorded})
+    change(copy, **facts)
+    add(copy, "reference.npz")
     with pytest.raises(UserError, match=words):
         page(copy, tmp_path / "site", "--onnxruntime-web", ort)
     assert not (tmp_path / "site").exists()

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,19 +14,21 @@ import pytest
 
 from edge_sampler import runtime
 from edge_sampler.runtime import UserError
+from edge_sampler.runtime.__main__ import main as runtime_main
 from edge_sampler.runtime.backends import choose
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.compare import run_sampler
 from edge_sampler.runtime.images import to_uint8
 from edge_sampler.runtime.noise import SEEDS, unit_noise
 from edge_sampler.runtime.page import folder, npm
-from edge_sampler.runtime.page.folder import FACTS, ONNX_RUNTIME, TOKENIZERS
+from edge_sampler.runtime.page.folder import FACTS, ONNX_RUNTIME, PROBES, TOKENIZERS
 from edge_sampler.runtime.sampler import feed_of
 from tests import chromium
-from tests.conftest import bundle
+from tests.conftest import run_main
 from tests.runtime.test_page import package, page
 
 PAGE = Path(folder.__file__).parent
+WEIGHTS = PAGE.parent.parent / "models" / "weights"
 ZIGGURAT_R = 3.6541529  # larger values come from its tail
 MADE = "/ in .* s:/.test(document.getElementById('status').textContent)"
 BAD = "document.getElementById('status').classList.contains('bad')"
@@ -150,6 +153,38 @@ def fill(browser: chromium.Page, **fields: object) -> None:
     assert not browser.run(BAD), browser.run("at('status').textContent")
 
 
+@pytest.fixture(scope="session")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of tiny colour images, told two texts and two numbers."""
+    torch = pytest.importorskip("torch")
+    import edge_sampler
+    from edge_sampler.calibration.calibrate import calibrate
+    from edge_sampler.calibration.settings import Settings
+    from edge_sampler.models.own import with_examples
+
+    class Network(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = torch.nn.Embedding(1024, 48)
+
+        def forward(self, x: Any, sigma: Any, prompt: Any, second: Any, wind: Any) -> Any:
+            meant = self.words(prompt).mean(1) - 2 * self.words(second).mean(1) + wind.sum(1)[:, None]
+            return torch.tanh(x / (1 + sigma[:, None, None, None]) + meant.reshape(-1, 3, 4, 4))
+
+    torch.manual_seed(0)
+    tokenizer = WEIGHTS / "flow-emoji-tokenizer.json"
+    conditions = {
+        "prompt": edge_sampler.Condition((24,), "int64", text=edge_sampler.Text.of(tokenizer)),
+        "second": edge_sampler.Condition((24,), "int64", text=edge_sampler.Text.of(tokenizer, follows="prompt")),
+        "wind": edge_sampler.Condition((2,)),
+    }
+    model = edge_sampler.adapt(Network(), (3, 4, 4), conditions=conditions)
+    with_examples(model, {"prompt": ["a red heart"], "second": ["a star"], "wind": [[0.5, -0.25]]})
+    out = tmp_path_factory.mktemp("told") / "bundle"
+    edge_sampler.export_bundle(model, calibrate(model, Settings(2, "ddim", schedule="edm")), out)
+    return out
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages are packed less."""
@@ -158,26 +193,27 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fields", "conditions"),
+    ("name", "conditions"),
     [
-        ("digits", {}, {}),
-        ("tiny", {"condition-class_labels": 2}, {"class_labels": 2}),  # images are uint8
-        ("hearts", {"condition-prompt": "a red heart"}, {"prompt": "a red heart"}),
+        ("made", {}),
+        ("conditional", {"class_labels": 2}),  # images are uint8
+        ("told", {"prompt": "a red heart, it's 2!", "wind": [0.3, -1e-3]}),
     ],
 )
 def test_a_page_makes_what_the_runtime_makes(
     web: None,
     quick: None,
     browser: chromium.Page,
-    tmp_path_factory: pytest.TempPathFactory,
     request: pytest.FixtureRequest,
     tmp_path: Path,
     name: str,
-    fields: dict[str, object],
-    conditions: dict[str, object],
+    conditions: dict[str, Any],
 ) -> None:
-    shared = {"digits": "made", "tiny": "conditional"}
-    where = request.getfixturevalue(shared[name]) if name in shared else bundle(name, tmp_path_factory)
+    where: Path = request.getfixturevalue(name)
+    fields = {
+        f"condition-{known}": ", ".join(map(str, value)) if isinstance(value, list) else value
+        for known, value in conditions.items()
+    }
     opened, seeds = Bundle.open(where), [SEEDS - 3, SEEDS - 2]
     page(where, tmp_path / "site")
     with chromium.served(tmp_path / "site") as url:
@@ -188,31 +224,48 @@ def test_a_page_makes_what_the_runtime_makes(
         expected = runtime.load(where, "onnxrt").sample(seeds, **conditions)
         pixels = to_uint8(expected).astype(int)
         assert np.abs(drawn(browser, opened.output.shape) - pixels).max() <= 1
-        told = opened.tokenized(conditions)
-        trajectory = run_sampler(opened, feed_of(opened, seeds, told), choose(opened, "onnxrt", None), None)
+        feed = feed_of(opened, seeds, opened.tokenized(conditions))
+        trajectory = run_sampler(opened, feed, choose(opened, "onnxrt", None), None)
         assert trajectory.denoised is not None
         for row, index in enumerate(seeds):
-            told_page = "Object.fromEntries(facts.conditions.map((known) => [known.name, valueOf(known, 0)]))"
-            asked = f"worker.ask('make', {{seed: {index}n, conditions: {told_page}}})"
+            on_page = "Object.fromEntries(facts.conditions.map((known) => [known.name, valueOf(known, 0)]))"
+            asked = f"worker.ask('make', {{seed: {index}n, conditions: {on_page}}})"
             answer = browser.run(f"{asked}.then(({{stages}}) => stages.map((stage) => [...stage]))")
             found = np.array(answer, np.float32).reshape(trajectory.denoised[:, row].shape)
             np.testing.assert_allclose(found, trajectory.denoised[:, row], atol=1e-4)
         browser.run("at('stage').value = 0; at('stage').dispatchEvent(new Event('input'))")
         first = to_uint8(trajectory.denoised[0]).astype(int)
         assert np.abs(drawn(browser, opened.output.shape) - first).max() <= 1
-        fill(browser, seed=5, count=1)
-        assert "--seeds 5 " in browser.run("at('command').textContent")
+        said = browser.run("at('command').textContent")
+    commands = shlex.split(said)
+    assert commands[:6] == ["python", "-m", "runtime", "sample", where.name, "--seeds"]
+    again = ["sample", str(where), *commands[5:-1], str(tmp_path / "again.npz"), "--backend", "onnxrt"]
+    run_main(runtime_main, *again)
+    with np.load(tmp_path / "again.npz") as stored:
+        assert stored["seeds"].tolist() == seeds
+        np.testing.assert_array_equal(stored[opened.output.name], expected)
 
 
-def test_texts_become_the_same_tokens(
-    web: None, browser: chromium.Page, tmp_path: Path
+def test_a_page_fits_a_phone_and_every_field_has_a_label(
+    browser: chromium.Page, conditional: Path, tmp_path: Path, ort: Path
 ) -> None:
-    """All captions that flow-emoji learned, and texts that are hard to read."""
-    pytest.importorskip("tokenizers")
-    weights = Path(models.__file__).parent / "weights"
-    content = (weights / "flow-emoji-tokenizer.json").read_text(encoding="utf-8")
-    texts = (weights / "flow-emoji-captions.txt").read_text(encoding="utf-8").splitlines()
-    texts = [*texts[::7], *PROBES, "ÉCOLE", "it's x-ray", "한국어", "\u200d\ufffd", "x" * 200, "  ", "[PAD] [CLS]"]
+    page(conditional, tmp_path / "site", "--onnxruntime-web", ort)
+    (tmp_path / "site" / "sampler.onnx").unlink()  # so that nothing is made
+    with chromium.served(tmp_path / "site") as url:
+        browser.call("Emulation.setDeviceMetricsOverride", width=340, height=700, deviceScaleFactor=1, mobile=True)
+        browser.open(f"{url}/index.html")
+        browser.wait(BAD)
+        assert browser.run("document.documentElement.scrollWidth") <= 340
+        assert browser.run("[...document.querySelectorAll('input, select')].every((one) => one.labels.length == 1)")
+        browser.call("Emulation.clearDeviceMetricsOverride")
+
+
+def test_texts_become_the_same_tokens(web: None, browser: chromium.Page, tmp_path: Path) -> None:
+    """Captions of flow-emoji, and texts that are hard to read."""
+    tokenizers = pytest.importorskip("tokenizers")
+    content = (WEIGHTS / "flow-emoji-tokenizer.json").read_text(encoding="utf-8")
+    texts = (WEIGHTS / "flow-emoji-captions.txt").read_text(encoding="utf-8").splitlines()
+    texts = [*texts, *PROBES, "ÉCOLE", "it's x-ray", "한국어", "\u200d\ufffd", "x" * 200, "  ", "[PAD] [CLS]"]
     (tmp_path / "tokenizers.mjs").write_bytes(npm.files_of(TOKENIZERS)[1]["dist/tokenizers.min.mjs"])
     with chromium.served(tmp_path) as url:
         browser.open(url)

@@ -141,7 +141,7 @@ def field_of(bundle: Bundle, name: str, example: np.ndarray) -> dict[str, Any]:
             "probes": probes(content, name, condition),
         }
     choices = 2 if condition.dtype == "bool" else condition.choices
-    field |= {"choices": choices, "null": condition.null if isinstance(condition.null, int) else None}
+    field |= {"choices": choices, "null": condition.null if type(condition.null) is int else None}
     if choices and condition.shape == ():
         return {**field, "kind": "choice"}
     values = np.broadcast_to(example, inputs.sized(condition.shape)).ravel()

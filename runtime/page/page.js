@@ -18,7 +18,7 @@ let run = 0; // the newest; an older one stops
 let tiles = []; // {canvas, pictures}
 
 function say(line, bad = false) {
-  at("status").textContent = line;
+  if (at("status").textContent !== line) at("status").textContent = line; // screen readers say what is new
   at("status").classList.toggle("bad", bad);
   if (bad) at("progress").hidden = true;
 }
@@ -70,7 +70,10 @@ async function begin() {
     at("form").requestSubmit();
   });
   at("stage").addEventListener("input", () => tiles.forEach((tile) => draw(tile)));
-  at("play").addEventListener("click", () => tiles.forEach((tile) => play(tile)));
+  at("play").addEventListener("click", () => {
+    at("stage").value = at("stage").max;
+    tiles.forEach((tile) => play(tile));
+  });
   say("Ready.");
   const bytes = ["sampler.onnx", ...facts.data].reduce((sum, name) => sum + facts.files[name].bytes, 0);
   if (bytes < QUICK && at("form").checkValidity()) at("form").requestSubmit();
@@ -138,10 +141,8 @@ async function make() {
     seed: first + BigInt(index),
     conditions: Object.fromEntries(facts.conditions.map((known) => [known.name, valueOf(known, index)])),
   }));
-  if (worker?.provider !== provider) {
-    worker?.end();
-    worker = start(provider);
-  }
+  if (worker?.provider !== provider) worker?.end();
+  worker ??= start(provider);
   const { ask, opened } = worker;
   await opened;
   if (mine !== run) return;
@@ -151,9 +152,9 @@ async function make() {
   at("evaluations").hidden = facts.stages.length === 0;
   at("same").hidden = false;
   at("command").textContent = command(wanted);
+  say(`Making ${count} image${count > 1 ? "s" : ""} …`);
   let seconds = 0;
   for (const [index, one] of wanted.entries()) {
-    say(`Image ${index + 1} of ${count} …`);
     show(index, count);
     const { stages, made, seconds: taken } = await ask("make", one);
     if (mine !== run) return;
@@ -180,15 +181,19 @@ function start(provider) {
   thread.onmessage = ({ data: { id, progress, error, answer } }) => {
     if (progress) {
       const { what, have, total } = progress;
-      say(`${what[0].toUpperCase()}${what.slice(1)}${have ? `: ${(have / 1e6).toFixed(1)} MB` : ""} …`);
+      say(`${what}${total ? `, ${(total / 1e6).toFixed(1)} MB` : ""} …`);
       show(have, total);
     } else if (error) waiting.get(id).reject(new Error(error));
     else waiting.get(id).resolve(answer);
   };
   thread.onerror = () => waiting.forEach(({ reject }) => reject(new Error("Cannot start worker.js: copy the page again")));
   const opened = ask("open", { facts, provider });
-  opened.catch(() => (worker = undefined)); // the next try begins anew
-  return { provider, ask, opened, end: () => thread.terminate() };
+  const end = () => {
+    thread.terminate();
+    worker = undefined;
+  };
+  opened.catch(end); // the next try begins anew
+  return { provider, ask, opened, end };
 }
 
 // Floats [C, H, W] in [-1, 1], or uint8 [H, W, C] → pixels, rounded and clipped as runtime/images.py does.

@@ -31,7 +31,7 @@ async function open(told, tell) {
   const data = [];
   for (const name of facts.data) data.push({ path: name, data: await verified(name, tell) });
   tokenizers = await openTokenizers(tell);
-  tell({ what: "preparing the network" });
+  tell({ what: "Preparing the network" });
   ort = await import(`./onnxruntime-web/${library}`);
   ort.env.wasm.numThreads = 1; // more need headers that a plain server does not send
   ort.env.wasm.wasmBinary = wasm.buffer;
@@ -61,7 +61,7 @@ async function verified(name, tell) {
     });
     if (done) break;
     pieces.push(value);
-    tell({ what: `fetching ${name}`, have: (have += value.length), total });
+    tell({ what: `Fetching ${name}`, have: (have += value.length), total });
   }
   let content = new Uint8Array(await new Blob(pieces).arrayBuffer());
   if (packed && content[0] === 0x1f && content[1] === 0x8b) { // some servers have it unpacked on the way

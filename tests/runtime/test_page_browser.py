@@ -25,7 +25,7 @@ from edge_sampler.runtime.page.folder import FACTS, ONNX_RUNTIME, PROBES, TOKENI
 from edge_sampler.runtime.sampler import feed_of
 from tests import chromium
 from tests.conftest import run_main
-from tests.runtime.test_page import package, page
+from tests.runtime.test_page import add, package, page
 
 PAGE = Path(folder.__file__).parent
 WEIGHTS = PAGE.parent.parent / "models" / "weights"
@@ -186,6 +186,20 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def beside(copy: Path) -> Path:
+    """A bundle whose weights are in a file of their own."""
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(copy / "sampler.onnx")
+    (copy / "sampler.onnx").unlink()
+    settings = {"all_tensors_to_one_file": True, "location": "weights.data", "size_threshold": 1024}
+    onnx.save_model(graph, copy / "sampler.onnx", save_as_external_data=True, **settings)
+    assert (copy / "sampler.onnx").stat().st_size < (copy / "weights.data").stat().st_size
+    for name in ("sampler.onnx", "weights.data"):
+        add(copy, name)
+    return copy
+
+
+@pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages are packed less."""
     compress = gzip.compress
@@ -196,6 +210,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "conditions"),
     [
         ("made", {}),
+        ("beside", {}),
         ("conditional", {"class_labels": 2}),  # images are uint8
         ("told", {"prompt": "a red heart, it's 2!", "wind": [0.3, -1e-3]}),
     ],

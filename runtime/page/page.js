@@ -6,7 +6,10 @@ const SEEDS = 1n << 63n;
 const FRAME = 140; // milliseconds that a picture of one evaluation is shown
 const SMALL = 128; // pixels; pictures below are drawn with sharp ones
 const QUICK = 30e6; // bytes; a graph of no more is run without being asked for
-const SIMD = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11];
+// A module of one function: i32.const 0, i8x16.splat, i8x16.popcnt (the WebAssembly specification's binary format)
+const SIMD = [
+  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11,
+];
 const IN_TURN = "turn";
 const at = (id) => document.getElementById(id);
 const words = (name) => name.replaceAll("_", " ");
@@ -52,8 +55,8 @@ async function begin() {
   for (const [term, told] of [
     ["Sampler", `${facts.solver}, ${facts.nfe} evaluations; ${channels === 1 ? "grey" : "colour"}`],
     ["Graph", `sampler.onnx, SHA-256 ${facts.files["sampler.onnx"].sha256}`],
-    ["Files", `graph and runtime are ${isSecureContext ? "" : "not "}held against their SHA-256${isSecureContext ? "" : ", which needs https"}`],
-    ["Runs by", Object.entries(facts.versions).map((pair) => pair.join(" ")).join(", ")],
+    ["Files", isSecureContext ? "held against their SHA-256" : "not held against their SHA-256, which needs https"],
+    ["Runs by", Object.entries(facts.versions).flat().join(" ")],
     ["Weights", `licence: ${facts.licence}`],
   ]) {
     const [dt, dd] = [document.createElement("dt"), document.createElement("dd")];
@@ -124,7 +127,8 @@ function number(known, text) {
   const [low, high] = known.choices ? [0, known.choices - 1] : [-Infinity, Infinity];
   const fits = text !== "" && Number.isFinite(Number(text)) && (whole || known.dtype === "float32");
   if (!fits || ((value < low || value > high) && Number(text) !== known.null)) {
-    throw new Error(`${known.name} is told ${text || "nothing"}; it takes ${known.dtype}${high < Infinity ? `, ${low} to ${high}` : ""}`);
+    const range = known.choices ? `, ${low} to ${high}` : "";
+    throw new Error(`${known.name} is told ${text || "nothing"}; it takes ${known.dtype}${range}`);
   }
   return value;
 }
@@ -162,8 +166,9 @@ async function make() {
     add(one, [...stages, made].map(picture));
   }
   at("progress").hidden = true;
+  const each = (seconds / count).toPrecision(2);
   say(
-    `${count} image${count > 1 ? "s" : ""} in ${seconds.toPrecision(3)} s: ${(seconds / count).toPrecision(2)} s each, ` +
+    `${count} image${count > 1 ? "s" : ""} in ${seconds.toPrecision(3)} s: ${each} s each, ` +
       `of ${facts.nfe} evaluations; ${provider === "wasm" ? "WebAssembly, one thread" : "WebGPU"}.`,
   );
 }
@@ -186,7 +191,9 @@ function start(provider) {
     } else if (error) waiting.get(id).reject(new Error(error));
     else waiting.get(id).resolve(answer);
   };
-  thread.onerror = () => waiting.forEach(({ reject }) => reject(new Error("Cannot start worker.js: copy the page again")));
+  thread.onerror = () => {
+    waiting.forEach(({ reject }) => reject(new Error("Cannot start worker.js: copy the page again")));
+  };
   const opened = ask("open", { facts, provider });
   const end = () => {
     thread.terminate();
@@ -214,8 +221,8 @@ function picture(values) {
 
 function add({ seed, conditions }, pictures) {
   const [figure, canvas, caption] = ["figure", "canvas", "figcaption"].map((tag) => document.createElement(tag));
-  const told = facts.conditions.map(({ name, kind }) => (kind === "choice" ? `, ${words(name)} ${conditions[name]}` : ""));
-  const title = `seed ${seed}${told.join("")}`;
+  const choices = facts.conditions.filter(({ kind }) => kind === "choice");
+  const title = [`seed ${seed}`, ...choices.map(({ name }) => `${words(name)} ${conditions[name]}`)].join(", ");
   [canvas.width, canvas.height] = [pictures[0].width, pictures[0].height];
   canvas.classList.toggle("small", canvas.width < SMALL);
   canvas.setAttribute("role", "img");

@@ -122,6 +122,17 @@ def test_a_page_opened_as_a_file_says_so(browser: chromium.Page) -> None:
     assert "python -m http.server" in browser.run("document.getElementById('status').textContent")
 
 
+def test_an_old_browser_is_told_so(browser: chromium.Page, made: Path, tmp_path: Path, ort: Path) -> None:
+    page(made, tmp_path / "site", "--onnxruntime-web", ort)
+    script = "WebAssembly.validate = () => false"
+    added = browser.call("Page.addScriptToEvaluateOnNewDocument", source=script)["identifier"]
+    with chromium.served(tmp_path / "site") as url:
+        browser.open(f"{url}/index.html")
+        browser.wait(BAD)
+    browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=added)
+    assert "no WebAssembly with SIMD" in browser.run("document.getElementById('status').textContent")
+
+
 # ---- In a browser, with it
 
 
@@ -156,13 +167,15 @@ def fill(browser: chromium.Page, **fields: object) -> None:
 @pytest.fixture(scope="session")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of tiny colour images, told two texts and two numbers."""
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
+    import torch
+
     import edge_sampler
     from edge_sampler.calibration.calibrate import calibrate
     from edge_sampler.calibration.settings import Settings
     from edge_sampler.models.own import with_examples
 
-    class Network(torch.nn.Module):  # type: ignore[misc]
+    class Network(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.words = torch.nn.Embedding(1024, 48)

@@ -4,6 +4,7 @@ import base64
 import gzip
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,7 +95,7 @@ def facts_of(bundle: Bundle) -> dict[str, Any]:
     examples = bundle.examples(1)
     return {
         "name": model["name"],
-        "bundle": bundle.folder.resolve().name,
+        "bundle": shlex.quote(bundle.folder.resolve().name),
         "nfe": bundle.plan.nfe,
         "solver": bundle.plan.solver,
         "noise": list(inputs.shape),

@@ -56,7 +56,7 @@ async function begin() {
     ["Sampler", `${facts.solver}, ${facts.nfe} evaluations; ${channels === 1 ? "grey" : "colour"}`],
     ["Graph", `sampler.onnx, SHA-256 ${facts.files["sampler.onnx"].sha256}`],
     ["Files", isSecureContext ? "held against their SHA-256" : "not held against their SHA-256, which needs https"],
-    ["Runs by", Object.entries(facts.versions).flat().join(" ")],
+    ["Runs by", Object.entries(facts.versions).map(([name, version]) => `${name} ${version}`).join(", ")],
     ["Weights", `licence: ${facts.licence}`],
   ]) {
     const [dt, dd] = [document.createElement("dt"), document.createElement("dd")];

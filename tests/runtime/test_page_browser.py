@@ -311,3 +311,25 @@ def test_texts_become_the_same_tokens(web: None, browser: chromium.Page, tmp_pat
     expected = tokenizers.Tokenizer.from_str(content)
     expected.no_padding()
     assert found == [encoding.ids for encoding in expected.encode_batch(texts)]
+
+
+def test_what_is_filled_in_wrongly_is_one_line(
+    web: None, browser: chromium.Page, told: Path, tmp_path: Path, ort: Path
+) -> None:
+    """And so is a tokenizer that reads a text otherwise than Python's did, which shows before anything is made."""
+    facts = page(told, tmp_path / "site", "--onnxruntime-web", ort)
+    facts["conditions"][1]["probes"][1][1][1] += 1
+    (tmp_path / "site" / FACTS).write_text(json.dumps(facts))
+    with chromium.served(tmp_path / "site") as url:
+        browser.open(f"{url}/index.html")
+        browser.wait("at('status').textContent == 'Ready.'")  # nothing is made before there is a prompt
+        for fields, line in (
+            ({"condition-prompt": "a", "condition-wind": "1"}, "wind takes 2 numbers, and there are 1"),
+            ({"condition-wind": "1, x"}, "wind is told x; it takes float32"),
+            ({"condition-wind": "1, 2", "seed": SEEDS - 1}, f"Seeds are 0 to {SEEDS - 1}"),
+            ({"seed": 0}, "cannot read texts as second wants them"),
+        ):
+            for name, value in fields.items():
+                browser.run(f"at({name!r}).value = {json.dumps(str(value))}")
+            browser.run("at('status').textContent = ''; at('form').requestSubmit()")
+            browser.wait(f"{BAD} && at('status').textContent.includes({json.dumps(line)})")

@@ -13,12 +13,15 @@ from edge_sampler.runtime.errors import UserError
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.(new|old|trial)(\..+)?")  # as ``_neighbour`` names them
 
 
-def check_writable(target: Path, force: bool) -> None:
-    """Raises UserError when ``target`` exists without ``force``, is a folder but no bundle, or cannot be written."""
+def check_writable(target: Path, force: bool, kind: str = "bundle", marker: str = MANIFEST) -> None:
+    """Raises UserError when ``target`` exists without ``force``, is a folder of another kind, or cannot be written.
+
+    Every folder of that ``kind`` holds a file ``marker``.
+    """
     if target.exists() and not force:
         raise UserError(f"{target} exists; choose another name or add --force")
-    if target.is_dir() and not (target / MANIFEST).exists():
-        raise UserError(f"{target} is a folder but no bundle; --force replaces bundles only")
+    if target.is_dir() and not (target / marker).exists():
+        raise UserError(f"{target} is a folder but no {kind}; --force replaces {kind}s only")
     trial = _neighbour(target, "trial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -29,13 +32,13 @@ def check_writable(target: Path, force: bool) -> None:
 
 
 @contextmanager
-def writable(target: Path, force: bool = False) -> Iterator[Path]:
+def writable(target: Path, force: bool = False, kind: str = "bundle", marker: str = MANIFEST) -> Iterator[Path]:
     """Yields the path of a temporary neighbour, with the target's suffix, that becomes ``target`` if all goes well.
 
     Whatever happens inside, nothing half-written stays, and what was there stays until the new is whole. Raises what
     ``check_writable`` raises.
     """
-    check_writable(target, force)
+    check_writable(target, force, kind, marker)
     temporary, replaced = _neighbour(target, "new"), _neighbour(target, "old")
     try:
         yield temporary

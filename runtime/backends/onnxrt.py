@@ -19,7 +19,7 @@ from edge_sampler.runtime.backends.base import Backend, Spans, check_inputs
 from edge_sampler.runtime.backends.onnxrt_module import INSTALL, library, threads, without_links
 from edge_sampler.runtime.bundle import Bundle, weights_beside
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.protobuf import field_head
+from edge_sampler.runtime.protobuf import declare_outputs
 
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(bool)": "bool"}
@@ -87,7 +87,7 @@ class Session:
         with without_links(path) as found:
             folder_key = "session.model_external_initializers_file_folder_path"
             options.add_session_config_entry(folder_key, str(found.parent.resolve()))
-            source = found.read_bytes() + _declare_outputs(outputs) if outputs else str(found)
+            source = found.read_bytes() + declare_outputs(outputs) if outputs else str(found)
             try:
                 with ThreadPoolExecutor(1) as thread:  # whose creator flushes denormals from then on
                     making = thread.submit(onnxruntime.InferenceSession, source, options, providers=chosen)
@@ -271,16 +271,3 @@ BACKENDS = (
     _backend("onnxrt-cuda", 20, CUDA),
     _backend("onnxrt", 30, CPU),
 )
-
-
-def _declare_outputs(names: Sequence[str]) -> bytes:
-    """Bytes that, behind a serialized ModelProto, declare more graph outputs.
-
-    Protocol Buffers merges a message that is repeated: field 7 of ModelProto is its graph, field 12 of GraphProto an
-    output, field 1 of ValueInfoProto its name (onnx/onnx.proto). So a device needs no ``onnx`` package for this.
-    """
-
-    def field(number: int, payload: bytes) -> bytes:
-        return field_head(number, len(payload)) + payload
-
-    return field(7, b"".join(field(12, field(1, name.encode())) for name in names))

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,8 @@ from edge_sampler.models.precond import PRECONDITIONINGS
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs, class_labels
 
+LARGEST_NUMBER, MOST_BLOCKS, MOST_VALUES = 2**24, 256, 4096  # beyond what any network has
+COUNTS = re.compile("layers|blocks|depth")  # in the names of arguments that say how many of something are built
 DEFAULT_NETWORKS = {"EDMPrecond": "DhariwalUNet", "iDDPMPrecond": "DhariwalUNet"}  # of EDM's classes; else SongUNet
 IGNORED = (
     "use_fp16",
@@ -37,8 +40,11 @@ def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:
     images' shape nor an argument of the preconditioning goes to the network.
     """
     try:
+        check_plain(architecture)
         with torch.device("meta"):
             shapes = _build(dict(architecture))
+            if empty := [weight for weight, values in shapes.named_parameters() if not values.numel()]:
+                raise ValueError(f"{empty[0]} has no values")
             if not predicts_all(architecture):
                 raise ValueError(
                     "it predicts fewer channels than it is given: networks conditioned on images need a "
@@ -50,8 +56,29 @@ def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:
         return _build(dict(architecture))
     except KeyError as error:
         raise UserError(f"{name}: unusable architecture ({error.args[0]!r} is missing)") from error
-    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
         raise UserError(f"{name}: unusable architecture ({str(error).splitlines()[0]})") from error
+
+
+def check_plain(value: Any, name: str = "architecture", left: int = MOST_VALUES) -> int:
+    """Raises ValueError for arguments that are no plain values or beyond any network's, before anything is built.
+
+    Returns how many of ``left`` values more there may be.
+    """
+    if left <= 0:
+        raise ValueError(f"{name} makes more than {MOST_VALUES} values")
+    if isinstance(value, Mapping | list | tuple):
+        for key, part in value.items() if isinstance(value, Mapping) else ((name, part) for part in value):
+            if not isinstance(key, str):
+                raise ValueError(f"{name} has a name that is no text")
+            left = check_plain(part, key, left - 1)
+    elif isinstance(value, int | float):
+        most = MOST_BLOCKS if COUNTS.search(name) else LARGEST_NUMBER
+        if abs(value) > most and not math.isinf(value):
+            raise ValueError(f"{name} is larger than {most}, beyond any network's")
+    elif not isinstance(value, str | None):
+        raise ValueError(f"{name} is a {type(value).__name__}; allowed are texts, numbers and lists of them")
+    return left
 
 
 def _build(arguments: dict[str, Any]) -> Preconditioned:

@@ -4,9 +4,10 @@ import collections
 import hashlib
 import io
 import math
+import mmap
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from edge_sampler.models import edm2
+from edge_sampler.models import edm2, pickle_bounds
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.json_file import parse_json
 
@@ -116,14 +117,31 @@ def _module(meta: dict[str, Any]) -> _Holder:
 
 
 def _storage(payload: bytes) -> Any:
+    content = io.BytesIO(payload)
+    pickle_bounds.check_torch_file(content, content)
     return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
 
 
 def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
     stored = storage._untyped_storage  # the public accessor warns
-    if math.prod(size) * storage.dtype.itemsize > stored.nbytes():
-        raise UserError(f"a tensor of shape {list(size)} claims more values than are stored")
+    check_view(offset, size, stride, stored.nbytes() // storage.dtype.itemsize)
     return torch.empty(0, dtype=storage.dtype).set_(stored, offset, size, stride)
+
+
+def check_view(offset: int, size: Sequence[int], stride: Sequence[int], stored: int) -> None:
+    """Raises UserError for a tensor that claims values which are not stored, or one value more than once."""
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or not all(type(number) is int and number >= 0 for number in numbers):
+        raise UserError(f"a tensor of shape {list(size)} has an offset and strides that are none")
+    if not math.prod(size):
+        return
+    reach = 1
+    for step, count in sorted(zip(stride, size, strict=True)):
+        if count > 1 and step < reach:
+            raise UserError(f"a tensor of shape {list(size)} claims more values than it has, some of them repeatedly")
+        reach += (count - 1) * step
+    if offset + reach > stored:
+        raise UserError(f"a tensor of shape {list(size)} claims more values than are stored")
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
@@ -157,7 +175,8 @@ class _EDMUnpickler(pickle.Unpickler):
 
 
 def _read_edm_pickle(path: Path) -> Checkpoint:
-    with path.open("rb") as file:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        pickle_bounds.check(content)
         snapshot = _EDMUnpickler(file).load()
     ema = snapshot.get("ema") if isinstance(snapshot, dict) else None
     if not isinstance(ema, _Holder) or "_init_kwargs" not in ema.state:
@@ -172,6 +191,7 @@ def _read_edm_pickle(path: Path) -> Checkpoint:
 
 
 def _walk(module: _Holder, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a module and of those in it. What an unpickler accepted is no endless tree."""
     transient = module.state.get("_non_persistent_buffers_set", ())
     for kind in ("_parameters", "_buffers"):
         for name, tensor in module.state.get(kind, {}).items():
@@ -191,6 +211,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 
 def _read_state_dict(path: Path) -> Checkpoint:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        pickle_bounds.check_torch_file(content, file)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -202,4 +224,9 @@ def _read_state_dict(path: Path) -> Checkpoint:
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError("not a state dict: expected tensors by name, bare or under 'ema' or 'state_dict'")
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested:
+            raise UserError(f"{name!r:.80} is a sparse, nested or empty tensor, which no weights are")
+        values = tensor.untyped_storage().nbytes() // tensor.itemsize
+        check_view(tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), values)
     return Checkpoint(state)

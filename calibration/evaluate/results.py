@@ -3,10 +3,9 @@ need not.
 """
 
 import hashlib
+import io
 import json
-import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,10 @@ import numpy as np
 
 from edge_sampler.calibration.evaluate.distributed import processes, total
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.output import writable
 
 MEANING = 2  # raise it when code that makes stored results changes them
+DIGEST = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,15 @@ class Cache:
         if self.folder is None:
             return dict(compute())
         path = self._path(self.folder, key)
+        if (kept := _kept(path)) is not None:
+            return kept
+        arrays, content = dict(compute()), io.BytesIO()
+        np.savez(content, **arrays)  # type: ignore[arg-type]  # its stub takes them for options
         try:
-            with np.load(path) as stored:
-                return {entry: stored[entry] for entry in stored.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            pass  # not there, or not whole
-        arrays = dict(compute())
-        temporary = path.with_suffix(f".{os.getpid()}.new")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes them for options
-            temporary.replace(path)
+            with writable(path, force=True) as new, new.open("wb") as file:
+                file.write(hashlib.sha256(content.getbuffer()).digest())
+                file.write(content.getbuffer())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise UserError(f"cannot keep results in {self.folder}: {error.strerror}; see --cache") from error
         return arrays
 
@@ -67,13 +63,25 @@ class Cache:
         """``recall`` of what all processes compute together: again, unless each of them has it."""
         if self.folder is not None:
             path = self._path(self.folder, key)
-            if total(np.array([path.is_file()], float))[0] < processes():
+            if total(np.array([_kept(path) is not None], float))[0] < processes():
                 path.unlink(missing_ok=True)
         return self.recall(key, compute)
 
     @staticmethod
     def _path(folder: Path, key: Mapping[str, Any]) -> Path:
-        return folder / f"{hashlib.sha256(json.dumps([MEANING, key], sort_keys=True).encode()).hexdigest()}.npz"
+        return folder / f"{hashlib.sha256(json.dumps([MEANING, key], sort_keys=True).encode()).hexdigest()}.result"
+
+
+def _kept(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of an entry: an .npz behind its SHA-256. None where it is not there, or has changed."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(memoryview(content)[DIGEST:]).digest() != content[:DIGEST]:
+        return None
+    with np.load(io.BytesIO(memoryview(content)[DIGEST:])) as stored:
+        return {entry: stored[entry] for entry in stored.files}
 
 
 NO_CACHE = Cache()

@@ -126,6 +126,11 @@ def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
         ('{"precond": "XPrecond"}', "unusable architecture"),
         (json.dumps(DIGITS | {"model_type": "DhariwalUNet", "model_channels": 112}), "shape"),  # 224 channels, 3 heads
         (json.dumps(DIGITS | {"img_resolution": 9}), "Sizes"),  # halved and doubled
+        (json.dumps(DIGITS | {"num_blocks": 10**6}), "num_blocks is larger than 256"),  # builds for ever
+        (json.dumps(DIGITS | {"channel_mult": [1] * 5000}), "more than 4096 values"),
+        (json.dumps(DIGITS | {"model_channels": 10**12}), "model_channels is larger than"),
+        (json.dumps(DIGITS | {"model_channels": 0}), "unusable architecture"),
+        (json.dumps(DIGITS | {"channel_mult": []}), "unusable architecture"),
     ],
 )
 def test_bad_architecture_files_are_refused(text: str, message: str, tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""Looks at a pickle without running it, and refuses what would hang, crash or fill the memory of whoever loads it.
+
+A pickle is a program for a stack machine. A walk over its operations, which builds nothing, finds what each object
+holds. Objects that are shared make a graph; its size when written out without sharing is what printing, comparing or
+hashing one takes, and it can be exponential in the file's size.
+"""
+
+import io
+import mmap
+import pickletools
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any, cast
+
+from edge_sampler.runtime.errors import UserError
+
+Bytes = io.BytesIO | mmap.mmap  # a file would make room for as many bytes as an operation claims
+OPERATIONS = 3_000_000  # no published checkpoint has more than 100,000
+DEPTH = 200  # of objects within objects
+WRITTEN_OUT = 10_000_000  # objects, each counted as often as it is reached
+ZIP = b"PK\x03\x04"  # begins torch.save's files since PyTorch 1.6
+PICKLES_BEFORE_1_6 = 5  # magic number, version, system, the object, keys of its storages
+
+
+@dataclass(eq=False)
+class _Object:
+    """One of the pickle's, by what it holds."""
+
+    holds: list["_Object"] = field(default_factory=list)
+
+
+_ATOM = _Object()  # numbers, texts and names of globals
+_MARK = _Object()
+_PUT = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
+_GET = ("GET", "BINGET", "LONG_BINGET")
+_APPENDING = {"APPEND": 1, "SETITEM": 2, "BUILD": 1}  # so many objects go into the one below
+_APPENDING_ALL = ("APPENDS", "SETITEMS", "ADDITEMS")
+_GATHERING = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "REDUCE": 2, "NEWOBJ": 2, "NEWOBJ_EX": 3, "BINPERSID": 1}
+_GATHERING_ALL = ("TUPLE", "LIST", "DICT", "FROZENSET", "OBJ", "INST")
+_SILENT = ("PROTO", "FRAME", "STOP")
+
+
+def check_torch_file(content: Bytes, file: IO[bytes]) -> None:
+    """The pickles of what ``torch.save`` wrote, in either of its formats, and that nothing in it is compressed.
+
+    ``content`` is that of ``file``. Raises as ``check`` does.
+    """
+    head = content.read(len(ZIP))
+    content.seek(0)
+    if head != ZIP:
+        for _ in range(PICKLES_BEFORE_1_6):
+            check(content)
+        return
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise UserError("refused: its entries are compressed, and torch.save compresses none")
+        if sum(entry.file_size for entry in entries) > file.seek(0, io.SEEK_END):
+            raise UserError("refused: its entries claim more bytes than the file has")
+        for entry in entries:
+            if entry.filename.endswith(".pkl"):
+                check(io.BytesIO(archive.read(entry)))
+
+
+def check(file: Bytes) -> None:
+    """Reads one pickle from where ``file`` is to its end. Raises UserError, or ValueError where it is no pickle."""
+    stack: list[_Object] = []
+    memo: dict[Any, _Object] = {}
+    made: list[_Object] = []
+    for count, (operation, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], file))):
+        if count > OPERATIONS:
+            raise UserError(f"refused: the pickle has more than {OPERATIONS:,} operations")
+        try:
+            _step(operation.name, argument, stack, memo, made.append)
+        except (IndexError, KeyError) as error:
+            raise ValueError(f"not a pickle: {operation.name} finds nothing on the stack") from error
+    _check_sizes(made)
+
+
+def _step(
+    name: str, argument: Any, stack: list[_Object], memo: dict[Any, _Object], made: Callable[[_Object], None]
+) -> None:
+    """One operation, on objects that stand for what it would make."""
+    if name in _SILENT:
+        return
+    if name in _PUT:
+        memo[len(memo) if argument is None else argument] = stack[-1]
+    elif name in _GET:
+        stack.append(memo[argument])
+    elif name == "DUP":
+        stack.append(stack[-1])
+    elif name == "POP":
+        stack.pop()
+    elif name == "MARK":
+        stack.append(_MARK)
+    elif name == "POP_MARK":
+        _above_mark(stack)
+    elif name in _APPENDING:
+        parts = _top(stack, _APPENDING[name])
+        stack[-1].holds += parts
+    elif name in _APPENDING_ALL:
+        parts = _above_mark(stack)
+        stack[-1].holds += parts
+    elif name in _GATHERING or name in _GATHERING_ALL:
+        parts = _above_mark(stack) if name in _GATHERING_ALL else _top(stack, _GATHERING[name])
+        new = _Object(parts)
+        made(new)
+        stack.append(new)
+    elif name == "STACK_GLOBAL":
+        _top(stack, 2)
+        stack.append(_ATOM)
+    elif name.startswith("EMPTY_"):
+        new = _Object()
+        made(new)
+        stack.append(new)
+    else:  # a number, a text, bytes, a global
+        stack.append(_ATOM)
+
+
+def _top(stack: list[_Object], count: int) -> list[_Object]:
+    if len(stack) < count:
+        raise IndexError
+    parts = stack[-count:]
+    del stack[-count:]
+    return parts
+
+
+def _above_mark(stack: list[_Object]) -> list[_Object]:
+    parts = []
+    while (part := stack.pop()) is not _MARK:
+        parts.append(part)
+    return parts
+
+
+def _check_sizes(made: Sequence[_Object]) -> None:
+    """Bounds each object's depth and its size without sharing. One that holds itself is counted once there."""
+    known: dict[int, tuple[int, int]] = {id(_ATOM): (1, 0), id(_MARK): (1, 0)}  # by object: size and depth
+    for root in made:
+        waiting, entered = [root], set[int]()
+        while waiting:
+            one = waiting[-1]
+            if id(one) not in known and id(one) not in entered:
+                entered.add(id(one))
+                waiting += [part for part in one.holds if id(part) not in known and id(part) not in entered]
+                continue
+            waiting.pop()
+            if id(one) in known:
+                continue
+            inside = [known[id(part)] for part in one.holds if id(part) in known]
+            size, depth = 1 + sum(size for size, _ in inside), 1 + max((depth for _, depth in inside), default=0)
+            if size > WRITTEN_OUT or depth > DEPTH:
+                what = "nested too deep" if depth > DEPTH else "shared so that they are endless when written out"
+                raise UserError(f"refused: the pickle's objects are {what}, as no checkpoint's are")
+            known[id(one)] = size, depth

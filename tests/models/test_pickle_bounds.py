@@ -1,0 +1,170 @@
+"""A pickle is looked at before it is loaded: the sound one passes, one that would hang or crash does not."""
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, strategies
+
+from edge_sampler.models import checkpoint, pickle_bounds
+from edge_sampler.runtime.errors import UserError
+
+SCALARS = strategies.none() | strategies.booleans() | strategies.integers() | strategies.text() | strategies.binary()
+VALUES = strategies.recursive(
+    SCALARS,
+    lambda inner: (
+        strategies.lists(inner)
+        | strategies.tuples(inner, inner)
+        | strategies.dictionaries(strategies.text(), inner)
+        | strategies.sets(strategies.integers())
+        | strategies.frozensets(strategies.text())
+        | strategies.builds(OrderedDict, strategies.dictionaries(strategies.integers(), inner))
+    ),
+)
+
+
+@given(VALUES, strategies.integers(0, 5))
+def test_plain_values_pass_whatever_the_protocol(value: Any, protocol: int) -> None:
+    content = io.BytesIO(pickle.dumps([value, value], protocol))
+    pickle_bounds.check(content)
+    assert not content.read()
+
+
+def doubled(depth: int, leaf: Any, pair: Callable[[Any], Any]) -> Any:
+    """An object that is small as long as its parts are shared."""
+    for _ in range(depth):
+        leaf = pair(leaf)
+    return leaf
+
+
+def deep(depth: int) -> bytes:
+    return pickle.EMPTY_TUPLE + pickle.TUPLE1 * depth + pickle.STOP
+
+
+def late(depth: int) -> Any:
+    """Lists that are shared while they are empty, and filled afterwards."""
+    lists: list[list[Any]] = [[] for _ in range(depth)]
+    for one, other in pairwise(lists):
+        one += [other, other]
+    return lists
+
+
+BOMBS = {
+    "tuples that are shared": pickle.dumps(doubled(40, (1,), lambda part: (part, part))),
+    "lists that are shared": pickle.dumps(doubled(40, [1], lambda part: [part, part])),
+    "dicts that are shared": pickle.dumps(doubled(40, {}, lambda part: {"a": part, "b": part})),
+    "shared before they are filled": pickle.dumps(late(40)),
+    "a shared key": pickle.MARK + pickle.dumps(doubled(40, (1,), lambda part: (part, part)))[2:-1] + b"N" + b"d.",
+    "deep": deep(100_000),
+    "deep lists": pickle.EMPTY_LIST * 1000 + pickle.APPEND * 999 + pickle.STOP,
+    "a length beyond the file's": pickle.BINBYTES8 + (2**40).to_bytes(8, "little") + pickle.STOP,
+    "nothing on the stack": pickle.TUPLE3 + pickle.STOP,
+    "no mark": pickle.TUPLE + pickle.STOP,
+    "no such memo": pickle.BINGET + b"\x07" + pickle.STOP,
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("suffix", [".pkl", ".pt", ".legacy.pt", "nested"])
+def test_bombs_are_refused_before_they_are_loaded(
+    bomb: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("it is loaded")
+
+    path = tmp_path / "bomb.pkl"
+    if suffix == "nested":  # a storage of an EDM snapshot
+        with pytest.raises((UserError, ValueError)):
+            checkpoint._storage(BOMBS[bomb])
+        return
+    if suffix == ".pt":
+        path = tmp_path / "bomb.pt"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("bomb/data.pkl", BOMBS[bomb])
+    elif suffix == ".legacy.pt":
+        path = tmp_path / "bomb.pt"
+        path.write_bytes(pickle.dumps(1) * 3 + BOMBS[bomb])
+    else:
+        path.write_bytes(BOMBS[bomb])
+    monkeypatch.setattr(torch, "load", never)
+    monkeypatch.setattr(checkpoint._EDMUnpickler, "load", never)
+    with pytest.raises(UserError, match=r"bomb\.(pkl|pt): (refused|damaged)"):
+        checkpoint.read(path)
+
+
+def test_operations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = pickle.dumps(list(range(100)))
+    pickle_bounds.check(io.BytesIO(content))
+    monkeypatch.setattr(pickle_bounds, "OPERATIONS", 100)
+    with pytest.raises(UserError, match="more than 100 operations"):
+        pickle_bounds.check(io.BytesIO(content))
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data/0", bytes(10**7))
+    with pytest.raises(UserError, match="compressed"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_torch_saves_passes(legacy: bool, tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.arange(6.0).reshape(3, 2).T, "c": torch.zeros(0, 3)}
+    torch.save({"ema": tensors}, tmp_path / "good.pt", _use_new_zipfile_serialization=not legacy)
+    found = checkpoint.read(tmp_path / "good.pt").tensors
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("tensor", "told"),
+    [
+        (torch.zeros(2, 2).to_sparse(), "sparse, nested or empty"),
+        (torch.zeros(2, 2, device="meta"), "sparse, nested or empty"),
+        (torch.zeros(1).expand(1000), "repeatedly"),
+    ],
+    ids=["sparse", "meta", "expanded"],
+)
+def test_tensors_that_are_no_weights(tensor: torch.Tensor, told: str, tmp_path: Path) -> None:
+    torch.save({"a": tensor}, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=told):
+        checkpoint.read(tmp_path / "odd.pt")
+
+
+NUMBERS = strategies.integers(-1, 6)
+
+
+@given(
+    strategies.lists(strategies.tuples(strategies.integers(-1, 3), NUMBERS), max_size=3),
+    NUMBERS,
+    strategies.integers(0, 20),
+)
+def test_a_view_that_passes_has_each_of_its_values_once(axes: list[tuple[int, int]], offset: int, stored: int) -> None:
+    sizes, strides = [size for size, _ in axes], [stride for _, stride in axes]
+    places = [
+        offset + sum(i * stride for i, stride in zip(index, strides, strict=True))
+        for index in product(*(range(size) for size in sizes))
+    ]
+    try:
+        checkpoint.check_view(offset, sizes, strides, stored)
+    except UserError:
+        return
+    assert min([offset, *sizes, *strides]) >= 0
+    assert all(0 <= place < stored for place in places)
+    assert len(set(places)) == len(places)
+
+
+@given(strategies.permutations([2, 3, 4]), strategies.permutations([0, 1, 2]), strategies.integers(0, 5))
+def test_views_of_whole_arrays_pass(size: list[int], order: list[int], offset: int) -> None:
+    view = torch.empty(size).permute(order)
+    checkpoint.check_view(offset, tuple(view.shape), view.stride(), 24 + offset)
+    with pytest.raises(UserError, match="than are stored"):
+        checkpoint.check_view(offset, tuple(view.shape), view.stride(), 23 + offset)

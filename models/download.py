@@ -1,7 +1,11 @@
 """Downloads weights into a cache folder: resumable, atomic, with progress."""
 
+import hashlib
+import http.client
+import re
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
 
@@ -9,16 +13,19 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
+from edge_sampler.runtime.bundle import file_sha256
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.output import writable
 
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 20
 
 
 def cached(url: str) -> Path:
-    """Where the file of ``url`` is kept, once it is there: in folders named as the address is."""
-    return cache_folder() / url.split("://")[1]
+    """Where the file of ``url`` is kept, once it is there: a folder for each address."""
+    name = re.sub(r"[^\w.-]", "_", url.rpartition("/")[2]).lstrip(".") or "file"
+    return cache_folder() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
 
 
 class NotFoundError(UserError):
@@ -28,46 +35,73 @@ class NotFoundError(UserError):
 def fetch(url: str, target: Path | None = None) -> Path:
     """The file of ``url``, kept at ``target`` (by default in the cache), downloaded first if it is not there.
 
-    An interrupted download leaves ``NAME.part``, from which the next call goes on. Of several processes that want the
-    file one downloads it and the others wait (``NAME.lock``). Raises UserError naming the URL and the place when the
-    file can be had from neither.
+    An interrupted download leaves ``NAME.part``, from which the next call goes on while the server has the same file.
+    Of several processes that want the file one downloads it and the others wait (``NAME.lock``). ``NAME.sha256`` holds
+    the hash that it had when it was first used. Raises UserError naming the URL and the place when the file can be had
+    from neither, and where it has changed since.
     """
     target = target or cached(url)
-    if target.is_file():
-        return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(target.name + ".lock")):
+        with FileLock(_beside(target, ".lock")):
             if not target.is_file():
-                _download(url, target.with_name(target.name + ".part")).replace(target)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+                _beside(target, ".sha256").unlink(missing_ok=True)
+                _download(url, _beside(target, ".part")).replace(target)
+                _beside(target, ".part.from").unlink(missing_ok=True)
+            _check_unchanged(target, _beside(target, ".sha256"))
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
         kind = NotFoundError if getattr(error, "code", None) == HTTPStatus.NOT_FOUND else UserError
         raise kind(f"cannot download {url} ({reason}); put the file at {target}, or pass --weights FILE") from error
     return target
 
 
+def _beside(path: Path, end: str) -> Path:
+    return path.with_name(path.name + end)
+
+
+def _check_unchanged(target: Path, record: Path) -> None:
+    found = file_sha256(target)
+    if not record.exists():
+        with writable(record) as new:
+            new.write_text(found)
+    elif record.read_text(encoding="utf-8") != found:
+        raise UserError(
+            f"{target} is not the file that was downloaded (its SHA-256 is not that of {record.name}): delete it, or "
+            f"{record.name} where the change is meant"
+        )
+
+
 def _download(url: str, partial: Path) -> Path:
     """Makes ``partial`` whole, and returns it."""
-    have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    source = _beside(partial, ".from")  # holds what tells the server's file from later ones of that address
+    validator = source.read_text() if source.exists() and partial.exists() else ""
+    have = partial.stat().st_size if validator else 0
+    request = urllib.request.Request(url)
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", validator)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if not have or error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
-        if error.headers["Content-Range"] != f"bytes */{have}":  # what is there is no beginning of the file
-            partial.unlink()
-            return _download(url, partial)
-        return partial
+        source.unlink()  # what is there is no beginning of the file
+        return _download(url, partial)
     with response:
-        resumed = response.status == 206
-        start = have if resumed else 0
         length = response.headers.get("Content-Length")
-        total = int(length) + start if length else None
+        if length is None:
+            raise ValueError("the server does not say how long the file is")
+        start = 0
+        if response.status == HTTPStatus.PARTIAL_CONTENT:
+            if not re.match(rf"bytes {have}-", response.headers.get("Content-Range", "")):
+                raise ValueError(f"the server sends another part than from byte {have} on")
+            start = have
+        total = int(length) + start
+        source.write_text(_validator(response.headers))
         columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
         with (
-            partial.open("ab" if resumed else "wb") as file,
+            partial.open("ab" if start else "wb") as file,
             Progress(*columns, console=Console(stderr=True)) as shown,
         ):
             task = shown.add_task(partial.stem, total=total, completed=start)
@@ -75,6 +109,12 @@ def _download(url: str, partial: Path) -> Path:
                 file.write(chunk)
                 shown.advance(task, len(chunk))
             received = file.tell()
-    if total and received != total:
+    if received != total:
         raise ValueError(f"{received} of {total} bytes came; run again to go on from there")
     return partial
+
+
+def _validator(headers: Mapping[str, str]) -> str:
+    """What If-Range takes: a strong ETag, else the date; RFC 9110, 13.1.5."""
+    tag = headers.get("ETag", "")
+    return tag if tag.startswith('"') else headers.get("Last-Modified", "")

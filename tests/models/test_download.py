@@ -13,6 +13,7 @@ import pytest
 from edge_sampler import models
 from edge_sampler.models.download import cached, fetch
 from edge_sampler.models.zoo import WEIGHTS
+from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.errors import UserError
 
 CONTENT = bytes(range(256)) * 10_000
@@ -24,6 +25,9 @@ class Server:
     content: bytes = CONTENT
     send: int = len(CONTENT)  # bytes before the connection is cut
     wait: float = 0.0  # seconds before the first
+    tag: str | None = '"one"'  # its ETag
+    says: str = "bytes {start}-"  # its Content-Range of a part
+    length: bool = True  # whether it says how many bytes come
     ranges: list[str | None] = field(default_factory=list)
 
 
@@ -35,7 +39,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
             state.ranges.append(wanted)
-            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+            same = self.headers.get("If-Range") == state.tag
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and same else 0
             if self.path.endswith("absent.pkl"):
                 self.send_error(404)
                 return
@@ -45,8 +50,13 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            self.send_response(206 if wanted else 200)
-            self.send_header("Content-Length", str(len(state.content) - start))
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", state.says.format(start=start))
+            if state.tag:
+                self.send_header("ETag", state.tag)
+            if state.length:
+                self.send_header("Content-Length", str(len(state.content) - start))
             self.end_headers()
             time.sleep(state.wait)
             self.wfile.write(state.content[start : start + state.send])
@@ -63,7 +73,9 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 
 
 def files(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return [
+        path.name for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".sha256", ".from")
+    ]
 
 
 def test_a_file_is_downloaded_once(server: Server) -> None:
@@ -92,20 +104,83 @@ def test_a_cut_download_goes_on_from_where_it_was(server: Server, tmp_path: Path
     assert files(tmp_path) == ["weights.pkl"]
 
 
-@pytest.mark.parametrize(("leftover", "requests"), [(CONTENT, 1), (CONTENT + b"more", 2)])
-def test_a_leftover_is_taken_when_whole_and_dropped_when_too_long(
-    server: Server, tmp_path: Path, leftover: bytes, requests: int
-) -> None:
+@pytest.mark.parametrize("leftover", [CONTENT[:1000], CONTENT, CONTENT + b"more", b"x" * 1000])
+def test_a_leftover_of_unknown_origin_is_not_taken(server: Server, tmp_path: Path, leftover: bytes) -> None:
     kept = cached(server.url)
     kept.parent.mkdir(parents=True)
     kept.with_name("weights.pkl.part").write_bytes(leftover)
     assert fetch(server.url).read_bytes() == CONTENT
-    assert (len(server.ranges), files(tmp_path)) == (requests, ["weights.pkl"])
+    assert (server.ranges, files(tmp_path)) == ([None], ["weights.pkl"])
+
+
+@pytest.mark.parametrize("tag", ['"two"', 'W/"one"', None])
+def test_two_files_are_never_spliced(server: Server, tag: str | None) -> None:
+    """The server has another file when the download goes on."""
+    server.send = 1_000_000
+    with pytest.raises(UserError, match="1000000 of 2560000 bytes"):
+        fetch(server.url)
+    server.send, server.tag, server.content = len(CONTENT), tag, CONTENT[::-1]
+    assert fetch(server.url).read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize("says", ["bytes 0-", "bytes 999999-", "lines 1000000-"])
+def test_another_part_than_asked_for_is_refused(server: Server, tmp_path: Path, says: str) -> None:
+    server.send = 1_000_000
+    with pytest.raises(UserError, match="of 2560000 bytes"):
+        fetch(server.url)
+    server.send, server.says = len(CONTENT), says
+    with pytest.raises(UserError, match="another part than from byte 1000000 on"):
+        fetch(server.url)
+    assert files(tmp_path) == ["weights.pkl.part"]
+
+
+def test_a_leftover_beyond_the_file_is_dropped(server: Server) -> None:
+    server.send = 1_000_000
+    with pytest.raises(UserError):
+        fetch(server.url)
+    server.content, server.send = CONTENT[:500_000], 500_000
+    assert fetch(server.url).read_bytes() == CONTENT[:500_000]
+
+
+def test_a_file_of_unknown_length_is_refused(server: Server, tmp_path: Path) -> None:
+    """Whether all of it came could not be known."""
+    server.length = False
+    with pytest.raises(UserError, match="does not say how long"):
+        fetch(server.url)
+    assert not files(tmp_path)
+
+
+def test_a_kept_file_that_changed_is_refused(server: Server) -> None:
+    kept = fetch(server.url)
+    kept.write_bytes(CONTENT[:-1] + b"x")
+    with pytest.raises(UserError, match="is not the file that was downloaded"):
+        fetch(server.url)
+    kept.unlink()
+    server.content = CONTENT[::-1]
+    assert fetch(server.url).read_bytes() == CONTENT[::-1]
+    assert fetch(server.url).read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host/a b.pkl", "http://host:port/x.pkl", "http://[::1/x.pkl", "nonsense://x/y"]
+)
+def test_an_address_that_is_none_is_one_line(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_SAMPLER_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="cannot download"):
+        fetch(url)
+
+
+@pytest.mark.parametrize("url", ["http://host/../../x.pkl", "http://host/", "http://host/..", "http://host/a\\..\\b"])
+def test_no_address_leaves_the_cache(url: str) -> None:
+    kept = cached(url)
+    assert kept.parent.parent == cache_folder() / "downloads"
+    assert kept.name not in ("", ".", "..")
+    assert not set(kept.name) & set("/\\:")
 
 
 def test_what_is_not_there_is_named(server: Server, tmp_path: Path) -> None:
     url = server.url.replace("weights", "absent")
-    with pytest.raises(UserError, match=r"absent\.pkl.*put the file at .*cache/127.*/absent\.pkl"):
+    with pytest.raises(UserError, match=r"absent\.pkl.*put the file at .*cache/downloads/.*/absent\.pkl"):
         fetch(url)
     assert not files(tmp_path)
 

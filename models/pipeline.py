@@ -9,6 +9,12 @@ from torch import Tensor
 
 from edge_sampler.models import checkpoint
 from edge_sampler.models.checkpoint import Checkpoint
+from edge_sampler.models.scheduler_settings import (
+    DISCRETE_ARGUMENTS,
+    DISCRETE_SCHEDULERS,
+    FLOW_SCHEDULERS,
+    check_scheduler,
+)
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.json_file import read_object
 
@@ -17,16 +23,6 @@ HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
 INDEX = "model_index.json"  # which a whole pipeline has
 WEIGHTS = "diffusion_pytorch_model"  # then a variant, a part and a suffix
 PART = re.compile(r"-\d{5}-of-(?P<count>\d{5})")
-DISCRETE_SCHEDULERS = (  # whose steps are those of training, whatever solver they are
-    "DDPMScheduler",
-    "DDIMScheduler",
-    "PNDMScheduler",
-    "DPMSolverMultistepScheduler",
-    "DEISMultistepScheduler",
-    "UniPCMultistepScheduler",
-)
-FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
-DISCRETE_ARGUMENTS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type")
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before diffusers 0.12
 PREFIX = "model.unet."  # of the U-Net in our denoiser
 
@@ -93,14 +89,12 @@ def _noise(folder: Path) -> dict[str, Any]:
     """What the scheduler tells of training."""
     config = _config(folder, "scheduler", "scheduler_config.json")
     name = config.get("_class_name")
+    known = (*DISCRETE_SCHEDULERS, *FLOW_SCHEDULERS)
+    if name not in known:
+        raise UserError(f"{folder}: the scheduler {name} is not supported; supported: {', '.join(known)}")
+    check_scheduler(config, folder)
     if name in FLOW_SCHEDULERS:
         return {"precond": "FlowPrecond", "num_train_timesteps": config.get("num_train_timesteps", 1000)}
-    if name not in DISCRETE_SCHEDULERS:
-        known = ", ".join((*DISCRETE_SCHEDULERS, *FLOW_SCHEDULERS))
-        raise UserError(f"{folder}: the scheduler {name} is not supported; supported: {known}")
-    for setting in ("trained_betas", "rescale_betas_zero_snr"):
-        if config.get(setting):
-            raise UserError(f"{folder}: the scheduler's {setting} is not supported")
     given = {key: config[key] for key in DISCRETE_ARGUMENTS if key in config}
     return {"precond": "DDPMPrecond", **given}
 

@@ -18,11 +18,16 @@ from edge_sampler.models.denoiser import Denoiser, Levels, Preconditioned
 from edge_sampler.models.families.base import Options
 from edge_sampler.models.mapped import move_widened
 from edge_sampler.models.own import Encoder
-from edge_sampler.models.pipeline import DISCRETE_ARGUMENTS, DISCRETE_SCHEDULERS, FLOW_SCHEDULERS
 from edge_sampler.models.precond import BETA_SCHEDULES, Preconditioning, ddpm, discrete_sigmas, flow
+from edge_sampler.models.scheduler_settings import (
+    DISCRETE_ARGUMENTS,
+    DISCRETE_SCHEDULERS,
+    FLOW_SCHEDULERS,
+    check_scheduler,
+)
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Condition, Inputs, Output
-from edge_sampler.runtime.json_file import read_json
+from edge_sampler.runtime.json_file import read_json, read_object
 from edge_sampler.runtime.text import Text
 
 MORE_DISCRETE_SCHEDULERS = (
@@ -112,11 +117,9 @@ class Parts:
         known = (*DISCRETE_SCHEDULERS, *MORE_DISCRETE_SCHEDULERS, *FLOW_SCHEDULERS)
         scheduler = self.load("scheduler", *known)
         config = scheduler.config
+        check_scheduler(read_object(self.folder / "scheduler" / "scheduler_config.json"), self.folder)
         if name in FLOW_SCHEDULERS:
             return flow(config.num_train_timesteps), flow_levels(scheduler, shift)
-        for setting in ("trained_betas", "rescale_betas_zero_snr"):
-            if config.get(setting):
-                raise UserError(f"{self.folder}: the scheduler's {setting} is not supported")
         given = {key: config[key] for key in DISCRETE_ARGUMENTS if key in config}
         try:
             preconditioning = ddpm(**given)

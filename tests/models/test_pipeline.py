@@ -28,10 +28,11 @@ from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import base_step
 from edge_sampler.export.assemble import export_graphs, write_graphs
-from edge_sampler.models import pipeline
+from edge_sampler.models import pipeline, scheduler_settings
 from edge_sampler.models.architecture import build, randomise
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.families import parts
 from edge_sampler.models.precond import BETA_SCHEDULES, discrete_sigmas
 from edge_sampler.models.zoo import DDPM_256, DDPM_CIFAR10, ZOO
 from edge_sampler.runtime.backends.onnxrt import Session
@@ -213,8 +214,11 @@ def edit(path: Path, **changes: Any) -> None:
         (
             "scheduler/scheduler_config.json",
             {"rescale_betas_zero_snr": True},
-            "rescale_betas_zero_snr is not",
+            "rescale_betas_zero_snr = True is not supported",
         ),
+        ("scheduler/scheduler_config.json", {"thresholding": True}, "thresholding = True is not supported"),
+        ("scheduler/scheduler_config.json", {"sigma_max": 20.0}, "sigma_max = 20.0 is not supported"),
+        ("scheduler/scheduler_config.json", {"of_tomorrow": 1}, "of_tomorrow = 1 is not known to this version"),
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "not a pipeline of a UNet2DModel"),
         ("unet/config.json", {"sample_size": None}, "sample_size is None"),
         (
@@ -337,3 +341,22 @@ def test_rows_have_the_published_size(name: str) -> None:
         model: Denoiser = build(ZOO[name].architecture, name)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     assert millions == pytest.approx(35.7 if name == "ddim-cifar10" else 114, rel=0.005)
+
+
+def test_every_setting_of_a_supported_scheduler_is_known() -> None:
+    """Used, without effect on what the network answers, or refused: none is passed over."""
+    known = {
+        *scheduler_settings.UNSUPPORTED,
+        *scheduler_settings.DISCRETE_ARGUMENTS,
+        *scheduler_settings.FLOW_ARGUMENTS,
+        *scheduler_settings.OF_SAMPLERS,
+    }
+    names = (
+        *scheduler_settings.DISCRETE_SCHEDULERS,
+        *parts.MORE_DISCRETE_SCHEDULERS,
+        *scheduler_settings.FLOW_SCHEDULERS,
+    )
+    for name in names:
+        settings = dict(getattr(diffusers, name)().config)
+        scheduler_settings.check_scheduler(settings, Path("folder"))
+        assert {setting for setting in settings if not setting.startswith("_")} <= known

@@ -275,7 +275,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "betas": (
         lambda folder: edit(folder / "scheduler/scheduler_config.json", trained_betas=[0.1, 0.2]),
-        "trained_betas is not supported",
+        r"trained_betas = \[0.1, 0.2\] is not supported",
     ),
     "code": (
         lambda folder: edit(folder / "model_index.json", vae=["mine", "AutoencoderKL"]),

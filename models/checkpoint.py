@@ -166,8 +166,9 @@ class _EDMUnpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
+            named = repr(f"{module}.{name}")[:80]
             raise UserError(
-                f"refused: the pickle names {module}.{name}, which no EDM snapshot needs; nothing was executed"
+                f"refused: the pickle names {named}, which no EDM snapshot needs; nothing was executed"
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:

@@ -68,9 +68,12 @@ def check(file: Bytes) -> None:
     stack: list[_Object] = []
     memo: dict[Any, _Object] = {}
     made: list[_Object] = []
+    size = len(file) if isinstance(file, mmap.mmap) else file.getbuffer().nbytes
     for count, (operation, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], file))):
         if count > OPERATIONS:
             raise UserError(f"refused: the pickle has more than {OPERATIONS:,} operations")
+        if operation.name == "FRAME" and int(argument or 0) > size:
+            raise ValueError(f"a frame of {argument} bytes, and the file has {size}")
         try:
             _step(operation.name, argument, stack, memo, made.append)
         except (IndexError, KeyError) as error:
@@ -85,6 +88,8 @@ def _step(
     if name in _SILENT:
         return
     if name in _PUT:
+        if isinstance(argument, int) and argument > OPERATIONS:  # for which unpicklers make room
+            raise UserError(f"refused: the pickle keeps an object at place {argument:,}")
         memo[len(memo) if argument is None else argument] = stack[-1]
     elif name in _GET:
         stack.append(memo[argument])

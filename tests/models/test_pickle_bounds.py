@@ -65,6 +65,8 @@ BOMBS = {
     "deep": deep(100_000),
     "deep lists": pickle.EMPTY_LIST * 1000 + pickle.APPEND * 999 + pickle.STOP,
     "a length beyond the file's": pickle.BINBYTES8 + (2**40).to_bytes(8, "little") + pickle.STOP,
+    "a frame beyond the file's": pickle.PROTO + b"\x04" + pickle.FRAME + (2**40).to_bytes(8, "little") + b"N.",
+    "a memo of many places": b"N" + pickle.LONG_BINPUT + (2**31).to_bytes(4, "little") + pickle.STOP,
     "nothing on the stack": pickle.TUPLE3 + pickle.STOP,
     "no mark": pickle.TUPLE + pickle.STOP,
     "no such memo": pickle.BINGET + b"\x07" + pickle.STOP,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -117,7 +118,8 @@ class Service:
             with self._accepted(model):
                 rows = await asyncio.to_thread(model.rows_of_query, request.query_params.multi_items())
                 made = await self._made(request, model, rows)
-                return Response(await asyncio.to_thread(png, np.stack(made)), media_type="image/png")
+                picture = await asyncio.to_thread(png, made[0], model.bundle.random_weights)
+                return Response(picture, media_type="image/png")
 
         return await self._answered(request, answer)
 
@@ -255,9 +257,11 @@ async def _server_error(request: Request, problem: Exception) -> Response:
     return error(500, UNEXPECTED)  # Starlette raises it again, and uvicorn logs it
 
 
-def png(images: np.ndarray) -> bytes:
-    """One image [1, …], of its own size."""
-    (pixels,) = to_uint8(images)
-    written = BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(written, "PNG")
+def png(image: np.ndarray, random_weights: bool) -> bytes:
+    """A picture of its own size; one of random weights says so in its text."""
+    (pixels,) = to_uint8(image[None])
+    written, told = BytesIO(), PngInfo()
+    if random_weights:
+        told.add_text("Comment", "RANDOM WEIGHTS")
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(written, "PNG", pnginfo=told)
     return written.getvalue()

@@ -48,7 +48,7 @@ class Model:
             raise UserError(f"--batch is {batch}, and the engine of {self.name} takes {largest} at most")
         batch = batch or largest or DEFAULT_BATCH
         self.batches = Batches(self._run, self._thread, batch, self._room, self._patience, self.metrics)
-        for count in {batch, 1}:
+        for count in dict.fromkeys((batch, 1)):
             try:
                 await loop.run_in_executor(self._thread, self._run, [self._blank()] * count)
             except RunError as error:

@@ -173,19 +173,17 @@ def _flag(parameters: Mapping[str, Any], key: str, default: bool) -> bool:
 
 def _of_json(name: str, datatype: str, shape: tuple[int, ...], item: Mapping[str, Any]) -> np.ndarray:
     """Values in row-major order, or nested as ``shape`` says."""
-    values, nested = item.get("data"), list[int]()
+    values = item.get("data")
     if not isinstance(values, list):
         raise UserError(f"{_told(name)} has data {_told(values)}; it must be a list, or bytes with a binary_data_size")
+    nested = [len(values)]
     while values and all(type(value) is list for value in values):
-        nested.append(len(values))
-        if len({len(value) for value in values}) != 1:
+        if len(lengths := {len(value) for value in values}) != 1:
             raise UserError(f"{_told(name)} has rows of different lengths")
+        nested += lengths
         values = list(chain.from_iterable(values))
-    if len(values) != prod(shape) or (nested and tuple(nested) != shape[: len(nested)]):
-        form = f"nested as {nested}, " if nested else ""
-        raise UserError(
-            f"{_told(name)} has {len(values)} values, {form}which do not fit its shape {_told(list(shape))}"
-        )
+    if len(values) != prod(shape) or (len(nested) > 1 and tuple(nested) != shape):
+        raise UserError(f"{_told(name)} has data of shape {_told(nested)}, which is not its shape {_told(list(shape))}")
     allowed: set[type] = {str} if datatype == BYTES else JSON_TYPES[np.dtype(DTYPES[datatype]).kind]
     if wrong := set(map(type, values)) - allowed:
         raise UserError(f"{_told(name)} is {datatype} and holds {', '.join(sorted(kind.__name__ for kind in wrong))}")

@@ -91,7 +91,8 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, UnicodeError) as error:
-        told = os.strerror(error.errno) if isinstance(error, OSError) and (error.errno or 0) > 0 else str(error)
+        number = error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror) else None
+        told = os.strerror(number) if number else str(error)
         raise UserError(
             f"cannot listen on port {port} of {host}: {told}; choose another with --port or --host"
         ) from error

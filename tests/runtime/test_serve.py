@@ -158,7 +158,7 @@ def test_the_page_needs_nothing_from_elsewhere(served: Served) -> None:
     assert "color-scheme: light dark" in text
 
 
-def seeds(data: Any = (7,), datatype: str = "INT64", shape: Any = (1,), **more: Any) -> dict[str, Any]:
+def seeds(data: Any = (7,), datatype: Any = "INT64", shape: Any = (1,), **more: Any) -> dict[str, Any]:
     return {"inputs": [{"name": "seeds", "shape": shape, "datatype": datatype, "data": data, **more}]}
 
 

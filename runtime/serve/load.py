@@ -2,9 +2,9 @@
 
 python -m edge_sampler.runtime.serve.load BUNDLE --requests 10000 --clients 32 --batch 16
 
-Ten times in turn, a tenth of the requests is asked for and the sampler alone is timed at the same batch, as `bench` does:
-so a machine's drift meets both. Prints images a second of both, latencies, and the server's memory. Exit 1 where an image
-is lost or another's.
+Ten times in turn, a tenth of the requests is asked for and the sampler alone is timed at the same batch, as `bench`
+does: so a machine's drift meets both. Prints images a second of both, latencies, and the server's memory. Exit 1 where
+an image is lost or another's.
 """
 
 import argparse

@@ -82,6 +82,15 @@ class Served:
     def infer(self, model: str, inputs: Mapping[str, Any], **more: Any) -> Answer:
         return self.ask(f"/v2/models/{model}/infer", json.dumps(asked(inputs, **more)))
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Runs that begin here wait until the gate is opened, at the latest behind this."""
+        self.gate.opened.clear()
+        try:
+            yield
+        finally:
+            self.gate.opened.set()
+
     def ready(self) -> bool:
         try:
             return self.ask("/v2/health/ready").status == 200

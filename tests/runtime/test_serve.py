@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -51,7 +52,7 @@ def test_concurrent_requests_share_runs_and_get_their_own_images(
     requests = [(seed, 1 + seed % 3) for seed in range(0, 48, 3)]  # a seed, and how many
     with runtime.load(conditional) as sampler:
         of_classes = {one: sampler.sample([one[0]], class_labels=one[1]) for one in [(s, s % 10) for s in range(12)]}
-    with serving([made, conditional], shut=True) as served, ThreadPoolExecutor(32) as pool:
+    with ThreadPoolExecutor(32) as pool, serving([made, conditional], shut=True) as served:
         digits = [pool.submit(served.infer, "digits", {"seeds": range(seed, seed + n)}) for seed, n in requests]
         tiny = {
             one: pool.submit(served.infer, "tiny", {"seeds": [one[0]], "class_labels": [one[1]]}) for one in of_classes
@@ -288,8 +289,7 @@ def test_a_large_body_is_refused_before_it_is_read(served: Served, expected: np.
 def test_a_run_that_makes_nan_is_an_error_and_its_neighbours_are_not(served: Served, expected: np.ndarray) -> None:
     for model, more, shape in (("digits", {}, (1, 8, 8)), ("tiny", {"class_labels": [0, 1]}, (3, 16, 16))):
         noise = np.stack([unit_noise([7], shape)[0], np.full(shape, 3e38, np.float32)])
-        with ThreadPoolExecutor(2) as pool:
-            served.gate.opened.clear()
+        with ThreadPoolExecutor(2) as pool, served.held():
             parts = [
                 pool.submit(
                     served.infer, model, {"noise": noise[n : n + 1], **{k: v[n : n + 1] for k, v in more.items()}}
@@ -305,7 +305,7 @@ def test_a_run_that_makes_nan_is_an_error_and_its_neighbours_are_not(served: Ser
 
 
 def test_a_full_queue_and_a_client_that_goes_away(made: Path, expected: np.ndarray) -> None:
-    with serving([made], shut=True, queue=2, batch=1) as served, ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(4) as pool, serving([made], shut=True, queue=2, batch=1) as served:
         running = pool.submit(served.infer, "digits", {"seeds": [1]})
         eventually(lambda: len(served.gate.runs) == 1)
         waiting, gone = pool.submit(served.infer, "digits", {"seeds": [2]}), served.connect()
@@ -340,10 +340,11 @@ def test_ready_is_said_when_it_is_warm(made: Path, expected: np.ndarray) -> None
 
 
 def test_what_was_accepted_is_answered_before_the_server_ends(made: Path, expected: np.ndarray) -> None:
-    with serving([made], shut=True) as served, ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool, serving([made], shut=True) as served:
         accepted = pool.submit(served.infer, "digits", {"seeds": range(9)})  # three runs
         eventually(lambda: len(served.gate.runs) == 1)
         served.servers[0].handle_exit(signal.SIGTERM, None)
+        time.sleep(0.5)  # a server that closes its door does so by now
         assert served.ask("/v2/health/ready").status == 503
         assert served.ask("/v2/health/live").status == 200
         refused = served.infer("digits", {"seeds": [1]})

@@ -72,8 +72,7 @@ def test_only_equal_shapes_share_a_run(voice: Path, served: Served) -> None:
     lengths = (4, 6, 4, 6, 4, 2)
     requests = [request(seed, ("a red heart", "star")[seed % 2], length) for seed, length in enumerate(lengths)]
     before = len(served.gate.runs)
-    served.gate.opened.clear()
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(8) as pool, served.held():
         made = [pool.submit(served.infer, "voice", one) for one in requests]
         eventually(
             lambda: (
@@ -130,9 +129,8 @@ def test_a_request_that_fails_in_the_run_fails_alone(voice: Path, served: Served
     """Ids beyond the vocabulary, which nothing can tell before."""
     fine = [request(seed, "a blue star", 4) for seed in (1, 2)]
     bad = {**request(3, "", 4), "prompt": [[99, 0, 0, 0]]}
-    served.gate.opened.clear()
     before = len(served.gate.runs)
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(4) as pool, served.held():
         first = pool.submit(served.infer, "voice", fine[0])
         eventually(lambda: len(served.gate.runs) > before)
         others = [pool.submit(served.infer, "voice", one) for one in (bad, fine[1])]

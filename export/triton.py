@@ -90,6 +90,7 @@ def form_of(bundle: Bundle, precision: str | None, batch: int | None) -> Form:
     engines = [one for one in bundle.engines if one.flavour == "tensorrt" and precision in (None, one.precision)]
     engines.sort(key=lambda one: (*PREFERENCE, one.precision).index(one.precision), reverse=True)
     chosen = {f"{target[2:-1]}.{target[-1]}": one for one in engines for target in one.targets}  # the best comes last
+    chosen = dict(sorted(chosen.items(), key=lambda entry: float(entry[0])))
     if not chosen:
         graph = bundle.graph_name(precision)
         if graph not in bundle.manifest["files"]:

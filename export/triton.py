@@ -231,7 +231,7 @@ def _usual(bundle: Bundle, size: int | str) -> int:
 def _tensor(name: str, dtype: str, shape: Shape, reshape: bool = False) -> dict[str, Any]:
     """One sample's; Triton has no scalars, so that one is [1], and the model may take it as []."""
     dims = [-1 if isinstance(size, str) else size for size in shape]
-    scalar = {"reshape": {"shape": []}} if reshape and not dims else {}
+    scalar: dict[str, Any] = {"reshape": {"shape": []}} if reshape and not dims else {}
     return {"name": name, "data_type": Word(TYPES[dtype]), "dims": dims or [1], **scalar}
 
 

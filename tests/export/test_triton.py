@@ -1,5 +1,6 @@
 """A model repository of Triton, of a bundle: its configuration, as Triton's protocol buffers read it, and its noise."""
 
+import importlib
 import importlib.util
 import json
 import re
@@ -43,8 +44,7 @@ def protocol() -> Any:
 
 
 def config(protocol: Any, folder: Path) -> Any:
-    from google.protobuf import text_format
-
+    text_format = importlib.import_module("google.protobuf.text_format")
     read = text_format.Parse((folder / "config.pbtxt").read_text(encoding="utf-8"), protocol.ModelConfig())
     assert read.name == folder.name  # or Triton refuses it
     return read
@@ -107,7 +107,9 @@ def test_what_the_models_are(protocol: Any, conditional: Path, tmp_path: Path) -
     for warm in base.model_warmup:
         for name, value in warm.inputs.items():
             content = (folders[""] / "warmup" / value.input_data_file).read_bytes()
-            array = np.frombuffer(content, TYPES[protocol.DataType.Name(value.data_type)]).reshape(1, *value.dims)
+            array: np.ndarray = np.frombuffer(content, TYPES[protocol.DataType.Name(value.data_type)]).reshape(
+                1, *value.dims
+            )
             assert fits(next(tensor for tensor in base.input if tensor.name == name), array)
         np.testing.assert_array_equal(
             np.frombuffer((folders[""] / "warmup" / "noise").read_bytes(), np.float32),
@@ -134,12 +136,12 @@ def test_its_noise_is_ours(conditional: Path, tmp_path: Path, protocol: Any) -> 
     folder = repository(conditional, tmp_path / "models")["-noise"]
     sizes = config(protocol, folder).parameters["shape"].string_value
     seeds = np.array([[0], [7], [2**63 - 1]])
-    np.testing.assert_array_equal(answer(folder, sizes, seeds=seeds), unit_noise(seeds[:, 0], (3, 16, 16)))
+    np.testing.assert_array_equal(answer(folder, sizes, seeds=seeds), unit_noise(seeds[:, 0].tolist(), (3, 16, 16)))
     assert "seed -1 is out of range" in answer(folder, sizes, seeds=np.array([[-1]]))
     assert "edge_sampler" not in (folder / "1" / "model.py").read_text()
     told = '[["text", 0], 2]'
     found = answer(folder, told, seeds=seeds, text=np.zeros((3, 5, 4)))
-    np.testing.assert_array_equal(found, unit_noise(seeds[:, 0], (5, 2)))
+    np.testing.assert_array_equal(found, unit_noise(seeds[:, 0].tolist(), (5, 2)))
 
 
 def test_axes_are_sized_by_conditions(protocol: Any, copy: Path, tmp_path: Path) -> None:

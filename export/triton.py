@@ -110,7 +110,9 @@ def write_repository(bundle: Bundle, name: str, form: Form, out: Path, force: bo
     """The three models, each whole or not there. Raises UserError where one is there without ``force``."""
     with ExitStack() as whole:
         ends = ("-seeds", "-noise", "")  # the first is renamed last: what it needs is there by then
-        seeds, noise, base = (whole.enter_context(writable(out / f"{name}{end}", force, CONFIG)) for end in ends)
+        seeds, noise, base = (
+            whole.enter_context(writable(out / f"{name}{end}", force, "model of Triton", CONFIG)) for end in ends
+        )
         feed = feed_of(bundle, [0], bundle.examples(1))
         _put(base, base_config(bundle, name, form, feed))
         for file, content in feed.items():

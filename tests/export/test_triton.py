@@ -247,7 +247,7 @@ def test_it_is_whole_or_not_there(copy: Path, tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     for arguments, message in (
         ((), "exists"),
-        (("--name", "other", "--force"), "other is a folder but has no config.pbtxt"),
+        (("--name", "other", "--force"), "other is a folder but no model of Triton"),
         (("--name", "a/b"), "must be the name of a folder"),
         (("--name", "x", "--batch", "0"), "--batch is 0"),
         (("--name", "x", "--precision", "fp16"), "holds no sampler-fp16.onnx"),

@@ -131,6 +131,8 @@ class Service:
             model.metrics.seconds.add(time.perf_counter() - started)
         except QueueFullError:
             response = error(429, f"the queue of {model.name} is full; ask again later", {"Retry-After": "1"})
+        except asyncio.CancelledError:  # by a second signal
+            response = error(503, "the server ended before the answer", {"Connection": "close"})
         except ClientDisconnect:
             response = error(499, "the client went away")
         except UserError as problem:

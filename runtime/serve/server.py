@@ -27,7 +27,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._service.draining:
-            self.should_exit = self.force_exit = True
+            self.should_exit, self.force_exit = True, self._service.active > 0
         self._service.draining = True
 
     async def end_when_drained(self) -> None:
@@ -38,12 +38,14 @@ class Server(uvicorn.Server):
 
 def serve(bundles: Mapping[str, Bundle], listener: socket.socket, key: str | None, options: argparse.Namespace) -> None:
     """Until a signal ends it. Raises UserError for a bundle that is damaged or cannot run here."""
-    asyncio.run(_serve(bundles, listener, key, options))
+    if not asyncio.run(_serve(bundles, listener, key, options)):
+        sys.exit(143)  # as a shell has it
 
 
 async def _serve(
     bundles: Mapping[str, Bundle], listener: socket.socket, key: str | None, options: argparse.Namespace
-) -> None:
+) -> bool:
+    """Whether all that was accepted was answered."""
     models = [Model(bundle, name, options.queue, options.wait / 1e3) for name, bundle in bundles.items()]
     service = Service(models, options.max_body * 10**6)
     config = uvicorn.Config(
@@ -77,11 +79,10 @@ async def _serve(
         await server.serve(sockets=[listener])
     finally:
         starting.cancel()
-        for task in tasks:
+        for task in (*tasks, *server.server_state.tasks):  # the latter are requests, where it ends at once
             task.cancel()
         for model in models:
             await model.close()
     with suppress(asyncio.CancelledError):
         await starting
-    if server.force_exit:
-        sys.exit(143)  # requests had no answer
+    return not server.force_exit

@@ -356,6 +356,21 @@ def test_what_was_accepted_is_answered_before_the_server_ends(made: Path, expect
         assert not served.thread.is_alive()
 
 
+def test_a_second_signal_ends_it_at_once(made: Path) -> None:
+    """What waits is told so; the status is not 0."""
+
+    def end_twice() -> None:
+        with ThreadPoolExecutor(1) as pool, serving([made], shut=True) as served:
+            accepted = pool.submit(served.infer, "digits", {"seeds": range(9)})
+            eventually(lambda: len(served.gate.runs) == 1)
+            for _ in range(2):
+                served.servers[0].handle_exit(signal.SIGTERM, None)
+            assert (accepted.result().status, "the server ended" in accepted.result().error) == (503, True)
+
+    with pytest.raises(SystemExit, match="143"):
+        end_twice()
+
+
 def test_sigterm_ends_the_command_in_order(made: Path, expected: np.ndarray) -> None:
     command = [sys.executable, "-m", "edge_sampler.runtime", "serve", str(made), "--port", "0", "--batch", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -27,7 +27,8 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._service.draining:
-            self.should_exit, self.force_exit = True, self._service.active > 0
+            self.should_exit = True
+            self.force_exit |= self._service.active > 0
         self._service.draining = True
 
     async def end_when_drained(self) -> None:

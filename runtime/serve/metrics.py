@@ -53,7 +53,7 @@ def page(metrics: Mapping[str, Metrics]) -> str:
     lines += _head("batch_images", "histogram", "Images in one run.")
     for name, one in metrics.items():
         lines += one.batches.lines("edge_sampler_batch_images", labels[name])
-    lines += _head("request_seconds", "histogram", "Seconds from a request's last byte to its answer.")
+    lines += _head("request_seconds", "histogram", "Seconds of a request that was answered, its arrival included.")
     for name, one in metrics.items():
         lines += one.seconds.lines("edge_sampler_request_seconds", labels[name])
     return "\n".join(lines) + "\n"

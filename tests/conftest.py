@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from edge_sampler.models.denoiser import Denoiser
 
 HAS_PYTORCH = find_spec("torch") is not None
-collect_ignore = [] if HAS_PYTORCH else ["runtime/test_text.py", "runtime/test_trt_conditions.py"]
+NEED_PYTORCH = ("test_serve_conditions.py", "test_text.py", "test_trt_conditions.py")
+collect_ignore = [] if HAS_PYTORCH else [f"runtime/{name}" for name in NEED_PYTORCH]
 pytest_plugins = ("tests.fakes.cuda",)
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, on as many cores
     if HAS_PYTORCH:

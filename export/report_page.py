@@ -27,13 +27,13 @@ def report_page(bundle: Bundle, folder: Path) -> str:
     parts = [
         header(bundle, plan),
         samples(folder / "samples.png"),
-        section("Commands", "".join(command(one) for one in commands(bundle))),
         quality(bundle, plan),
         section("The sampler", drawn(plan)),
         parity(bundle, plan),
         precisions(bundle),
         engines(bundle),
         inputs(bundle),
+        section("Commands", "".join(command(one) for one in commands(bundle))),
         files(bundle),
     ]
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
@@ -226,8 +226,7 @@ def bars(note: str, heads: tuple[str, str], values: Mapping[str, float]) -> str:
         (
             text(name),
             f"{value:.4g}",
-            f'<svg aria-hidden="true" width="220" height="14"><rect class="plus" width="{220 * value / most:.0f}" '
-            'height="14"/></svg>',
+            f'<div class="bar" style="width: {100 * value / most:.0f}%"></div>',
         )
         for name, value in values.items()
     ]
@@ -242,10 +241,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], note: str = "", n
         "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
         for row in rows
     ]
-    caption = f"<caption>{escape(note)}</caption>" if note else ""
-    return (
-        f'<div class="wide"><table>{caption}<thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    )
+    said = f'<p class="soft">{escape(note)}</p>' if note else ""
+    return f'{said}<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def text(value: Any) -> str:

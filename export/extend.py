@@ -1,10 +1,10 @@
 """Extends a finished bundle: by its graph in mixed precision, and by engines. All of it, or nothing."""
 
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from edge_sampler.export.quantised import Refit, write_quantised
 from edge_sampler.export.report_page import REPORT, report_page
 from edge_sampler.export.save import save_checked
 from edge_sampler.models.progress import bar
-from edge_sampler.runtime.bundle import MANIFEST, Bundle, describe_files, write_manifest
+from edge_sampler.runtime.bundle import Bundle, describe_files
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.inputs import Axis
+from edge_sampler.runtime.manifest import MANIFEST, facts_of, write_manifest
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
 
@@ -95,8 +96,7 @@ def profile_of(known: Mapping[str, Axis], chosen: Mapping[str, Axis]) -> dict[st
 @contextmanager
 def extended(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yields a folder whose files join the bundle if all goes well, and the manifest's facts to change."""
-    facts = {key: value for key, value in bundle.manifest.items() if key not in ("schema", "files")}
-    facts = json.loads(json.dumps(facts))  # a copy, all the way down
+    facts = deepcopy(facts_of(bundle.manifest))
     with tempfile.TemporaryDirectory(prefix=".new-", dir=bundle.folder) as name:
         folder = Path(name)
         yield folder, facts

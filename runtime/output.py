@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge_sampler.runtime.bundle import MANIFEST
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.manifest import MANIFEST
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.(new|old|trial)(\..+)?")  # as ``_neighbour`` names them
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport
-from edge_sampler.runtime.json_file import read_json
+from edge_sampler.runtime.json_file import ODD, read_json
 
 SCHEMA = 2
 
@@ -116,8 +116,8 @@ class Plan:
             )
         except OSError as error:
             raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a valid plan ({type(error).__name__}: {error})") from error
+        except ODD as error:
+            raise UserError(f"{path} is damaged: not a valid plan ({type(error).__name__}: {error})") from error
 
 
 def nested(values: Any) -> Any:

@@ -88,9 +88,9 @@ def check_inputs(
     sizes: dict[str, int] = {}
     for name, (dtype, shape) in wanted.items():
         array = feed[name]
-        fits = array.dtype == dtype and array.ndim == len(shape)
+        fits = str(array.dtype) == dtype and array.ndim == len(shape)
         for size, axis in zip(array.shape, shape, strict=False):
-            open_axis = isinstance(axis, str) or axis < 1
+            open_axis = not isinstance(axis, int) or axis < 1
             fits = fits and size == (
                 sizes.setdefault(axis, size) if isinstance(axis, str) else size if open_axis else axis
             )

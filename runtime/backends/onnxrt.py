@@ -97,7 +97,7 @@ class Session:
             raise UserError(
                 f"ONNX Runtime would run {path.name} on {active[0]}, not on {provider.name}: check the driver"
             )
-        self._wanted = {one.name: (DTYPES[one.type], one.shape) for one in self._session.get_inputs()}
+        self._wanted = {one.name: (DTYPES.get(one.type, one.type), one.shape) for one in self._session.get_inputs()}
         self.outputs = [output.name for output in self._session.get_outputs()]
         self.precision = precision
         captured = ", CUDA graph" if capture else ""

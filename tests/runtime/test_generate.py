@@ -16,13 +16,14 @@ import pytest
 from PIL import Image
 
 from edge_sampler.runtime import load
-from edge_sampler.runtime.bundle import MANIFEST, Bundle, file_sha256
+from edge_sampler.runtime.bundle import Bundle, file_sha256
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.generate import command
 from edge_sampler.runtime.generate.job import RECORD, Job, manifest_sha256
 from edge_sampler.runtime.generate.shard import make, opened
 from edge_sampler.runtime.images import to_uint8
 from edge_sampler.runtime.lock import locked
+from tests.bundles import remake_manifest
 from tests.conftest import run_main
 
 ROOT = Path(__file__).parent.parent.parent
@@ -188,8 +189,7 @@ def test_a_folder_of_something_else_or_in_use_is_refused(made: Path, tmp_path: P
 def test_a_bundle_that_was_replaced_is_not_mixed_in(copy: Path, tmp_path: Path) -> None:
     part = job(copy, tmp_path / "out").part(2)
     assert part.seeds == range(4, 5)
-    manifest = json.loads((copy / MANIFEST).read_text())
-    (copy / MANIFEST).write_text(json.dumps(manifest | {"made": "again"}))
+    remake_manifest(copy, lambda facts: facts.update(made="again"))
     opened.cache_clear()
     with pytest.raises(UserError, match="replaced"):
         make(part, "shard.tar")

@@ -14,7 +14,7 @@ from edge_sampler.runtime.text import Text
 
 DTYPES = {"float32": "fiu", "int64": "iu", "bool": "b"}  # NumPy's kinds that each may be given as
 OUTPUT_NAME = re.compile(r"(?!(seeds|file)$)[^\W\d]\w*")  # names an array beside the seeds
-MOST_VALUES = 2**31  # of one sample: 8 GB in float32
+MOST_VALUES = 2**28  # of one sample: 1 GB in float32
 CLASSES = "class_labels"  # the condition that class-conditional models share
 Shape = tuple[int | str, ...]
 
@@ -124,8 +124,11 @@ class Inputs:
     axes: Mapping[str, Axis] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.shape:
+            raise UserError("a sample's shape is empty; one number is [1]")
         for size in (size for shape in self._shapes() for size in shape):
-            if not (isinstance(size, str) or (isinstance(size, int | np.integer) and 1 <= size <= MOST_VALUES)):
+            number = isinstance(size, int | np.integer) and not isinstance(size, bool)
+            if not (isinstance(size, str) or (number and 1 <= size <= MOST_VALUES)):
                 raise UserError(f"a shape has the size {size!r:.40}; it must be 1 or more, or an axis's name")
         named = {size for shape in self._shapes() for size in shape if isinstance(size, str)}
         if unknown := sorted(named - set(self.axes)):

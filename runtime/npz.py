@@ -41,4 +41,7 @@ def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype
     version = npy.read_magic(file)
     if version not in HEADERS:
         raise ValueError(f"{name!r:.60} is an array of version {version}")
-    return HEADERS[version](file)
+    try:
+        return HEADERS[version](file)
+    except Exception as error:  # it parses Python, and raises what that raises
+        raise ValueError(f"{name!r:.60} has a header that cannot be read ({type(error).__name__})") from error

@@ -106,6 +106,11 @@ class Plan:
                     f"{path}: plan schema {data['schema']!r}; this version reads {SCHEMA}: fit it again, with "
                     "python -m calibration --model MODEL --nfe N"
                 )
+        except OSError as error:
+            raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
+        except ODD as error:
+            raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        try:
             return cls(
                 solver=str(data["solver"]),
                 sigmas=tuple(float(sigma) for sigma in data["sigmas"]),
@@ -114,9 +119,7 @@ class Plan:
                 mean=nested(data.get("mean", ())),
                 clip=float(data.get("clip", 0.0)),
             )
-        except OSError as error:
-            raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
-        except ODD as error:
+        except (UserError, *ODD) as error:
             raise UserError(f"{path} is damaged: not a valid plan ({type(error).__name__}: {error})") from error
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from edge_sampler.runtime import cuda
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.manifest import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,22 @@ def resident_memory() -> int:
     except OSError:
         return 0
     return int(pages) * 4096
+
+
+def check_declared(bundle: Bundle, takes: Mapping[str, tuple[str, Sequence[Any]]], graph: str) -> None:
+    """Raises UserError where a sampler's graph ``takes`` other inputs, dtype and [batch, …], than the manifest says."""
+    told = {name: (condition.dtype, condition.shape) for name, condition in bundle.inputs.conditions.items()}
+    told["noise"] = "float32", bundle.inputs.shape
+    if set(told) != set(takes):
+        raise UserError(f"{graph} takes {', '.join(takes)}, and {MANIFEST} says {', '.join(told)}: export it again")
+    for name, (dtype, shape) in told.items():
+        found, (_, *sizes) = takes[name][0], takes[name][1] or [0]
+        known = zip(sizes, shape, strict=False)
+        different = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in known)
+        if found != dtype or len(sizes) != len(shape) or different:
+            raise UserError(
+                f"{graph} takes {name} as {found} {sizes}, and {MANIFEST} says {dtype} {list(shape)}: export it again"
+            )
 
 
 def check_inputs(

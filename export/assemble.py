@@ -139,7 +139,7 @@ def export_bundle(
     """
     check_fit(model, plan)
     spec, output = model.spec, output_of(model, form)
-    with progress("export", 4) as advance, writable(Path(out), force) as folder:
+    with progress("export", 4) as advance, writable(Path(out), force, "bundle") as folder:
         folder.mkdir()
         graphs = (graphs or export_graphs(model)).of(form)
         advance(1)

@@ -34,6 +34,7 @@ from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.json_file import ODD
 from edge_sampler.runtime.manifest import MANIFEST, read_manifest
 from edge_sampler.runtime.npz import read_npz
+from edge_sampler.runtime.output import restore
 from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.text import tokenized
 
@@ -76,6 +77,7 @@ class Bundle:
     @classmethod
     def open(cls, folder: str | Path) -> "Bundle":
         """Raises UserError when there is no bundle, its manifest is damaged, or of another schema."""
+        restore(Path(folder))
         bundle = cls(Path(folder), read_manifest(Path(folder)))
         try:
             bundle._check()

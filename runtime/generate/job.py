@@ -135,7 +135,7 @@ def whole(path: Path, shard: Shard) -> bool:
 def write_record(out: Path, record: Mapping[str, Any], shards: Mapping[str, Shard], complete: bool) -> None:
     """The list of shards, whole or as it was."""
     listed = [asdict(shards[name]) for name in sorted(shards)]
-    with writable(out / RECORD, force=True) as path:
+    with writable(out / RECORD, force=True, tidy=False) as path:
         path.write_text(json.dumps({"job": record, "complete": complete, "shards": listed}, indent=1) + "\n")
 
 

@@ -109,7 +109,7 @@ class Plan:
         except OSError as error:
             raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
         except ODD as error:
-            raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+            raise UserError(f"{path} is damaged: not a valid plan ({type(error).__name__}: {error})") from error
         try:
             return cls(
                 solver=str(data["solver"]),

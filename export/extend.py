@@ -251,7 +251,7 @@ def add_engine(bundle: Bundle, folder: Path, facts: dict[str, Any], engine: Engi
         built = build(read_graph(bundle, engine, folder), engine)
         seconds = time.perf_counter() - started
         path.write_bytes(built.engine_bytes)
-        path.with_suffix(".log").write_text("".join(f"{line}\n" for line in built.log))
+        path.with_suffix(".log").write_text("".join(f"{line}\n" for line in built.log), encoding="utf-8")
         advance(1)
     facts["engines"] = [*others, engine.record()]
     return built.layers, seconds

@@ -13,6 +13,14 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import check_writable, writable
 from tests.dying import WRITERS, bundle, engine
 
+
+@pytest.fixture(autouse=True)
+def _builds_are_real_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``engine`` replaces them."""
+    for name in ("build", "read_graph"):
+        monkeypatch.setattr(extend, name, getattr(extend, name))
+
+
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -23,6 +23,7 @@ from edge_sampler.export.quantised import Refit, write_quantised
 from edge_sampler.export.report_page import REPORT, report_page
 from edge_sampler.export.save import save_checked
 from edge_sampler.models.progress import bar
+from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.bundle import Bundle, describe_files
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import BoundError, UserError
@@ -118,6 +119,7 @@ def extended(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
             with tempfile.TemporaryDirectory(prefix=NEW, dir=bundle.folder) as name:
                 folder = Path(name)
                 yield folder, facts
+                interrupt.check()
                 files = {**before, **describe_files(folder)}
                 engines = {recorded["file"] for recorded in facts.get("engines", [])}
                 files = {

@@ -14,10 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError
 
 COMMANDS = ("export", "calibration", "models", "runtime")  # of `python -m` and edge-sampler
 MOST_NUMBERS = 1_000_000
+NEEDED = (
+    "calibration and export need: pip install 'edge-sampler[cpu]', engines of finished bundles 'edge-sampler[engine]'"
+)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 UNUSABLE = (*FULL, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, errno.ELOOP, errno.EMFILE)
 
@@ -38,20 +42,15 @@ def run_command(main: Callable[[], int | None]) -> None:
     leave_name()
     open_streams()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as a shell has it, and temporary files go
-    pressed = list[bool]()
-
-    def stop(*_: object) -> None:
-        pressed.append(True)
-        raise KeyboardInterrupt
-
+    interrupt.forget()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background does without
-        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGINT, interrupt.press)
     try:
         status, message = outcome(main)
     except BaseException:
-        if not pressed:
+        if not interrupt.pressed():
             raise
-    if pressed:  # even where a library swallowed it, or made another error of it
+    if interrupt.pressed():  # even where a library swallowed it, or made another error of it
         status, message = 130, "interrupted"
     if message:
         print(message, file=sys.stderr)
@@ -67,13 +66,7 @@ def outcome(main: Callable[[], int | None]) -> tuple[int, str]:
     except UserError as error:
         status, message = error.status, str(error)
     except ModuleNotFoundError as error:
-        status, message = (
-            2,
-            (
-                f"{error.name} is not installed; calibration and export need: pip install 'edge-sampler[cpu]', engines "
-                "of finished bundles 'edge-sampler[engine]'"
-            ),
-        )
+        status, message = 2, f"{error.name} is not installed; {NEEDED}"
     except BrokenPipeError:  # whoever reads the output, such as head, has enough
         forget_output()
         return 141, ""  # as a shell has it

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.lock import release, take
 from edge_sampler.runtime.manifest import MANIFEST
@@ -60,6 +61,7 @@ def writable(
         sweep(place.parent, place.name)
     with temporary(place) as folder:
         yield folder / place.name
+        interrupt.check()
         if place.exists() and not force:
             raise UserError(f"{target} was made meanwhile, by another process; choose another name or add --force")
         put(folder / place.name, place, folder / OLD)

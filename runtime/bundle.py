@@ -88,7 +88,8 @@ class Bundle:
     def _check(self) -> None:
         """Raises UserError, or one of ``ODD``, where the manifest contradicts itself."""
         told, conditions = self.manifest, self.inputs.conditions
-        _ = self.loop_inputs
+        if not self.inputs.shape or not self.loop_inputs.shape:
+            raise UserError("a sample's shape is empty")
         replace(self.inputs, shape=self.output.shape)  # which checks that
         if self.dtype == "uint8" and not self.output.is_image:
             raise UserError(f"{self.output.name} {list(self.output.shape)} are no pictures, and {self.dtype}")

@@ -124,8 +124,6 @@ class Inputs:
     axes: Mapping[str, Axis] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.shape:
-            raise UserError("a sample's shape is empty; one number is [1]")
         for size in (size for shape in self._shapes() for size in shape):
             number = isinstance(size, int | np.integer) and not isinstance(size, bool)
             if not (isinstance(size, str) or (number and 1 <= size <= MOST_VALUES)):

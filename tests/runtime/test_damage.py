@@ -9,6 +9,7 @@ import random
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from edge_sampler.runtime.plan import Plan
 from tests.bundles import remake_manifest
 from tests.conftest import run_main
 
-OTHERS = (
+OTHERS: tuple[Any, ...] = (
     None, True, 0, -1, 2**70, 10**400, 1.5, 1e300, float("inf"),
     "", "x", "../x", "/etc/passwd", "\ud800", [], ["x"], {}, {"x": 1},
 )  # fmt: skip
@@ -159,7 +160,7 @@ def test_a_plan_of_other_data_or_evaluations_is_refused(light: Path) -> None:
     for other in (Plan("a", (1.0,), ((1.0,), (1.0, 1.0))), Plan("a", (1.0,), ((1.0,) * 2, (1.0,) * 3), mean=(1.0,))):
         other.save(light / "plan.json")
         for sha256 in (plan.sha256, other.sha256):
-            remake_manifest(light, lambda facts, sha256=sha256: facts.update(plan_sha256=sha256))
+            remake_manifest(light, partial(dict.update, plan_sha256=sha256))
             with pytest.raises(UserError, match=r"is not the plan of|is damaged"):
                 compare(Bundle.open(light))
 

@@ -131,7 +131,7 @@ def misfit(value: Any, form: Form, place: str = "it") -> str:
     if isinstance(form, dict) and isinstance(value, dict):
         for name in form:
             if name not in value and name != "*" and not name.endswith("?"):
-                return f"{place} lacks {name}"
+                return f"{place.removeprefix('it.')} lacks {name}"
         of = (form.get(name, form.get(f"{name}?", form.get("*", object))) for name in value)
         parts = [misfit(one, part, f"{place}.{name:.40}") for (name, one), part in zip(value.items(), of, strict=True)]
     elif isinstance(form, list) and isinstance(value, list):

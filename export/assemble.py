@@ -22,16 +22,14 @@ from edge_sampler.models.denoiser import Denoiser, ModelSpec
 from edge_sampler.models.mapped import page_out
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.bundle import (
-    MANIFEST,
-    SCHEMA,
     WEIGHTS,
     Bundle,
     describe_files,
-    write_manifest,
 )
 from edge_sampler.runtime.compare import PYTORCH, Difference, compare
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Output
+from edge_sampler.runtime.manifest import MANIFEST, write_manifest
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.sampler import Sampler
@@ -141,7 +139,7 @@ def export_bundle(
     """
     check_fit(model, plan)
     spec, output = model.spec, output_of(model, form)
-    with progress("export", 4) as advance, writable(Path(out), force) as folder:
+    with progress("export", 4) as advance, writable(Path(out), force, "bundle") as folder:
         folder.mkdir()
         graphs = (graphs or export_graphs(model)).of(form)
         advance(1)
@@ -155,7 +153,6 @@ def export_bundle(
                 (folder / one.text.file).write_text(one.text.content, encoding="utf-8")
         write_reference(model, plan, folder, form.dtype, stages, output)
         facts: dict[str, Any] = {
-            "schema": SCHEMA,
             "model": spec.record(),
             "inputs": inputs.record(),
             "output": asdict(output),

@@ -81,7 +81,7 @@ def main() -> None:
     form = Form(arguments.output, arguments.samples, arguments.encode, arguments.decode)
     wanted = settings(arguments) if arguments.plan is None else None
     if wanted and (arguments.out or wanted.solver != "auto"):  # then the place is known before the work
-        check_writable(target(arguments, wanted.sampler, wanted.nfe), arguments.force)
+        check_writable(target(arguments, wanted.sampler, wanted.nfe), arguments.force, "bundle")
     stored = None
     if arguments.plan:
         stored = shipped_plan(arguments.model, arguments.nfe) if shipped else Plan.load(Path(arguments.plan))

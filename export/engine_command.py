@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from edge_sampler.export.build_engine import engine_for
-from edge_sampler.export.extend import Additions, add
+from edge_sampler.export.extend import Additions, add, base_name
 from edge_sampler.export.facts import sample_command
 from edge_sampler.export.precisions import PRECISIONS, QUANTISED
 from edge_sampler.runtime.bundle import Bundle
@@ -35,8 +35,8 @@ def main() -> None:
     additions = additions_of(arguments)
     if additions is None:
         raise UserError("nothing to add: name an --engine, a --precision other than fp32, or both")
-    there = [engine.file for engine in bundle.engines]
-    if additions.engine and additions.engine.file in there and not arguments.force:
+    there = [base_name(engine.file) for engine in bundle.engines]
+    if additions.engine and base_name(additions.engine.file) in there and not arguments.force:
         raise UserError(f"{bundle.folder} holds {additions.engine.file} already; add --force to build it again")
     table = add(bundle, additions)
     Console().print(table)

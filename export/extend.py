@@ -1,10 +1,12 @@
 """Extends a finished bundle: by its graph in mixed precision, and by engines. All of it, or nothing."""
 
 import json
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,19 @@ from edge_sampler.export.quantised import Refit, write_quantised
 from edge_sampler.export.report_page import REPORT, report_page
 from edge_sampler.export.save import save_checked
 from edge_sampler.models.progress import bar
-from edge_sampler.runtime.bundle import MANIFEST, Bundle, describe_files, write_manifest
+from edge_sampler.runtime import interrupt
+from edge_sampler.runtime.bundle import Bundle, describe_files
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.inputs import Axis
+from edge_sampler.runtime.json_file import read_json
+from edge_sampler.runtime.lock import locked
+from edge_sampler.runtime.manifest import FILE, MANIFEST, facts_of, read_manifest, write_manifest
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
+
+ENGINES = "engines/"
+NEW, JOINING, LOCK = ".new-", ".joining", ".lock"  # in a bundle, while something is added to it
 
 
 @dataclass(frozen=True)
@@ -68,9 +77,10 @@ def add(bundle: Bundle, additions: Additions, refit: Refit | None = None) -> Tab
         if additions.engine:
             engine = replace(additions.engine, axes=profile_of(bundle.inputs.axes, additions.axes))
             layers, seconds = add_engine(bundle, folder, facts, engine)
-            table.add_row("engine", additions.engine.file)
+            file = facts["engines"][-1]["file"]
+            table.add_row("engine", file)
             table.add_row("for", f"{', '.join(additions.engine.targets)}; batch {additions.engine.batch}")
-            table.add_row("size", f"{(folder / additions.engine.file).stat().st_size / 1e6:.1f} MB")
+            table.add_row("size", f"{(folder / file).stat().st_size / 1e6:.1f} MB")
             table.add_row("layers", str(layers))
             table.add_row("build", f"{seconds:.1f} s, {seconds / bundle.plan.nfe:.2f} an evaluation")
     return table
@@ -94,23 +104,67 @@ def profile_of(known: Mapping[str, Axis], chosen: Mapping[str, Axis]) -> dict[st
 
 @contextmanager
 def extended(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yields a folder whose files join the bundle if all goes well, and the manifest's facts to change."""
-    facts = {key: value for key, value in bundle.manifest.items() if key not in ("schema", "files")}
-    facts = json.loads(json.dumps(facts))  # a copy, all the way down
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=bundle.folder) as name:
-        folder = Path(name)
-        yield folder, facts
-        files = {**bundle.manifest["files"], **describe_files(folder)}
-        shown = Bundle(Path(bundle.folder.resolve().name), {**facts, "files": files})
-        (folder / REPORT).write_text(report_page(shown, bundle.folder), encoding="utf-8")
-        files |= describe_files(folder)
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                target = bundle.folder / path.relative_to(folder)
-                target.parent.mkdir(exist_ok=True)
-                path.replace(target)
-    with writable(bundle.folder / MANIFEST, force=True) as path:  # last: until then the bundle is as it was
+    """Yields a folder whose files join the bundle if all goes well, and the manifest's facts to change.
+
+    New files have names that the bundle does not list, so that it stays as it was until its manifest is the new one.
+    Only the report keeps its name: while it is replaced, no manifest lists it. Raises UserError where another process
+    adds to the bundle at the same time, or did since it was opened.
+    """
+    with locked(bundle.folder / LOCK, f"another process adds to {bundle.folder}: wait for it, and start again"):
+        clear(bundle.folder)
+        if Bundle.open(bundle.folder).manifest != bundle.manifest:
+            raise UserError(f"{bundle.folder} was changed meanwhile, by another process: start again")
+        before, facts = bundle.manifest["files"], deepcopy(facts_of(bundle.manifest))
+        try:
+            with tempfile.TemporaryDirectory(prefix=NEW, dir=bundle.folder) as name:
+                folder = Path(name)
+                yield folder, facts
+                interrupt.check()
+                files = {**before, **describe_files(folder)}
+                engines = {recorded["file"] for recorded in facts.get("engines", [])}
+                files = {
+                    name: one for name, one in files.items() if not name.startswith(ENGINES) or kept(name, engines)
+                }
+                shown = Bundle(Path(bundle.folder.resolve().name), {**facts, "files": files})
+                report = folder / REPORT
+                report.write_text(report_page(shown, bundle.folder), encoding="utf-8")
+                own = describe_files(folder)[REPORT]
+                (bundle.folder / JOINING).write_text(json.dumps(sorted({*before, *files} - {REPORT})), encoding="utf-8")
+                for path in sorted(folder.rglob("*")):
+                    if path.is_file() and path != report:
+                        place = bundle.folder / path.relative_to(folder)
+                        place.parent.mkdir(exist_ok=True)
+                        path.replace(place)
+                replace_manifest(bundle, facts, {name: one for name, one in files.items() if name != REPORT})
+                report.replace(bundle.folder / REPORT)
+                replace_manifest(bundle, facts, files | {REPORT: own})
+        finally:
+            clear(bundle.folder)
+
+
+def replace_manifest(bundle: Bundle, facts: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+    with writable(bundle.folder / MANIFEST, force=True) as path:
         write_manifest(path, facts, files)
+
+
+def kept(name: str, engines: Collection[str]) -> bool:
+    """Whether a file among the engines is one of theirs, or the log of its build."""
+    return any(Path(name) in (Path(engine), Path(engine).with_suffix(".log")) for engine in engines)
+
+
+def clear(folder: Path) -> None:
+    """Ends what an addition began that was cut short: files that joined and that no manifest lists go."""
+    for new in folder.glob(f"{NEW}*"):
+        shutil.rmtree(new, ignore_errors=True)
+    joining = folder / JOINING
+    with suppress(OSError, ValueError):
+        listed = read_manifest(folder)["files"]
+        for name in read_json(joining):
+            path = folder / str(name)
+            inside = FILE.fullmatch(str(name)) and path.parent.resolve().is_relative_to(folder.resolve())
+            if inside and name not in listed:
+                path.unlink(missing_ok=True)
+        joining.unlink()
 
 
 def add_precision(
@@ -180,8 +234,18 @@ def precision_error(bundle: Bundle, precision: str) -> dict[str, float]:
         return image_error(bundle, path, optimise=False)  # optimised, it would round less
 
 
+def base_name(file: str) -> str:
+    """An engine's, whether it was built again or not."""
+    return file.removesuffix(".engine").removesuffix(".2")
+
+
 def add_engine(bundle: Bundle, folder: Path, facts: dict[str, Any], engine: Engine) -> tuple[int, float]:
     """The engine and the log of its build; returns the network's layers and the seconds that building took."""
+    others = [
+        recorded for recorded in facts.get("engines", []) if base_name(recorded["file"]) != base_name(engine.file)
+    ]
+    if engine.file in bundle.manifest["files"]:  # which stays until the new one is there
+        engine = replace(engine, file=engine.file.replace(".engine", ".2.engine"))
     path = folder / engine.file
     path.parent.mkdir()
     with bar(f"{engine.flavour} engine", 1) as advance:
@@ -189,8 +253,7 @@ def add_engine(bundle: Bundle, folder: Path, facts: dict[str, Any], engine: Engi
         built = build(read_graph(bundle, engine, folder), engine)
         seconds = time.perf_counter() - started
         path.write_bytes(built.engine_bytes)
-        path.with_suffix(".log").write_text("".join(f"{line}\n" for line in built.log))
+        path.with_suffix(".log").write_text("".join(f"{line}\n" for line in built.log), encoding="utf-8")
         advance(1)
-    others = [recorded for recorded in facts.get("engines", []) if recorded["file"] != engine.file]
     facts["engines"] = [*others, engine.record()]
     return built.layers, seconds

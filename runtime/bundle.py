@@ -20,10 +20,8 @@ engines/                                  TensorRT engines, and the log of each 
 """
 
 import hashlib
-import json
-import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -33,14 +31,15 @@ import numpy as np
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs, Output
-from edge_sampler.runtime.json_file import read_json
+from edge_sampler.runtime.json_file import ODD
+from edge_sampler.runtime.manifest import MANIFEST, read_manifest
+from edge_sampler.runtime.npz import read_npz
+from edge_sampler.runtime.output import restore
 from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.text import tokenized
 
-SCHEMA = 2
 REFERENCE_INPUT = "input_"  # begins the names of conditions in reference.npz
 FLOAT_IMAGES = "images_float32"  # what sampler.onnx calls its float images where its output is uint8
-MANIFEST = "manifest.json"
 WEIGHTS = "weights.data"
 FP32_TOLERANCE = 1e-4
 PIECE = 2**20  # bytes of a file that are hashed at a time
@@ -68,11 +67,6 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def write_manifest(path: Path, facts: Mapping[str, Any], files: Mapping[str, Any]) -> None:
-    """Closes a bundle: ``facts`` are what it is, ``files`` of ``describe_files``."""
-    path.write_text(json.dumps({"schema": SCHEMA, **facts, "files": files}, indent=1) + "\n", encoding="utf-8")
-
-
 @dataclass(frozen=True)
 class Bundle:
     """An opened bundle. Files are verified when they are asked for, before anything reads them."""
@@ -83,23 +77,30 @@ class Bundle:
     @classmethod
     def open(cls, folder: str | Path) -> "Bundle":
         """Raises UserError when there is no bundle, its manifest is damaged, or of another schema."""
-        path = Path(folder) / MANIFEST
+        restore(Path(folder))
+        bundle = cls(Path(folder), read_manifest(Path(folder)))
         try:
-            manifest = read_json(path)
-        except OSError as error:
-            raise UserError(f"no bundle at {folder}: cannot read {MANIFEST} ({error.strerror})") from error
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: {error}") from error
-        if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-            found = manifest.get("schema") if isinstance(manifest, dict) else None
-            raise UserError(f"{path} has schema {found!r}; this version reads {SCHEMA}: {again(manifest)}")
-        try:
-            bundle = cls(Path(folder), manifest)
-            _ = manifest["files"]["sampler.onnx"]["sha256"], bundle.inputs, bundle.output, bundle.dtype, bundle.engines
-            _ = bundle.random_weights, bundle.loop_inputs
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+            bundle._check()
+        except (UserError, *ODD) as error:
+            raise UserError(f"{bundle.folder / MANIFEST} is damaged: {error}") from error
         return bundle
+
+    def _check(self) -> None:
+        """Raises UserError, or one of ``ODD``, where the manifest contradicts itself."""
+        told, conditions = self.manifest, self.inputs.conditions
+        if not self.inputs.shape or not self.loop_inputs.shape:
+            raise UserError("a sample's shape is empty")
+        replace(self.inputs, shape=self.output.shape)  # which checks that
+        if self.dtype == "uint8" and not self.output.is_image:
+            raise UserError(f"{self.output.name} {list(self.output.shape)} are no pictures, and {self.dtype}")
+        needed = [f"{stage}.onnx" for stage in told["stages"]]
+        needed += [self.graph_name(precision) for precision in told.get("precisions", {})]
+        needed += [engine.file for engine in self.engines]
+        needed += [condition.text.file for condition in conditions.values() if condition.text]
+        if lacking := [name for name in needed if name not in told["files"]]:
+            raise UserError(f"it tells of {lacking[0]}, which it does not list")
+        if "encoder" in told["stages"] and not set(told["model"]["raw"]) <= set(conditions):
+            raise UserError(f"its encoder takes {', '.join(told['model']['raw'])}, which the sampler is not given")
 
     def file(self, name: str) -> Path:
         """The path of one of the bundle's files, its size and SHA-256 verified. Raises UserError when they differ."""
@@ -152,7 +153,7 @@ class Bundle:
 
     @cached_property
     def plan(self) -> Plan:
-        return Plan.load(self.file("plan.json"))
+        return self._plan("plan.json", self.manifest["plan_sha256"], None)
 
     def plan_name(self, precision: str) -> str:
         """The file of a plan that was refitted for that precision."""
@@ -166,10 +167,17 @@ class Bundle:
         recorded = self.manifest.get("precisions", {}).get(precision or "fp32", {})
         if "plan_sha256" not in recorded:
             return self.plan
-        name = self.plan_name(str(precision))
+        return self._plan(self.plan_name(str(precision)), recorded["plan_sha256"], precision)
+
+    def _plan(self, name: str, sha256: str, precision: str | None) -> Plan:
         plan = Plan.load(self.file(name))
-        if plan.sha256 != recorded["plan_sha256"]:
+        if plan.sha256 != sha256:
             raise UserError(f"{self.folder}/{name} is not the plan of {self.graph_name(precision)}: export it again")
+        if plan.afs and np.shape(plan.mean) != self.loop_inputs.sized():
+            raise UserError(
+                f"{self.folder}/{name} is damaged: its mean is {list(np.shape(plan.mean))}, of data "
+                f"{list(self.loop_inputs.shape)}"
+            )
         return plan
 
     @cached_property
@@ -199,13 +207,26 @@ class Bundle:
         return FLOAT_IMAGES if self.dtype == "uint8" else self.output.name
 
     def reference(self) -> dict[str, np.ndarray]:
-        """What PyTorch computed, by name. Raises UserError when the file is damaged."""
+        """What PyTorch computed, by name: ``seeds`` int64 [n], each condition [n, …], ``denoised`` float32 [nfe, n, …],
+        ``made`` float32 [n, …]. Raises UserError when the file is damaged or holds anything else.
+        """
+        path = self.file("reference.npz")
         try:
-            with np.load(self.file("reference.npz"), allow_pickle=False) as stored:
-                found = {name: stored[name] for name in stored.files}
-            _ = found["seeds"].tolist(), found["denoised"].shape, found["made"].shape
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.folder}/reference.npz is damaged: {error}: export the bundle again") from error
+            found = read_npz(path)
+            seeds = found["seeds"]
+            if seeds.dtype.kind not in "iu" or seeds.ndim != 1 or not len(seeds) or not seeds.min() >= 0:
+                raise ValueError(f"its seeds are {seeds.dtype} {list(seeds.shape)}")
+            given = {name: found[f"{REFERENCE_INPUT}{name}"] for name in self.inputs.conditions}
+            _, sizes = self.inputs.check(given, len(seeds))
+            shapes = {
+                "denoised": (self.plan.nfe, len(seeds), *self.loop_inputs.sized(sizes=sizes)),
+                "made": (len(seeds), *self.inputs.sized(self.output.shape, sizes)),
+            }
+            for name, shape in shapes.items():
+                if (array := found[name]).shape != shape or array.dtype != np.float32:
+                    raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, not float32 {list(shape)}")
+        except (OSError, UserError, *ODD) as error:
+            raise UserError(f"{path} is damaged: {error}: export the bundle again") from error
         return found
 
     def examples(self, count: int) -> dict[str, np.ndarray]:
@@ -233,16 +254,6 @@ class Bundle:
     @property
     def random_weights(self) -> bool:
         return bool(self.manifest["model"]["random_weights"])
-
-
-def again(manifest: Any) -> str:
-    """What to do about a bundle of another schema: of a later one, or the command that makes it anew."""
-    found = manifest if isinstance(manifest, dict) else {}
-    if isinstance(found.get("schema"), int) and found["schema"] > SCHEMA:
-        return "a later version of edge-sampler made it, so install one"
-    recorded = found.get("model")
-    model = recorded.get("name", "MODEL") if isinstance(recorded, dict) else "MODEL"
-    return f"export it again, with python -m export --model {model} --nfe {found.get('nfe', 'N')}"
 
 
 def _other_file(path: Path) -> UserError:

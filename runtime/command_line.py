@@ -14,11 +14,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError
 
 COMMANDS = ("export", "calibration", "models", "runtime")  # of `python -m` and edge-sampler
 MOST_NUMBERS = 1_000_000
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+NEEDED = (
+    "calibration and export need: pip install 'edge-sampler[cpu]', engines of finished bundles 'edge-sampler[engine]'"
+)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+UNUSABLE = (*FULL, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, errno.ELOOP, errno.EMFILE)
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,31 +40,68 @@ class Parser(argparse.ArgumentParser):
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command line's ``main`` and exits: with its status, or with an error's and one line on standard error."""
     leave_name()
+    open_streams()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as a shell has it, and temporary files go
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # pipes of Windows write neither γ nor σ
-            stream.reconfigure(errors="replace")
-    status = 2
+    interrupt.forget()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background does without
+        signal.signal(signal.SIGINT, interrupt.press)
     try:
-        sys.exit(main() or 0)
-    except UserError as error:
-        message, status = str(error), error.status
-    except ModuleNotFoundError as error:
-        message = (
-            f"{error.name} is not installed; calibration and export need: pip install 'edge-sampler[cpu]', engines of "
-            "finished bundles 'edge-sampler[engine]'"
-        )
-    except BrokenPipeError:  # whoever reads the output, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
-        sys.exit(141)  # as a shell has it
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
+        status, message = outcome(main)
+    except BaseException:
+        if not interrupt.pressed():
             raise
-        message = f"cannot write {error.filename or 'the output'}: {error.strerror}"
-    except KeyboardInterrupt:
-        sys.exit(130)
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    if interrupt.pressed():  # even where a library swallowed it, or made another error of it
+        status, message = 130, "interrupted"
+    if message:
+        print(message, file=sys.stderr)
     sys.exit(status)
+
+
+def outcome(main: Callable[[], int | None]) -> tuple[int, str]:
+    """The status and the line that a command line ends with."""
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+        return status, ""
+    except UserError as error:
+        status, message = error.status, str(error)
+    except ModuleNotFoundError as error:
+        status, message = 2, f"{error.name} is not installed; {NEEDED}"
+    except BrokenPipeError:  # whoever reads the output, such as head, has enough
+        forget_output()
+        return 141, ""  # as a shell has it
+    except KeyboardInterrupt:
+        return 130, "interrupted"
+    except OSError as error:
+        if error.errno not in UNUSABLE:
+            raise
+        status, message = 2, f"cannot {verb(error)} {error.filename or 'the output'}: {error.strerror}"
+        if error.filename is None:
+            forget_output()
+    return status, "error: " + " ".join(message.split())
+
+
+def verb(error: OSError) -> str:
+    """What could not be done to a file."""
+    if error.errno in FULL or error.filename is None:
+        return "write"
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else Path()
+    return "read" if path.exists() and not os.access(path, os.R_OK) else "open"
+
+
+def open_streams() -> None:
+    """Standard streams that are closed lead nowhere: else the next file that is opened would be one of them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):  # pipes of Windows write neither γ nor σ
+            stream.reconfigure(errors="replace")
+
+
+def forget_output() -> None:
+    """What could not be written is not tried again by Python's last flush."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def leave_name() -> None:

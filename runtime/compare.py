@@ -12,7 +12,7 @@ from edge_sampler.runtime.bundle import REFERENCE_INPUT, Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import as_floats
 from edge_sampler.runtime.plan import Plan, sample
-from edge_sampler.runtime.sampler import feed_of
+from edge_sampler.runtime.sampler import checked, feed_of, made_of, shape_made
 
 HALF_LEVEL = 0.5 / 127.5  # what rounding to uint8 may change
 Feed = Mapping[str, np.ndarray]
@@ -107,7 +107,10 @@ def run_sampler(bundle: Bundle, feed: Feed, backend: Backend, precision: str | N
         stages, made = [denoised_name(k) for k in range(bundle.plan.nfe)], bundle.inner_output
     with backend.open(bundle, precision, [*stages, *([made] if made != bundle.output.name else [])]) as session:
         found = session.run(feed)
-        precision = session.precision
+        precision, by = session.precision, session.description
+    made_of(bundle, feed, found)
+    for stage in stages:
+        checked(found, stage, feed["noise"].shape, "float32", by)
     rounding = HALF_LEVEL if found[made].dtype == np.uint8 else 0
     denoised = np.stack([found[stage] for stage in stages]) if stages else None
     return Trajectory(
@@ -150,7 +153,11 @@ class Baseline:
 
     def denoise(self, x: np.ndarray, sigma: float, conditions: Feed) -> np.ndarray:
         feed = {"x": x, "sigma": np.array(sigma, np.float32), **conditions}
-        return self._stages["denoiser"].run(feed)["denoised"]
+        return self._run("denoiser", feed, "denoised", x.shape)
+
+    def _run(self, stage: str, feed: Feed, name: str, shape: Sequence[int]) -> np.ndarray:
+        session = self._stages[stage]
+        return checked(session.run(feed), name, shape, "float32", session.description)
 
     def run(self, feed: Feed, record: Callable[[np.ndarray], None] = lambda x: None) -> np.ndarray:
         """What the sampler makes of ``feed``, the inputs of sampler.onnx; ``record`` gets each denoised sample."""
@@ -163,7 +170,8 @@ class Baseline:
 
         made: np.ndarray = sample(denoise, feed["noise"], self._plan)
         if "decoder" in self._stages:
-            made = self._stages["decoder"].run({"x": made})[self._bundle.output.name]
+            shape = shape_made(self._bundle, feed)
+            made = self._run("decoder", {"x": made}, self._bundle.output.name, shape)
         return made
 
     def __enter__(self) -> "Baseline":

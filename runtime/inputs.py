@@ -1,6 +1,7 @@
 """What a sampler is given: conditions by name, and axes whose size a call chooses. Everything is checked here, once."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.text import Text
 
 DTYPES = {"float32": "fiu", "int64": "iu", "bool": "b"}  # NumPy's kinds that each may be given as
+OUTPUT_NAME = re.compile(r"(?!(seeds|file)$)[^\W\d]\w*")  # names an array beside the seeds
+MOST_VALUES = 2**28  # of one sample: 1 GB in float32
 CLASSES = "class_labels"  # the condition that class-conditional models share
 Shape = tuple[int | str, ...]
 
@@ -70,6 +73,8 @@ class Condition:
     text: Text | None = None
 
     def __post_init__(self) -> None:
+        if not 0 <= self.choices < 2**63:
+            raise UserError(f"a condition has {self.choices} choices; it must be a number from 0 on, below 2^63")
         if self.dtype not in DTYPES:
             raise UserError(f"a condition's dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
         if self.text and (self.dtype != "int64" or len(self.shape) != 1 or not isinstance(self.shape[0], int)):
@@ -89,7 +94,7 @@ class Condition:
 
     @classmethod
     def read(cls, recorded: Mapping[str, Any]) -> "Condition":
-        """What ``record`` made. Raises KeyError or TypeError for anything else."""
+        """What ``record`` made. Raises UserError, or one of ``json_file.ODD``, for anything else."""
         return cls(
             tuple(recorded["shape"]),
             recorded["dtype"],
@@ -119,13 +124,31 @@ class Inputs:
     axes: Mapping[str, Axis] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for size in (size for shape in self._shapes() for size in shape):
+            number = isinstance(size, int | np.integer) and not isinstance(size, bool)
+            if not (isinstance(size, str) or (number and 1 <= size <= MOST_VALUES)):
+                raise UserError(f"a shape has the size {size!r:.40}; it must be 1 or more, or an axis's name")
         named = {size for shape in self._shapes() for size in shape if isinstance(size, str)}
         if unknown := sorted(named - set(self.axes)):
             raise UserError(f"axis {unknown[0]!r} has no sizes: give its least, usual and largest")
         if clash := sorted(
-            set(self.conditions) & ({"x", "sigma", "noise", "batch", "seeds", "temperature"} | set(self.axes))
+            set(self.conditions) & ({"x", "sigma", "noise", "batch", "seeds", "temperature", "file"} | set(self.axes))
         ):
             raise UserError(f"a condition is called {clash[0]!r}, which is taken: give it another name")
+        for shape in self._shapes():
+            if math.prod(self.sized(shape)) > MOST_VALUES:
+                raise UserError(f"{list(shape)} are more than {MOST_VALUES} values of one sample")
+        for name, condition in self.conditions.items():
+            self._check_text(name, condition.text)
+
+    def _check_text(self, name: str, text: Text | None) -> None:
+        """Raises UserError for a text that follows itself, at once or by others."""
+        path = [name]
+        while text and text.follows in self.conditions:
+            if text.follows in path:
+                raise UserError(f"the text {name} follows itself, by {', '.join(path)}")
+            path.append(text.follows)
+            text = self.conditions[text.follows].text
 
     def _shapes(self) -> Iterable[Shape]:
         return (self.shape, *(condition.shape for condition in self.conditions.values()))
@@ -145,9 +168,9 @@ class Inputs:
 
     @classmethod
     def read(cls, recorded: Mapping[str, Any]) -> "Inputs":
-        """What ``record`` made. Raises KeyError, TypeError or UserError for anything else."""
+        """What ``record`` made. Raises UserError, or one of ``json_file.ODD``, for anything else."""
         return cls(
-            tuple(size if isinstance(size, str) else int(size) for size in recorded["shape"]),
+            tuple(recorded["shape"]),
             {name: Condition.read(condition) for name, condition in recorded["conditions"].items()},
             {name: Axis(*map(int, sizes)) for name, sizes in recorded["axes"].items()},
         )
@@ -220,6 +243,10 @@ class Output:
     name: str = "images"
     shape: Shape = ()
     units: str = "about [-1, 1]"
+
+    def __post_init__(self) -> None:
+        if not OUTPUT_NAME.fullmatch(self.name):
+            raise UserError(f"an output is called {self.name!r:.40}; it must be a word, and neither seeds nor file")
 
     @property
     def is_image(self) -> bool:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,14 @@ from typing import Any
 from edge_sampler.runtime.errors import UserError
 
 LARGEST = 2**28  # bytes of a file
+HALF = re.compile(r"\\u[dD][89a-fA-F]")  # begins a character beyond 16 bits, or ends it
+ODD = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError)  # raised by values unlike ours
 
 
 def read_json(path: Path) -> Any:
-    """What a UTF-8 file of JSON holds. Raises OSError, and ValueError as ``parse_json`` does or for a huge file."""
+    """What a UTF-8 file of JSON holds. Raises OSError; ValueError as ``parse_json``, and for no file or a huge one."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no file")
     if (size := path.stat().st_size) > LARGEST:
         raise ValueError(f"{size} bytes, more than JSON of ours has")
     return parse_json(path.read_text(encoding="utf-8"))
@@ -30,11 +36,14 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """As ``json.loads``. Raises ValueError for a name that stands twice, NaN, and very deep nesting."""
+    """As ``json.loads``. Raises ValueError for a name that stands twice, NaN, half a character, and deep nesting."""
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number)
+        found = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number)
+        if HALF.search(text):  # then it may be one; no file or stream could be given it
+            json.dumps(found, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("its values are nested too deep") from error
+    return found
 
 
 def _object(members: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edge_sampler.runtime.errors import UserError
@@ -10,17 +10,38 @@ from edge_sampler.runtime.errors import UserError
 
 @contextmanager
 def locked(path: Path, otherwise: str) -> Iterator[None]:
-    """Holds the lock ``path``, a file that it makes and leaves. Raises UserError ``otherwise`` where another does."""
+    """Holds the lock ``path``, a file that goes with it. Raises UserError ``otherwise`` where another does."""
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = take(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+    if file is None:
+        raise UserError(otherwise)
     try:
-        if not _taken(file):
-            raise UserError(otherwise)
         yield
     finally:
+        release(path, file)
+
+
+def take(path: Path) -> int | None:
+    """Locks a file, made where there is none; None where another process has it. Raises OSError."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if _taken(file) and os.path.samestat(os.fstat(file), path.stat()):  # else it is one that was just let go
+            return file
+    except FileNotFoundError:
+        pass
+    except BaseException:
         os.close(file)
+        raise
+    os.close(file)
+    return None
+
+
+def release(path: Path, file: int) -> None:
+    with suppress(OSError):  # Windows removes no open file: there it stays, and is free
+        path.unlink()
+    os.close(file)
 
 
 def _taken(file: int) -> bool:

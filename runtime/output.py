@@ -1,70 +1,157 @@
-"""Writes that are whole or not there: into a temporary neighbour first, renamed at the end."""
+"""Writes that are old or new, and whole, at whatever moment the writer dies.
 
+What is to be written is made in a temporary folder beside its place, ``.NAME.<8 hex digits>.new``, which this process
+holds by a lock. It takes its place in one step. The next writer of that place removes what one that died left.
+"""
+
+import ctypes
+import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from edge_sampler.runtime.bundle import MANIFEST
+from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.lock import release, take
+from edge_sampler.runtime.manifest import MANIFEST
 
-LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.(new|old|trial)(\..+)?")  # as ``_neighbour`` names them
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.new")  # as ``temporary`` names them
+LOCK, OLD = ".lock", ".old"  # in them
+TRIES = 5  # to lock what a sweeper may see before its lock
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
-def check_writable(target: Path, force: bool, kind: str = "bundle", marker: str = MANIFEST) -> None:
-    """Raises UserError when ``target`` exists without ``force``, is a folder of another kind, or cannot be written.
+def check_writable(target: Path, force: bool, kind: str = "file", marker: str = MANIFEST) -> None:
+    """Raises UserError when ``target`` exists without ``force``, is of another kind, or cannot be written.
 
-    Every folder of that ``kind`` holds a file ``marker``.
+    ``kind`` is "file", or what the folder that is to be written is called; it holds a file ``marker`` then.
     """
+    restore(target)
     if target.exists() and not force:
         raise UserError(f"{target} exists; choose another name or add --force")
-    if target.is_dir() and not (target / marker).exists():
-        raise UserError(f"{target} is a folder but no {kind}; --force replaces {kind}s only")
-    trial = _neighbour(target, "trial")
+    alike = target.is_file() if kind == "file" else (target / marker).is_file()
+    if target.exists() and not alike:
+        found = "folder" if target.is_dir() else "file" if target.is_file() else "device"
+        raise UserError(f"{target} is a {found} but no {kind}; --force replaces {kind}s only")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        trial.mkdir()
-        trial.rmdir()
+        with temporary(Path(os.path.abspath(target))):
+            pass
     except OSError as error:
         raise UserError(f"cannot write to {target.parent}: {error.strerror}") from error
 
 
 @contextmanager
-def writable(target: Path, force: bool = False, kind: str = "bundle", marker: str = MANIFEST) -> Iterator[Path]:
-    """Yields the path of a temporary neighbour, with the target's suffix, that becomes ``target`` if all goes well.
+def writable(
+    target: Path, force: bool = False, kind: str = "file", marker: str = MANIFEST, tidy: bool = True
+) -> Iterator[Path]:
+    """Yields a temporary path, of the target's name, that becomes ``target`` if all goes well.
 
-    Whatever happens inside, nothing half-written stays, and what was there stays until the new is whole. Raises what
-    ``check_writable`` raises.
+    Whatever happens inside, nothing half-written stays, and what was there stays until the new is whole. ``tidy``
+    removes what other writers of it that died left; where there are very many files beside it, ``sweep`` does so once.
+    Raises what ``check_writable`` raises.
     """
     check_writable(target, force, kind, marker)
-    temporary, replaced = _neighbour(target, "new"), _neighbour(target, "old")
-    try:
-        yield temporary
-        if target.exists() and not force:
+    place = Path(os.path.abspath(target))
+    if tidy:
+        sweep(place.parent, place.name)
+    with temporary(place) as folder:
+        yield folder / place.name
+        interrupt.check()
+        if place.exists() and not force:
             raise UserError(f"{target} was made meanwhile, by another process; choose another name or add --force")
-        if target.is_dir():
-            target.rename(replaced)
-        temporary.replace(target)
+        put(folder / place.name, place, folder / OLD)
+
+
+@contextmanager
+def temporary(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` for what is to take its place, with a name that no other process has.
+
+    In containers, and on several hosts with one disk, process ids are the same.
+    """
+    lock = None
+    for last in [False] * TRIES + [True]:  # on a disk without locks the last goes on without: there nobody sweeps
+        folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+        folder.mkdir()
+        with suppress(FileNotFoundError):
+            lock = take(folder / LOCK)
+        if lock is not None or last:
+            break
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
     finally:
-        for leftover in (temporary, replaced):
-            if leftover.is_dir():
+        if lock is not None:
+            release(folder / LOCK, lock)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def put(new: Path, target: Path, old: Path) -> None:
+    """Moves a file or folder to ``target``, in one step; what was there is in the place of ``new`` or ``old`` then.
+
+    Where the system cannot exchange two folders in one step, ``restore`` undoes half of it.
+    """
+    if not new.is_dir() or not target.exists():
+        new.replace(target)
+    elif not exchanged(new, target):
+        try:
+            target.rename(old)
+            new.rename(target)
+        except BaseException:
+            if not target.exists() and old.exists():
+                old.rename(target)
+            raise
+
+
+def exchanged(one: Path, other: Path) -> bool:
+    """Each has the other's place, in one step; False, and nothing is done, where the system or the disk cannot."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    return bool(rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0)
+
+
+def restore(target: Path) -> None:
+    """Puts back what a writer moved away that died before its new was there. Does nothing where that is not so."""
+    if target.exists():
+        return
+    place = Path(os.path.abspath(target))
+    for folder in _leftovers(place.parent, place.name):
+        with _taken_over(folder) as dead, suppress(OSError):
+            if dead and (folder / OLD).exists() and (folder / place.name).exists():
+                (folder / OLD).rename(place)
+
+
+def sweep(folder: Path, name: str = "") -> None:
+    """Removes what writers that died left in ``folder``; with ``name``, those of that file or folder alone."""
+    for leftover in _leftovers(folder, name):
+        with _taken_over(leftover) as dead:
+            if dead:
                 shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
 
 
-def _neighbour(target: Path, end: str) -> Path:
-    """A name that no other process has; in containers, and on several hosts with one disk, process ids are the same."""
-    return target.with_name(f".{target.stem}.{secrets.token_hex(4)}.{end}{target.suffix}")
+def _leftovers(folder: Path, name: str) -> Iterable[Path]:
+    wanted = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.new") if name else LEFTOVER
+    try:
+        return [path for path in folder.iterdir() if wanted.fullmatch(path.name) and path.is_dir()]
+    except OSError:
+        return []
 
 
-def sweep(folder: Path) -> None:
-    """Removes what writers that died left in ``folder``, where no other process writes."""
-    for leftover in folder.iterdir():
-        if LEFTOVER.fullmatch(leftover.name):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+@contextmanager
+def _taken_over(folder: Path) -> Iterator[bool]:
+    """Whether no process holds that temporary folder; then this one does, inside."""
+    lock = None
+    with suppress(OSError):
+        lock = take(folder / LOCK)
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            release(folder / LOCK, lock)

@@ -26,7 +26,7 @@ import numpy as np
 
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport
-from edge_sampler.runtime.json_file import read_json
+from edge_sampler.runtime.json_file import ODD, read_json
 
 SCHEMA = 2
 
@@ -106,6 +106,11 @@ class Plan:
                     f"{path}: plan schema {data['schema']!r}; this version reads {SCHEMA}: fit it again, with "
                     "python -m calibration --model MODEL --nfe N"
                 )
+        except OSError as error:
+            raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
+        except ODD as error:
+            raise UserError(f"{path} is damaged: not a valid plan ({type(error).__name__}: {error})") from error
+        try:
             return cls(
                 solver=str(data["solver"]),
                 sigmas=tuple(float(sigma) for sigma in data["sigmas"]),
@@ -114,10 +119,8 @@ class Plan:
                 mean=nested(data.get("mean", ())),
                 clip=float(data.get("clip", 0.0)),
             )
-        except OSError as error:
-            raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a valid plan ({type(error).__name__}: {error})") from error
+        except (UserError, *ODD) as error:
+            raise UserError(f"{path} is damaged: not a valid plan ({type(error).__name__}: {error})") from error
 
 
 def nested(values: Any) -> Any:

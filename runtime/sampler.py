@@ -10,6 +10,7 @@ import numpy as np
 from edge_sampler.runtime.backends import choose
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import sizes_of
 from edge_sampler.runtime.noise import unit_noise
 
 DEFAULT_BATCH = 64
@@ -60,7 +61,7 @@ class Sampler:
             rows = slice(start, start + batch)
             noise = unit_noise(seeds[rows], shape) * np.float32(temperature)
             feed = {"noise": noise, **{name: value[rows] for name, value in values.items()}}
-            made.append(self._session.run(feed)[self.bundle.output.name])
+            made.append(made_of(self.bundle, feed, self._session.run(feed)))
         return np.concatenate(made)
 
     def __enter__(self) -> "Sampler":
@@ -70,6 +71,37 @@ class Sampler:
         if not self._closed:
             self._closed = True
             self._session.__exit__(*exception)
+
+
+def made_of(bundle: Bundle, feed: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What a sampler made of ``feed``, among all that its run returned.
+
+    Raises UserError where that has another name, type or shape than the manifest says.
+    """
+    count, *shape = shape_made(bundle, feed)
+    if bundle.dtype == "uint8":
+        shape = [*shape[1:], shape[0]]
+    return checked(found, bundle.output.name, (count, *shape), bundle.dtype, f"the sampler of {bundle.folder}")
+
+
+def shape_made(bundle: Bundle, feed: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """[n, …] of the samples that are made of a feed."""
+    sizes = sizes_of(bundle.inputs.shape, feed["noise"].shape[1:])
+    for name, condition in bundle.inputs.conditions.items():
+        sizes |= sizes_of(condition.shape, feed[name].shape[1:])
+    return len(feed["noise"]), *bundle.inputs.sized(bundle.output.shape, sizes)
+
+
+def checked(found: Mapping[str, np.ndarray], name: str, shape: Sequence[int], dtype: str, by: str) -> np.ndarray:
+    """One array of those that ``by`` made. Raises UserError where it is not there, or of another type or shape."""
+    if name not in found:
+        raise UserError(f"{by} makes {', '.join(found)}, and no {name}: export the bundle again")
+    array = found[name]
+    if array.dtype != dtype or array.shape != tuple(shape):
+        raise UserError(
+            f"{by} makes {name} {array.dtype} {list(array.shape)}, not {dtype} {list(shape)}: export the bundle again"
+        )
+    return array
 
 
 def load(bundle: str | Path, backend: str = "auto", precision: str | None = None) -> Sampler:

@@ -22,9 +22,10 @@ import torch
 from edge_sampler.models import checkpoint
 from edge_sampler.models.architecture import build
 from edge_sampler.models.shipped import plan_file
-from edge_sampler.runtime.bundle import MANIFEST, Bundle, write_manifest
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.json_file import read_object
+from edge_sampler.runtime.manifest import MANIFEST, facts_of, write_manifest
 from edge_sampler.runtime.plan import Plan
 
 DATA = Path(__file__).parent / "data"
@@ -62,8 +63,8 @@ def targets(folder: Path) -> dict[str, Target]:
     torch.save(tensors, folder / "old.pt", _use_new_zipfile_serialization=False)
     safetensors.torch.save_file(tensors, folder / "a.safetensors", {"architecture": json.dumps(ARCHITECTURE)})
     snapshots = tuple((DATA / name).read_bytes() for name in ("official-format-tiny.pkl",))
-    facts = json.loads((DATA / "manifest.json").read_text())  # of a bundle
-    write_manifest(folder / MANIFEST, facts, facts.pop("files"))
+    stored = json.loads((DATA / "manifest.json").read_text())  # of a bundle
+    write_manifest(folder / MANIFEST, facts_of(stored), stored["files"])
     manifest = (folder / MANIFEST).read_bytes()
     return {
         "snapshot": Target(checkpoint.read, "a.pkl", (*snapshots, pickle.dumps({"ema": tensors}))),

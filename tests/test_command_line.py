@@ -168,7 +168,7 @@ def test_nothing_half_written_stays(force: bool, tmp_path: Path) -> None:
         (folder / "manifest.json").write_text("new")
         raise OSError(28, "No space left on device", str(folder))
 
-    with pytest.raises(OSError, match="No space"), writable(target, force) as path:
+    with pytest.raises(OSError, match="No space"), writable(target, force, "bundle") as path:
         fill(path)
     assert [path.name for path in tmp_path.iterdir()] == (["bundle"] if force else [])
     if force:

@@ -1,6 +1,5 @@
 """Polygraphy's command lines on a bundle's files, as docs/deploy.md gives them."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_sampler.export.engine_command import main as engine_main
-from edge_sampler.runtime.bundle import file_sha256
+from tests.bundles import remake_manifest
 from tests.conftest import run_main
 
 ROOT = Path(__file__).parent.parent
@@ -42,10 +41,7 @@ def test_polygraphy_compares_with_pytorch(made: Path, copy: Path) -> None:
         other = {name: stored[name] for name in stored.files}
     other["seeds"] = other["seeds"] + 100
     np.savez(copy / "reference.npz", **other)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    path = copy / "reference.npz"
-    manifest["files"]["reference.npz"] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    remake_manifest(copy)
     assert (
         polygraphy(
             copy, "run", "sampler.onnx", "--onnxrt", *INPUTS, "--load-outputs", "reference.json", "--atol", "1e-4"

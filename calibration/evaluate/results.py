@@ -50,7 +50,7 @@ class Cache:
         arrays, content = dict(compute()), io.BytesIO()
         np.savez(content, **arrays)  # type: ignore[arg-type]  # its stub takes them for options
         try:
-            with writable(path, force=True) as new, new.open("wb") as file:
+            with writable(path, force=True, tidy=False) as new, new.open("wb") as file:
                 file.write(hashlib.sha256(content.getbuffer()).digest())
                 file.write(content.getbuffer())
         except OSError as error:

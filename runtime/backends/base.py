@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from edge_sampler.runtime import cuda
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.manifest import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,22 @@ def resident_memory() -> int:
     return int(pages) * 4096
 
 
+def check_declared(bundle: Bundle, takes: Mapping[str, tuple[str, Sequence[Any]]], graph: str) -> None:
+    """Raises UserError where a sampler's graph ``takes`` other inputs, dtype and [batch, …], than the manifest says."""
+    told = {name: (condition.dtype, condition.shape) for name, condition in bundle.inputs.conditions.items()}
+    told["noise"] = "float32", bundle.inputs.shape
+    if set(told) != set(takes):
+        raise UserError(f"{graph} takes {', '.join(takes)}, and {MANIFEST} says {', '.join(told)}: export it again")
+    for name, (dtype, shape) in told.items():
+        found, (_, *sizes) = takes[name][0], takes[name][1] or [0]
+        known = zip(sizes, shape, strict=False)
+        different = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in known)
+        if found != dtype or len(sizes) != len(shape) or different:
+            raise UserError(
+                f"{graph} takes {name} as {found} {sizes}, and {MANIFEST} says {dtype} {list(shape)}: export it again"
+            )
+
+
 def check_inputs(
     wanted: Mapping[str, tuple[str, Sequence[int | str]]], feed: Mapping[str, np.ndarray], of: str
 ) -> None:
@@ -88,9 +105,9 @@ def check_inputs(
     sizes: dict[str, int] = {}
     for name, (dtype, shape) in wanted.items():
         array = feed[name]
-        fits = array.dtype == dtype and array.ndim == len(shape)
+        fits = str(array.dtype) == dtype and array.ndim == len(shape)
         for size, axis in zip(array.shape, shape, strict=False):
-            open_axis = isinstance(axis, str) or axis < 1
+            open_axis = not isinstance(axis, int) or axis < 1
             fits = fits and size == (
                 sizes.setdefault(axis, size) if isinstance(axis, str) else size if open_axis else axis
             )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edge_sampler.runtime import cuda
-from edge_sampler.runtime.backends.base import Backend, Spans, check_inputs
+from edge_sampler.runtime.backends.base import Backend, Spans, check_declared, check_inputs
 from edge_sampler.runtime.backends.onnxrt_module import INSTALL, library, threads, without_links
 from edge_sampler.runtime.bundle import Bundle, weights_beside
 from edge_sampler.runtime.errors import UserError
@@ -100,7 +100,7 @@ class Session:
             raise UserError(
                 f"ONNX Runtime would run {path.name} on {active[0]}, not on {provider.name}: check the driver"
             )
-        self._wanted = {one.name: (DTYPES[one.type], one.shape) for one in self._session.get_inputs()}
+        self.takes = {one.name: (DTYPES.get(one.type, one.type), one.shape) for one in self._session.get_inputs()}
         self.outputs = [output.name for output in self._session.get_outputs()]
         self.precision = precision
         captured = ", CUDA graph" if capture else ""
@@ -108,7 +108,7 @@ class Session:
         self._captured = CapturedRuns(self._session) if capture else None
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        check_inputs(self._wanted, feed, self.description)
+        check_inputs(self.takes, feed, self.description)
         try:
             if self._captured:
                 return self._captured.run(feed)
@@ -244,10 +244,13 @@ def _unable(provider: Provider, bundle: Bundle, precision: str | None) -> str | 
 
 def _open(provider: Provider, bundle: Bundle, precision: str | None, outputs: Sequence[str]) -> Session:
     arguments = (bundle.graph(bundle.graph_name(precision)), outputs, provider, precision or "fp32")
+    session = None
     if provider is CUDA and not outputs:
         with contextlib.suppress(UserError):  # a graph that cannot be captured runs all the same
-            return Session(*arguments, capture=True)
-    return Session(*arguments)
+            session = Session(*arguments, capture=True)
+    session = session or Session(*arguments)
+    check_declared(bundle, session.takes, arguments[0].name)
+    return session
 
 
 def _open_graph(provider: Provider, bundle: Bundle, file: str) -> Session:

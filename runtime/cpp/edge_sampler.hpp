@@ -499,7 +499,7 @@ inline Bytes npy(Array const& array) {
 
 // ---- Bundles: runtime/bundle.py, inputs.py, engine_record.py ------------------------------------------------------
 
-constexpr std::int64_t SCHEMA = 2;
+constexpr std::int64_t SCHEMA = 3;
 
 struct Size {  // of one axis: a number, or the name of an axis whose size a call chooses
     std::int64_t number = 0;

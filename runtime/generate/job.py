@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from edge_sampler.runtime.bundle import MANIFEST, Bundle, file_sha256
+from edge_sampler.runtime.bundle import Bundle, file_sha256
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.json_file import read_json
+from edge_sampler.runtime.json_file import ODD, read_json
+from edge_sampler.runtime.manifest import HASH
 from edge_sampler.runtime.output import writable
 
 FORMATS = {"webdataset": ".tar", "npz": ".npz"}
@@ -97,7 +98,7 @@ def digest(values: np.ndarray) -> str:
 
 
 def manifest_sha256(bundle: Bundle) -> str:
-    return file_sha256(bundle.folder / MANIFEST)
+    return str(bundle.manifest[HASH])
 
 
 def finished(out: Path, record: Mapping[str, Any]) -> dict[str, Shard]:
@@ -116,7 +117,7 @@ def finished(out: Path, record: Mapping[str, Any]) -> dict[str, Shard]:
         shards = {one["file"]: Shard(**one) for one in stored["shards"]}
         told = stored["job"]
         different = [name for name in record if told.get(name) != record[name]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *ODD) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}): name a new folder") from error
     if different:
         name = different[0]
@@ -134,7 +135,7 @@ def whole(path: Path, shard: Shard) -> bool:
 def write_record(out: Path, record: Mapping[str, Any], shards: Mapping[str, Shard], complete: bool) -> None:
     """The list of shards, whole or as it was."""
     listed = [asdict(shards[name]) for name in sorted(shards)]
-    with writable(out / RECORD, force=True) as path:
+    with writable(out / RECORD, force=True, tidy=False) as path:
         path.write_text(json.dumps({"job": record, "complete": complete, "shards": listed}, indent=1) + "\n")
 
 

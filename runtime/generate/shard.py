@@ -31,7 +31,7 @@ def make(part: Job, file: str) -> Shard:
         raise BoundError(f"seed {part.seeds[wrong]} makes NaN or infinity; no shard was written of it")
     path = Path(part.out) / file
     try:
-        with writable(path, force=True) as new:
+        with writable(path, force=True, tidy=False) as new:
             (write_tar if part.form == "webdataset" else write_npz)(new, part, made, sampler.bundle)
             sha256, size = file_sha256(new), new.stat().st_size
     except OSError as error:

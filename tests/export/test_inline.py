@@ -21,8 +21,9 @@ from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.own import with_examples
 from edge_sampler.runtime.backends.onnxrt import Session
-from edge_sampler.runtime.bundle import Bundle, describe_files, write_manifest
+from edge_sampler.runtime.bundle import Bundle, describe_files
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.manifest import facts_of, write_manifest
 from edge_sampler.runtime.sampler import load
 from tests.bundles import BUNDLES, TINY
 from tests.conftest import export
@@ -123,7 +124,7 @@ def test_stages_and_named_axes_are_taken_along(tmp_path: Path) -> None:
     changed = onnx.load(folder / "decoder.onnx")
     changed.doc_string = "another"
     onnx.save(changed, folder / "decoder.onnx")
-    facts = {key: value for key, value in manifests[0].items() if key not in ("schema", "files")}
+    facts = facts_of(manifests[0])
     write_manifest(folder / "manifest.json", facts, describe_files(folder))
     assert models.load(str(folder)).spec.fingerprint != model.spec.fingerprint
 

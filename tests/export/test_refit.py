@@ -28,6 +28,7 @@ from edge_sampler.runtime.compare import BASELINE, PYTORCH, compare, denoised_na
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import weighted_sum
 from edge_sampler.runtime.sampler import feed_of
+from tests.bundles import remake_manifest
 from tests.conftest import run_main
 from tests.export.networks import euler, frames
 from tests.export.test_quantise import add
@@ -168,9 +169,7 @@ def test_another_plan_under_that_name_is_refused(refit_bundle: Path, tmp_path: P
     shutil.copyfile(folder / "plan.json", folder / "plan-int8.json")
     with pytest.raises(UserError, match=r"plan-int8\.json is not the file the manifest describes"):
         Bundle.open(folder).plan_of("int8")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["plan-int8.json"] = manifest["files"]["plan.json"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    remake_manifest(folder)
     with pytest.raises(UserError, match=r"plan-int8\.json is not the plan of sampler-int8\.onnx"):
         compare(Bundle.open(folder), backends=["onnxrt"], precision="int8")
 
@@ -187,10 +186,10 @@ def test_a_graph_that_is_there_is_taken_with_the_same_options_alone(
         add(refit_bundle, "--precision", "int8")
     with pytest.raises(UserError, match=r"--refit fits with PyTorch, and .* is not installed"):
         add(copy, "--precision", "int8", "--refit")
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["files"]["sampler-int8.onnx"] = manifest["files"]["sampler.onnx"]
-    manifest["precisions"] = {"int8": {"one_scale": False}}
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copyfile(copy / "sampler.onnx", copy / "sampler-int8.onnx")
+    told = Bundle.open(refit_bundle).manifest["precisions"]["int8"]
+    not_refitted = {name: value for name, value in told.items() if name != "plan_sha256"}
+    remake_manifest(copy, lambda facts: facts.update(precisions={"int8": not_refitted}))
     with pytest.raises(UserError, match=r"already, with a plan that is not refitted: take another bundle"):
         add(copy, "--precision", "int8", "--refit")
 

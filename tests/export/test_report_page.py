@@ -12,7 +12,8 @@ from edge_sampler.export import card, engine_command
 from edge_sampler.export.facts import sample_command
 from edge_sampler.export.report_page import REPORT, report_page
 from edge_sampler.runtime.__main__ import main as runtime_main
-from edge_sampler.runtime.bundle import MANIFEST, Bundle
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.manifest import MANIFEST
 from tests.conftest import run_main
 
 VOID = {"meta", "img", "rect", "line", "circle"}

@@ -17,9 +17,10 @@ import pytest
 from edge_sampler.export.triton import main
 from edge_sampler.runtime import load
 from edge_sampler.runtime.backends.onnxrt import Session
-from edge_sampler.runtime.bundle import Bundle, describe_files, write_manifest
+from edge_sampler.runtime.bundle import Bundle, describe_files
 from edge_sampler.runtime.engine_record import Batch, Engine
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.manifest import write_manifest
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.sampler import feed_of
 from tests.conftest import run_main

@@ -12,10 +12,12 @@ from PIL import Image
 from edge_sampler import runtime
 from edge_sampler.export.save import save_checked
 from edge_sampler.runtime.bench import BASELINE, EAGER, LIMIT, UNROLLED, bench
-from edge_sampler.runtime.bundle import Bundle, describe_files, file_sha256, write_manifest
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.compare import BASELINE as LOOP
 from edge_sampler.runtime.compare import PYTORCH, compare, within
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan
+from tests.bundles import remake_manifest
 from tests.conftest import HAS_PYTORCH, export
 
 ROOT = Path(__file__).parent.parent.parent
@@ -55,8 +57,7 @@ def test_files_may_be_links(copy: Path, made: Path, tmp_path: Path) -> None:
         graph = ir.load(copy / name)
         (copy / name).unlink()
         save_checked(graph, copy / name, inline_limit=1000)
-    facts = json.loads((copy / "manifest.json").read_text())
-    write_manifest(copy / "manifest.json", facts, describe_files(copy))
+    remake_manifest(copy)
     blobs, linked = tmp_path / "blobs", tmp_path / "linked"
     blobs.mkdir()
     linked.mkdir()
@@ -80,13 +81,11 @@ def test_all_three_paths_agree(made: Path) -> None:
 
 def test_comparing_notices_another_plan(copy: Path) -> None:
     """The baseline loop runs plan.json: changed there, with its hash made right again, the paths must part."""
-    path, manifest_path = copy / "plan.json", copy / "manifest.json"
+    path = copy / "plan.json"
     plan = json.loads(path.read_text())
     plan["table"][-1][-1] *= 1.01
     path.write_text(json.dumps(plan))
-    manifest = json.loads(manifest_path.read_text())
-    manifest["files"]["plan.json"] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
-    manifest_path.write_text(json.dumps(manifest))
+    remake_manifest(copy, lambda facts: facts.update(plan_sha256=Plan.load(path).sha256))
     assert not within(compare(Bundle.open(copy)), 1e-4)
 
 
@@ -145,8 +144,8 @@ def test_damaged_manifests_are_refused(text: str, copy: Path) -> None:
 
 
 def test_a_bundle_of_a_later_version_says_so(copy: Path) -> None:
-    (copy / "manifest.json").write_text('{"schema": 3, "nfe": 4, "model": {"name": "edm-digits"}}')
-    with pytest.raises(UserError, match=r"has schema 3; this version reads 2: a later version of edge-sampler made it"):
+    (copy / "manifest.json").write_text('{"schema": 4, "nfe": 4, "model": {"name": "edm-digits"}}')
+    with pytest.raises(UserError, match=r"has schema 4; this version reads 3: a later version of edge-sampler made it"):
         Bundle.open(copy)
     (copy / "manifest.json").write_text('{"schema": 1, "nfe": 4, "model": {"name": "edm-digits"}}')
     with pytest.raises(UserError, match=r"python -m export --model edm-digits --nfe 4"):

@@ -16,8 +16,10 @@ from PIL import Image
 
 from edge_sampler import runtime
 from edge_sampler.runtime.__main__ import main
-from edge_sampler.runtime.bundle import describe_files, write_manifest
+from edge_sampler.runtime.bundle import describe_files
+from edge_sampler.runtime.manifest import write_manifest
 from edge_sampler.runtime.noise import SEEDS
+from tests.bundles import facts
 from tests.conftest import run_main
 from tests.runtime.test_cpp_parts import FAKES, HEADERS, SANITIZED, compile_cpp, loaded, refused
 from tests.runtime.test_trt import add_engine
@@ -135,13 +137,8 @@ def arms(tmp_path: Path) -> Path:
     }
     inputs = {"shape": ["length", 3], "conditions": told, "axes": {"length": [2, 4, 8]}}
     told["joint"] |= {"choices": 5, "null": -7}
-    facts = {
-        "inputs": inputs,
-        "model": {"inputs": inputs, "random_weights": False, "name": "arms"},
-        "output": {"name": "actions", "shape": ["length", 3], "units": "radians"},
-        "dtype": "float32",
-    }
-    write_manifest(folder / "manifest.json", facts, describe_files(folder))
+    told_of = facts(inputs, {"name": "actions", "shape": ["length", 3], "units": "radians"})
+    write_manifest(folder / "manifest.json", told_of, describe_files(folder))
     add_engine(folder, "tensorrt", "2", version=VERSION)
     return folder
 
@@ -311,7 +308,7 @@ def test_no_bundle_and_a_damaged_one_are_one_line(engine: Path, tmp_path: Path, 
     refused(example(*out), "usage: sample BUNDLE")
     path = engine / "manifest.json"
     manifest = json.loads(path.read_text())
-    changes: list[dict[str, Any]] = [{"schema": 3}, {"dtype": "float8"}, {"inputs": []}, {"output": {}}]
+    changes: list[dict[str, Any]] = [{"schema": 4}, {"dtype": "float8"}, {"inputs": []}, {"output": {}}]
     others: list[Any] = [[], None, *({**manifest, **change} for change in changes)]
     for damaged in others:
         path.write_text(json.dumps(damaged))

@@ -16,13 +16,14 @@ import pytest
 from PIL import Image
 
 from edge_sampler.runtime import load
-from edge_sampler.runtime.bundle import MANIFEST, Bundle, file_sha256
+from edge_sampler.runtime.bundle import Bundle, file_sha256
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.generate import command
 from edge_sampler.runtime.generate.job import RECORD, Job, manifest_sha256
 from edge_sampler.runtime.generate.shard import make, opened
 from edge_sampler.runtime.images import to_uint8
 from edge_sampler.runtime.lock import locked
+from tests.bundles import remake_manifest
 from tests.conftest import run_main
 
 ROOT = Path(__file__).parent.parent.parent
@@ -81,11 +82,12 @@ def test_what_was_damaged_or_lost_is_made_again_and_nothing_else(made: Path, tmp
     content[700] ^= 1
     (out / "shard-000001.tar").write_bytes(content)
     (out / "shard-000002.tar").unlink()
-    (out / ".shard-000000.0123abcd.new.tar").write_text("of a writer that died")
+    (out / ".shard-000000.tar.0123abcd.new").mkdir()
+    (out / ".shard-000000.tar.0123abcd.new" / "shard-000000.tar").write_text("of a writer that died")
     generate(made, out, *arguments, "--workers", "2")
     assert hashes(out) == before
     assert (out / "shard-000000.tar").stat().st_mtime_ns == times["shard-000000.tar"]
-    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".lock"]
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
@@ -188,8 +190,7 @@ def test_a_folder_of_something_else_or_in_use_is_refused(made: Path, tmp_path: P
 def test_a_bundle_that_was_replaced_is_not_mixed_in(copy: Path, tmp_path: Path) -> None:
     part = job(copy, tmp_path / "out").part(2)
     assert part.seeds == range(4, 5)
-    manifest = json.loads((copy / MANIFEST).read_text())
-    (copy / MANIFEST).write_text(json.dumps(manifest | {"made": "again"}))
+    remake_manifest(copy, lambda facts: facts.update(made="again"))
     opened.cache_clear()
     with pytest.raises(UserError, match="replaced"):
         make(part, "shard.tar")

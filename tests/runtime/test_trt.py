@@ -17,10 +17,12 @@ from edge_sampler import runtime
 from edge_sampler.runtime.backends.tensorrt_module import Library, logger
 from edge_sampler.runtime.backends.tensorrt_module import library as library_of
 from edge_sampler.runtime.bench import UNROLLED, bench
-from edge_sampler.runtime.bundle import Bundle, describe_files, write_manifest
+from edge_sampler.runtime.bundle import Bundle, describe_files
 from edge_sampler.runtime.compare import BASELINE, PYTORCH, compare, within
 from edge_sampler.runtime.engine_record import LIBRARIES, Batch, Engine
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.manifest import facts_of, write_manifest
+from tests.bundles import remake_manifest
 from tests.fakes.tensorrt import make
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def add_engine(folder: Path, flavour: str, batch: str = "1:2:4", **changes: Any)
     bundle = Bundle.open(folder)
     (folder / "engines").mkdir(exist_ok=True)
     shutil.copy(folder / bundle.graph_name(), folder / name)
-    facts = {key: value for key, value in bundle.manifest.items() if key not in ("files", "schema")}
+    facts = facts_of(bundle.manifest)
     facts["engines"] = [*facts.get("engines", []), engine.record()]
     write_manifest(folder / "manifest.json", facts, describe_files(folder))
     return engine
@@ -223,9 +225,7 @@ def test_the_fastest_engine_is_taken_unless_another_is_named(copy: Path, flavour
 @pytest.mark.parametrize("changes", [{"precision": "int 4"}, {"flavour": "openvino"}, {"batch": {"min": 2}}])
 def test_a_damaged_record_is_one_line(copy: Path, flavour: str, changes: dict[str, Any]) -> None:
     add_engine(copy, flavour)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["engines"][0].update(changes)
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    remake_manifest(copy, lambda facts: facts["engines"][0].update(changes))
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         runtime.load(copy, flavour)
 

@@ -1,0 +1,208 @@
+"""Runs a bundle on this machine.
+
+python -m runtime sample BUNDLE --seeds 0-63 --out grid.png
+python -m runtime sample BUNDLE --condition prompt="a red heart" --out hearts.png
+python -m runtime compare BUNDLE                  # parity: exit 1 beyond --tolerance
+python -m runtime compare BUNDLE --backends onnxrt,tensorrt-rtx
+python -m runtime bench BUNDLE --batch 1,16 --json times.json
+python -m runtime inspect BUNDLE
+python -m runtime generate BUNDLE --seeds 0-999999 --out shards/
+python -m runtime serve BUNDLE                    # over HTTP; KServe's protocol, version 2
+python -m runtime page BUNDLE --out site/         # a web page that makes images in the browser
+python -m runtime doctor                          # what runs here: exit 0, 1 (not on a GPU) or 2 (nothing)
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from edge_sampler.runtime import doctor
+from edge_sampler.runtime.backends import BACKENDS
+from edge_sampler.runtime.bench import EAGER, UNROLLED, bench
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.command_line import Parser, given, whole_numbers
+from edge_sampler.runtime.compare import compare, within
+from edge_sampler.runtime.errors import BoundError, UserError
+from edge_sampler.runtime.images import save_grid
+from edge_sampler.runtime.output import check_writable, writable
+from edge_sampler.runtime.sampler import load
+
+# Verbs with a room of their own, which has a `command.main`, and their help.
+ROOMS = {
+    "generate": "make very many, in shards, by several processes",
+    "serve": "answer requests over HTTP",
+    "page": "write a web page that makes images in the browser",
+}
+
+
+def main() -> int:
+    if sys.argv[1:2] and sys.argv[1] in ROOMS:
+        room = import_module(f"edge_sampler.runtime.{sys.argv.pop(1)}.command")  # a missing library is one clear line
+        return int(room.main())
+    parser = Parser(prog="python -m runtime", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+
+    def verb(name: str, help: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=help)
+        added.add_argument("bundle", type=Path)
+        if name != "inspect":
+            known = ", ".join(BACKENDS)
+            if name == "compare":
+                added.add_argument("--backends", default="auto", help=f"one or more of auto (default), {known}")
+            else:
+                added.add_argument("--backend", default="auto", help=f"auto (default), {known}")
+            default = "an engine's fastest; fp32 in ONNX Runtime"
+            added.add_argument("--precision", help=f"of the network, such as fp16 (default: {default})")
+        return added
+
+    command = verb("sample", "make images, or whatever the bundle makes, of seeds")
+    command.add_argument("--seeds", type=whole_numbers, default=range(16), help="such as 0-63 or 1,5,9 (default: 0-15)")
+    command.add_argument(
+        "--condition",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a number, numbers such as 1,2,3, a text, or FILE.npy; FILE.npz alone gives several by name; again for "
+        "each",
+    )
+    command.add_argument("--class-labels", type=whole_numbers, help="as --condition class_labels=…, such as 3 or 0,1,2")
+    command.add_argument("--temperature", type=float, default=1.0, help="scales the noise (default: 1)")
+    command.add_argument("--batch", type=int, help="images in one run (default: an engine's largest, or 64)")
+    command.add_argument("--out", type=Path, required=True, help=".png for a grid, .npz for arrays")
+    command.add_argument("--force", action="store_true", help="replace an existing file")
+
+    command = verb("compare", "each backend's sampler, baseline loop and PyTorch's recorded output, against each other")
+    command.add_argument("--seeds", type=whole_numbers, help="others than those recorded; leaves PyTorch out")
+    expected = "1e-4, and three times its measured error in lower precision"
+    command.add_argument("--tolerance", type=float, help=f"largest relative difference (default: {expected})")
+
+    command = verb("bench", "time the unrolled graph, the baseline loop, PyTorch's, and the limit, in alternation")
+    command.add_argument("--batch", type=whole_numbers, default=[1], help="such as 1,16 (default: 1)")
+    command.add_argument("--rounds", type=int, default=20, help="times that each is run (default: 20)")
+    command.add_argument("--weights", help="the checkpoint, for PyTorch's loop on a model that is not in the zoo")
+    command.add_argument("--json", type=Path, help="write the figures there as well")
+    command.add_argument("--force", action="store_true", help="replace an existing file")
+
+    for name, told in ROOMS.items():
+        verbs.add_parser(name, help=told)
+    verb("inspect", "verify every file and print what the bundle is")
+    command = verbs.add_parser("doctor", help="what this machine has, which backends run here, and why others do not")
+    command.add_argument("bundle", type=Path, nargs="?", help="whether this one does")
+    arguments = parser.parse_args()
+    verb_of = {"sample": sample, "compare": parity, "bench": times, "inspect": inspect, "doctor": diagnosis}
+    return verb_of[arguments.verb](arguments)
+
+
+def sample(arguments: argparse.Namespace) -> int:
+    known = Bundle.open(arguments.bundle).inputs.conditions
+    seeds, conditions = arguments.seeds, given(arguments.condition, [name for name in known if known[name].text])
+    if arguments.class_labels is not None:
+        conditions["class_labels"] = arguments.class_labels
+    if arguments.out.suffix not in (".png", ".npz"):
+        raise UserError(f"--out {arguments.out}: unknown format {arguments.out.suffix!r}; allowed: .png, .npz")
+    with (
+        writable(arguments.out, arguments.force) as path,
+        load(arguments.bundle, arguments.backend, arguments.precision) as sampler,
+    ):
+        output = sampler.bundle.output
+        if arguments.out.suffix == ".png" and not output.is_image:
+            raise UserError(f"it makes {output.name} {list(output.shape)}, no pictures: write them with --out FILE.npz")
+        made = sampler.sample(seeds, arguments.batch, arguments.temperature, **conditions)
+        if not np.isfinite(made).all():
+            raise BoundError(f"the {output.name} hold NaN or infinity; run `compare` to find where they start")
+        if arguments.out.suffix == ".npz":
+            np.savez(path, **{output.name: made, "seeds": np.array(seeds)})  # type: ignore[arg-type]
+        else:
+            save_grid(made, path, "RANDOM WEIGHTS" if sampler.bundle.random_weights else "")
+    print(f"{arguments.out}: {len(seeds)} {output.name}, by {sampler.description}")
+    return 0
+
+
+def parity(arguments: argparse.Namespace) -> int:
+    names = arguments.backends.split(",")
+    found = compare(Bundle.open(arguments.bundle), arguments.seeds, names, arguments.precision)
+    width = max(len(name) for d in found for name in (d.first, d.second)) + 2
+    print(f"{'stage':<13}{'of':<{width}}{'against':<{width}}{'max':>10}{'RMS':>10}{'relative':>10}")
+    for d in found:
+        verdict = "" if within([d], arguments.tolerance) else "  <- beyond" if d.finite else "  <- not finite"
+        print(
+            f"{d.stage:<13}{d.first:<{width}}{d.second:<{width}}{d.max:>10.1e}{d.rms:>10.1e}{d.relative:>10.1e}{verdict}"
+        )
+    passed = within(found, arguments.tolerance)
+    allowed = max(d.expected for d in found) if arguments.tolerance is None else arguments.tolerance
+    print(f"{'within' if passed else 'BEYOND'} the tolerance of {allowed:.1e}")
+    return 0 if passed else 1
+
+
+def times(arguments: argparse.Namespace) -> int:
+    bundle, written = Bundle.open(arguments.bundle), []
+    if arguments.json:
+        check_writable(arguments.json, arguments.force)
+    for batch in arguments.batch:
+        description, timings, left_out = bench(
+            bundle, batch, arguments.rounds, arguments.backend, arguments.weights, arguments.precision
+        )
+        written += [{"what": description, "nfe": bundle.plan.nfe, **timing.summary()} for timing in timings]
+        print(f"\nbatch {batch}, nfe {bundle.plan.nfe}, {arguments.rounds} rounds; {description}")
+        print(f"{'':<20}{'images/s':>10}{'median ms':>11}{'p90':>9}{'p95':>9}{'p99':>9}{'of limit':>10}")
+        for t in timings:
+            milliseconds = "".join(f"{t.percentile(p) * 1e3:>{w}.2f}" for p, w in ((50, 11), (90, 9), (95, 9), (99, 9)))
+            ratio = "" if t.over_limit is None else f"{t.over_limit:.3f}"
+            print(f"{t.name:<20}{t.throughput:>10.1f}{milliseconds}{ratio:>10}")
+        unrolled = next(t for t in timings if t.name == UNROLLED)
+        if unrolled.spans:
+            spans = (f"{name.replace('_', ' ')} {value * 1e3:.3f} ms" for name, value in asdict(unrolled.spans).items())
+            print("inside: " + ", ".join(spans))
+        if unrolled.memory:
+            print(f"memory: {unrolled.memory / 1e6:.0f} MB")
+        for t in timings:
+            if t.name == EAGER:
+                faster = t.percentile(50) / unrolled.percentile(50)
+                print(f"the unrolled graph is {faster:.1f} times as fast as PyTorch's eager loop")
+        for line in left_out:
+            print(f"left out: {line}")
+    if arguments.json:
+        with writable(arguments.json, arguments.force) as path:
+            path.write_text(json.dumps(written, indent=1) + "\n")
+    return 0
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    bundle = Bundle.open(arguments.bundle)
+    for name in bundle.manifest["files"]:
+        bundle.file(name)
+    print(json.dumps({key: value for key, value in bundle.manifest.items() if key != "files"}, indent=1))
+    print(f"makes {bundle.output.name}: {bundle.dtype} {list(bundle.output.shape)}, {bundle.output.units}")
+    for name, condition in bundle.inputs.conditions.items():
+        print(f"takes {name}: {condition.wanted()}{condition.description and '; ' + condition.description}")
+    for name, axis in bundle.inputs.axes.items():
+        print(f"axis {name}: {axis.least} to {axis.largest}, usually {axis.usual}")
+    refitted = [name for name, one in bundle.manifest.get("precisions", {}).items() if "plan_sha256" in one]
+    for name in ("", *refitted):
+        plan = bundle.plan_of(name)
+        levels = ", ".join(f"{sigma:.4g}" for sigma in plan.sigmas)
+        of = f" of {name}, refitted" if name else ""
+        print(
+            f"plan{of}: {plan.solver}, {plan.nfe} evaluations at noise levels {levels}"
+            f"{', analytical first step' * plan.afs}; SHA-256 {plan.sha256}"
+        )
+    for engine in bundle.engines:
+        print(f"engine: {engine.flavour} {engine.version}, {engine.precision}, batch {engine.batch}, {engine.targets}")
+    for name, recorded in bundle.manifest["files"].items():
+        print(f"{recorded['bytes']:>12,} bytes  {name}  verified")
+    return 0
+
+
+def diagnosis(arguments: argparse.Namespace) -> int:
+    for name, what in doctor.machine():
+        print(f"{name:<13}{what}")
+    found = doctor.findings(Bundle.open(arguments.bundle) if arguments.bundle else None)
+    print(f"\n{'backend':<21}runs {arguments.bundle or 'here'}")
+    for finding in found:
+        print(f"{finding.backend:<21}{'yes' if finding.reason is None else f'no: {finding.reason}'}")
+    return doctor.status(found)

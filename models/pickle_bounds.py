@@ -18,6 +18,7 @@ from edge_sampler.runtime.errors import UserError
 Bytes = io.BytesIO | mmap.mmap  # a file would make room for as many bytes as an operation claims
 OPERATIONS = 3_000_000  # no published checkpoint has more than 100,000
 DEPTH = 200  # of objects within objects
+FRAME_HEAD = 9  # bytes before a frame's content
 WRITTEN_OUT = 10_000_000  # objects, each counted as often as it is reached
 ZIP = b"PK\x03\x04"  # begins torch.save's files since PyTorch 1.6
 PICKLES_BEFORE_1_6 = 5  # magic number, version, system, the object, keys of its storages
@@ -68,17 +69,30 @@ def check(file: Bytes) -> None:
     stack: list[_Object] = []
     memo: dict[Any, _Object] = {}
     made: list[_Object] = []
-    size = len(file) if isinstance(file, mmap.mmap) else file.getbuffer().nbytes
-    for count, (operation, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], file))):
+    frame = 0  # where the one that is open ends
+    for count, (operation, argument, place) in enumerate(pickletools.genops(cast(IO[bytes], file))):
         if count > OPERATIONS:
             raise UserError(f"refused: the pickle has more than {OPERATIONS:,} operations")
-        if operation.name == "FRAME" and int(argument or 0) > size:
-            raise ValueError(f"a frame of {argument} bytes, and the file has {size}")
+        frame = _frame(operation.name, argument, place or 0, frame)
         try:
             _step(operation.name, argument, stack, memo, made.append)
         except (IndexError, KeyError) as error:
             raise ValueError(f"not a pickle: {operation.name} finds nothing on the stack") from error
     _check_sizes(made)
+
+
+def _frame(name: str, argument: Any, place: int, frame: int) -> int:
+    """Where the open frame ends, behind this operation; 0: none is open.
+
+    Unpicklers read a frame at once. Where it ends within an operation they go on in ways of their own, and not as this
+    walk does. Raises ValueError for such a one.
+    """
+    if frame and place > frame:
+        raise ValueError("a frame of the pickle ends within an operation")
+    frame = 0 if place == frame else frame
+    if frame and (name == "FRAME" or (name == "STOP" and place + 1 != frame)):
+        raise ValueError("a frame of the pickle does not end where it should")
+    return place + FRAME_HEAD + argument if name == "FRAME" else frame
 
 
 def _step(

@@ -20,7 +20,7 @@ from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.bundle import Bundle, describe_files
 from edge_sampler.runtime.engine_record import Batch, Engine
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.manifest import write_manifest
+from edge_sampler.runtime.manifest import facts_of, write_manifest
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.sampler import feed_of
 from tests.conftest import run_main
@@ -154,7 +154,8 @@ def test_axes_are_sized_by_conditions(protocol: Any, copy: Path, tmp_path: Path)
         },
         "axes": {"length": [2, 4, 8], "width": [3, 5, 7]},
     }
-    reference = {"input_mask": np.ones((2, 4), bool), "input_speaker": np.ones(2, np.float32)}
+    reference = {"input_mask": np.ones((4, 4), bool), "input_speaker": np.ones(4, np.float32)}
+    reference["made"] = np.zeros((4, 4, 5), np.float32)
     changed(copy, {"inputs": inputs, "output": {"name": "mel", "shape": ["length", "width"], "units": ""}}, reference)
     base, noise, seeds = (config(protocol, folder) for folder in repository(copy, tmp_path / "models").values())
     assert {tensor.name: list(tensor.dims) for tensor in base.input} == {
@@ -175,9 +176,8 @@ def changed(folder: Path, facts: Mapping[str, Any], arrays: Mapping[str, np.ndar
     if arrays:
         with np.load(folder / "reference.npz") as stored:
             kept = {name: stored[name] for name in stored.files}
-        np.savez(folder / "reference.npz", **kept, **arrays)  # type: ignore[arg-type]
-    known = {key: value for key, value in manifest.items() if key not in ("schema", "files")}
-    write_manifest(folder / "manifest.json", {**known, **facts}, describe_files(folder))
+        np.savez(folder / "reference.npz", **kept | dict(arrays))  # type: ignore[arg-type]
+    write_manifest(folder / "manifest.json", facts_of(manifest) | facts, describe_files(folder))
 
 
 def test_engines_are_chosen_by_gpu(

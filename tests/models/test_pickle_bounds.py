@@ -56,6 +56,10 @@ def late(depth: int) -> Any:
     return lists
 
 
+def framed(size: int, content: bytes) -> bytes:
+    return pickle.PROTO + b"\x04" + pickle.FRAME + size.to_bytes(8, "little") + content
+
+
 BOMBS = {
     "tuples that are shared": pickle.dumps(doubled(40, (1,), lambda part: (part, part))),
     "lists that are shared": pickle.dumps(doubled(40, [1], lambda part: [part, part])),
@@ -66,6 +70,10 @@ BOMBS = {
     "deep lists": pickle.EMPTY_LIST * 1000 + pickle.APPEND * 999 + pickle.STOP,
     "a length beyond the file's": pickle.BINBYTES8 + (2**40).to_bytes(8, "little") + pickle.STOP,
     "a frame beyond the file's": pickle.PROTO + b"\x04" + pickle.FRAME + (2**40).to_bytes(8, "little") + b"N.",
+    "a frame that ends within an operation": framed(3, b"\x8c\x03abc."),
+    "a frame that ends early": framed(6, b"K\x01K\x020."),
+    "a frame within a frame": framed(20, framed(2, b"K\x01")[2:] + b"0" * 8 + b"."),
+    "a frame beyond the end": framed(30, b"K\x01."),
     "a memo of many places": b"N" + pickle.LONG_BINPUT + (2**31).to_bytes(4, "little") + pickle.STOP,
     "nothing on the stack": pickle.TUPLE3 + pickle.STOP,
     "no mark": pickle.TUPLE + pickle.STOP,

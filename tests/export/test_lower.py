@@ -114,3 +114,18 @@ def test_no_scale_is_broadcast_over_what_is_normalised(digits_graph: ir.Model) -
         assert scale is not None
         target = grouped.producer().inputs[1].const_value.numpy()  # type: ignore[union-attr]
         assert tuple(scale.shape or ()) == tuple(target[axis:])
+
+
+def test_reshapes_say_that_they_keep_the_batch(digits_graph: ir.Model) -> None:
+    """Then ONNX Runtime fuses what follows them."""
+
+    def first_sizes(graph: ir.Model) -> list[int]:
+        reshapes = [node for node in graph.graph if node.op_type == "Reshape"]
+        told = [node.inputs[1].const_value for node in reshapes]  # type: ignore[union-attr]
+        return [int(sizes.numpy()[0]) for sizes in told if sizes is not None]
+
+    graph = digits_graph.clone()
+    lower_group_norm(graph)
+    assert first_sizes(graph).count(-1) >= 10
+    keep_batch_in_reshapes(graph)
+    assert -1 not in first_sizes(graph)

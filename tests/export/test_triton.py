@@ -177,7 +177,7 @@ def changed(folder: Path, facts: Mapping[str, Any], arrays: Mapping[str, np.ndar
         with np.load(folder / "reference.npz") as stored:
             kept = {name: stored[name] for name in stored.files}
         np.savez(folder / "reference.npz", **kept | dict(arrays))  # type: ignore[arg-type]
-    write_manifest(folder / "manifest.json", facts_of(manifest) | facts, describe_files(folder))
+    write_manifest(folder / "manifest.json", {**facts_of(manifest), **facts}, describe_files(folder))
 
 
 def test_engines_are_chosen_by_gpu(

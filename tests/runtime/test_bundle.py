@@ -1,6 +1,7 @@
 """A whole bundle, made once: what it holds, what the runtime does with it, and what it refuses."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from edge_sampler import runtime
 from edge_sampler.export.save import save_checked
-from edge_sampler.runtime.bench import BASELINE, EAGER, LIMIT, UNROLLED, bench
+from edge_sampler.runtime.bench import BASELINE, EAGER, LIMIT, SETTLE, UNROLLED, alternate, bench
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.compare import BASELINE as LOOP
 from edge_sampler.runtime.compare import PYTORCH, compare, within
@@ -180,3 +181,24 @@ def test_bench_times_every_path(made: Path) -> None:
 def test_unknown_backends_are_named(made: Path) -> None:
     with pytest.raises(UserError, match=r"unknown backend 'cuda'; known: auto, .*onnxrt"):
         runtime.load(made, "cuda")
+
+
+def test_lower_precision_may_err_three_times_what_was_measured(made: Path) -> None:
+    bundle = Bundle.open(made)
+    told = {"fp16": {"relative_error": 0.01}, "int8": {"relative_error": 1.0, "of_same_plan": {"relative_error": 0.02}}}
+    measured = Bundle(made, {**bundle.manifest, "precisions": told})
+    assert measured.tolerance("fp16") == pytest.approx(0.03)
+    assert measured.tolerance("int8") == pytest.approx(0.06)
+    assert measured.tolerance() == 1e-4
+
+
+def test_paths_settle_and_warm_up_before_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of the library that ran before still spin, and its data fill the caches."""
+    done: list[str] = []
+    monkeypatch.setattr("time.sleep", lambda seconds: done.append(f"sleep {seconds}"))
+    monkeypatch.setattr("edge_sampler.runtime.bench.TURN", 1e-9)
+    timed = alternate({name: partial(done.append, name) for name in "ab"}, 2)
+    turn = [f"sleep {SETTLE}", "a", "a", f"sleep {SETTLE}", "b", "b"]
+    assert done == turn * 2
+    assert SETTLE > 0
+    assert [len(rounds) for rounds in timed.values()] == [2, 2]

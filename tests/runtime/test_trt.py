@@ -8,12 +8,14 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from edge_sampler import runtime
+from edge_sampler.runtime.backends.runtime_cache import RuntimeCache
 from edge_sampler.runtime.backends.tensorrt_module import Library, logger
 from edge_sampler.runtime.backends.tensorrt_module import library as library_of
 from edge_sampler.runtime.bench import UNROLLED, bench
@@ -291,3 +293,13 @@ def test_the_fake_offers_nothing_that_the_real_library_lacks(fake_cuda: ctypes.C
             assert not lacking, name
     assert hasattr(real.DynamicShapesKernelSpecializationStrategy, "EAGER")
     assert all(hasattr(real, name) for name in Library.__annotations__)
+
+
+def test_compiled_kernels_are_kept_by_gpu(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Those of one GPU model would be loaded on another."""
+    monkeypatch.setenv("EDGE_SAMPLER_CACHE", str(tmp_path))
+    bundle = SimpleNamespace(manifest={"files": {"engines/a.engine": {"sha256": "0" * 64}}})
+    engine = SimpleNamespace(file="engines/a.engine", version="1.7")
+    devices = [SimpleNamespace(name=name) for name in ("RTX 4090", "RTX 3060", "RTX 4090")]
+    paths = [RuntimeCache(bundle, engine, device)._path for device in devices]  # type: ignore[arg-type]
+    assert paths[0] == paths[2] != paths[1]

@@ -77,3 +77,18 @@ def test_states_are_a_mapping(digits: Denoiser) -> None:
     assert torch.equal(both[5.0], first[5.0])
     assert torch.equal(both[0.5], second[0.5])
     assert 7.0 not in both
+
+
+def test_fits_are_in_float32_on_a_gpu_too() -> None:
+    """cuDNN rounds convolutions' inputs to ten bits unless it is told not to."""
+    allowed: list[bool] = []
+
+    class Asked(nn.Module):
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            allowed.append(torch.backends.cudnn.allow_tf32)
+            return x
+
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        Network(models.adapt(Asked(), (2,)))(torch.zeros(1, 2).double(), 1.0)
+        assert torch.backends.cudnn.allow_tf32
+    assert set(allowed[-1:]) == {False}

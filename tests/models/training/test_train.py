@@ -5,6 +5,7 @@ import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -125,3 +126,34 @@ def test_fashion_is_what_its_paper_says() -> None:
     assert data.images.shape == (60_000, 1, 28, 28)
     assert data.heldout_labels.bincount().tolist() == [1000] * 10
     assert [data.images.min().item(), data.images.max().item()] == [-1, 1]
+
+
+def test_a_tenth_of_the_labels_is_hidden() -> None:
+    """Guidance needs a network that knows what to answer without one (arXiv 2207.12598)."""
+    told: list[torch.Tensor] = []
+
+    class Told:
+        classes, encoder = 10, None
+        preconditioning = SimpleNamespace(coefficients=lambda sigma: SimpleNamespace(out=torch.ones_like(sigma)))
+
+        def __call__(self, x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+            told.append(class_labels)
+            return x
+
+    torch.manual_seed(0)
+    labels = torch.arange(20_000) % 10
+    objectives.weighted_error(Told(), torch.zeros(20_000, 1, 1, 1), labels, torch.ones(20_000))  # type: ignore[arg-type]
+    hidden = told[0] < 0
+    assert 0.09 < hidden.double().mean() < 0.11
+    assert torch.equal(told[0][~hidden], labels[~hidden])
+
+
+def test_the_average_is_of_what_was_learnt_and_not_of_the_start(tmp_path: Path) -> None:
+    """Its memory of the first, random weights is short, whatever its half-life."""
+    short = replace(SHORT, images_seen=16 * 30, ema_halflife=10**9)
+    train("edm-digits", short, tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.manual_seed(short.seed)
+    learnt = [(state["model"][name] - value).norm() for name, value in state["averaged"].items()]
+    moved = [value.norm() for name, value in state["model"].items() if name in state["averaged"]]
+    assert sum(learnt) < 0.2 * sum(moved)

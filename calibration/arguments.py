@@ -189,6 +189,8 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
 
 def settings(arguments: argparse.Namespace) -> Settings:
     """Raises UserError for values out of range."""
+    if arguments.refine_on != DEFAULTS.refine_on and not arguments.refine:
+        raise UserError(f"--refine-on {arguments.refine_on} changes nothing without --refine: add that")
     asked = Settings(
         nfe=arguments.nfe,
         solver=arguments.solver,

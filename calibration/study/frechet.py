@@ -33,7 +33,8 @@ def precision_and_recall(made: Tensor, real: Tensor) -> tuple[float, float]:
 
 def covered(points: Tensor, by: Tensor) -> float:
     """The part of ``points`` that lies within the distance of a point of ``by`` to its k-th nearest of the others."""
-    radii = torch.cat([apart(rows, by).kthvalue(NEIGHBOURS + 1).values for rows in by.split(ROWS)])  # itself is nearest
+    nearest = min(NEIGHBOURS + 1, len(by))  # itself is the first
+    radii = torch.cat([apart(rows, by).kthvalue(nearest).values for rows in by.split(ROWS)])
     return torch.cat([(apart(rows, by) <= radii).any(1) for rows in points.split(ROWS)]).double().mean().item()
 
 

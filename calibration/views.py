@@ -50,7 +50,7 @@ class View:
         if self.see is None:
             return x
         size = max(1, min(IMAGES, VALUES // x[0].numel()))
-        return torch.cat([self._rows(part) for part in x.split(size)])
+        return torch.cat([self._rows(part) for part in torch.split(x, size)])
 
     @torch.no_grad()
     @flags(enabled=True, deterministic=True, allow_tf32=False)
@@ -118,7 +118,9 @@ def fingerprint(view: View, model: Denoiser, content: bytes) -> str:
     if not (alone - seen).norm() <= ALONE * seen.norm():
         raise UserError(f"{view.name} sees an image otherwise when others are beside it: see each by itself")
     if torch.equal(seen[0], seen[1]):
-        raise UserError(f"{view.name} returned the same for two images that differ, so that there is nothing to compare")
+        raise UserError(
+            f"{view.name} returned the same for two images that differ, so that there is nothing to compare"
+        )
     return hashlib.sha256(content + seen.cpu().numpy().tobytes()).hexdigest()
 
 

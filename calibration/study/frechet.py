@@ -1,6 +1,7 @@
 """How far sets of images are apart in a classifier's features: Fréchet distance, and precision and recall.
 
-The distance is that of Heusel et al. (arXiv 1706.08500, eq. 6). With our Fashion-MNIST classifier it is FD-fashion. It is not FID, whose network, images and scale are others.
+The distance is that of Heusel et al. (arXiv 1706.08500, eq. 6). With our Fashion-MNIST classifier it is FD-fashion. It is
+not FID, whose network, images and scale are others.
 """
 
 import numpy as np
@@ -25,8 +26,8 @@ def distance(one: Statistics, other: Statistics) -> float:
 def precision_and_recall(made: Tensor, real: Tensor) -> tuple[float, float]:
     """Of features [n, d] and [m, d] (Kynkäänniemi et al., arXiv 1904.06991, eq. 1 and 2).
 
-    Precision is the part of the made images that lie within a real one's distance to its third nearest real one; recall
-    the part of the real ones that lie within a made one's distance to its third nearest made one. Both depend on n and m.
+    Precision is the part of the made images that lie within a real one's distance to its third nearest real one, recall
+    the part of the real ones that lie within a made one's to its third nearest made one. Both depend on n and m.
     """
     return covered(made, real), covered(real, made)
 
@@ -34,8 +35,8 @@ def precision_and_recall(made: Tensor, real: Tensor) -> tuple[float, float]:
 def covered(points: Tensor, by: Tensor) -> float:
     """The part of ``points`` that lies within the distance of a point of ``by`` to its k-th nearest of the others."""
     nearest = min(NEIGHBOURS + 1, len(by))  # itself is the first
-    radii = torch.cat([apart(rows, by).kthvalue(nearest).values for rows in by.split(ROWS)])
-    return torch.cat([(apart(rows, by) <= radii).any(1) for rows in points.split(ROWS)]).double().mean().item()
+    radii = torch.cat([apart(rows, by).kthvalue(nearest).values for rows in torch.split(by, ROWS)])
+    return torch.cat([(apart(rows, by) <= radii).any(1) for rows in torch.split(points, ROWS)]).double().mean().item()
 
 
 def apart(some: Tensor, others: Tensor) -> Tensor:

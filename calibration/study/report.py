@@ -112,8 +112,8 @@ def markdown(study: Study) -> str:
         fd, precision, recall = study.reference_judged
         lines += [
             "",
-            "FD by another classifier, built otherwise, on which nothing is ever fitted; in brackets precision and recall "
-            f"(the converged images: {fd:.2f}; {precision:.2f}, {recall:.2f}):",
+            "FD by another classifier, built otherwise, on which nothing is ever fitted; in brackets precision and "
+            f"recall (the converged images: {fd:.2f}; {precision:.2f}, {recall:.2f}):",
             "",
             *_table(
                 study, columns, lambda row: f"{row.judged_fd:.2f} ({row.precision:.2f}, {row.recall:.2f})", "judged_fd"

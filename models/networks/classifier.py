@@ -1,7 +1,7 @@
 """Two small Fashion-MNIST classifiers of different build, whose features images are compared by.
 
-FD-fashion is of the first one (``calibration/study/frechet.py``), and a sampler may be refined on it. The second one only
-judges, so that a sampler which learned to please the first is found out.
+FD-fashion is of the first one (``calibration/study/frechet.py``), and a sampler may be refined on it. The second one
+only judges, so that a sampler which learned to please the first is found out.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Classifier(nn.Module):
 
 
 class Mix(nn.Module):
-    """[n, 49, 64] → the same: a residual perceptron across patches, then one across channels (arXiv 2105.01601, eq. 1)."""
+    """[n, 49, 64] → the same: residual perceptrons across patches, then across channels (arXiv 2105.01601, eq. 1)."""
 
     def __init__(self, patches: int, channels: int) -> None:
         super().__init__()

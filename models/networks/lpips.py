@@ -60,7 +60,7 @@ class LPIPS(nn.Module):
 def load(shape: Sequence[int], device: torch.device) -> tuple[Callable[[Tensor], list[Tensor]], bytes]:
     """A function of images [n, *shape], grey ones or coloured, and what tells its weights from others.
 
-    Raises UserError where images are too small or are none, and where the package or the weights are missing or damaged.
+    Raises UserError where images are too small or are none, and where package or weights are missing or damaged.
     """
     if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) < SMALLEST:
         raise UserError(

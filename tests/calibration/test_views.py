@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from edge_sampler import models
 from edge_sampler.calibration import command
 from edge_sampler.calibration import refinement as refining
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.candidates import grid_of, scheme_of
+from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import image_errors
@@ -83,9 +83,13 @@ ROTATION = np.linalg.qr(np.random.default_rng(0).normal(size=(16, 16)))[0]
 
 @pytest.mark.parametrize(
     "see",
-    [lambda images: images.flatten(1), lambda images: [images], lambda images: images.flatten(1) @ torch.tensor(ROTATION).float()],
+    [
+        lambda images: images.flatten(1),
+        lambda images: [images],
+        lambda images: images.flatten(1) @ torch.tensor(ROTATION).float(),
+    ],
     ids=["rows", "a map", "an orthogonal map"],
-)  # fmt: skip
+)
 def test_a_view_that_keeps_distances_refines_as_pixels_do(
     see: See, noises: Noises, converged: Tensor, plan: Plan
 ) -> None:
@@ -133,13 +137,13 @@ def test_a_view_is_shown_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -
 def test_derivatives_of_few_noises_at_a_time_add_up(
     noises: Noises, converged: Tensor, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And of no more than memory holds: 5 noises, when it is for 2, are 2, 2 and 1; for less than 1 they are each alone."""
+    """Of no more than memory holds: 5 noises, when it is for 2, are 2, 2 and 1; for less than 1 each is alone."""
     few, goal, view = noises.part(slice(0, 5)), converged[:5], View("mine", lambda images: images.flatten(1)[:, :9])
     whole = normal_equations(few, goal, plan, view, NO_CACHE)
     before = refine(plan, noises, converged, 0, NO_CACHE, view=view)
     sizes, derive = list[int](), refining.derivatives
 
-    def counted(network: refining.Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    def counted(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         sizes.append(len(noise))
         return derive(network, noise, plan)
 
@@ -161,9 +165,7 @@ def test_another_views_results_are_not_taken_over(
     """One of another name, another function of one file, the same name with another file, or with other weights."""
     cache = Cache(tmp_path / "cache")
     weights, name = tmp_path / "weights.pt", file_of(tmp_path, "return images.flatten(1)")
-    loads = (
-        f"import torch\n\n\ndef see(images):\n    return images.flatten(1)[:, :9] * torch.load({str(weights)!r})\n"
-    )
+    loads = f"import torch\n\n\ndef see(images):\n    return images.flatten(1)[:, :9] * torch.load({str(weights)!r})\n"
 
     def errors() -> tuple[float, ...]:
         found = refine(plan, noises, converged, 1, cache, view=viewer(name, model)).errors
@@ -199,7 +201,20 @@ def test_the_command_takes_a_file_that_has_neighbours(tmp_path: Path) -> None:
     (tmp_path / "neighbour.py").write_text("KEPT = 5\n")
     body = "import neighbour\n    return images.flatten(1)[:, : neighbour.KEPT]"
     view = file_of(tmp_path, body)
-    small = ["--model", "edm-digits", "--solver", "ddim", "--nfe", "2", "--batch", "4", "--heldout", "3", "--refine", "1"]
+    small = [
+        "--model",
+        "edm-digits",
+        "--solver",
+        "ddim",
+        "--nfe",
+        "2",
+        "--batch",
+        "4",
+        "--heldout",
+        "3",
+        "--refine",
+        "1",
+    ]
     out = tmp_path / "plan.json"
     paths = sys.path[:]
     with pytest.MonkeyPatch.context() as patch:
@@ -250,18 +265,22 @@ def test_nan_of_a_later_image_is_refused_too(model: Denoiser, noises: Noises, co
 
 
 def test_names_of_views(model: Denoiser, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"unknown refine-on 'fetures'; known: pixels, features, lpips, and FILE.py:FUNC"):
+    with pytest.raises(
+        UserError, match=r"unknown refine-on 'fetures'; known: pixels, features, lpips, and FILE.py:FUNC"
+    ):
         Settings(3, refine_on="fetures")
-    with pytest.raises(UserError, match="absent.py:see: there is no such file"):
+    with pytest.raises(UserError, match=r"absent.py:see: there is no such file"):
         Settings(3, refine_on="absent.py:see")
     name = file_of(tmp_path, "return images").replace(":see", ":other")
-    with pytest.raises(UserError, match="AttributeError.*other"):
+    with pytest.raises(UserError, match=r"AttributeError.*other"):
         viewer(name, model)
 
 
 def test_to_refine_on_something_means_to_refine(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--refine-on features .* --refine"):
-        run_main(command.main, "--model", "edm-digits", "--nfe", "3", "--refine-on", "features", "--out", str(tmp_path / "x"))
+    with pytest.raises(UserError, match=r"--refine-on features .* --refine"):
+        run_main(
+            command.main, "--model", "edm-digits", "--nfe", "3", "--refine-on", "features", "--out", str(tmp_path / "x")
+        )
 
 
 def test_features_are_those_of_the_classifier() -> None:
@@ -280,7 +299,7 @@ def test_features_are_those_of_the_classifier() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 28, 28), (1, 4, 4), (3, 64, 64), (7, 8)])
 def test_features_are_of_images_that_the_classifier_may_know(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match="features to refine on are of images .* 8×8 to 32×32; refine on pixels"):
+    with pytest.raises(UserError, match=r"features to refine on are of images .* 8×8 to 32×32; refine on pixels"):
         viewer("features", toy(shape))
 
 
@@ -330,7 +349,7 @@ def perceptual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_lpips_is_the_papers_distance(perceptual: Path) -> None:
-    """Eq. 1: unit vectors at each place, weighed squares of what they differ by, means over places, summed over layers."""
+    """Eq. 1: of unit vectors at each place, weighed squares of differences, means over places, summed over layers."""
     view = viewer("lpips", toy((3, 40, 33)))
     one, other = torch.rand(2, 3, 40, 33).double() * 2 - 1, torch.rand(2, 3, 40, 33).double() * 2 - 1
     state, layers = torch.load(perceptual), torch.load(next(perceptual.parents[2].rglob("alex.pth")))

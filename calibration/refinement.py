@@ -182,7 +182,7 @@ def normal_equations(
 
 
 def noise_bytes(plan: Plan, values: int, seen: int) -> int:
-    """What one noise's derivatives take in memory, about: of states of so many ``values``, and of what is seen of it."""
+    """What one noise's derivatives take in memory, about: of states of so many ``values`` and what is seen of it."""
     return 8 * len(parameters(plan)) * ((plan.nfe + 3) * values + 3 * seen)
 
 

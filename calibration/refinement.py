@@ -181,15 +181,25 @@ def normal_equations(
     return summed[:-1, :-1], summed[:-1, -1]
 
 
-def noise_bytes(plan: Plan, values: int, seen: int) -> int:
-    """What one noise's derivatives take in memory, about: of states of so many ``values`` and what is seen of it."""
-    return 8 * len(parameters(plan)) * ((plan.nfe + 3) * values + 3 * seen)
+def noise_bytes(numbers: int, nfe: int, values: int, seen: int) -> int:
+    """What one noise's derivatives by so many ``numbers`` take in memory, at the most.
+
+    Of states of so many ``values``, of which so many are ``seen``.
+    """
+    return 8 * numbers * ((nfe + 3) * values + 3 * seen)
+
+
+def refinement_bytes(numbers: int, nfe: int, values: int, seen: int) -> int:
+    """What refinement takes beside noises and images: for a block of noises, or as many as ``MEMORY`` holds."""
+    one = noise_bytes(numbers, nfe, values, seen)
+    return max(one, min(BLOCK * one, MEMORY))
 
 
 def noises_at_once(plan: Plan, images: Tensor, view: View) -> int:
     """Of how many noises derivatives fit ``MEMORY``, of images [n, …]; 1 at the least, ``BLOCK`` at the most."""
     one = images[:1]
-    return max(1, min(BLOCK, MEMORY // noise_bytes(plan, one.numel(), view(one).numel())))
+    each = noise_bytes(len(parameters(plan)), plan.nfe, one.numel(), view(one).numel())
+    return max(1, min(BLOCK, MEMORY // each))
 
 
 def pieces(noises: Noises, size: int) -> Iterator[tuple[slice, Noises]]:

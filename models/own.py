@@ -241,7 +241,8 @@ def as_a_file(path: Path, name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name} failed: {type(error).__name__}: {error}") from error
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise UserError(f"{name} failed: {type(error).__name__}: {reason}") from error
 
 
 @contextmanager

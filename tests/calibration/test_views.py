@@ -149,7 +149,7 @@ def test_derivatives_of_few_noises_at_a_time_add_up(
 
     monkeypatch.setattr(refining, "derivatives", counted)
     for room, expected in ((2.5, [2, 2, 1]), (0.5, [1] * 5)):
-        monkeypatch.setattr(refining, "MEMORY", int(room * noise_bytes(plan, 16, 9)))
+        monkeypatch.setattr(refining, "MEMORY", int(room * noise_bytes(len(parameters(plan)), plan.nfe, 16, 9)))
         sizes.clear()
         found = normal_equations(few, goal, plan, view, NO_CACHE)
         assert sizes == expected

@@ -103,11 +103,11 @@ def test_a_view_that_keeps_distances_refines_as_pixels_do(
 def test_what_a_view_does_not_show_does_not_count(noises: Noises, converged: Tensor, plan: Plan) -> None:
     """A goal that is out of reach in half of an image, which is not seen."""
     spoilt = converged.clone()
-    spoilt[:, :, 2:] += 5 * torch.randn(spoilt[:, :, 2:].shape, generator=torch.Generator().manual_seed(0)).double()
+    spoilt[:, :, 2:] += 2 * torch.randn(spoilt[:, :, 2:].shape, generator=torch.Generator().manual_seed(0)).double()
     half = View("upper", lambda images: images[:, :, :2].flatten(1))
     blind = refine(plan, noises, spoilt, 3, NO_CACHE, view=half)
     np.testing.assert_allclose(blind.errors, refine(plan, noises, converged, 3, NO_CACHE, view=half).errors)
-    assert min(refine(plan, noises, spoilt, 3, NO_CACHE).errors) > 5 * min(blind.errors)
+    assert min(refine(plan, noises, spoilt, 3, NO_CACHE).errors) > 2 * min(blind.errors)
 
 
 def test_maps_count_alike_whatever_their_sizes() -> None:

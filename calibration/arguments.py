@@ -8,7 +8,7 @@ import torch
 
 from edge_sampler.calibration.budget import Budget
 from edge_sampler.calibration.evaluate.results import Cache
-from edge_sampler.calibration.refinement import ITERATIONS, VIEWS
+from edge_sampler.calibration.refinement import ITERATIONS
 from edge_sampler.calibration.schedules import SCHEDULES
 from edge_sampler.calibration.settings import CHOSEN, OWN, TARGETS, Settings
 from edge_sampler.models.checkpoint import FORMATS
@@ -30,8 +30,11 @@ def add_cache_argument(group: argparse._ActionsContainer) -> None:
 
 
 def add_refine_on_argument(group: argparse._ActionsContainer) -> None:
-    view_help = f"{' (default) or '.join(VIEWS)}: of the images, those of a classifier of 28×28 ones"
-    group.add_argument("--refine-on", default=DEFAULTS.refine_on, help=view_help)
+    view_help = (
+        "what of the images refinement compares: pixels (default), features of our classifier, lpips, or "
+        "FILE.py:FUNCTION, images [n, C, H, W] → features [n, d] or a list of maps [n, c, h, w]"
+    )
+    group.add_argument("--refine-on", default=DEFAULTS.refine_on, metavar="VIEW", help=view_help)
 
 
 def cache(arguments: argparse.Namespace) -> Cache:
@@ -186,6 +189,8 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
 
 def settings(arguments: argparse.Namespace) -> Settings:
     """Raises UserError for values out of range."""
+    if arguments.refine_on != DEFAULTS.refine_on and not arguments.refine:
+        raise UserError(f"--refine-on {arguments.refine_on} changes nothing without --refine: add that")
     asked = Settings(
         nfe=arguments.nfe,
         solver=arguments.solver,

@@ -13,11 +13,12 @@ from edge_sampler.calibration.evaluate.distributed import total
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import rms
-from edge_sampler.calibration.refinement import derivative_cost, iteration_cost, refine, refine_over, viewer
+from edge_sampler.calibration.refinement import derivative_cost, iteration_cost, refine, refine_over
 from edge_sampler.calibration.settings import AUTO, CHOSEN, REFINED, TARGETS, Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Solver
 from edge_sampler.calibration.trace import trace
+from edge_sampler.calibration.views import viewer
 from edge_sampler.models.denoiser import Denoiser, check_alike
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.errors import UserError
@@ -114,7 +115,7 @@ def fitted(
 ) -> Plan:
     """The plan of ``calibrate``, whatever it is worth: a study shows bad ones as well."""
     started = time.perf_counter()
-    viewer(settings.refine_on, model.spec.shape)  # says at once what cannot be
+    view = viewer(settings.refine_on, model)  # says at once what cannot be
     if towards is not None:
         check_alike(model.spec, towards.spec)
     task = task_of(model, settings)
@@ -145,7 +146,7 @@ def fitted(
     best = min(candidates, key=lambda candidate: candidate.error)
     plan, error, errors = best.plan, best.rms_error, [best.error]
     if settings.refine:
-        refined = refine(plan, noises, fine[0.0], settings.refine, cache, progress, settings.refine_on)
+        refined = refine(plan, noises, fine[0.0], settings.refine, cache, progress, view)
         plan, errors = refined.plan, list(refined.errors)
         error = rms(sample(noises.heldout.network, noises.heldout.noise, plan) - fine[0.0][noises.fitting :])
     report = FitReport(
@@ -180,11 +181,11 @@ def refit(
     iterations at the most. Never worse on the held-out noises; the report's ``refinement`` and error are of
     ``evaluations``, before and after. Raises UserError as ``refine_over`` does, and where the plan is not usable.
     """
-    started, noises = time.perf_counter(), noises_of(model, settings)
+    started, view, noises = time.perf_counter(), viewer(settings.refine_on, model), noises_of(model, settings)
     steps, meter = max(REFERENCE_STEPS, settings.fine_steps * plan.nfe), noises.network.meter
     with progress("converged solution", cost(1, steps) * len(noises)) as meter.progress:
         goal = solution(noises, [model.spec.sigma_max], steps, cache)[0.0]
-    refined = refine_over(evaluations, plan, noises, goal, settings.refine, cache, progress, settings.refine_on)
+    refined = refine_over(evaluations, plan, noises, goal, settings.refine, cache, progress, view)
     heldout = noises.over(evaluations).heldout
     error = rms(sample(heldout.network.in_turn(), heldout.noise, refined.plan) - goal[noises.fitting :])
     report = FitReport(

@@ -14,7 +14,7 @@ from edge_sampler.calibration.evaluate.distributed import BLOCK, processes, rank
 from edge_sampler.calibration.evaluate.network import CHUNK, CHUNK_BYTES, Live
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_judge
 from edge_sampler.calibration.evaluate.reference import IN_MEMORY
-from edge_sampler.calibration.refinement import parameters
+from edge_sampler.calibration.refinement import parameters, refinement_bytes
 from edge_sampler.calibration.settings import CHOSEN, Settings
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.mapped import size_of
@@ -74,7 +74,10 @@ def forecast(model: Denoiser, settings: Settings) -> Forecast | None:
     block = 8 * 2 * levels * math.prod(model.spec.shape) * min(BLOCK, noises)  # of a fine solve, and of its end
     fitted = 8 * number * (3 * steps + 6)  # states, answers and aims of every step, and what γ is solved of
     called = min(CHUNK_BYTES, sample_bytes * min(CHUNK, noises))
-    memory = size_of(model) + called + solved + max(block, fitted)
+    numbers = (settings.nfe + 1) * (1 + task.afs) + settings.nfe * (settings.nfe + 3) // 2
+    values = math.prod(model.spec.shape)
+    refined = refinement_bytes(numbers, settings.nfe, values, values) if settings.refine else 0
+    memory = size_of(model) + called + solved + max(block, fitted, refined)
     return Forecast(evaluations * model.spec.branches, seconds * evaluations / processes(), memory, model.device.type)
 
 
@@ -116,7 +119,7 @@ def forecast_refit(model: Denoiser, evaluations: Sequence[Denoiser], plan: Plan,
     exact, others = refit_cost(plan, settings)
     numbers, values = len(parameters(plan)), math.prod(model.spec.shape)
     called = min(CHUNK_BYTES, sample_bytes * min(CHUNK, BLOCK * numbers))
-    tangents = 8 * BLOCK * values * numbers * (plan.nfe + 3)
+    tangents = refinement_bytes(numbers, plan.nfe, values, values)
     weights = size_of(model) + sum(size_of(one) for one in evaluations)
     took = (seconds * exact + seconds_of_others * others) / processes()
     count = (exact + others) * model.spec.branches

@@ -16,7 +16,7 @@ images leave their paths, others for each plan, and a mean of errors would choos
 small there is the geometric mean, by weighing an image with the inverse of its error's square.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edge_sampler.calibration.evaluate.distributed import total
+from edge_sampler.calibration.evaluate.distributed import BLOCK, total
 from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.evaluate.noise_sets import Noises, digest
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.fit import image_errors
+from edge_sampler.calibration.views import PIXELS, View
 from edge_sampler.models.denoiser import Denoiser, check_alike
-from edge_sampler.models.networks import classifier
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan, sample, terms_before, weighted_sum
@@ -39,7 +39,7 @@ PROBE = 0.03  # size of finite differences, in units of the noise level that the
 LEAST = 1e-6  # error of an image that is told from none
 ITERATIONS = 10  # at the most, unless others are asked for
 ENOUGH = 0.01  # part of the fitting noises' error: an iteration that takes less off it is the last
-VIEWS = ("pixels", "features")  # of an image, whose error is made small
+MEMORY = 2 * 2**30  # bytes that derivatives may take, or those of one noise where they take more
 DAMPING = 1e-3  # at first; relative to the diagonal
 DAMPINGS = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the last one, tried each time
 
@@ -62,28 +62,32 @@ def refine(
     iterations: int,
     cache: Cache,
     progress: ProgressBars = silent,
-    view: str = "pixels",
+    view: View = PIXELS,
 ) -> Refinement:
     """Refines ``plan`` so that its images come near ``converged`` [n, …]; never worse than it on the held-out noises.
 
     An iteration takes derivatives on the noises that fit, and of five dampings the one that brings their images
     nearest; its plan is then judged by the noises held out. There are ``iterations``, or fewer: one that hardly gains,
-    or that takes the held-out noises further off, is the last. Errors are those of ``view``, one of ``VIEWS``. Raises
-    UserError where it does not exist.
+    or that takes the held-out noises further off, is the last. Errors are those of what ``view`` shows of images.
+
+    In memory are noises and converged images, and beside them ``MEMORY``, or ``noise_bytes`` where that is more.
     """
     spec, meter = noises.network.model.spec, noises.network.meter
-    damping, see, differ = DAMPING, viewer(view, spec.shape), bool(noises.network.evaluations)
-    goal = see(converged)
+    damping, differ = DAMPING, bool(noises.network.evaluations)
+    at_once = noises_at_once(plan, converged, view)
 
     def error(plan: Plan, some: slice) -> float:
         def sums() -> dict[str, np.ndarray]:
-            errors = image_errors(see(sample(part.network.in_turn(), part.noise, plan)) - goal[some])
-            told = errors.clamp_min(LEAST).log() if differ else errors
-            return {"sums": np.array([told.sum().item(), len(errors)])}
+            told = 0.0
+            for rows, few in pieces(part, at_once * BLOCK):
+                seen = view(sample(few.network.in_turn(), few.noise, plan))
+                errors = image_errors(seen - view(goal[rows]))
+                told += (errors.clamp_min(LEAST).log() if differ else errors).sum().item()
+            return {"sums": np.array([told, len(part)])}
 
-        part = noises.part(some)
+        part, goal = noises.part(some), converged[some]
         what = "mean logarithm of errors" if differ else "mean error"
-        key = {what: part.key, "goal": digest(goal[some]), "plan": plan.sha256, "view": view}
+        key = {what: part.key, "goal": digest(goal), "plan": plan.sha256, "view": view.key}
         errors, count = total(cache.recall(key, sums)["sums"])
         return float(np.exp(errors / count) if differ else errors / count)
 
@@ -93,7 +97,7 @@ def refine(
     made = [(error(plan, heldout), plan)]
     for iteration in range(iterations):
         with progress(f"refinement {iteration + 1} of up to {iterations}", cost) as meter.progress:
-            matrix, slope = normal_equations(noises.part(fitting), goal[fitting], plan, view, cache)
+            matrix, slope = normal_equations(noises.part(fitting), converged[fitting], plan, view, cache)
             before = error(plan, fitting)
             tried = [(before, damping * 1000, plan)]  # staying is allowed, and damps more
             for factor in DAMPINGS:
@@ -114,7 +118,7 @@ def refine_over(
     iterations: int,
     cache: Cache,
     progress: ProgressBars = silent,
-    view: str = "pixels",
+    view: View = PIXELS,
 ) -> Refinement:
     """``refine`` of a sampler whose k-th evaluation is ``evaluations[k]``, and not the network of ``noises``.
 
@@ -130,21 +134,6 @@ def refine_over(
     return refine(plan, noises.over(evaluations), converged, iterations, cache, progress, view)
 
 
-def viewer(view: str, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
-    """What one of ``VIEWS`` makes of images [n, …]: themselves, or features [n, 64].
-
-    Raises UserError where images of ``shape`` have no features.
-    """
-    if view == "pixels":
-        return lambda images: images
-    if shape != classifier.SHAPE:
-        raise UserError(
-            f"images are {shape}: features to refine on are there for {classifier.SHAPE} alone; refine on pixels"
-        )
-    network, _ = classifier.load()
-    return lambda images: classifier.features(network, images.cpu()).to(images)
-
-
 def step(plan: Plan, matrix: np.ndarray, slope: np.ndarray, damping: float, limits: tuple[float, float]) -> Plan:
     """The damped Gauss-Newton step from ``plan``, the noise levels that it tells kept within ``limits``."""
     length = np.sqrt(np.diag(matrix))
@@ -154,36 +143,70 @@ def step(plan: Plan, matrix: np.ndarray, slope: np.ndarray, damping: float, limi
 
 
 def normal_equations(
-    noises: Noises, goal: Tensor, plan: Plan, view: str, cache: Cache
+    noises: Noises, converged: Tensor, plan: Plan, view: View, cache: Cache
 ) -> tuple[np.ndarray, np.ndarray]:
-    """JᵀJ [p, p] and Jᵀr [p] of the ``view``, whose ``goal`` is [n, …]; kept block by block.
+    """JᵀJ [p, p] and Jᵀr [p] of what ``view`` shows, r against that of ``converged`` [n, …]; kept block by block.
 
     Summed over what is seen of an image, over images, each weighed by the inverse of its error, or of its square where
     evaluations differ from the model, and over processes.
     """
-    differ = bool(noises.network.evaluations)
-    see = viewer(view, noises.network.model.spec.shape)
+    differ, at_once = bool(noises.network.evaluations), noises_at_once(plan, converged, view)
 
-    def sums(block: Noises, goal: Tensor) -> dict[str, np.ndarray]:
-        images, derivative = derivatives(block.network, block.noise, plan)
-        seen = see(images)
-        wrong = seen - goal
+    def products(few: Noises, goal: Tensor) -> np.ndarray:
+        images, derivative = derivatives(few.network, few.noise, plan)
+        seen = view(images)
+        wrong = seen - view(goal)
         errors = image_errors(wrong).clamp_min(LEAST).view(-1, *[1] * (wrong.dim() - 1))
         weights = 1 / errors if differ else errors.rsqrt()
         step = PROBE / derivative.flatten(1).square().mean(1).sqrt().clamp_min(1e-30)
         moved = images + step.view(-1, *[1] * images.dim()) * derivative
-        changed = see(moved.flatten(0, 1)).view(len(step), *seen.shape) - seen
+        changed = view(moved.flatten(0, 1)).view(len(step), *seen.shape) - seen
         flat = torch.cat([(weights * changed).flatten(1) / step[:, None], (weights * wrong).reshape(1, -1)])
-        return {"products": (flat @ flat.T).cpu().numpy()}
+        return (flat @ flat.T).cpu().numpy()
+
+    def sums(block: Noises, goal: Tensor) -> dict[str, np.ndarray]:
+        made = np.zeros((size, size))
+        for rows, few in pieces(block, at_once):
+            made += products(few, goal[rows])
+        return {"products": made}
 
     size = len(parameters(plan)) + 1
-    products = np.zeros((size, size))
+    summed = np.zeros((size, size))
     for rows, block in noises.blocks():
-        key = {"weighted normal equations": block.key, "goal": digest(goal[rows]), "plan": plan.sha256, "view": view}
+        goal = converged[rows]
+        key = {"weighted normal equations": block.key, "goal": digest(goal), "plan": plan.sha256, "view": view.key}
         key |= {"derivatives": "of the model", "weights": "inverse squares"} if differ else {}
-        products += cache.recall(key, partial(sums, block, goal[rows]))["products"]
-    summed = total(products)
+        summed += cache.recall(key, partial(sums, block, goal))["products"]
+    summed = total(summed)
     return summed[:-1, :-1], summed[:-1, -1]
+
+
+def noise_bytes(numbers: int, nfe: int, values: int, seen: int) -> int:
+    """What one noise's derivatives by so many ``numbers`` take in memory, at the most.
+
+    Of states of so many ``values``, of which so many are ``seen``.
+    """
+    return 8 * numbers * ((nfe + 3) * values + 3 * seen)
+
+
+def refinement_bytes(numbers: int, nfe: int, values: int, seen: int) -> int:
+    """What refinement takes beside noises and images: for a block of noises, or as many as ``MEMORY`` holds."""
+    one = noise_bytes(numbers, nfe, values, seen)
+    return max(one, min(BLOCK * one, MEMORY))
+
+
+def noises_at_once(plan: Plan, images: Tensor, view: View) -> int:
+    """Of how many noises derivatives fit ``MEMORY``, of images [n, …]; 1 at the least, ``BLOCK`` at the most."""
+    one = images[:1]
+    each = noise_bytes(len(parameters(plan)), plan.nfe, one.numel(), view(one).numel())
+    return max(1, min(BLOCK, MEMORY // each))
+
+
+def pieces(noises: Noises, size: int) -> Iterator[tuple[slice, Noises]]:
+    """So many at a time, and which."""
+    for start in range(0, len(noises), size):
+        rows = slice(start, min(start + size, len(noises)))
+        yield rows, noises.part(rows)
 
 
 def parameters(plan: Plan) -> np.ndarray:

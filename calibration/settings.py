@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass, replace
 
 from edge_sampler.calibration.evaluate.distributed import processes
 from edge_sampler.calibration.fit import RIDGE
-from edge_sampler.calibration.refinement import VIEWS
 from edge_sampler.calibration.schedules import SCHEDULES
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.trace import AFS
+from edge_sampler.calibration.views import PIXELS, check_name
 from edge_sampler.runtime.errors import UserError
 
 TARGETS = ("local", "global")
@@ -39,7 +39,7 @@ class Settings:
             None: for "auto" alone, unless the caller gives conditions, which have no one mean.
         refine: iterations of joint refinement after the fit, at the most; 0: none.
         paper: whether the first and the last step have no γ, and others whatever held-out noises say, as in the paper.
-        refine_on: one of ``VIEWS``: the error of pixels, or of a classifier's features (28×28 images alone).
+        refine_on: one of ``VIEWS``, or FILE.py:FUNCTION: what of the images refinement compares (calibration/views.py).
     """
 
     nfe: int
@@ -55,7 +55,7 @@ class Settings:
     temperature: float = 1.0
     afs: bool | None = None
     refine: int = 0
-    refine_on: str = "pixels"
+    refine_on: str = PIXELS.name
     paper: bool = False
 
     def __post_init__(self) -> None:
@@ -83,8 +83,7 @@ class Settings:
             raise UserError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}, {CHOSEN}, {OWN}")
         if self.target not in (*TARGETS, None):
             raise UserError(f"unknown target {self.target!r}; known: {', '.join(TARGETS)}")
-        if self.refine_on not in VIEWS:
-            raise UserError(f"unknown refine-on {self.refine_on!r}; known: {', '.join(VIEWS)}")
+        check_name(self.refine_on)
         if self.history is not None and not 0 <= self.history < self.nfe:
             raise UserError(f"history is {self.history}; with nfe {self.nfe} it may be 0 to {self.nfe - 1}")
 

@@ -4,7 +4,7 @@ import importlib.util
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -196,28 +196,53 @@ def load(model: str) -> Denoiser:
 
     Raises UserError where file or function is missing, or makes something else.
     """
-    match = NAME.fullmatch(model)
+    function, _ = file_and_function(model)
+    made = function()
+    if not isinstance(made, Denoiser):
+        raise UserError(f"{model} made a {type(made).__name__}; it should return what edge_sampler.adapt returns")
+    made.spec = replace(made.spec, name=Path(model.rpartition(":")[0]).stem)
+    return made
+
+
+def file_and_function(name: str) -> tuple[Callable[..., Any], bytes]:
+    """The function that FILE.py:FUNCTION names, to be called as in that file, and what tells it from another: the
+    file's bytes and the function's name. The file is run.
+
+    Raises UserError where file or function is missing, and whatever the function raises as one.
+    """
+    match = NAME.fullmatch(name)
     assert match
     path, function = Path(match[1]), match[2]
     if not path.is_file():
-        raise UserError(f"no file {path}, of which {function} should make the model")
+        raise UserError(f"no file {path}, of which {function} is wanted")
     spec = importlib.util.spec_from_file_location(f"edge_sampler_model_{path.stem}", path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where a dataclass looks for its types
+    with as_a_file(path, name):
+        content = path.read_bytes()
+        spec.loader.exec_module(module)
+        called = getattr(module, function)
+
+    def as_there(*arguments: Any) -> Any:
+        with as_a_file(path, name):
+            return called(*arguments)
+
+    return as_there, content + function.encode()
+
+
+@contextmanager
+def as_a_file(path: Path, name: str) -> Iterator[None]:
+    """The file's neighbours come first, and what goes wrong is told as a UserError of ``name``."""
     try:
         with neighbours_first(path.parent.resolve()):
-            spec.loader.exec_module(module)
-            made = getattr(module, function)()
+            yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{model} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(made, Denoiser):
-        raise UserError(f"{model} made a {type(made).__name__}; it should return what edge_sampler.adapt returns")
-    made.spec = replace(made.spec, name=path.stem)
-    return made
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise UserError(f"{name} failed: {type(error).__name__}: {reason}") from error
 
 
 @contextmanager

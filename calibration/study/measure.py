@@ -1,7 +1,7 @@
 """How good a plan is: its images of noises that no fit has seen, against the converged ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -13,6 +13,7 @@ from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, s
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.fit import image_errors, rms
 from edge_sampler.calibration.study import frechet
+from edge_sampler.models.checkpoint import weights_sha256
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.networks import classifier
 from edge_sampler.models.progress import ProgressBars
@@ -37,7 +38,8 @@ class Row:
 
     ``kind`` is one of ``KINDS``: fixed, or γ fitted by least squares to the global target, on EDM's grid or a chosen
     one, there with an analytical first step too; or refined; or a rival's (study/rivals/). ``steps`` are the RMS errors
-    after each step on the fit's held-out noises, before and after γ; ``fd`` is None where there are no features. Of
+    after each step on the fit's held-out noises, before and after γ; ``fd`` is None where there are no features.
+    ``judged_fd``, ``precision`` and ``recall`` are by the second classifier, on which nothing is ever fitted. Of
     rivals, ``of`` is the solver that they chose or started from, and ``evaluations`` of one sample and ``seconds`` are
     what their fits alone cost.
     """
@@ -56,11 +58,29 @@ class Row:
     of: str = ""
     evaluations: int | None = None
     seconds: float | None = None
+    judged_fd: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """The classifier on which nothing is fitted, and what it makes of real images, of all and of some [n, 64]."""
+
+    network: classifier.Mixer
+    real: classifier.Statistics
+    some: torch.Tensor
+
+    def figures(self, features: np.ndarray) -> tuple[float, float, float]:
+        """FD against the training images, precision and recall against ``some`` test images."""
+        made = torch.from_numpy(features).float()
+        fd = frechet.distance(classifier.statistics(made), self.real)
+        return fd, *frechet.precision_and_recall(made, self.some)
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Noises, the images they should become, and the classifier that sees 28×28 ones.
+    """Noises, the images they should become, and the classifiers that see 28×28 ones.
 
     ``moved`` [n] is the RMS change of each image of the goal when its steps last doubled.
     """
@@ -71,11 +91,12 @@ class Judge:
     seer: classifier.Classifier | None
     real: classifier.Statistics | None
     cache: Cache
+    unseen: Unseen | None = None
 
     def row(self, plan: Plan, kind: str, fitted: Sequence[FittedStep]) -> tuple[Row, np.ndarray]:
         parts = [
             self.cache.recall(
-                {"judged": block.key, "plan": plan.sha256, "goal": digest(self.goal[rows])},
+                {"judged": block.key, "plan": plan.sha256, "goal": digest(self.goal[rows]), **self.judge_key},
                 partial(self._block, block, rows, plan),
             )
             for rows, block in self.noises.blocks()
@@ -88,7 +109,16 @@ class Judge:
         most = np.sort(errors)[: len(errors) - int(TRIMMED * len(errors))]
         rmse, trimmed, median = (float(np.sqrt(mean)) for mean in (errors.mean(), most.mean(), np.median(errors)))
         row = Row(plan.solver, kind, plan.nfe, rmse, float(low), float(high), trimmed, median, fd, plan, steps)
+        if self.unseen:
+            seen = gathered(np.concatenate([part["judged"] for part in parts]))
+            judged_fd, precision, recall = self.unseen.figures(seen)
+            row = replace(row, judged_fd=judged_fd, precision=precision, recall=recall)
         return row, parts[0]["shown"]
+
+    @property
+    def judge_key(self) -> dict[str, str]:
+        """What tells the second classifier, where there is one."""
+        return {"judge": weights_sha256(self.unseen.network.state_dict())} if self.unseen else {}
 
     def check(self, least: float) -> None:
         """Raises UserError when the reference is too far from converged to have measured an error of ``least``.
@@ -115,6 +145,7 @@ class Judge:
         return {
             "errors": errors.cpu().numpy(),
             "features": self.features(images),
+            **({"judged": classifier.features(self.unseen.network, images.cpu()).numpy()} if self.unseen else {}),
             "shown": images[:SHOWN].float().cpu().numpy(),
         }
 
@@ -122,6 +153,12 @@ class Judge:
         if self.seer is None:
             return np.zeros((len(images), 0), np.float32)
         return classifier.features(self.seer, images.cpu()).numpy()
+
+    def reference_figures(self) -> tuple[float, float, float] | None:
+        """``Unseen.figures`` of the converged images."""
+        if self.unseen is None:
+            return None
+        return self.unseen.figures(gathered(classifier.features(self.unseen.network, self.goal.cpu()).numpy()))
 
     def distance(self, features: np.ndarray) -> float | None:
         if self.real is None:
@@ -133,8 +170,9 @@ def judging(model: Denoiser, count: int, cache: Cache, progress: ProgressBars) -
     """``count`` noises that no fit sees, solved."""
     noises = to_judge(model, count)
     goal, moved = converged(noises, cache, progress)
-    seer, real = classifier.load() if model.spec.shape == classifier.SHAPE else (None, None)
-    return Judge(noises, goal, moved, seer, real, cache)
+    if model.spec.shape != classifier.SHAPE:
+        return Judge(noises, goal, moved, None, None, cache)
+    return Judge(noises, goal, moved, *classifier.load(), cache, Unseen(*classifier.load_judge()))
 
 
 def reference(noises: Noises, steps: int, cache: Cache, progress: ProgressBars) -> torch.Tensor:

@@ -62,6 +62,7 @@ def as_json(study: Study) -> dict[str, object]:
         "reference_rms_change_at_twice_its_steps": study.convergence,
         "reference_images_unsettled": study.unsettled,
         "reference_fd": study.reference_fd,
+        "reference_judged": study.reference_judged,
         "rows": rows,
     }
 
@@ -107,6 +108,17 @@ def markdown(study: Study) -> str:
     if study.reference_fd is not None:
         lines += ["", f"FD-fashion (the converged images: {study.reference_fd:.2f}):", ""]
         lines += _table(study, columns, lambda row: f"{row.fd:.2f}", "fd")
+    if study.reference_judged is not None:
+        fd, precision, recall = study.reference_judged
+        lines += [
+            "",
+            "FD by another classifier, built otherwise, on which nothing is ever fitted; in brackets precision and "
+            f"recall (the converged images: {fd:.2f}; {precision:.2f}, {recall:.2f}):",
+            "",
+            *_table(
+                study, columns, lambda row: f"{row.judged_fd:.2f} ({row.precision:.2f}, {row.recall:.2f})", "judged_fd"
+            ),
+        ]
     return "\n".join(lines) + "\n"
 
 

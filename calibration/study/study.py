@@ -14,12 +14,13 @@ from edge_sampler.calibration.evaluate.distributed import gathered
 from edge_sampler.calibration.evaluate.noise_sets import Noises
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
 from edge_sampler.calibration.evaluate.results import Cache
-from edge_sampler.calibration.refinement import refine, viewer
+from edge_sampler.calibration.refinement import refine
 from edge_sampler.calibration.settings import AUTO, Settings
 from edge_sampler.calibration.solvers.base import Solver
 from edge_sampler.calibration.study.measure import SHOWN, Row, captions, judging
 from edge_sampler.calibration.study.rivals.entry import BEST_FIXED, OURS, RIVAL, Rival, enter
 from edge_sampler.calibration.trace import trace
+from edge_sampler.calibration.views import viewer
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.errors import UserError
@@ -37,6 +38,8 @@ class Study:
     """``convergence`` is the RMS change of the reference when its steps double, ``unsettled`` how many of its images
     still change by more than ``CONVERGED``, ``reference_fd`` its own distance.
 
+    ``reference_judged`` is its FD, precision and recall by the second classifier.
+
     ``pictures`` has the first images of each row, and of the reference, by "SOLVER NFE" and "reference"; ``captions``
     what the model was told of them, where that is text.
     """
@@ -50,6 +53,7 @@ class Study:
     rows: tuple[Row, ...]
     pictures: Mapping[str, np.ndarray]
     captions: Sequence[str]
+    reference_judged: tuple[float, float, float] | None = None
 
     def best(self, kind: str, nfe: int, measure: str = "rmse") -> Row:
         """The row of that kind and NFE with the least ``measure``, an error among the fields of ``Row``."""
@@ -90,7 +94,7 @@ def study(
         raise UserError(f"solvers are {names}: a study compares fitted ones with fixed ones; name one of each, or more")
     if not solvers and not refined and all(rival.kind != BEST_FIXED for rival in rivals):
         raise UserError("nothing to measure: rivals but best-fixed are fitted at the NFE of --refined, and it has none")
-    viewer(settings.refine_on, model.spec.shape)  # says at once what cannot be
+    view = viewer(settings.refine_on, model)  # says at once what cannot be
     every = [replace(settings, nfe=nfe, target="global", history=None) for nfe in nfes]
     noises = noises_of(model, settings)
     entrants, fine = prepared(noises, solvers, every, cache, progress) if solvers else ([], {})
@@ -127,7 +131,7 @@ def study(
                     fits.append(fit)
         if s.nfe in refined:
             start = min(fits, key=lambda fit: fit.error).plan  # by the fit's own held-out noises
-            last = refine(start, noises, fine[0.0], settings.refine, cache, progress, settings.refine_on).plan
+            last = refine(start, noises, fine[0.0], settings.refine, cache, progress, view).plan
             measure(replace(last, solver="refined", report=None), "refined")
     judge.check(min(row.rmse for row in rows))
     return Study(
@@ -140,6 +144,7 @@ def study(
         tuple(rows),
         pictures,
         captions(model, len(pictures["reference"])),
+        judge.reference_figures(),
     )
 
 

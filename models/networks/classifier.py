@@ -1,15 +1,22 @@
-"""A small Fashion-MNIST classifier, whose features FD-fashion compares images by (``calibration/study/frechet.py``)."""
+"""Two small Fashion-MNIST classifiers of different build, whose features images are compared by.
+
+FD-fashion is of the first one (``calibration/study/frechet.py``), and a sampler may be refined on it. The second one
+only judges, so that a sampler which learned to please the first is found out.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import unfold
 
 from edge_sampler.models import checkpoint
 
 WEIGHTS = Path(__file__).parent.parent / "weights" / "fashion-classifier.safetensors"
-SHAPE = (1, 28, 28)  # of the images it knows
+JUDGE_WEIGHTS = WEIGHTS.with_name("fashion-judge.safetensors")
+SHAPE = (1, 28, 28)  # of the images they know
+KNOWN = 3000  # real images whose features the judge's file has
 
 
 class Classifier(nn.Module):
@@ -40,6 +47,41 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
 
+class Mix(nn.Module):
+    """[n, 49, 64] → the same: residual perceptrons across patches, then across channels (arXiv 2105.01601, eq. 1)."""
+
+    def __init__(self, patches: int, channels: int) -> None:
+        super().__init__()
+        self.patches = nn.Sequential(nn.Linear(patches, 64), nn.GELU(), nn.Linear(64, patches))
+        self.channels = nn.Sequential(nn.Linear(channels, 128), nn.GELU(), nn.Linear(128, channels))
+        self.norms = nn.ModuleList([nn.LayerNorm(channels), nn.LayerNorm(channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.patches(self.norms[0](x).mT).mT
+        return x + self.channels(self.norms[1](x))
+
+
+class Mixer(nn.Module):
+    """``Classifier``'s inputs and outputs from an MLP-Mixer (arXiv 2105.01601): patches of 4×4, no convolution."""
+
+    FEATURES, PATCH, DEPTH = 64, 4, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        patches = (SHAPE[1] // self.PATCH) ** 2
+        self.embed = nn.Linear(self.PATCH**2, self.FEATURES)
+        self.mixes = nn.Sequential(*(Mix(patches, self.FEATURES) for _ in range(self.DEPTH)))
+        self.norm = nn.LayerNorm(self.FEATURES)
+        self.head = nn.Linear(self.FEATURES, 10)
+
+    def features(self, images: Tensor) -> Tensor:
+        patches = unfold(images, self.PATCH, stride=self.PATCH).mT
+        return self.norm(self.mixes(self.embed(patches))).mean(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Mean [64] and covariance [64, 64] of features, float64."""
@@ -54,15 +96,31 @@ def statistics(features: Tensor) -> Statistics:
 
 
 @torch.inference_mode()
-def features(classifier: Classifier, images: Tensor) -> Tensor:
+def features(classifier: Classifier | Mixer, images: Tensor) -> Tensor:
     """Features [n, 64], float32, of images [n, 1, 28, 28]."""
     return torch.cat([classifier.features(part.float()) for part in torch.split(images, 500)])
 
 
 def load() -> tuple[Classifier, Statistics]:
-    """The shipped classifier, and what it makes of the 60,000 training images. Raises UserError for a damaged file."""
-    tensors = dict(checkpoint.read(WEIGHTS).tensors)
-    real = Statistics(tensors.pop("real_mean").double(), tensors.pop("real_covariance").double())
+    """The first classifier, and what it makes of the 60,000 training images. Raises UserError for a damaged file."""
     classifier = Classifier()
-    classifier.load_state_dict({key: value.float() for key, value in tensors.items()})
-    return classifier.eval().requires_grad_(False), real
+    return classifier, _read(WEIGHTS, classifier)[0]
+
+
+def load_judge() -> tuple[Mixer, Statistics, Tensor]:
+    """The second one, what it makes of the 60,000 training images, and of ``KNOWN`` test images [n, 64].
+
+    Raises UserError for a damaged file.
+    """
+    judge = Mixer()
+    return judge, *_read(JUDGE_WEIGHTS, judge)
+
+
+def _read(path: Path, network: Classifier | Mixer) -> tuple[Statistics, Tensor]:
+    """Fills ``network``; what it makes of real images, of all and of some."""
+    tensors = {key: value.float() for key, value in checkpoint.read(path).tensors.items()}
+    real = Statistics(tensors.pop("real_mean").double(), tensors.pop("real_covariance").double())
+    some = tensors.pop("real_features", torch.empty(0))
+    network.load_state_dict(tensors)
+    network.eval().requires_grad_(False)
+    return real, some

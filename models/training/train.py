@@ -14,7 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from edge_sampler.models import checkpoint
 from edge_sampler.models.architecture import build
-from edge_sampler.models.networks.classifier import Classifier, features, statistics
+from edge_sampler.models.networks.classifier import KNOWN, Classifier, Mixer, features, statistics
 from edge_sampler.models.progress import bar
 from edge_sampler.models.training import objectives
 from edge_sampler.models.training.datasets import DATASETS, Dataset
@@ -61,13 +61,15 @@ RECIPES = {
     "ddim-fashion": Recipe("fashion", images_seen=400_000, start="ddim-fashion", learning_rate=4e-4),
     "flow-emoji": Recipe("emoji", 10_000_000, batch=1024, learning_rate=2e-3, warmup_steps=300, ema_halflife=200_000),
     "fashion-classifier": Recipe("fashion", images_seen=900_000, batch=128),
+    "fashion-judge": Recipe("fashion", images_seen=600_000, batch=128),
 }
+CLASSIFIERS: dict[str, type[Classifier | Mixer]] = {"fashion-classifier": Classifier, "fashion-judge": Mixer}
 
 
 def untrained(name: str) -> tuple[nn.Module, Objective]:
     """The network of that name and what it is to minimise."""
-    if name == "fashion-classifier":
-        return Classifier(), objectives.classification
+    if name in CLASSIFIERS:
+        return CLASSIFIERS[name](), objectives.classification
     model = build(ZOO[name].architecture, name)
     initialise(model)
     return model, objectives.OF_PRECONDITIONING[ZOO[name].architecture["precond"]]
@@ -173,9 +175,11 @@ def write_weights(
         "started_from": started_from,
         **heldout_figures(network.eval(), objective, dataset, recipe),
     }
-    if isinstance(network, Classifier):  # its file says what it makes of real images, so that FD needs no dataset
+    if isinstance(network, Classifier | Mixer):  # the file says what it makes of real images: FD needs no dataset
         real = statistics(features(network, dataset.images))
         half |= {"real_mean": real.mean.float(), "real_covariance": real.covariance.float()}
+        if isinstance(network, Mixer):
+            half["real_features"] = features(network, dataset.heldout_images[:KNOWN]).half()
     else:
         metadata |= {"architecture": json.dumps(ZOO[name].architecture), "licence": ZOO[name].licence}
     weights = folder / f"{name}.safetensors"
@@ -208,7 +212,7 @@ def heldout_figures(network: nn.Module, objective: Objective, dataset: Dataset, 
     for part in range(0, len(dataset.heldout_images), 500):
         images, labels = dataset.heldout_images[part : part + 500], dataset.heldout_labels[part : part + 500]
         losses.append(objective(network, images, labels).item())
-        if isinstance(network, Classifier):
+        if isinstance(network, Classifier | Mixer):
             hits += int((network(images).argmax(1) == labels).sum())
     accuracy = {"heldout_accuracy": f"{hits / len(dataset.heldout_images):.4f}"} if hits else {}
     return {"heldout_loss": f"{sum(losses) / len(losses):.5f}", **accuracy}

@@ -26,12 +26,12 @@ from edge_sampler.calibration.refinement import (
     parameters,
     refine,
     refine_over,
-    viewer,
     with_parameters,
 )
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.trace import trace
+from edge_sampler.calibration.views import PIXELS, viewer
 from edge_sampler.models.conditioned import Wrapped
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
@@ -136,7 +136,7 @@ def test_the_slope_is_that_of_the_mean_error(digits: Denoiser, noises: Noises, c
     """Image by image, so that a noise that errs ten times as much as another weighs no more."""
     plan, few, goal = plan_of(digits, 3), noises.part(slice(0, 6)), converged[:6].clone()
     goal[0] += 10.0
-    _, slope = normal_equations(few, goal, plan, "pixels", NO_CACHE)
+    _, slope = normal_equations(few, goal, plan, PIXELS, NO_CACHE)
     slope /= goal.numel()
     values = parameters(plan)
 
@@ -153,8 +153,8 @@ def test_refinement_on_features_lowers_their_error() -> None:
     noises = to_fit(fashion, 16, 12, 0)
     goal = solution(noises, [fashion.spec.sigma_max], 16, NO_CACHE)[0.0]
     plan = plan_of(fashion, 3)
-    refined = refine(plan, noises, goal, 3, NO_CACHE, view="features")
-    see, heldout = viewer("features", fashion.spec.shape), noises.heldout
+    see, heldout = viewer("features", fashion), noises.heldout
+    refined = refine(plan, noises, goal, 3, NO_CACHE, view=see)
 
     def apart(plan: Plan) -> float:
         return (
@@ -163,11 +163,6 @@ def test_refinement_on_features_lowers_their_error() -> None:
 
     assert apart(refined.plan) == pytest.approx(min(refined.errors), rel=1e-3)
     assert apart(refined.plan) < 0.95 * apart(plan)
-
-
-def test_features_are_those_of_images_that_the_classifier_knows(digits: Denoiser) -> None:
-    with pytest.raises(UserError, match=r"8, 8.*pixels"):
-        calibrate(digits, Settings(3, "ddim", refine=1, refine_on="features"))
 
 
 class Rounded(Wrapped):
@@ -226,7 +221,7 @@ def test_images_far_off_decide_nothing_where_answers_are_rounded(
     goal[5:] += 1e4
     for some, nearly in ((few.over(rounded[:2]), True), (few, False)):
         whole, of_others = (
-            normal_equations(some.part(slice(0, n)), goal[:n], plan, "pixels", NO_CACHE)[1] for n in (8, 5)
+            normal_equations(some.part(slice(0, n)), goal[:n], plan, PIXELS, NO_CACHE)[1] for n in (8, 5)
         )
         difference = np.abs(whole - of_others).max() / np.abs(of_others).max()
         assert difference < 0.01 if nearly else difference > 0.1

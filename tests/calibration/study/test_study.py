@@ -17,7 +17,7 @@ from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.calibration.settings import AUTO, Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.study import command as study_command
-from edge_sampler.calibration.study import frechet
+from edge_sampler.calibration.study import frechet, report
 from edge_sampler.calibration.study.measure import Row, converged, judging, reference
 from edge_sampler.calibration.study.rivals.entry import BEST_FIXED, RIVAL
 from edge_sampler.calibration.study.study import SOLVED, Study
@@ -25,7 +25,7 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.networks import classifier
 from edge_sampler.models.progress import silent
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.plan import Plan
+from edge_sampler.runtime.plan import Plan, sample
 from tests.conftest import run_main
 
 RIVALS = "edge_sampler.calibration.study.rivals"
@@ -196,6 +196,55 @@ def test_frechet_distance() -> None:
     moved = classifier.statistics(2 * features + 1)
     expected = (moved.mean - one.mean).square().sum().item() + np.trace(one.covariance.numpy())
     assert frechet.distance(one, moved) == pytest.approx(expected, rel=1e-6)
+
+
+def test_precision_and_recall() -> None:
+    """Of points on a line, where neighbours are counted by hand, and of sets that hold each other in part."""
+    real, made = (torch.tensor(values)[:, None] for values in ([0.0, 1.0, 2.0, 3.0, 10.0], [1.5, 5.0, 10.5, 99.0]))
+    # third nearest real ones are 3, 2, 2, 3 and 9 away: 5.0 is within 9 of 10, 10.5 too, 99 of none
+    # third nearest made ones are 97.5, 94, 88.5 and 97.5 away, so that every real one is covered
+    assert frechet.precision_and_recall(made, real) == (0.75, 1.0)
+    generator = torch.Generator().manual_seed(0)
+    cloud, far = torch.randn(1500, 4, generator=generator), torch.randn(1500, 4, generator=generator) + 100
+    assert frechet.precision_and_recall(cloud, cloud) == (1.0, 1.0)
+    assert frechet.precision_and_recall(cloud, far) == (0.0, 0.0)
+    assert frechet.precision_and_recall(cloud, torch.cat([cloud, far])) == (1.0, 0.5)  # half of it is never made
+    assert frechet.precision_and_recall(torch.cat([cloud, far]), cloud) == (0.5, 1.0)
+    assert frechet.precision_and_recall(cloud[:2], cloud[:2]) == (1.0, 1.0)
+
+
+def test_a_study_of_clothes_is_judged_by_a_classifier_that_no_fit_uses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 4)
+    monkeypatch.setattr("edge_sampler.calibration.study.measure.CONVERGED", np.inf)
+    fashion = models.load("edm-fashion")
+    plan, cache = calibrate(fashion, Settings(2, "ddim")), Cache(tmp_path)
+    judge = judging(fashion, 8, cache, silent)
+    row, _ = judge.row(plan, "fixed", ())
+    images = sample(judge.noises.network, judge.noises.noise, plan)
+    network, real, some = classifier.load_judge()
+    seen = classifier.features(network, images)
+    expected = frechet.distance(classifier.statistics(seen), real), *frechet.precision_and_recall(seen, some)
+    assert (row.judged_fd, row.precision, row.recall) == pytest.approx(expected, rel=1e-4)
+    assert row.fd != pytest.approx(row.judged_fd, rel=0.01)
+    converged_seen = classifier.features(network, judge.goal)
+    assert judge.reference_figures() == pytest.approx(
+        (
+            frechet.distance(classifier.statistics(converged_seen), real),
+            *frechet.precision_and_recall(converged_seen, some),
+        ),
+        rel=1e-4,
+    )
+    assert judge.unseen is not None
+    with torch.no_grad():
+        judge.unseen.network.norm.weight.mul_(2)  # another judge: what this one has seen is not taken over
+    assert judge.row(plan, "fixed", ())[0].judged_fd != pytest.approx(row.judged_fd, rel=0.01)
+    assert some.shape == (classifier.KNOWN, 64)
+    measured = Study("", Settings(2), 8, 0.0, 0, 1.0, (row,), {}, (), (1.25, 0.5, 0.25))
+    table = report.markdown(measured)
+    assert "(the converged images: 1.25; 0.50, 0.25):" in table
+    assert f"| ddim | {row.judged_fd:.2f} ({row.precision:.2f}, {row.recall:.2f}) |" in table
 
 
 def test_the_classifier_sees_the_shipped_models_images() -> None:

@@ -82,17 +82,20 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     return dataset
 
 
+@pytest.mark.parametrize(("name", "place"), [("fashion-classifier", "WEIGHTS"), ("fashion-judge", "JUDGE_WEIGHTS")])
 def test_a_classifier_learns_and_says_what_it_makes_of_real_images(
-    drawn: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, place: str, drawn: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(RECIPES["fashion-classifier"], images_seen=640, batch=32, warmup_steps=2, ema_halflife=100)
-    weights = train("fashion-classifier", recipe, tmp_path)
+    recipe = replace(RECIPES[name], images_seen=640, batch=32, warmup_steps=2, ema_halflife=100)
+    weights = train(name, recipe, tmp_path)
     with safetensors.safe_open(weights, "pt") as file:
         assert float(file.metadata()["heldout_accuracy"]) == 1.0
-    monkeypatch.setattr(classifier, "WEIGHTS", weights)
-    loaded, real = classifier.load()
+    monkeypatch.setattr(classifier, place, weights)
+    loaded, real, *some = classifier.load() if place == "WEIGHTS" else classifier.load_judge()
     seen = classifier.statistics(classifier.features(loaded, drawn.images))
     torch.testing.assert_close(seen.mean, real.mean, rtol=1e-4, atol=1e-4)
+    for known in some:  # to compare with, of images that it was not trained on
+        torch.testing.assert_close(known, classifier.features(loaded, drawn.heldout_images), rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.usefixtures("drawn")

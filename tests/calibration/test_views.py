@@ -1,0 +1,403 @@
+"""What refinement may compare: any function of images, told from every other, and bad ones refused in one line."""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from edge_sampler.calibration import command
+from edge_sampler.calibration import refinement as refining
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.candidates import grid_of, scheme_of
+from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
+from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
+from edge_sampler.calibration.fit import image_errors
+from edge_sampler.calibration.refinement import noise_bytes, normal_equations, parameters, refine
+from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.trace import trace
+from edge_sampler.calibration.views import PIXELS, View, rows, viewer
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.networks import classifier, lpips
+from edge_sampler.models.own import adapt
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan
+from tests.conftest import run_main
+
+See = Callable[[Tensor], object]
+
+
+class Toy(torch.nn.Module):
+    """Denoises by tanh, a little otherwise in each pixel."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.linspace(0.5, 2.0, int(np.prod(shape))).view(shape))
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.tanh(self.gain * x / (1 + sigma.view(-1, *[1] * (x.dim() - 1))))
+
+
+def toy(shape: tuple[int, ...] = (1, 4, 4)) -> Denoiser:
+    return adapt(Toy(shape), shape, sigma_min=0.01, sigma_max=10.0)
+
+
+@pytest.fixture(scope="module")
+def model() -> Denoiser:
+    return toy()
+
+
+@pytest.fixture(scope="module")
+def noises(model: Denoiser) -> Noises:
+    return to_fit(model, 12, 8, 0)
+
+
+@pytest.fixture(scope="module")
+def plan(model: Denoiser) -> Plan:
+    return plan_of(model)
+
+
+def plan_of(model: Denoiser) -> Plan:
+    return trace(scheme_of(find("ddim"), grid_of(model, "edm"), Settings(3)))
+
+
+@pytest.fixture(scope="module")
+def converged(noises: Noises) -> Tensor:
+    return torch.tanh(0.7 * noises.noise)
+
+
+def file_of(folder: Path, body: str, name: str = "mine.py") -> str:
+    (folder / name).write_text(f"import torch\n\n\ndef see(images):\n    {body}\n")
+    return f"{folder / name}:see"
+
+
+ROTATION = np.linalg.qr(np.random.default_rng(0).normal(size=(16, 16)))[0]
+
+
+@pytest.mark.parametrize(
+    "see",
+    [
+        lambda images: images.flatten(1),
+        lambda images: [images],
+        lambda images: images.flatten(1) @ torch.tensor(ROTATION).float(),
+    ],
+    ids=["rows", "a map", "an orthogonal map"],
+)
+def test_a_view_that_keeps_distances_refines_as_pixels_do(
+    see: See, noises: Noises, converged: Tensor, plan: Plan
+) -> None:
+    seen = refine(plan, noises, converged, 3, NO_CACHE, view=View("mine", see))  # type: ignore[arg-type]
+    pixels = refine(plan, noises, converged, 3, NO_CACHE)
+    assert min(pixels.errors) < 0.8 * pixels.errors[0]
+    np.testing.assert_allclose(seen.errors, pixels.errors, rtol=1e-4)
+    np.testing.assert_allclose(parameters(seen.plan), parameters(pixels.plan), rtol=0.02, atol=0.002)
+
+
+def test_what_a_view_does_not_show_does_not_count(noises: Noises, converged: Tensor, plan: Plan) -> None:
+    """A goal that is out of reach in half of an image, which is not seen."""
+    spoilt = converged.clone()
+    spoilt[:, :, 2:] += 2 * torch.randn(spoilt[:, :, 2:].shape, generator=torch.Generator().manual_seed(0)).double()
+    half = View("upper", lambda images: images[:, :, :2].flatten(1))
+    blind = refine(plan, noises, spoilt, 3, NO_CACHE, view=half)
+    np.testing.assert_allclose(blind.errors, refine(plan, noises, converged, 3, NO_CACHE, view=half).errors)
+    assert min(refine(plan, noises, spoilt, 3, NO_CACHE).errors) > 2 * min(blind.errors)
+
+
+def test_maps_count_alike_whatever_their_sizes() -> None:
+    """An error's square is the mean over maps of each one's mean square."""
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(5, *shape, generator=generator) for shape in ((1, 2, 2), (3, 8, 8), (2, 1, 5))]
+    expected = torch.stack([one.double().square().flatten(1).mean(1) for one in maps]).mean(0).sqrt()
+    torch.testing.assert_close(image_errors(rows(maps, 5, torch.device("cpu"), "mine")), expected)
+    alone = rows(maps[0].flatten(1), 5, torch.device("cpu"), "mine")
+    torch.testing.assert_close(alone, maps[0].flatten(1).double())
+
+
+def test_a_view_is_shown_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = list[int]()
+
+    def see(images: Tensor) -> Tensor:
+        counts.append(len(images))
+        assert images.dtype == torch.float32
+        return 2 * images.flatten(1)
+
+    x = torch.randn(7, 1, 4, 4).double()
+    monkeypatch.setattr("edge_sampler.calibration.views.VALUES", 3 * 16)
+    torch.testing.assert_close(View("mine", see)(x), 2 * x.flatten(1), atol=1e-6, rtol=1e-6)
+    assert counts == [3, 3, 1]
+
+
+def test_derivatives_of_few_noises_at_a_time_add_up(
+    noises: Noises, converged: Tensor, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of no more than memory holds: 5 noises, when it is for 2, are 2, 2 and 1; for less than 1 each is alone."""
+    few, goal, view = noises.part(slice(0, 5)), converged[:5], View("mine", lambda images: images.flatten(1)[:, :9])
+    whole = normal_equations(few, goal, plan, view, NO_CACHE)
+    before = refine(plan, noises, converged, 0, NO_CACHE, view=view)
+    sizes, derive = list[int](), refining.derivatives
+
+    def counted(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+        sizes.append(len(noise))
+        return derive(network, noise, plan)
+
+    monkeypatch.setattr(refining, "derivatives", counted)
+    for room, expected in ((2.5, [2, 2, 1]), (0.5, [1] * 5)):
+        monkeypatch.setattr(refining, "MEMORY", int(room * noise_bytes(len(parameters(plan)), plan.nfe, 16, 9)))
+        sizes.clear()
+        found = normal_equations(few, goal, plan, view, NO_CACHE)
+        assert sizes == expected
+        for one, other in zip(found, whole, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(other).max())
+    monkeypatch.setattr(refining, "BLOCK", 1)  # held-out images, too
+    assert refine(plan, noises, converged, 0, NO_CACHE, view=view).errors == pytest.approx(before.errors, rel=1e-4)
+
+
+def test_another_views_results_are_not_taken_over(
+    model: Denoiser, noises: Noises, converged: Tensor, plan: Plan, tmp_path: Path
+) -> None:
+    """One of another name, another function of one file, the same name with another file, or with other weights."""
+    cache = Cache(tmp_path / "cache")
+    weights, name = tmp_path / "weights.pt", file_of(tmp_path, "return images.flatten(1)")
+    loads = f"import torch\n\n\ndef see(images):\n    return images.flatten(1)[:, :9] * torch.load({str(weights)!r})\n"
+
+    def errors() -> tuple[float, ...]:
+        found = refine(plan, noises, converged, 1, cache, view=viewer(name, model)).errors
+        assert found == refine(plan, noises, converged, 1, NO_CACHE, view=viewer(name, model)).errors
+        return found
+
+    found = [refine(plan, noises, converged, 1, cache).errors, errors()]
+    file_of(tmp_path, "return 3 * images.flatten(1)")
+    found.append(errors())
+    for gain in (1.0, 1.0001):
+        torch.save(torch.tensor(gain), weights)
+        (tmp_path / "mine.py").write_text(loads)
+        found.append(errors())
+    assert len(set(found[1:])) == 4
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    keys = {viewer(name, model).key, viewer(file_of(tmp_path, "return images.flatten(1)", "other.py"), model).key}
+    (tmp_path / "mine.py").write_text(loads + "\n\nother = see\n")
+    keys |= {viewer(name, model).key, viewer(name.replace(":see", ":other"), model).key, PIXELS.key}
+    assert len(keys) == 5
+
+
+def test_a_killed_refinement_on_a_function_goes_on(
+    model: Denoiser, noises: Noises, converged: Tensor, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = file_of(tmp_path, "return images.flatten(1)[:, ::2]")
+    first = refine(plan, noises, converged, 2, Cache(tmp_path), view=viewer(name, model))
+    monkeypatch.setattr(refining, "derivatives", None)
+    again = refine(plan, noises, converged, 2, Cache(tmp_path), view=viewer(name, model))
+    assert again == first
+
+
+def test_the_command_takes_a_file_that_has_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "neighbour.py").write_text("KEPT = 5\n")
+    body = "import neighbour\n    return images.flatten(1)[:, : neighbour.KEPT]"
+    view = file_of(tmp_path, body)
+    small = [
+        "--model",
+        "edm-digits",
+        "--solver",
+        "ddim",
+        "--nfe",
+        "2",
+        "--batch",
+        "4",
+        "--heldout",
+        "3",
+        "--refine",
+        "1",
+    ]
+    out = tmp_path / "plan.json"
+    paths = sys.path[:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edge_sampler.calibration.calibrate.REFERENCE_STEPS", 8)
+        run_main(command.main, *small, "--refine-on", view, "--cache", str(tmp_path / "cache"), "--out", str(out))
+    assert sys.path == paths
+    report = Plan.load(out).report
+    assert report is not None
+    assert report.settings["refine_on"] == view
+    assert report.refinement[-1] <= report.refinement[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return images.flatten(1) * float('nan')", "see returned NaN or infinity"),
+        ("return images.flatten(1)[:1]", r"see returned \[1, 16\]: it should return features \[2, d\]"),
+        ("return images", r"see returned \[2, 1, 4, 4\]: it should"),
+        ("return images.flatten(1)[:, :0]", r"see returned \[2, 0\]: it should"),
+        ("return [images.flatten(1)]", r"see returned a map \[2, 16\]: it should return .*maps \[2, c, h, w\]"),
+        ("return [images, images[:1]]", r"see returned a map \[1, 1, 4, 4\]: it should"),
+        ("return []", "see returned list: it should"),
+        ("return None", "see returned NoneType: it should"),
+        ("return images.flatten(1).numpy()", "see returned ndarray: it should"),
+        ("return images.flatten(1).long()", r"see returned torch.int64: it should"),
+        ("return images.flatten(1).to('meta')", "see returned features on meta for images on cpu"),
+        ("return images.flatten(1) + torch.rand(1)", "answered the same images differently"),
+        ("return images.flatten(1) - images.flatten(1).mean(0)", "otherwise when others are beside it"),
+        ("return torch.ones(len(images), 3)", "the same for two images that differ"),
+        ("return images.nothing", "see failed: AttributeError"),
+        ("return (", "see failed: SyntaxError"),
+    ],
+)
+def test_a_function_that_will_not_do_is_refused_before_any_work(
+    body: str, message: str, model: Denoiser, tmp_path: Path
+) -> None:
+    model.spec = replace(model.spec)
+    name = file_of(tmp_path, body)
+    with pytest.raises(UserError, match=message) as raised:
+        calibrate(model, Settings(3, "iia-ddim", refine=1, refine_on=name))
+    assert "\n" not in str(raised.value)
+
+
+def test_nan_of_a_later_image_is_refused_too(model: Denoiser, noises: Noises, converged: Tensor, plan: Plan) -> None:
+    view = View("mine", lambda images: images.flatten(1) / (images.flatten(1) < 0.99).float())
+    with pytest.raises(UserError, match="mine returned NaN or infinity"):
+        refine(plan, noises, 0 * converged + 1, 1, NO_CACHE, view=view)
+
+
+def test_names_of_views(model: Denoiser, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"unknown refine-on 'fetures'; known: pixels, features, lpips, and FILE.py:FUNC"
+    ):
+        Settings(3, refine_on="fetures")
+    with pytest.raises(UserError, match=r"absent.py:see: there is no such file"):
+        Settings(3, refine_on="absent.py:see")
+    name = file_of(tmp_path, "return images").replace(":see", ":other")
+    with pytest.raises(UserError, match=r"AttributeError.*other"):
+        viewer(name, model)
+
+
+def test_to_refine_on_something_means_to_refine(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--refine-on features .* --refine"):
+        run_main(
+            command.main, "--model", "edm-digits", "--nfe", "3", "--refine-on", "features", "--out", str(tmp_path / "x")
+        )
+
+
+def test_features_are_those_of_the_classifier() -> None:
+    """As they are for 28×28 images; of others those of the images made as large, channel by channel."""
+    images, network = torch.rand(3, 1, 28, 28).double() * 2 - 1, classifier.load()[0]
+    expected = classifier.features(network, images).double()
+    torch.testing.assert_close(viewer("features", toy((1, 28, 28)))(images), expected)
+    coloured = images.expand(-1, 3, -1, -1) * torch.tensor([1.0, 0.5, -1.0]).view(3, 1, 1)
+    seen = viewer("features", toy((3, 28, 28)))(coloured)
+    torch.testing.assert_close(seen[:, :64], expected)
+    torch.testing.assert_close(seen[:, 128:], classifier.features(network, -images).double())
+    flat = torch.linspace(-1, 1, 2).view(2, 1, 1, 1).double()
+    small = viewer("features", toy((1, 8, 12)))(flat.expand(2, 1, 8, 12))
+    torch.testing.assert_close(small, classifier.features(network, flat.expand(2, 1, 28, 28)).double())
+
+
+@pytest.mark.parametrize("shape", [(2, 28, 28), (1, 4, 4), (3, 64, 64), (7, 8)])
+def test_features_are_of_images_that_the_classifier_may_know(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"features to refine on are of images .* 8×8 to 32×32; refine on pixels"):
+        viewer("features", toy(shape))
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.interpolate(x, scale_factor=2)
+
+
+def test_latents_are_decoded_before_they_are_seen(tmp_path: Path) -> None:
+    from edge_sampler.models.own import Decoder
+    from edge_sampler.runtime.inputs import Output
+
+    shape = (1, 4, 4)
+    model = adapt(
+        Toy(shape), shape, sigma_min=0.01, sigma_max=10.0, decoder=Decoder(Doubled(), Output("images", (1, 8, 8)))
+    )
+    x = torch.randn(2, *shape).double()
+    decoded = Doubled()(x.float())
+    seen = viewer(file_of(tmp_path, "return [images]"), model)(x)
+    torch.testing.assert_close(seen, decoded.flatten(1).double())
+    expected = viewer("features", toy((1, 8, 8)))(decoded.double())
+    torch.testing.assert_close(viewer("features", model)(x), expected)
+    assert viewer("pixels", model)(x) is x
+
+
+@pytest.fixture
+def perceptual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The package, with weights of its layers, and AlexNet's, none of them the real ones; returns the latter's file."""
+    generator = torch.Generator().manual_seed(0)
+    empty = lpips.LPIPS()
+    layers = {
+        f"lin{layer}.model.1.weight": torch.rand(weight.shape, generator=generator)
+        for layer, weight in enumerate(empty.weights)
+    }
+    folder = tmp_path / "packages" / "lpips" / "weights" / "v0.1"
+    folder.mkdir(parents=True)
+    (tmp_path / "packages" / "lpips" / "__init__.py").write_text("raise SystemExit('it is not to be run')\n")
+    torch.save(layers, folder / "alex.pth")
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    path = tmp_path / "hub" / "checkpoints" / lpips.ALEXNET
+    path.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save({**lpips.LPIPS().state_dict(), "classifier.1.weight": torch.zeros(3)}, path)
+    monkeypatch.setattr(lpips, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest()[:8])
+    return path
+
+
+def test_lpips_is_the_papers_distance(perceptual: Path) -> None:
+    """Eq. 1: of unit vectors at each place, weighed squares of differences, means over places, summed over layers."""
+    view = viewer("lpips", toy((3, 40, 33)))
+    one, other = torch.rand(2, 3, 40, 33).double() * 2 - 1, torch.rand(2, 3, 40, 33).double() * 2 - 1
+    state, layers = torch.load(perceptual), torch.load(next(perceptual.parents[2].rglob("alex.pth")))
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+
+    def activations(images: Tensor) -> list[Tensor]:
+        x, found = ((images - shift.view(3, 1, 1)) / scale.view(3, 1, 1)).float(), []
+        for place, (stride, padding, pooled) in {
+            0: (4, 2, False), 3: (1, 2, True), 6: (1, 1, True), 8: (1, 1, False), 10: (1, 1, False)
+        }.items():  # fmt: skip
+            x = torch.nn.functional.max_pool2d(x, 3, 2) if pooled else x
+            weights, bias = state[f"features.{place}.weight"], state[f"features.{place}.bias"]
+            x = torch.nn.functional.conv2d(x, weights, bias, stride, padding).relu()
+            found.append(torch.nn.functional.normalize(x, dim=1))
+        return found
+
+    distance = sum(
+        ((a - b).square() * layers[f"lin{layer}.model.1.weight"]).sum(1).mean((1, 2))
+        for layer, (a, b) in enumerate(zip(activations(one), activations(other), strict=True))
+    )
+    assert isinstance(distance, Tensor)
+    torch.testing.assert_close(image_errors(view(one) - view(other)).square().float(), distance, rtol=1e-3, atol=1e-6)
+    grey = viewer("lpips", toy((1, 40, 33)))
+    torch.testing.assert_close(grey(one[:, :1]), view(one[:, :1].expand(-1, 3, -1, -1)))
+    plan = refine(
+        plan_of(toy((1, 32, 32))), to_fit(toy((1, 32, 32)), 2, 2, 0), torch.rand(4, 1, 32, 32).double(), 1, NO_CACHE,
+        view=viewer("lpips", toy((1, 32, 32))),
+    )  # fmt: skip
+    assert plan.errors[-1] <= plan.errors[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8), (4, 64, 64), (9,)])
+def test_lpips_is_of_large_images(shape: tuple[int, ...], perceptual: Path) -> None:
+    with pytest.raises(UserError, match=r"lpips is of images \[1 or 3, H, W\] of 31×31 or more"):
+        viewer("lpips", toy(shape))
+
+
+def test_lpips_that_is_not_there_is_said_in_a_line(perceptual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, model = viewer("lpips", toy((1, 32, 32))).key, toy((1, 32, 32))
+    layers = next(perceptual.parents[2].rglob("alex.pth"))
+    torch.save({name: 2 * value for name, value in torch.load(layers).items()}, layers)
+    assert viewer("lpips", model).key != known
+    perceptual.write_bytes(perceptual.read_bytes()[:-1])
+    with pytest.raises(UserError, match="is not what torchvision has by that name"):
+        viewer("lpips", model)
+    perceptual.unlink()
+    with pytest.raises(UserError, match=r"AlexNet's weights at .*downloads nothing by itself: fetch https://"):
+        viewer("lpips", model)
+    monkeypatch.setattr("edge_sampler.models.networks.lpips.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'edge-sampler\[perceptual\]'"):
+        viewer("lpips", model)

@@ -78,6 +78,13 @@ class Unseen:
         return fd, *frechet.precision_and_recall(made, self.some)
 
 
+def interval(errors: np.ndarray) -> tuple[float, float]:
+    """The 95 % bootstrap interval of √(mean of ``errors``), which are images' squared ones, [n]."""
+    draws = np.random.default_rng(0).integers(len(errors), size=(RESAMPLES, len(errors)))
+    low, high = np.sqrt(np.percentile(errors[draws].mean(1), [2.5, 97.5]))
+    return float(low), float(high)
+
+
 @dataclass(frozen=True)
 class Judge:
     """Noises, the images they should become, and the classifiers that see 28×28 ones.
@@ -102,13 +109,12 @@ class Judge:
             for rows, block in self.noises.blocks()
         ]
         errors = gathered(np.concatenate([part["errors"] for part in parts]))
-        draws = np.random.default_rng(0).integers(len(errors), size=(RESAMPLES, len(errors)))
-        low, high = np.sqrt(np.percentile(errors[draws].mean(1), [2.5, 97.5]))
+        low, high = interval(errors)
         fd = self.distance(gathered(np.concatenate([part["features"] for part in parts])))
         steps = tuple((step.error_before, step.error_after) for step in fitted)
         most = np.sort(errors)[: len(errors) - int(TRIMMED * len(errors))]
         rmse, trimmed, median = (float(np.sqrt(mean)) for mean in (errors.mean(), most.mean(), np.median(errors)))
-        row = Row(plan.solver, kind, plan.nfe, rmse, float(low), float(high), trimmed, median, fd, plan, steps)
+        row = Row(plan.solver, kind, plan.nfe, rmse, low, high, trimmed, median, fd, plan, steps)
         if self.unseen:
             seen = gathered(np.concatenate([part["judged"] for part in parts]))
             judged_fd, precision, recall = self.unseen.figures(seen)

@@ -176,7 +176,7 @@ def changed(folder: Path, facts: Mapping[str, Any], arrays: Mapping[str, np.ndar
     if arrays:
         with np.load(folder / "reference.npz") as stored:
             kept = {name: stored[name] for name in stored.files}
-        np.savez(folder / "reference.npz", **kept | dict(arrays))  # type: ignore[arg-type]
+        np.savez(folder / "reference.npz", **kept | dict(arrays))
     write_manifest(folder / "manifest.json", {**facts_of(manifest), **facts}, describe_files(folder))
 
 

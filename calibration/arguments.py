@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from edge_sampler.calibration.budget import Budget
-from edge_sampler.calibration.evaluate.results import Cache
+from edge_sampler.calibration.evaluate.results import LIMIT, Cache
 from edge_sampler.calibration.refinement import ITERATIONS
 from edge_sampler.calibration.schedules import SCHEDULES
 from edge_sampler.calibration.settings import CHOSEN, OWN, TARGETS, Settings
@@ -27,6 +27,8 @@ DEFAULTS = Settings(nfe=1)
 
 def add_cache_argument(group: argparse._ActionsContainer) -> None:
     group.add_argument("--cache", type=Path, help="where a killed run is taken up from (default: the user's cache)")
+    limit_help = f"bytes that it may have, such as 5G; the results not used for longest go (default: {LIMIT // 10**9}G)"
+    group.add_argument("--cache-limit", type=size_in_bytes, default=LIMIT, metavar="SIZE", help=limit_help)
 
 
 def add_refine_on_argument(group: argparse._ActionsContainer) -> None:
@@ -38,7 +40,15 @@ def add_refine_on_argument(group: argparse._ActionsContainer) -> None:
 
 
 def cache(arguments: argparse.Namespace) -> Cache:
-    return Cache(arguments.cache or cache_folder() / "calibration")
+    return Cache(arguments.cache or cache_folder() / "calibration", arguments.cache_limit)
+
+
+def size_in_bytes(text: str) -> int:
+    """``5G``, ``500M``, or bytes."""
+    match = re.fullmatch(r"(\d{1,15})([kMGT]?)B?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 5G or 500M")
+    return int(match[1]) * 1000 ** ["", "k", "M", "G", "T"].index(match[2])
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,8 +5,10 @@ need not.
 import hashlib
 import io
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,20 @@ from edge_sampler.runtime.output import writable
 
 MEANING = 2  # raise it when code that makes stored results changes them
 DIGEST = hashlib.sha256().digest_size
+LIMIT = 20 * 10**9  # bytes of a folder of results
+ENTRY = re.compile(r"[0-9a-f]{64}\.(result|npz)")  # the latter of earlier versions
 
 
 @dataclass(frozen=True)
 class Cache:
     """Arrays by key, a file each in ``folder``; without a folder nothing is kept.
 
-    Raises UserError where the folder cannot be written, before anything is computed for it.
+    Beyond ``limit`` bytes the entries that were not used for longest go. Raises UserError where the folder cannot be
+    written, before anything is computed for it.
     """
 
     folder: Path | None = None
+    limit: int = LIMIT
 
     def __post_init__(self) -> None:
         if self.folder is None:
@@ -46,9 +52,12 @@ class Cache:
             return dict(compute())
         path = self._path(self.folder, key)
         if (kept := _kept(path)) is not None:
+            with suppress(OSError):
+                path.touch()  # it was used
             return kept
         arrays, content = dict(compute()), io.BytesIO()
         np.savez(content, **arrays)  # type: ignore[arg-type]  # its stub takes them for options
+        make_room(self.folder, self.limit - content.getbuffer().nbytes)
         try:
             with writable(path, force=True, tidy=False) as new, new.open("wb") as file:
                 file.write(hashlib.sha256(content.getbuffer()).digest())
@@ -70,6 +79,18 @@ class Cache:
     @staticmethod
     def _path(folder: Path, key: Mapping[str, Any]) -> Path:
         return folder / f"{hashlib.sha256(json.dumps([MEANING, key], sort_keys=True).encode()).hexdigest()}.result"
+
+
+def make_room(folder: Path, limit: int) -> None:
+    """Removes entries until the others have ``limit`` bytes at the most, those first that were not used for longest."""
+    with suppress(OSError):  # another process may make room as well
+        entries = [(path.stat(), path) for path in folder.iterdir() if ENTRY.fullmatch(path.name)]
+        over = sum(stat.st_size for stat, _ in entries) - limit
+        for stat, path in sorted(entries, key=lambda entry: entry[0].st_mtime_ns) if over > 0 else ():
+            if over <= 0:
+                break
+            path.unlink(missing_ok=True)
+            over -= stat.st_size
 
 
 def _kept(path: Path) -> dict[str, np.ndarray] | None:

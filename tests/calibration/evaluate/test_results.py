@@ -1,11 +1,13 @@
 """What is kept is what was computed, to the bit, or it is computed again."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edge_sampler.calibration.arguments import size_in_bytes
 from edge_sampler.calibration.evaluate.results import Cache
 
 ARRAYS = {"states": np.arange(6.0).reshape(2, 3), "mean": np.array([0.5], np.float32)}
@@ -63,3 +65,38 @@ def test_an_entry_that_was_cut_is_computed_again(kept: int, tmp_path: Path) -> N
     entry(tmp_path).write_bytes(entry(tmp_path).read_bytes()[:kept])
     assert same(cache.recall({"a": 1}, compute))
     assert len(calls) == 2
+
+
+def test_what_was_not_used_for_longest_goes(tmp_path: Path) -> None:
+    arrays = {"a": np.zeros(1000)}
+    Cache(tmp_path).recall({"n": 0}, lambda: arrays)
+    size = entry(tmp_path).stat().st_size
+    cache, calls = Cache(tmp_path, 3 * size), list[int]()
+
+    def recall(number: int) -> None:
+        def compute() -> dict[str, np.ndarray]:
+            calls.append(number)
+            return arrays
+
+        cache.recall({"n": number}, compute)
+
+    (tmp_path / "notes.txt").write_bytes(bytes(10 * size))  # no entry
+    for number in (1, 2, 0, 3):  # 0 is used again, so that 1 is the oldest
+        recall(number)
+    assert calls == [1, 2, 3]
+    assert len(list(tmp_path.glob("*.result"))) == 3
+    for number in (0, 2, 3, 1):
+        recall(number)
+    assert calls == [1, 2, 3, 1]
+    assert (tmp_path / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(("text", "size"), [("5G", 5 * 10**9), ("500M", 5 * 10**8), ("2kB", 2000), ("7", 7)])
+def test_sizes(text: str, size: int) -> None:
+    assert size_in_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "5X", "-1G", "1.5G", "G", "1" * 16])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="no size such as 5G"):
+        size_in_bytes(text)

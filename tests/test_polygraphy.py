@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from polygraphy.comparator import RunResults
 
 from edge_sampler.export.engine_command import main as engine_main
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.images import to_uint8
 from tests.bundles import remake_manifest
 from tests.conftest import run_main
 
@@ -68,3 +71,14 @@ def test_polygraphy_reads_and_builds_our_graphs(copy: Path, graph: str) -> None:
     converted = polygraphy(copy, "convert", graph, "--convert-to", "trt", "--strongly-typed", "-o", "other.engine")
     assert converted.returncode == 0, converted.stdout + converted.stderr
     assert (copy / "other.engine").stat().st_size > 1_000_000
+
+
+@pytest.mark.parametrize("fixture", ["made", "conditional"])
+def test_polygraphy_gets_what_pytorch_made(fixture: str, request: pytest.FixtureRequest) -> None:
+    """In the type that the graph has: floats, or bytes."""
+    bundle = Bundle.open(request.getfixturevalue(fixture))
+    (_, (result, *_)), *_ = RunResults.load(str(bundle.file("reference.json")))
+    made = bundle.reference()["made"]
+    expected = to_uint8(made) if bundle.dtype == "uint8" else made
+    assert np.ptp(expected) > 0
+    np.testing.assert_array_equal(result[bundle.output.name], expected)

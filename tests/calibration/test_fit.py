@@ -9,19 +9,19 @@ import torch
 from hypothesis import given, settings, strategies
 
 from edge_sampler import models
-from edge_sampler.calibration.calibrate import calibrate
-from edge_sampler.calibration.candidates import grid_of, make_candidate, scheme_of
+from edge_sampler.calibration.calibrate import calibrate, task_of
+from edge_sampler.calibration.candidates import Candidate, grid_of, make_candidate, scheme_of
 from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.evaluate.noise_sets import to_fit, to_judge
-from edge_sampler.calibration.evaluate.reference import cost, trajectory
+from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, trajectory
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.fit import fit, gram, mean_error, rms, solve
 from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.calibration.schedules import subdivide
 from edge_sampler.calibration.settings import AUTO, Settings
 from edge_sampler.calibration.solvers import ALL_SOLVERS, find
-from edge_sampler.calibration.solvers.base import Scheme, base_step
-from edge_sampler.calibration.trace import AFS
+from edge_sampler.calibration.solvers.base import Scheme, Solver, base_step
+from edge_sampler.calibration.trace import AFS, trace
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import silent
@@ -272,3 +272,26 @@ def test_grids_have_the_models_own_range(digits: Denoiser) -> None:
     sigmas = scheme_of(find("ddim"), grid_of(digits, "edm"), Settings(4, "ddim")).sigmas
     assert sigmas[0] == pytest.approx(digits.spec.sigma_max)
     assert sigmas[-2] == pytest.approx(digits.spec.sigma_min)
+
+
+def test_auto_takes_what_errs_least_by_the_mean_of_images_errors(
+    digits: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the mean of their squares, which a few images decide."""
+    errors = {"iia-ipndm": (0.3, 0.3), "iia-ddim": (0.2, 0.9), "iia-dpmpp-2m": (0.4, 0.1), "ipndm": (0.5, 0.5)}
+
+    def made(solver: Solver, *others: object) -> Candidate:
+        plan = trace(scheme_of(solver, grid_of(digits, "edm"), Settings(2)))
+        return Candidate(plan, *errors[solver.name], ())
+
+    monkeypatch.setattr("edge_sampler.calibration.calibrate.best_candidate", made)
+    plan = calibrate(digits, Settings(2, batch=2, heldout=2, schedule="edm", afs=False))
+    assert plan.solver == "iia-ddim"
+    assert report_of(plan).heldout_rms_error == 0.9
+    assert report_of(plan).compared == {name: error for name, (error, _) in errors.items()}
+
+
+def test_the_fine_trajectory_has_steps_enough(digits: Denoiser) -> None:
+    """As many as the reference has to have converged, and as many as an interval is cut into, in each."""
+    assert task_of(digits, Settings(5, fine_steps=10)).steps == REFERENCE_STEPS > 50
+    assert task_of(digits, Settings(50, fine_steps=10)).steps == 500 > REFERENCE_STEPS

@@ -1,5 +1,6 @@
 """Guidance as a weighted sum of branches, and entries that are known beforehand."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import edge_sampler
+from edge_sampler.calibration.arguments import add_model_arguments, load_model
 from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.models.conditioned import Guided
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import UserError
@@ -103,3 +106,12 @@ def test_known_entries_stay(solver: str, model: Denoiser) -> None:
         missing = ((x - sigma * noise)[mask > 0] - 0.25).abs().max()
         assert missing < 0.25 * sigma / model.spec.sigma_max + 1e-3
     assert (made[mask == 0] - 0.25).abs().min() > 1e-6
+
+
+@pytest.mark.parametrize("options", [(), ("--two-passes",)])
+def test_a_command_says_how_guidance_runs(options: tuple[str, ...]) -> None:
+    parser = argparse.ArgumentParser()
+    add_model_arguments(parser)
+    model = load_model(parser.parse_args(["--model", "edm-fashion-cond", "--guidance", "2", *options]))
+    assert isinstance(model, Guided)
+    assert model.one_batch == (not options)

@@ -14,12 +14,14 @@ from edge_sampler import runtime
 from edge_sampler.export.save import save_checked
 from edge_sampler.runtime.bench import BASELINE, EAGER, LIMIT, SETTLE, UNROLLED, alternate, bench
 from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.command import main as runtime_main
 from edge_sampler.runtime.compare import BASELINE as LOOP
 from edge_sampler.runtime.compare import PYTORCH, compare, within
-from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.plan import Plan
+from edge_sampler.runtime.sampler import Sampler
 from tests.bundles import remake_manifest
-from tests.conftest import HAS_PYTORCH, export
+from tests.conftest import HAS_PYTORCH, export, run_main
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -202,3 +204,15 @@ def test_paths_settle_and_warm_up_before_each_turn(monkeypatch: pytest.MonkeyPat
     assert done == turn * 2
     assert SETTLE > 0
     assert [len(rounds) for rounds in timed.values()] == [2, 2]
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_samples_that_are_no_numbers_are_an_error(
+    wrong: float, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.zeros((1, 1, 8, 8), np.float32)
+    images[0, 0, 1, 1] = wrong
+    monkeypatch.setattr(Sampler, "sample", lambda *_, **__: images)
+    with pytest.raises(BoundError, match="the images hold NaN or infinity"):
+        run_main(runtime_main, "sample", str(made), "--seeds", "0", "--out", str(tmp_path / "a.png"))
+    assert not list(tmp_path.iterdir())

@@ -1,11 +1,11 @@
 """A denoiser that is an ONNX graph answers, is told apart and is refused as a network is."""
 
-import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +28,7 @@ from edge_sampler.models.own import adapt, with_examples
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Condition
-from tests.bundles import TINY
+from tests.bundles import TINY, remake_manifest
 from tests.conftest import report_of
 from tests.export.networks import Policy, euler
 from tests.graphs import FITS, LEVEL, LEVELS, MADE, X, graph, put
@@ -263,17 +263,19 @@ def test_a_bundle_whose_stages_are_left_out_has_none(tmp_path: Path, made: Path)
     """What stands in the manifest of the model, and not in the bundle, is the caller's."""
     folder = tmp_path / "bundle"
     shutil.copytree(made, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["model"]["made"], manifest["output"]["name"] = ["features"], "latents"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    remake_manifest(
+        folder, lambda facts: (facts["model"].update(made=["features"]), facts["output"].update(name="latents"))
+    )
     model = models.load(str(folder))
     assert (model.encoder, model.decoder, model.spec.made) == (None, None, ())
     assert model.spec.output.name == "latents"
-    for fact, holder in (("guidance", manifest["model"]), ("stages", manifest)):
-        del holder[fact]
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(UserError, match=rf"manifest.json is damaged: KeyError: '{fact}'"):
-            models.load(str(folder))
+
+
+@pytest.mark.parametrize("change", [lambda facts: facts["model"].pop("guidance"), lambda facts: facts.pop("stages")])
+def test_a_bundle_that_lacks_a_fact_is_refused(change: Callable[[Any], object], copy: Path) -> None:
+    remake_manifest(copy, change)
+    with pytest.raises(UserError, match=r"manifest.json is damaged: .*(guidance|stages)"):
+        models.load(str(copy))
 
 
 def test_answers_that_are_not_numbers_are_refused(tmp_path: Path) -> None:

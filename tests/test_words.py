@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +30,14 @@ run_command(main)
 """
 
 
+def hear() -> None:
+    """Ctrl-C: a job in the background, which these tests may be, and its children are deaf to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(body: str, out: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", PROGRAM.format(body=body), str(out)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, preexec_fn=hear, capture_output=True, text=True, check=False)
 
 
 @posix
@@ -58,7 +64,9 @@ def test_an_interruption_during_imports_is_one_word(room: str, tmp_path: Path) -
         (tmp_path / f"{name}.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", room, "list" if room == "models" else "--help"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, preexec_fn=hear, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr.split()) == (130, ["interrupted"])
 
 

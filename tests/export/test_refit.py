@@ -1,6 +1,5 @@
 """--refit: evaluations of a quantised sampler as functions, the plan that is refined over them, and where it goes."""
 
-import json
 import shutil
 import sys
 from dataclasses import replace
@@ -18,6 +17,7 @@ from edge_sampler.export.lower import drop_unused
 from edge_sampler.export.precisions import QUANTISED
 from edge_sampler.export.quantise import layers_of, quantise
 from edge_sampler.export.quantised import feed_to_fit, ranges_of, write_sampler
+from edge_sampler.export.report_page import REPORT
 from edge_sampler.export.save import save_checked
 from edge_sampler.models.onnx_denoiser import of_bundle
 from edge_sampler.runtime.__main__ import main as runtime_main
@@ -26,6 +26,7 @@ from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.compare import BASELINE, PYTORCH, compare, denoised_name, run_baseline, within
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.manifest import facts_of
 from edge_sampler.runtime.plan import weighted_sum
 from edge_sampler.runtime.sampler import feed_of
 from tests.bundles import remake_manifest
@@ -179,9 +180,12 @@ def test_a_graph_that_is_there_is_taken_with_the_same_options_alone(
 ) -> None:
     """So an engine of it is built without another refit, and without PyTorch."""
     monkeypatch.setitem(sys.modules, "edge_sampler.export.refitted", None)
-    before = (refit_bundle / "manifest.json").read_text()
+    before = Bundle.open(refit_bundle).manifest
     add(refit_bundle, "--precision", "int8", "--refit")
-    assert json.loads((refit_bundle / "manifest.json").read_text()) == json.loads(before)
+    after = Bundle.open(refit_bundle).manifest
+    assert facts_of(after) == facts_of(before)
+    files = [{name: one for name, one in told["files"].items() if name != REPORT} for told in (before, after)]
+    assert files[0] == files[1]
     with pytest.raises(UserError, match=r"holds sampler-int8\.onnx already, refitted: add --refit"):
         add(refit_bundle, "--precision", "int8")
     with pytest.raises(UserError, match=r"--refit fits with PyTorch, and .* is not installed"):

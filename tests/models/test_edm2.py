@@ -161,7 +161,7 @@ def test_a_snapshot_of_another_network_of_the_same_shapes_is_refused(
 def test_a_snapshot_that_names_another_function_is_refused(name: bytes, tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     (tmp_path / "hostile.pkl").write_bytes(b"c" + name + b"\n(S'touch " + str(mark).encode() + b"'\ntR.")
-    with pytest.raises(UserError, match=rf"names {name.decode().replace(chr(10), '.')}, .* nothing was executed"):
+    with pytest.raises(UserError, match=rf"names '{name.decode().replace(chr(10), '.')}', .* nothing was executed"):
         models.load(str(tmp_path / "hostile.pkl"))
     assert not mark.exists()
 

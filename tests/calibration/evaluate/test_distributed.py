@@ -35,6 +35,7 @@ from edge_sampler.calibration.study.rivals import bns
 from edge_sampler.calibration.study.rivals.contest import Contest
 from edge_sampler.calibration.study.rivals.learn import Lesson, gradient_at
 from edge_sampler.calibration.trace import trace
+from edge_sampler.calibration.views import PIXELS
 
 model = models.load("edm-digits")
 with joined(torch.device("cpu")):
@@ -42,7 +43,7 @@ with joined(torch.device("cpu")):
     fit = noises.part(slice(0, noises.fitting))
     products = gram([fit.network(fit.noise * sigma, sigma) for sigma in (80.0, 2.0, 0.1)])
     plan = trace(scheme_of(find("ddim"), grid_of(model, "edm"), Settings(3)))
-    matrix, slope = normal_equations(fit, torch.zeros_like(fit.noise), plan, "pixels", NO_CACHE)
+    matrix, slope = normal_equations(fit, torch.zeros_like(fit.noise), plan, PIXELS, NO_CACHE)
     lesson = Lesson("", lambda values: bns.plan_of(values, 3, 80.0), bns.parameters_of(plan), torch.mean, (), 0)
     turn = Contest(noises, Settings(3))
     turn.__dict__["goal"] = torch.zeros_like(noises.noise)

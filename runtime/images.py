@@ -1,5 +1,6 @@
 """Image arrays → pictures."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,18 @@ def as_floats(images: np.ndarray) -> np.ndarray:
     if images.dtype != np.uint8:
         return images
     return images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+
+
+def png(pixels: np.ndarray, comment: str = "") -> bytes:
+    """uint8 [H, W, 1 or 3] → a PNG's bytes, of its own size; ``comment`` goes into its text."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    content, told = io.BytesIO(), PngInfo()
+    if comment:
+        told.add_text("Comment", comment)
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(content, "PNG", pnginfo=told)
+    return content.getvalue()
 
 
 def save_grid(images: np.ndarray, path: Path, caption: str = "", columns: int | None = None) -> None:

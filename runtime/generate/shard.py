@@ -14,7 +14,7 @@ import numpy as np
 from edge_sampler.runtime.bundle import Bundle, file_sha256
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.generate.job import Job, Shard, manifest_sha256
-from edge_sampler.runtime.images import to_uint8
+from edge_sampler.runtime.images import png, to_uint8
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.sampler import Sampler
 
@@ -88,15 +88,6 @@ def facts(part: Job, row: int) -> dict[str, Any]:
         else:
             told[f"{name}_sha256"] = hashlib.sha256(values[row].tobytes()).hexdigest()
     return told
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """uint8 [H, W, C] → a PNG's bytes."""
-    from PIL import Image
-
-    content = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(content, "png")
-    return content.getvalue()
 
 
 def npy(values: np.ndarray) -> bytes:

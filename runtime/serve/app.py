@@ -8,12 +8,9 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -22,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.images import to_uint8
+from edge_sampler.runtime.images import png, to_uint8
 from edge_sampler.runtime.serve import metrics
 from edge_sampler.runtime.serve.batches import QueueFullError, Row
 from edge_sampler.runtime.serve.model import Model, RunError
@@ -118,7 +115,9 @@ class Service:
             with self._accepted(model):
                 rows = await asyncio.to_thread(model.rows_of_query, request.query_params.multi_items())
                 made = await self._made(request, model, rows)
-                picture = await asyncio.to_thread(png, made[0], model.bundle.random_weights)
+                (pixels,) = to_uint8(made[0][None])
+                comment = "RANDOM WEIGHTS" if model.bundle.random_weights else ""
+                picture = await asyncio.to_thread(png, pixels, comment)
                 return Response(picture, media_type="image/png")
 
         return await self._answered(request, answer)
@@ -257,13 +256,3 @@ async def _http_error(request: Request, problem: Exception) -> Response:
 
 async def _server_error(request: Request, problem: Exception) -> Response:
     return error(500, UNEXPECTED)  # Starlette raises it again, and uvicorn logs it
-
-
-def png(image: np.ndarray, random_weights: bool) -> bytes:
-    """A picture of its own size; one of random weights says so in its text."""
-    (pixels,) = to_uint8(image[None])
-    written, told = BytesIO(), PngInfo()
-    if random_weights:
-        told.add_text("Comment", "RANDOM WEIGHTS")
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(written, "PNG", pnginfo=told)
-    return written.getvalue()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Condition, sizes_of
 from edge_sampler.runtime.noise import SEEDS, unit_noise
+from edge_sampler.runtime.sampler import made_of
 from edge_sampler.runtime.serve.batches import Batches, Row, Start
 from edge_sampler.runtime.serve.metrics import Metrics
 from edge_sampler.runtime.serve.protocol import BYTES, NAMES, Asked, Tensor
@@ -81,10 +83,11 @@ class Model:
         starts = [unit_noise([row.start], row.shape)[0] if isinstance(row.start, int) else row.start for row in rows]
         values = {name: np.stack([row.conditions[name] for row in rows]) for name in rows[0].conditions}
         try:
-            made = self._session.run({"noise": np.stack(starts), **values})
+            feed = {"noise": np.stack(starts), **values}
+            made = self._session.run(feed)
+            images = made_of(self.bundle, feed, made)
         except UserError as error:  # as the session calls it; here it is not the client's fault, as far as is known
             raise RunError(str(error)) from error
-        images = made[self.bundle.output.name]
         floats = made.get(self.bundle.inner_output, images)
         return [
             image if np.isfinite(seen).all() else RunError(f"the model made NaN or infinity of {row.told}")
@@ -130,11 +133,11 @@ class Model:
             if name in given:
                 raise UserError(f"{name!r:.60} is given twice")
             condition = self.bundle.inputs.conditions.get(name)
-            given[name] = text if condition and condition.text else _numbers(name, text)
-        seed = given.pop("seed", None)
-        if type(seed) is not int:
-            raise UserError(f"seed is {'missing' if seed is None else f'{seed!r:.60}'}; give a whole number: ?seed=7")
-        return self._rows([seed], given)
+            given[name] = text if name == "seed" or (condition and condition.text) else _numbers(name, text)
+        seed = given.pop("seed", "")
+        if not re.fullmatch(r"-?\d{1,20}", seed, re.ASCII):
+            raise UserError(f"seed is {f'{seed!r:.60}' if seed else 'missing'}; give a whole number: ?seed=7")
+        return self._rows([int(seed)], given)
 
     def _rows(self, starts: Sequence[Start], given: Mapping[str, Any]) -> list[Row]:
         if not 1 <= len(starts) <= self.batches.room:

@@ -16,11 +16,18 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
+from edge_sampler.runtime import load
 from edge_sampler.runtime.serve import command, server
 from edge_sampler.runtime.serve.batches import Row
 from edge_sampler.runtime.serve.model import Model
 
 PATIENCE = 120  # seconds until a test gives up
+
+
+def alone(bundle: Path) -> np.ndarray:
+    """The images of seeds 0 to 63, each made alone."""
+    with load(bundle) as sampler:
+        return sampler.sample(range(64), batch=1)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,7 @@
 """Bundles over HTTP: what is answered is what the sampler makes, whoever asks at the same time."""
 
 import json
-import os
 import re
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -20,13 +13,9 @@ import pytest
 from PIL import Image
 
 from edge_sampler import runtime
-from edge_sampler.runtime.__main__ import main
-from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.images import to_uint8
+from edge_sampler.runtime.images import png, to_uint8
 from edge_sampler.runtime.noise import unit_noise
-from edge_sampler.runtime.serve.app import png
-from tests.conftest import run_main
-from tests.runtime.serving import Served, asked, eventually, serving
+from tests.runtime.serving import Served, alone, asked, eventually, serving
 
 ROOT = Path(__file__).parent.parent.parent
 HEAD = "Inference-Header-Content-Length"
@@ -42,8 +31,7 @@ def served(made: Path, conditional: Path) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def expected(made: Path) -> np.ndarray:
     """The images of seeds 0 to 63, each made alone."""
-    with runtime.load(made) as sampler:
-        return sampler.sample(range(64), batch=1)
+    return alone(made)
 
 
 def test_concurrent_requests_share_runs_and_get_their_own_images(
@@ -131,13 +119,13 @@ def test_pictures(served: Served, expected: np.ndarray, conditional: Path) -> No
     with Image.open(BytesIO(answer.body)) as picture:
         np.testing.assert_array_equal(np.asarray(picture), wanted)
         assert "Comment" not in picture.info
-    with Image.open(BytesIO(png(wanted, random_weights=True))) as picture:
+    with Image.open(BytesIO(png(wanted, "RANDOM WEIGHTS"))) as picture:
         assert picture.info["Comment"] == "RANDOM WEIGHTS"
     for query, message in (
         ("", "seed is missing"),
-        ("?seed=1.5", "seed is 1.5"),
-        ("?seed=x", "must be a number"),
-        ("?seed=true", "seed is True"),
+        ("?seed=1.5", "seed is '1.5'; give a whole number"),
+        ("?seed=seven", "seed is 'seven'; give a whole number"),
+        ("?seed=true", "seed is 'true'"),
         ("?seed=-1", "out of range"),
         ("?seed=1&seed=2", "'seed' is given twice"),
         ("?seed=1", "class_labels is missing"),
@@ -304,93 +292,6 @@ def test_a_run_that_makes_nan_is_an_error_and_its_neighbours_are_not(served: Ser
             np.testing.assert_array_equal(fine.array, expected[7:8])
 
 
-def test_a_full_queue_and_a_client_that_goes_away(made: Path, expected: np.ndarray) -> None:
-    with ThreadPoolExecutor(4) as pool, serving([made], shut=True, queue=2, batch=1) as served:
-        running = pool.submit(served.infer, "digits", {"seeds": [1]})
-        eventually(lambda: len(served.gate.runs) == 1)
-        waiting, gone = pool.submit(served.infer, "digits", {"seeds": [2]}), served.connect()
-        gone.request("POST", "/v2/models/digits/infer", json.dumps(asked({"seeds": [3]})))
-        eventually(lambda: served.metric("queue_images", model="digits") == 2)
-        full = served.infer("digits", {"seeds": [4]})
-        assert (full.status, "queue of digits is full" in full.error) == (429, True)
-        gone.sock.close()
-        eventually(lambda: served.metric("queue_images", model="digits") == 1)
-        assert served.metric("requests_total", model="digits", outcome="cancelled") == 1
-        taken = pool.submit(served.infer, "digits", {"seeds": [5]})  # the place that was left
-        eventually(lambda: served.metric("queue_images", model="digits") == 2)
-        served.gate.opened.set()
-        for seed, future in ((1, running), (2, waiting), (5, taken)):
-            np.testing.assert_array_equal(future.result().array, expected[seed : seed + 1])
-        assert served.metric("requests_total", model="digits", outcome="queue_full") == 1
-    assert [rows[0].start for rows in served.gate.runs] == [1, 2, 5]
-
-
-def test_ready_is_said_when_it_is_warm(made: Path, expected: np.ndarray) -> None:
-    with serving([made], shut=True, warm=False) as served:
-        eventually(lambda: len(served.gate.runs) == 1)  # the usual batch
-        assert len(served.gate.runs[0]) == 4
-        assert served.ask("/v2/health/live").status == 200
-        for path in ("/v2/health/ready", "/v2/models/digits/ready"):
-            assert (served.ask(path).status, served.ask(path).json["ready"]) == (503, False)
-        refused = served.infer("digits", {"seeds": [7]})
-        assert (refused.status, "not ready yet" in refused.error) == (503, True)
-        served.gate.opened.set()
-        eventually(lambda: served.ask("/v2/health/ready").status == 200)
-        np.testing.assert_array_equal(served.infer("digits", {"seeds": [7]}).array, expected[7:8])
-
-
-def test_what_was_accepted_is_answered_before_the_server_ends(made: Path, expected: np.ndarray) -> None:
-    with ThreadPoolExecutor(2) as pool, serving([made], shut=True) as served:
-        accepted = pool.submit(served.infer, "digits", {"seeds": range(9)})  # three runs
-        eventually(lambda: len(served.gate.runs) == 1)
-        served.servers[0].handle_exit(signal.SIGTERM, None)
-        time.sleep(0.5)  # a server that closes its door does so by now
-        assert served.ask("/v2/health/ready").status == 503
-        assert served.ask("/v2/health/live").status == 200
-        refused = served.infer("digits", {"seeds": [1]})
-        assert (refused.status, "the server is ending" in refused.error) == (503, True)
-        assert not accepted.done()
-        served.gate.opened.set()
-        np.testing.assert_array_equal(accepted.result().array, expected[:9])
-        served.thread.join(60)
-        assert not served.thread.is_alive()
-
-
-def test_a_second_signal_ends_it_at_once(made: Path) -> None:
-    """What waits is told so; the status is not 0."""
-
-    def end_twice() -> None:
-        with ThreadPoolExecutor(1) as pool, serving([made], shut=True) as served:
-            accepted = pool.submit(served.infer, "digits", {"seeds": range(9)})
-            eventually(lambda: len(served.gate.runs) == 1)
-            for _ in range(2):
-                served.servers[0].handle_exit(signal.SIGTERM, None)
-            assert (accepted.result().status, "the server ended" in accepted.result().error) == (503, True)
-
-    with pytest.raises(SystemExit, match="143"):
-        end_twice()
-
-
-def test_sigterm_ends_the_command_in_order(made: Path, expected: np.ndarray) -> None:
-    command = [sys.executable, "-m", "edge_sampler.runtime", "serve", str(made), "--port", "0", "--batch", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdout
-        assert process.stderr
-        port = int(process.stdout.readline().rpartition(":")[2])
-        assert "digits: ready, by ONNX Runtime" in process.stdout.readline()
-        served = Served(port, [], None, None)  # type: ignore[arg-type]
-        with ThreadPoolExecutor(1) as pool:
-            accepted = pool.submit(served.infer, "digits", {"seeds": range(64)})
-            eventually(lambda: served.metric("queue_images", model="digits") > 0)
-            process.send_signal(signal.SIGTERM)
-            np.testing.assert_array_equal(accepted.result().array, expected)
-        assert process.wait(60) == 0
-        assert process.stderr.read() == ""
-
-
 def test_a_key(made: Path) -> None:
     with serving([made], key="s3cret") as served:
         for path in ("/", "/v2/health/live", "/v2/health/ready"):
@@ -410,16 +311,6 @@ def test_a_key(made: Path) -> None:
             assert "Authorization: Bearer KEY" in served.ask(path).error
 
 
-def test_a_bundle_that_is_replaced_is_served_as_it_was(copy: Path, expected: np.ndarray) -> None:
-    with serving([copy]) as served:
-        for path in copy.rglob("*"):
-            path.write_bytes(b"another")
-        shutil.rmtree(copy)
-        np.testing.assert_array_equal(served.infer("copy", {"seeds": [7]}).array, expected[7:8])
-        assert served.ask("/v2/models/copy").json["inputs"][0]["name"] == "seeds"
-        assert served.ask("/v2/models/copy/image?seed=8").status == 200
-
-
 def test_metrics_are_prometheus_text(served: Served) -> None:
     served.infer("digits", {"seeds": [1, 2]})
     lines = served.ask("/metrics").body.decode().splitlines()
@@ -433,55 +324,3 @@ def test_metrics_are_prometheus_text(served: Served) -> None:
         counts = [float(line.rpartition(" ")[2]) for line in lines if line.startswith(label)]
         assert counts == sorted(counts)
         assert counts[-1] == served.metric(f"{name}_count", model="digits") > 0
-
-
-def test_a_damaged_bundle_ends_the_server(copy: Path) -> None:
-    content = bytearray((copy / "sampler.onnx").read_bytes())
-    content[len(content) // 2] ^= 1
-    (copy / "sampler.onnx").write_bytes(content)
-    with pytest.raises(UserError, match=r"sampler\.onnx is not the file the manifest describes"), serving([copy]):
-        pass
-
-
-def command(folder: Path, *arguments: str, **environment: str) -> None:
-    """Status 2, and one line."""
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        run_main(main, "serve", *arguments)
-
-
-def test_mistakes_on_the_command_line(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "other").mkdir()
-    shutil.copytree(copy, tmp_path / "other" / "copy")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        for arguments, message in (
-            (("nowhere",), "no bundle at nowhere"),
-            (("copy", "other/copy"), "are both called copy: rename"),
-            (("copy", "--port", port), "Address already in use; choose another with --port"),
-            (("copy", "--port", "65536"), "--port is 65536; it must be 1 to 65535"),
-            (("copy", "--port", "-1"), "--port is -1"),
-            (("copy", "--port", "http"), "invalid int value: 'http'"),
-            (("copy", "--host", "192.0.2.1"), "cannot listen on port 8000 of 192.0.2.1"),
-            (("copy", "--host", "no such host"), "cannot listen"),
-            (("copy", "--batch", "0"), "--batch is 0"),
-            (("copy", "--queue", "0"), "--queue is 0"),
-            (("copy", "--wait", "nan"), "--wait is nan"),
-            (("copy", "--wait", "-1"), "--wait is -1"),
-            (("copy", "--max-body", "0"), "--max-body is 0"),
-            (("copy", "--port", "0", "--backend", "abacus"), "unknown backend 'abacus'"),
-            ((), "the following arguments are required: BUNDLE"),
-        ):
-            with pytest.raises(UserError, match=re.escape(message)):
-                command(tmp_path, *arguments)
-    for key in ("", " x", "x\n", "ключ"):
-        with pytest.raises(UserError, match="EDGE_SAMPLER_API_KEY must be printable"):
-            command(tmp_path, "copy", EDGE_SAMPLER_API_KEY=key)
-    for module in ("app", "server"):
-        monkeypatch.delitem(sys.modules, f"edge_sampler.runtime.serve.{module}")
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(UserError, match=r"uvicorn is not installed.*pip install 'edge-sampler\[serve\]'"):
-        command(tmp_path, "copy")

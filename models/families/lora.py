@@ -73,8 +73,8 @@ def merge_one(whole: Any, parts: Mapping[str, nn.Module], lora: Lora) -> None:
     taken = sum(".lora_" in name for part in parts.values() for name, _ in part.named_parameters())
     if taken != brought or not taken:
         raise UserError(
-            f"--lora {lora.path} brings {brought} tensors, and its layers in the pipeline have {taken}: it is of another "
-            "model, or not whole"
+            f"--lora {lora.path} brings {brought} tensors, and its layers in the pipeline have {taken}: it is of "
+            "another model, or not whole"
         )
     whole.fuse_lora(
         [name for name, part in parts.items() if hasattr(part, "peft_config")], lora.scale, safe_fusing=True

@@ -37,6 +37,12 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+def add_verify_key(parser: argparse.ArgumentParser) -> None:
+    """The option of commands that read a bundle: who must have signed it."""
+    key_help = "minisign's public key: a bundle that it has not signed is refused"
+    parser.add_argument("--verify-key", type=Path, metavar="FILE", help=key_help)
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command line's ``main`` and exits: with its status, or with an error's and one line on standard error."""
     leave_name()

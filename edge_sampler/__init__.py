@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edge_sampler.api import add_engine, fit, load_model
     from edge_sampler.calibration.settings import Settings
     from edge_sampler.export.assemble import Form, export_bundle
+    from edge_sampler.export.sign import signer
     from edge_sampler.models.conditioned import Branch, Guided, Pinned, built_in, guided
     from edge_sampler.models.denoiser import Denoiser
     from edge_sampler.models.families.base import Lora
@@ -59,6 +60,7 @@ HOMES = {
     "guided": "models.conditioned",
     "load": "runtime.sampler",
     "load_model": "api",
+    "signer": "export.sign",
     "with_examples": "models.own",
 }
 __all__ = [
@@ -91,6 +93,7 @@ __all__ = [
     "load_model",
     "models",
     "runtime",
+    "signer",
     "with_examples",
 ]
 

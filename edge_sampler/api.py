@@ -9,6 +9,7 @@ from edge_sampler.calibration.settings import Settings
 from edge_sampler.export.build_engine import engine_for
 from edge_sampler.export.extend import Additions, add
 from edge_sampler.export.precisions import QUANTISED
+from edge_sampler.export.sign import Signer
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families.base import Lora, Options
 from edge_sampler.models.loading import load
@@ -83,6 +84,7 @@ def add_engine(
     loop: bool = False,
     max_error: float | None = None,
     refit: bool = False,
+    sign: Signer | None = None,
 ) -> Bundle:
     """Builds an engine of a bundle's graph and adds it, with its hash and the log of its build.
 
@@ -95,6 +97,7 @@ def add_engine(
         loop: one evaluation in a loop, instead of all of them unrolled.
         max_error: the largest RMS error that the precision may cost; eight bits leave out layers to hold it.
         refit: of eight bits: whether the plan is refined with the rounding in the loop, by the bundle's denoiser.onnx.
+        sign: of ``signer``, what signs the bundle anew; one that is signed asks for it.
 
     Returns the bundle with the engine. Raises UserError for a missing library or an unknown target, BoundError beyond
     ``max_error``; then nothing is added.
@@ -103,5 +106,5 @@ def add_engine(
         raise UserError(f"refit is for {', '.join(QUANTISED)}, and precision is {precision}")
     engine = engine_for(flavour, targets, precision, Batch.parse(batch), loop)
     sizes = {name: Axis.parse(text) for name, text in (axes or {}).items()}
-    add(Bundle.open(bundle), Additions(precision, max_error, engine, sizes, refit=refit))
+    add(Bundle.open(bundle), Additions(precision, max_error, engine, sizes, refit=refit), sign=sign)
     return Bundle.open(bundle)

@@ -4,6 +4,7 @@ python -m export --help
 python -m export engine --help    # adds an engine to a bundle
 python -m export triton --help    # a model repository of Triton, of a bundle
 python -m export card --help      # a model hub's README.md, of a bundle
+python -m export sign --help      # signs a bundle
 """
 
 import sys
@@ -11,7 +12,7 @@ from importlib import import_module
 
 from edge_sampler.runtime.command_line import run_command
 
-VERBS = {"engine": "engine_command", "triton": "triton", "card": "card"}  # and their modules
+VERBS = {"engine": "engine_command", "triton": "triton", "card": "card", "sign": "sign"}  # and their modules
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from edge_sampler.export.pictures import draw
 from edge_sampler.export.reference import write_reference
 from edge_sampler.export.report_page import REPORT, report_page
 from edge_sampler.export.save import INLINE_LIMIT, Beside, save_checked, weights_size
+from edge_sampler.export.sign import Signer
 from edge_sampler.export.unroll import unroll
 from edge_sampler.models.denoiser import Denoiser, ModelSpec
 from edge_sampler.models.mapped import page_out
@@ -123,6 +124,7 @@ def export_bundle(
     graphs: Graphs | None = None,
     judgement: Judgement | None = None,
     force: bool = False,
+    sign: Signer | None = None,
     progress: ProgressBars = silent,
 ) -> Exported:
     """Writes the bundle of this plan for this model: a folder, whole or not there.
@@ -133,6 +135,7 @@ def export_bundle(
         out: the folder; replaced with ``force``.
         graphs: of ``export_graphs``, where they are there already.
         judgement: how good the images are, for the report.
+        sign: of ``signer``, what signs it.
 
     Raises UserError when the plan belongs to another model, for a form that the model does not have, where ``out``
     exists, and when the graph's results differ from PyTorch's.
@@ -177,6 +180,8 @@ def export_bundle(
         shown = Bundle(Path(Path(out).name), {**facts, "files": describe_files(folder)})
         (folder / REPORT).write_text(report_page(shown, folder), encoding="utf-8")
         write_manifest(folder / MANIFEST, facts, describe_files(folder))
+        if sign:
+            sign(folder)
         advance(1)
     return Exported(Path(out), written, differences[-1])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edge_sampler.export.facts import commands, input_rows, judged
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.command_line import Parser
+from edge_sampler.runtime.command_line import Parser, add_verify_key
 from edge_sampler.runtime.output import writable
 
 HUB_LICENCES = {  # how a licence's name begins here, and what the hub calls it
@@ -28,10 +28,11 @@ def main() -> None:
         prog="python -m export card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
+    add_verify_key(parser)
     parser.add_argument("--out", type=Path, help="default: README.md in the bundle")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()
-    bundle = Bundle.open(arguments.bundle)
+    bundle = Bundle.open(arguments.bundle, arguments.verify_key)
     out = arguments.out or bundle.folder / "README.md"
     text = card(bundle)
     with writable(out, arguments.force) as path:

@@ -34,6 +34,7 @@ from edge_sampler.export.engine_command import add_engine_arguments, additions_o
 from edge_sampler.export.extend import add, profile_of
 from edge_sampler.export.facts import sample_command
 from edge_sampler.export.refitted import refitted
+from edge_sampler.export.sign import add_sign, signer
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import bar
 from edge_sampler.models.shipped import SHIPPED, shipped_plan
@@ -65,6 +66,7 @@ def main() -> None:
     group.add_argument("--no-decode", dest="decode", action="store_false", help="leave its decoder to the caller")
     group.add_argument("--out", type=Path, help="default: artifacts/MODEL-SOLVER-nfeN")
     group.add_argument("--force", action="store_true", help="replace an existing bundle")
+    add_sign(group)
     add_engine_arguments(parser)
     arguments = parser.parse_args()
     additions = additions_of(arguments)
@@ -82,6 +84,7 @@ def main() -> None:
     wanted = settings(arguments) if arguments.plan is None else None
     if wanted and (arguments.out or wanted.solver != "auto"):  # then the place is known before the work
         check_writable(target(arguments, wanted.sampler, wanted.nfe), arguments.force, "bundle")
+    sign = signer(arguments.sign) if arguments.sign else None
     stored = None
     if arguments.plan:
         stored = shipped_plan(arguments.model, arguments.nfe) if shipped else Plan.load(Path(arguments.plan))
@@ -107,13 +110,13 @@ def main() -> None:
     judgement = judge(model, plan, noises, bar, cache(arguments)) if noises and not model.spec.random_weights else None
     out = target(arguments, plan.solver, plan.nfe)
     exported = export_bundle(
-        model, plan, out, form, graphs=graphs, judgement=judgement, force=arguments.force, progress=bar
+        model, plan, out, form, graphs=graphs, judgement=judgement, force=arguments.force, sign=sign, progress=bar
     )
     Console().print(summary(model, plan, exported, judgement))
     bundle = Bundle.open(out)
     print(f"{out}: look at report.html; run it with `{sample_command(bundle)}`")
     if additions:  # if that fails, the bundle stays: `python -m export engine` can add to it without another fit
-        Console().print(add(bundle, additions, partial(refitted, model, cache(arguments))))
+        Console().print(add(bundle, additions, partial(refitted, model, cache(arguments)), sign))
 
 
 def target(arguments: argparse.Namespace, solver: str, nfe: int) -> Path:

@@ -16,8 +16,9 @@ from edge_sampler.export.build_engine import engine_for
 from edge_sampler.export.extend import Additions, add, base_name
 from edge_sampler.export.facts import sample_command
 from edge_sampler.export.precisions import PRECISIONS, QUANTISED
+from edge_sampler.export.sign import add_sign, signer
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.command_line import Parser
+from edge_sampler.runtime.command_line import Parser, add_verify_key
 from edge_sampler.runtime.engine_record import LIBRARIES, Batch
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Axis
@@ -28,17 +29,19 @@ def main() -> None:
         prog="python -m export engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
+    add_verify_key(parser)
     add_engine_arguments(parser)
     parser.add_argument("--force", action="store_true", help="build again what is there")
+    add_sign(parser)
     arguments = parser.parse_args()
-    bundle = Bundle.open(arguments.bundle)
+    bundle = Bundle.open(arguments.bundle, arguments.verify_key)
     additions = additions_of(arguments)
     if additions is None:
         raise UserError("nothing to add: name an --engine, a --precision other than fp32, or both")
     there = [base_name(engine.file) for engine in bundle.engines]
     if additions.engine and base_name(additions.engine.file) in there and not arguments.force:
         raise UserError(f"{bundle.folder} holds {additions.engine.file} already; add --force to build it again")
-    table = add(bundle, additions)
+    table = add(bundle, additions, sign=signer(arguments.sign) if arguments.sign else None)
     Console().print(table)
     print(f"{bundle.folder}: run it with `{sample_command(bundle)}`")
 

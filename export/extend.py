@@ -15,6 +15,7 @@ import onnx_ir as ir
 from rich.table import Table
 
 from edge_sampler.export.build_engine import build, read_graph
+from edge_sampler.export.changing import changing
 from edge_sampler.export.image_error import image_error
 from edge_sampler.export.lower import drop_unused
 from edge_sampler.export.precision import lower_precision, round_activations
@@ -22,6 +23,7 @@ from edge_sampler.export.precisions import QUANTISED
 from edge_sampler.export.quantised import Refit, write_quantised
 from edge_sampler.export.report_page import REPORT, report_page
 from edge_sampler.export.save import save_checked
+from edge_sampler.export.sign import Signer
 from edge_sampler.models.progress import bar
 from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.bundle import Bundle, describe_files
@@ -29,13 +31,13 @@ from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.inputs import Axis
 from edge_sampler.runtime.json_file import read_json
-from edge_sampler.runtime.lock import locked
 from edge_sampler.runtime.manifest import FILE, MANIFEST, facts_of, read_manifest, write_manifest
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
+from edge_sampler.runtime.signature import SIGNATURE
 
 ENGINES = "engines/"
-NEW, JOINING, LOCK = ".new-", ".joining", ".lock"  # in a bundle, while something is added to it
+NEW, JOINING = ".new-", ".joining"  # in a bundle, while something is added to it
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,15 @@ class Additions:
     refit: bool = False  # of a quantised precision: the plan refined with the rounding in the loop
 
 
-def add(bundle: Bundle, additions: Additions, refit: Refit | None = None) -> Table:
+def add(bundle: Bundle, additions: Additions, refit: Refit | None = None, sign: Signer | None = None) -> Table:
     """Adds a precision's graph, when it is not there, and an engine; returns the table to print.
 
     ``refit`` is what refits the plan where that is asked for, unless told by the bundle's own denoiser.onnx.
-    All or nothing joins the bundle. Raises BoundError when the precision costs more than ``max_error``.
+    All or nothing joins the bundle, which is signed anew by ``sign``. Raises BoundError when the precision costs more
+    than ``max_error``, and UserError for a bundle that is signed where nothing is to sign it anew.
     """
     table = Table(title=f"{bundle.manifest['model']['name']}, {additions.precision}", show_header=False)
-    with extended(bundle) as (folder, facts):
+    with extended(bundle, sign) as (folder, facts):
         if additions.precision != "fp32":
             add_precision(bundle, folder, facts, additions, refit)
             error = facts["precisions"][additions.precision]
@@ -103,17 +106,21 @@ def profile_of(known: Mapping[str, Axis], chosen: Mapping[str, Axis]) -> dict[st
 
 
 @contextmanager
-def extended(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
+def extended(bundle: Bundle, sign: Signer | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yields a folder whose files join the bundle if all goes well, and the manifest's facts to change.
 
     New files have names that the bundle does not list, so that it stays as it was until its manifest is the new one.
-    Only the report keeps its name: while it is replaced, no manifest lists it. Raises UserError where another process
-    adds to the bundle at the same time, or did since it was opened.
+    Only the report keeps its name: while it is replaced, no manifest lists it. A signature goes when its manifest
+    has, and ``sign`` makes the new one last. Raises UserError as ``changing`` and ``add`` do.
     """
-    with locked(bundle.folder / LOCK, f"another process adds to {bundle.folder}: wait for it, and start again"):
+    signature = bundle.folder / SIGNATURE
+    with changing(bundle):
         clear(bundle.folder)
-        if Bundle.open(bundle.folder).manifest != bundle.manifest:
-            raise UserError(f"{bundle.folder} was changed meanwhile, by another process: start again")
+        if signature.exists() and sign is None:
+            raise UserError(
+                f"{bundle.folder} is signed, and its new manifest must be too: name the secret key with --sign, or "
+                f"remove {signature} before"
+            )
         before, facts = bundle.manifest["files"], deepcopy(facts_of(bundle.manifest))
         try:
             with tempfile.TemporaryDirectory(prefix=NEW, dir=bundle.folder) as name:
@@ -136,8 +143,11 @@ def extended(bundle: Bundle) -> Iterator[tuple[Path, dict[str, Any]]]:
                         place.parent.mkdir(exist_ok=True)
                         path.replace(place)
                 replace_manifest(bundle, facts, {name: one for name, one in files.items() if name != REPORT})
+                signature.unlink(missing_ok=True)
                 report.replace(bundle.folder / REPORT)
                 replace_manifest(bundle, facts, files | {REPORT: own})
+                if sign:
+                    sign(bundle.folder)
         finally:
             clear(bundle.folder)
 

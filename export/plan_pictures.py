@@ -9,6 +9,7 @@ from edge_sampler.export.report_page import table_drawn
 from edge_sampler.models import load
 from edge_sampler.models.shipped import shipped_plan
 from edge_sampler.runtime.command_line import run_command
+from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
 
 STYLE = (
@@ -31,7 +32,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, plan in plans().items():
         drawn = table_drawn(plan).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-        (out / f"{name}.svg").write_text(drawn.replace(">", f">{STYLE}", 1) + "\n", encoding="utf-8")
+        with writable(out / f"{name}.svg", force=True) as path:
+            path.write_text(drawn.replace(">", f">{STYLE}", 1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

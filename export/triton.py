@@ -25,7 +25,7 @@ import numpy as np
 from edge_sampler.export.triton_noise import model_file
 from edge_sampler.runtime.backends.trt import PREFERENCE
 from edge_sampler.runtime.bundle import Bundle, weights_beside
-from edge_sampler.runtime.command_line import Parser
+from edge_sampler.runtime.command_line import Parser, add_verify_key
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Shape
@@ -48,13 +48,14 @@ def main() -> None:
         prog="python -m export triton", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
+    add_verify_key(parser)
     parser.add_argument("--out", type=Path, required=True, help="the model repository, which may hold other models")
     parser.add_argument("--name", help="of the model (default: the bundle's folder)")
     parser.add_argument("--batch", type=int, help=f"most images in one run (default: the engines', or {DEFAULT_BATCH})")
     parser.add_argument("--precision", help="such as fp16 (default: the engines' fastest, or fp32)")
     parser.add_argument("--force", action="store_true", help="replace models of these names")
     arguments = parser.parse_args()
-    bundle = Bundle.open(arguments.bundle)
+    bundle = Bundle.open(arguments.bundle, arguments.verify_key)
     name = arguments.name or arguments.bundle.resolve().name
     if Path(name).name != name:
         raise UserError(f"--name is {name!r}; it must be the name of a folder")

@@ -1,6 +1,7 @@
 """A bundle: the folder that carries one sampler from the exporter to a device. Arrays, graphs and JSON; no pickles.
 
 manifest.json   what the bundle is, and the SHA-256 and size of every other file
+manifest.json.minisig   where it is signed, minisign's signature of that
 plan.json       the sampler's table (runtime.plan)
 sampler.onnx    noise [batch, *shape] float32, unit normal, and each condition [batch, …] → what the sampler makes
 denoiser.onnx   x [batch, *shape], sigma [], conditions → denoised: the baseline path
@@ -36,6 +37,7 @@ from edge_sampler.runtime.manifest import MANIFEST, read_manifest
 from edge_sampler.runtime.npz import read_npz
 from edge_sampler.runtime.output import restore
 from edge_sampler.runtime.plan import Plan
+from edge_sampler.runtime.signature import SIGNATURE
 from edge_sampler.runtime.text import tokenized
 
 REFERENCE_INPUT = "input_"  # begins the names of conditions in reference.npz
@@ -59,11 +61,11 @@ def file_sha256(path: Path) -> str:
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """SHA-256 and size of every file below ``folder``, the manifest left out."""
+    """SHA-256 and size of every file below ``folder``, the manifest and its signature left out."""
     return {
         path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path.name not in (MANIFEST, SIGNATURE)
     }
 
 
@@ -75,10 +77,13 @@ class Bundle:
     manifest: Mapping[str, Any]
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Bundle":
-        """Raises UserError when there is no bundle, its manifest is damaged, or of another schema."""
+    def open(cls, folder: str | Path, verify_key: str | Path | None = None) -> "Bundle":
+        """Raises UserError when there is no bundle, its manifest is damaged, or of another schema.
+
+        ``verify_key`` is the file of minisign's public key that must have signed it.
+        """
         restore(Path(folder))
-        bundle = cls(Path(folder), read_manifest(Path(folder)))
+        bundle = cls(Path(folder), read_manifest(Path(folder), None if verify_key is None else Path(verify_key)))
         try:
             bundle._check()
         except (UserError, *ODD) as error:

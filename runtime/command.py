@@ -25,12 +25,12 @@ from edge_sampler.runtime import doctor
 from edge_sampler.runtime.backends import BACKENDS
 from edge_sampler.runtime.bench import EAGER, UNROLLED, bench
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.command_line import Parser, given, whole_numbers
+from edge_sampler.runtime.command_line import Parser, add_verify_key, given, whole_numbers
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.images import save_grid
 from edge_sampler.runtime.output import check_writable, writable
-from edge_sampler.runtime.sampler import load
+from edge_sampler.runtime.sampler import Sampler
 
 # Verbs with a room of their own, which has a `command.main`, and their help.
 ROOMS = {
@@ -50,6 +50,7 @@ def main() -> int:
     def verb(name: str, help: str) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=help)
         added.add_argument("bundle", type=Path)
+        add_verify_key(added)
         if name != "inspect":
             known = ", ".join(BACKENDS)
             if name == "compare":
@@ -93,13 +94,15 @@ def main() -> int:
     verb("inspect", "verify every file and print what the bundle is")
     command = verbs.add_parser("doctor", help="what this machine has, which backends run here, and why others do not")
     command.add_argument("bundle", type=Path, nargs="?", help="whether this one does")
+    add_verify_key(command)
     arguments = parser.parse_args()
     verb_of = {"sample": sample, "compare": parity, "bench": times, "inspect": inspect, "doctor": diagnosis}
     return verb_of[arguments.verb](arguments)
 
 
 def sample(arguments: argparse.Namespace) -> int:
-    known = Bundle.open(arguments.bundle).inputs.conditions
+    bundle = Bundle.open(arguments.bundle, arguments.verify_key)
+    known = bundle.inputs.conditions
     seeds, conditions = arguments.seeds, given(arguments.condition, [name for name in known if known[name].text])
     if arguments.class_labels is not None:
         conditions["class_labels"] = arguments.class_labels
@@ -107,9 +110,9 @@ def sample(arguments: argparse.Namespace) -> int:
         raise UserError(f"--out {arguments.out}: unknown format {arguments.out.suffix!r}; allowed: .png, .npz")
     with (
         writable(arguments.out, arguments.force) as path,
-        load(arguments.bundle, arguments.backend, arguments.precision) as sampler,
+        Sampler(bundle, arguments.backend, arguments.precision) as sampler,
     ):
-        output = sampler.bundle.output
+        output = bundle.output
         if arguments.out.suffix == ".png" and not output.is_image:
             raise UserError(f"it makes {output.name} {list(output.shape)}, no pictures: write them with --out FILE.npz")
         made = sampler.sample(seeds, arguments.batch, arguments.temperature, **conditions)
@@ -118,14 +121,14 @@ def sample(arguments: argparse.Namespace) -> int:
         if arguments.out.suffix == ".npz":
             np.savez(path, **{output.name: made, "seeds": np.array(seeds)})  # type: ignore[arg-type]
         else:
-            save_grid(made, path, "RANDOM WEIGHTS" if sampler.bundle.random_weights else "")
+            save_grid(made, path, "RANDOM WEIGHTS" if bundle.random_weights else "")
     print(f"{arguments.out}: {len(seeds)} {output.name}, by {sampler.description}")
     return 0
 
 
 def parity(arguments: argparse.Namespace) -> int:
     names = arguments.backends.split(",")
-    found = compare(Bundle.open(arguments.bundle), arguments.seeds, names, arguments.precision)
+    found = compare(Bundle.open(arguments.bundle, arguments.verify_key), arguments.seeds, names, arguments.precision)
     width = max(len(name) for d in found for name in (d.first, d.second)) + 2
     print(f"{'stage':<13}{'of':<{width}}{'against':<{width}}{'max':>10}{'RMS':>10}{'relative':>10}")
     for d in found:
@@ -140,7 +143,7 @@ def parity(arguments: argparse.Namespace) -> int:
 
 
 def times(arguments: argparse.Namespace) -> int:
-    bundle, written = Bundle.open(arguments.bundle), []
+    bundle, written = Bundle.open(arguments.bundle, arguments.verify_key), []
     if arguments.json:
         check_writable(arguments.json, arguments.force)
     for batch in arguments.batch:
@@ -173,7 +176,7 @@ def times(arguments: argparse.Namespace) -> int:
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    bundle = Bundle.open(arguments.bundle)
+    bundle = Bundle.open(arguments.bundle, arguments.verify_key)
     for name in bundle.manifest["files"]:
         bundle.file(name)
     print(json.dumps({key: value for key, value in bundle.manifest.items() if key != "files"}, indent=1))
@@ -199,9 +202,11 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 
 def diagnosis(arguments: argparse.Namespace) -> int:
+    if arguments.verify_key and not arguments.bundle:
+        raise UserError(f"--verify-key {arguments.verify_key} is for a bundle: name it")
     for name, what in doctor.machine():
         print(f"{name:<13}{what}")
-    found = doctor.findings(Bundle.open(arguments.bundle) if arguments.bundle else None)
+    found = doctor.findings(Bundle.open(arguments.bundle, arguments.verify_key) if arguments.bundle else None)
     print(f"\n{'backend':<21}runs {arguments.bundle or 'here'}")
     for finding in found:
         print(f"{finding.backend:<21}{'yes' if finding.reason is None else f'no: {finding.reason}'}")

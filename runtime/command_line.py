@@ -10,19 +10,20 @@ import re
 import signal
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.output import FULL
 
 COMMANDS = ("export", "calibration", "models", "runtime")  # of `python -m` and edge-sampler
 MOST_NUMBERS = 1_000_000
 NEEDED = (
     "calibration and export need: pip install 'edge-sampler[cpu]', engines of finished bundles 'edge-sampler[engine]'"
 )
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 UNUSABLE = (*FULL, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, errno.ELOOP, errno.EMFILE)
 
 
@@ -37,24 +38,43 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+def add_verify_key(parser: argparse.ArgumentParser) -> None:
+    """The option of commands that read a bundle: who must have signed it."""
+    key_help = "minisign's public key: a bundle that it has not signed is refused"
+    parser.add_argument("--verify-key", type=Path, metavar="FILE", help=key_help)
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command line's ``main`` and exits: with its status, or with an error's and one line on standard error."""
     leave_name()
     open_streams()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as a shell has it, and temporary files go
+    with signals():
+        try:
+            status, message = outcome(main)
+        except BaseException:
+            if not interrupt.pressed():
+                raise
+        if interrupt.pressed():  # even where a library swallowed it, or made another error of it
+            status, message = 130, "interrupted"
+        if message:
+            print(message, file=sys.stderr)
+        sys.exit(status)
+
+
+@contextmanager
+def signals() -> Iterator[None]:
+    """SIGTERM exits, so that temporary files go, and Ctrl-C is remembered. The caller's own handlers come back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as a shell has it
     interrupt.forget()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background does without
+    if before[signal.SIGINT] is signal.default_int_handler:  # a job in the background does without
         signal.signal(signal.SIGINT, interrupt.press)
     try:
-        status, message = outcome(main)
-    except BaseException:
-        if not interrupt.pressed():
-            raise
-    if interrupt.pressed():  # even where a library swallowed it, or made another error of it
-        status, message = 130, "interrupted"
-    if message:
-        print(message, file=sys.stderr)
-    sys.exit(status)
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None is one that Python did not make
+                signal.signal(number, handler)
 
 
 def outcome(main: Callable[[], int | None]) -> tuple[int, str]:

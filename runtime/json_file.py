@@ -17,11 +17,16 @@ ODD = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowErro
 
 def read_json(path: Path) -> Any:
     """What a UTF-8 file of JSON holds. Raises OSError; ValueError as ``parse_json``, and for no file or a huge one."""
+    return parse_json(read_bytes(path).decode())
+
+
+def read_bytes(path: Path) -> bytes:
+    """Raises OSError, and ValueError for no file or a huge one."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is no file")
     if (size := path.stat().st_size) > LARGEST:
-        raise ValueError(f"{size} bytes, more than JSON of ours has")
-    return parse_json(path.read_text(encoding="utf-8"))
+        raise ValueError(f"{size} bytes, more than a file of ours has")
+    return path.read_bytes()
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.json_file import read_json
+from edge_sampler.runtime.json_file import parse_json, read_bytes
+from edge_sampler.runtime.signature import check_signature
 
 MANIFEST = "manifest.json"
 SCHEMA = 3
@@ -105,11 +106,17 @@ def hash_of(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises UserError when there is none, it is damaged, of another schema, or not of the form that it should be."""
+def read_manifest(folder: Path, verify_key: Path | None = None) -> dict[str, Any]:
+    """Raises UserError when there is none, it is damaged, of another schema, or not of the form that it should be.
+
+    With a public key, before anything of it is looked at, when that has not signed these very bytes.
+    """
     path = folder / MANIFEST
     try:
-        manifest = read_json(path)
+        content = read_bytes(path)
+        if verify_key is not None:
+            check_signature(content, folder, verify_key)
+        manifest = parse_json(content.decode())
     except OSError as error:
         raise UserError(f"no bundle at {folder}: cannot read {MANIFEST} ({error.strerror})") from error
     except ValueError as error:

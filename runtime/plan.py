@@ -15,10 +15,12 @@ A plan that clips has two columns for each evaluation: D_j, and D_j clipped to [
 ``clip_sample``, which keeps the noise estimate of the answer as it was, is a table too.
 """
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport
 from edge_sampler.runtime.json_file import ODD, read_json
 
-SCHEMA = 2
+SCHEMA = 3
+READ = (2, SCHEMA)  # 2 has the mean as lists of numbers
 
 
 @dataclass(frozen=True)
@@ -83,17 +86,17 @@ class Plan:
         """Number of network (function) evaluations."""
         return len(self.sigmas)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Tells the sampler: of the noise levels, the table and the mean, not of names or reports."""
         told = [self.sigmas, self.table, *([self.mean] if self.afs else []), *([self.clip] if self.clip else [])]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
-        """Writes JSON; floats keep every bit."""
+        """Writes JSON; floats keep every bit. The mean is in base64: 3×256×256 numbers would be as many lines."""
         fields = {"schema": SCHEMA, "solver": self.solver, "sigmas": self.sigmas, "table": self.table}
         fields |= {"clip": self.clip} if self.clip else {}
-        fields |= {"report": self.report and self.report.record()} | ({"mean": self.mean} if self.afs else {})
+        fields |= {"report": self.report and self.report.record()} | ({"mean": packed(self.mean)} if self.afs else {})
         path.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -101,10 +104,10 @@ class Plan:
         """Raises UserError when the file is missing, damaged, or of another schema."""
         try:
             data = read_json(path)
-            if data["schema"] != SCHEMA:
+            if data["schema"] not in READ:
                 raise UserError(
-                    f"{path}: plan schema {data['schema']!r}; this version reads {SCHEMA}: fit it again, with "
-                    "python -m calibration --model MODEL --nfe N"
+                    f"{path}: plan schema {data['schema']!r}; this version reads {READ[0]} and {SCHEMA}: fit it again, "
+                    "with python -m calibration --model MODEL --nfe N"
                 )
         except OSError as error:
             raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
@@ -116,7 +119,7 @@ class Plan:
                 sigmas=tuple(float(sigma) for sigma in data["sigmas"]),
                 table=tuple(tuple(float(entry) for entry in row) for row in data["table"]),
                 report=FitReport.read(data["report"]) if data["report"] is not None else None,
-                mean=nested(data.get("mean", ())),
+                mean=unpacked(data["mean"]) if "mean" in data else (),
                 clip=float(data.get("clip", 0.0)),
             )
         except (UserError, *ODD) as error:
@@ -124,10 +127,27 @@ class Plan:
 
 
 def nested(values: Any) -> Any:
-    """An array or lists, as a plan keeps its mean: tuples of tuples of floats."""
-    if np.ndim(values) == 0:
-        return float(values)
-    return tuple(nested(value) for value in values)
+    """An array or a tensor, as a plan keeps its mean: tuples of tuples of floats."""
+    if hasattr(values, "tolist"):
+        return nested(values.tolist())
+    return tuple(map(nested, values)) if isinstance(values, list) else float(values)
+
+
+def packed(values: Any) -> dict[str, Any]:
+    """An array as JSON has it in a plan: float64, little-endian, in rows, in base64."""
+    array = np.array(values, "<f8")
+    return {"shape": array.shape, "float64": base64.b64encode(array.tobytes()).decode()}
+
+
+def unpacked(stored: Any) -> Any:
+    """What ``packed`` made, or lists, ``nested``. Raises one of ``ODD`` for anything else."""
+    if isinstance(stored, list):
+        return nested(np.array(stored, float))
+    content = base64.b64decode(stored["float64"], validate=True)
+    array = np.ndarray(stored["shape"], "<f8", content)
+    if array.nbytes != len(content):
+        raise ValueError(f"its mean claims {stored['shape']!s:.80} numbers and has {len(content)} bytes")
+    return nested(array)
 
 
 def is_array(values: Any) -> bool:

@@ -104,13 +104,16 @@ def checked(found: Mapping[str, np.ndarray], name: str, shape: Sequence[int], dt
     return array
 
 
-def load(bundle: str | Path, backend: str = "auto", precision: str | None = None) -> Sampler:
+def load(
+    bundle: str | Path, backend: str = "auto", precision: str | None = None, verify_key: str | Path | None = None
+) -> Sampler:
     """Opens a bundle for sampling. Raises UserError when it is damaged or no backend can run it.
 
     ``backend`` is a name of runtime.backends, or auto: the best that this machine can run. ``precision`` is fp32, or
     one that the bundle has, such as fp16 or int8; None takes an engine's fastest, and ONNX Runtime's float32.
+    ``verify_key`` is the file of minisign's public key: a bundle that it has not signed is refused unread.
     """
-    return Sampler(Bundle.open(bundle), backend, precision)
+    return Sampler(Bundle.open(bundle, verify_key), backend, precision)
 
 
 def checked_seeds(seeds: Sequence[int]) -> list[int]:

@@ -22,6 +22,7 @@ from edge_sampler.runtime.generate.job import Shard, write_record
 from edge_sampler.runtime.manifest import MANIFEST, write_manifest
 from edge_sampler.runtime.output import sweep, writable
 from edge_sampler.runtime.plan import Plan
+from edge_sampler.runtime.signature import SIGNATURE, check_signature
 from tests.bundles import facts
 
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
@@ -49,7 +50,7 @@ def bundle(place: Path, word: str) -> None:
         write_manifest(folder / MANIFEST, told, describe_files(folder))
 
 
-def engine(place: Path, word: str) -> None:
+def engine(place: Path, word: str, sign: Callable[[Path], None] | None = None) -> None:
     """An engine, built again where there is one; and a graph that is new."""
     from edge_sampler.export import extend
 
@@ -62,8 +63,23 @@ def engine(place: Path, word: str) -> None:
 
     for name, fake in (("build", lambda *_: Built()), ("read_graph", lambda *_: None)):
         setattr(extend, name, fake)
-    with extend.extended(there) as (folder, told):
+    with extend.extended(there, sign) as (folder, told):
         extend.add_engine(there, folder, told, ENGINE)
+
+
+def signed(place: Path, word: str) -> None:
+    """The same, of a bundle that is signed: whatever died before, it is in the end."""
+    from minisign import KeyPair
+
+    pair, there = KeyPair.generate(), place / "b"
+
+    def sign(folder: Path) -> None:
+        with writable(folder / SIGNATURE, force=True) as path:
+            path.write_bytes(bytes(pair.secret_key.sign((folder / MANIFEST).read_bytes())))
+
+    engine(place, word, sign)
+    (place.parent / "key").write_bytes(bytes(pair.public_key))
+    check_signature((there / MANIFEST).read_bytes(), there, place.parent / "key")
 
 
 def record(place: Path, word: str) -> None:
@@ -72,7 +88,7 @@ def record(place: Path, word: str) -> None:
 
 
 WRITERS: dict[str, Callable[[Path, str], None]] = {
-    "sample": sample, "plan": plan, "bundle": bundle, "engine": engine, "record": record
+    "sample": sample, "plan": plan, "bundle": bundle, "engine": engine, "signed": signed, "record": record
 }  # fmt: skip
 
 

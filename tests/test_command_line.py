@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -187,6 +188,32 @@ def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         run_command(main)
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: cannot write sampler.onnx: No space left on device\n"
+
+
+@pytest.mark.parametrize("end", [None, UserError("no"), KeyError("ours"), KeyboardInterrupt()], ids=repr)
+def test_a_caller_has_his_own_signals_back(end: BaseException | None) -> None:
+    """Its handlers are there while it runs, and gone however it ends."""
+    numbers, seen = (signal.SIGTERM, signal.SIGINT), list[object]()
+    before = [signal.getsignal(number) for number in numbers]
+
+    def mine(*_: object) -> None:
+        pass
+
+    def main() -> None:
+        seen.extend(signal.getsignal(number) for number in numbers)
+        if end is not None:
+            raise end
+
+    try:
+        for number, handler in zip(numbers, (mine, signal.default_int_handler), strict=True):
+            signal.signal(number, handler)
+        with pytest.raises((SystemExit, KeyError)):
+            run_command(main)
+        assert [signal.getsignal(number) for number in numbers] == [mine, signal.default_int_handler]
+        assert not {mine, signal.default_int_handler} & {*seen}
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_a_bug_is_not_dressed_up_as_bad_input() -> None:

@@ -21,6 +21,7 @@ from edge_sampler.calibration.own_steps import library_ddim
 from edge_sampler.export.assemble import export_graphs
 from edge_sampler.models.progress import bar
 from edge_sampler.runtime.command_line import Parser, run_command
+from edge_sampler.runtime.output import writable
 
 FITTED, DDIM = (2, 4, 8), (2, 4, 8, 10, 50, 100)
 MARKS = "<!-- table.py -->", "<!-- end -->"
@@ -116,7 +117,8 @@ def main() -> None:
         page = arguments.out.read_text() if arguments.out.is_file() else "\n".join(MARKS)
         before, _, rest = page.partition(MARKS[0])
         _, _, behind = rest.partition(MARKS[1])
-        arguments.out.write_text(f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{behind}")
+        with writable(arguments.out, force=True) as path:
+            path.write_text(f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{behind}")
 
 
 if __name__ == "__main__":

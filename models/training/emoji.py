@@ -23,6 +23,7 @@ from torch import Tensor
 from edge_sampler.models.denoiser import HELD as HELD_EXAMPLES
 from edge_sampler.models.zoo import CAPTIONS, TOKENIZER
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.output import writable
 
 VOCABULARY, LENGTH = 1024, 24  # word pieces; of one caption
 PAD, UNKNOWN, START = "[PAD]", "[UNK]", "[CLS]"
@@ -179,8 +180,10 @@ def examples(found: list[Picture]) -> list[str]:
 def main() -> None:
     found = list(pictures())
     if not TOKENIZER.exists():  # its training is not the same each time, and the weights know this one's pieces
-        make_tokenizer([caption for picture in found for caption in picture.captions]).save(str(TOKENIZER))
-    CAPTIONS.write_text("\n".join(examples(found)) + "\n")
+        with writable(TOKENIZER) as path:
+            make_tokenizer([caption for picture in found for caption in picture.captions]).save(str(path))
+    with writable(CAPTIONS, force=True) as path:
+        path.write_text("\n".join(examples(found)) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The training loop, its recipes, and the weights that it writes."""
 
 import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from edge_sampler.models.training.datasets import DATASETS, Dataset
 from edge_sampler.models.training.objectives import Objective
 from edge_sampler.models.zoo import WEIGHTS, ZOO
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.output import check_writable, writable
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,11 @@ def train(
 ) -> Path:
     """Trains, or resumes, until ``recipe.images_seen``; returns the path of the averaged weights.
 
-    Raises UserError when ``folder`` holds a run of another recipe, the dataset is missing, or the loss is not finite.
+    Raises UserError when ``folder`` holds a run of another recipe or cannot be written, the dataset is missing, or the
+    loss is not finite.
     """
     dataset = DATASETS[recipe.dataset](data)
+    check_writable(folder / f"{name}.safetensors", force=True)
     torch.manual_seed(recipe.seed)
     network, objective = untrained(name)
     started_from = _start_from(network, recipe.start) if recipe.start else ""
@@ -103,7 +107,6 @@ def train(
     optimiser = torch.optim.Adam(network.parameters(), betas=(0.9, 0.99))
     losses: list[float] = []
 
-    folder.mkdir(parents=True, exist_ok=True)
     state_path = folder / "state.pt"
     if state_path.exists():
         state = torch.load(state_path, map_location=device, weights_only=True)
@@ -143,8 +146,9 @@ def train(
                     "losses": losses,
                     "started_from": started_from,
                 }
-                torch.save(state, state_path.with_suffix(".new"))
-                state_path.with_suffix(".new").replace(state_path)
+                content = io.BytesIO()  # since neither library tells a full disk from a fault of its own
+                torch.save(state, content)
+                write(state_path, content.getbuffer())
 
     save_losses(losses, folder)
     return write_weights(name, recipe, averaged, losses, dataset, folder, started_from)
@@ -183,8 +187,14 @@ def write_weights(
     else:
         metadata |= {"architecture": json.dumps(ZOO[name].architecture), "licence": ZOO[name].licence}
     weights = folder / f"{name}.safetensors"
-    safetensors.torch.save_file(half, weights, metadata)
+    write(weights, safetensors.torch.save(half, metadata))
     return weights
+
+
+def write(path: Path, content: bytes | memoryview) -> None:
+    """The old file or the new, whole."""
+    with writable(path, force=True) as new:
+        new.write_bytes(content)
 
 
 def _seed(recipe: Recipe, step: int) -> int:
@@ -222,7 +232,7 @@ def save_losses(losses: Sequence[float], folder: Path) -> None:
     """losses.csv, one row a step, and losses.png, its curve smoothed over 100 steps (log scale)."""
     import matplotlib.pyplot as plt
 
-    with (folder / "losses.csv").open("w", newline="") as file:
+    with writable(folder / "losses.csv", force=True) as path, path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "loss"])
         writer.writerows(enumerate(losses))
@@ -230,5 +240,6 @@ def save_losses(losses: Sequence[float], folder: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     axes.semilogy(Tensor(losses).unfold(0, window, 1).mean(1).numpy())
     axes.set(xlabel="step", ylabel=f"loss, mean of {window} steps")
-    figure.savefig(folder / "losses.png")
+    with writable(folder / "losses.png", force=True) as path:
+        figure.savefig(path)
     plt.close(figure)

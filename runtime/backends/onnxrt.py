@@ -21,6 +21,8 @@ from edge_sampler.runtime.bundle import Bundle, weights_beside
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.protobuf import declare_outputs
 
+CAPTURED = 16  # CUDA graphs of one session, as many as `serve` has sizes of a batch unless told
+UNCAPTURED = -1  # in place of a graph's number
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(bool)": "bool"}
 
@@ -139,10 +141,11 @@ class Bound:
 
 
 class CapturedRuns:
-    """Runs of a session that captures: one CUDA graph for each combination of input shapes.
+    """Runs of a session that captures: one CUDA graph for each combination of input shapes, the first ``CAPTURED``.
 
-    ONNX Runtime captures at the first run of a graph's number and replays from then on. One thread at a time: replays
-    share the session's scratch memory. Source: ONNX Runtime's CUDA provider, "Using CUDA Graphs".
+    ONNX Runtime captures at the first run of a graph's number and replays from then on. It frees a graph with its
+    session only, so that later shapes run as they are. One thread at a time: replays share the session's scratch
+    memory. Source: ONNX Runtime's CUDA provider, "Using CUDA Graphs".
     """
 
     def __init__(self, session: Any, device: str = "cuda") -> None:
@@ -152,15 +155,18 @@ class CapturedRuns:
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         shapes = tuple((name, array.shape) for name, array in sorted(feed.items()))
         with self._lock:
-            if shapes not in self._bound:
-                self._bound[shapes] = self._bind(feed)
-            bound = self._bound[shapes]
+            bound = self._bound.get(shapes)
+            if bound is None:
+                number = len(self._bound) + 1
+                bound = self._bind(feed, number if number <= CAPTURED else UNCAPTURED)
+                if number <= CAPTURED:
+                    self._bound[shapes] = bound
             for name, array in feed.items():
                 bound.inputs[name].update_inplace(np.ascontiguousarray(array))
             self._session.run_with_iobinding(bound.binding, bound.options)
             return {name: np.array(value.numpy()) for name, value in bound.outputs.items()}
 
-    def _bind(self, feed: Mapping[str, np.ndarray]) -> Bound:
+    def _bind(self, feed: Mapping[str, np.ndarray], number: int) -> Bound:
         onnxruntime = library()
         sizes: dict[str | int, int] = {}  # of the axes that have names
         for wanted in self._session.get_inputs():
@@ -179,7 +185,7 @@ class CapturedRuns:
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
-        options.add_run_config_entry("gpu_graph_id", str(len(self._bound) + 1))
+        options.add_run_config_entry("gpu_graph_id", str(number))
         return Bound(inputs, outputs, binding, options)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from edge_sampler.runtime.backends import BACKENDS, choose
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.command_line import Parser, given, whole_numbers
+from edge_sampler.runtime.command_line import Parser, add_verify_key, given, whole_numbers
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.generate.job import FORMATS, Job, Shard, finished, manifest_sha256, missing, write_record
 from edge_sampler.runtime.generate.on_ray import on_ray
@@ -37,6 +37,7 @@ def main() -> int:
         prog="python -m runtime generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
+    add_verify_key(parser)
     parser.add_argument("--seeds", type=span, required=True, metavar="FIRST-LAST", help="such as 0-999999")
     parser.add_argument("--out", type=Path, required=True, help="a folder: new, or of this job")
     parser.add_argument("--workers", type=int, help="processes (default: 1; with --ray, tasks at a time: 8)")
@@ -51,7 +52,7 @@ def main() -> int:
     parser.add_argument("--backend", default="auto", help=f"auto (default), {', '.join(BACKENDS)}")
     parser.add_argument("--precision", help="of the network, such as fp16")
     arguments = parser.parse_args()
-    bundle = Bundle.open(arguments.bundle)
+    bundle = Bundle.open(arguments.bundle, arguments.verify_key)
     workers = arguments.workers if arguments.workers is not None else 8 if arguments.ray else 1
     for name, value in (("workers", workers), ("shard", arguments.shard)):
         if value < 1:

@@ -13,7 +13,7 @@ import shlex
 from pathlib import Path
 
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.command_line import Parser, run_command
+from edge_sampler.runtime.command_line import Parser, add_verify_key, run_command
 from edge_sampler.runtime.page.folder import ONNX_RUNTIME, TOKENIZERS, write_site
 
 
@@ -22,6 +22,7 @@ def main() -> int:
         prog="python -m runtime page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
+    add_verify_key(parser)
     parser.add_argument("--out", type=Path, required=True, help="the folder, which must not be there yet")
     parser.add_argument("--force", action="store_true", help="replace an existing page")
     for package in (ONNX_RUNTIME, TOKENIZERS):
@@ -30,7 +31,7 @@ def main() -> int:
         )
     arguments = parser.parse_args()
     given = {ONNX_RUNTIME: arguments.onnxruntime_web, TOKENIZERS: arguments.tokenizers}
-    write_site(Bundle.open(arguments.bundle), arguments.out, given, arguments.force)
+    write_site(Bundle.open(arguments.bundle, arguments.verify_key), arguments.out, given, arguments.force)
     written = sum(file.stat().st_size for file in arguments.out.rglob("*") if file.is_file())
     print(f"{arguments.out}: {written / 1e6:.1f} MB; look at it with")
     print(f"python -m http.server -d {shlex.quote(str(arguments.out))}")

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.command_line import Parser
+from edge_sampler.runtime.command_line import Parser, add_verify_key
 from edge_sampler.runtime.errors import UserError
 
 KEY = "EDGE_SAMPLER_API_KEY"
@@ -28,6 +28,7 @@ def main() -> int:
         prog="python -m runtime serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
+    add_verify_key(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine's)")
     parser.add_argument("--port", type=int, default=8000, help="(default: 8000)")
     parser.add_argument("--backend", default="auto", help="auto (default), or as `python -m runtime sample` has it")
@@ -44,7 +45,7 @@ def main() -> int:
             f"{error.name} is not installed, and serving needs it: pip install 'edge-sampler[serve]'"
         ) from error
     _check(arguments)
-    bundles = _named(arguments.bundles)
+    bundles = _named(arguments.bundles, arguments.verify_key)
     key = _key()
     with _listening(arguments.host, arguments.port) as listener:
         if key is None and arguments.host not in LOCAL:
@@ -67,14 +68,14 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--wait is {arguments.wait}; it must be 0 or more milliseconds")
 
 
-def _named(folders: list[Path]) -> dict[str, Bundle]:
-    """Bundles by their folders' names. Raises UserError for two of one name."""
+def _named(folders: list[Path], verify_key: Path | None = None) -> dict[str, Bundle]:
+    """Bundles by their folders' names. Raises UserError for two of one name, and as ``Bundle.open``."""
     bundles: dict[str, Bundle] = {}
     for folder in folders:
         name = folder.resolve().name
         if name in bundles:
             raise UserError(f"{bundles[name].folder} and {folder} are both called {name}: rename one of the folders")
-        bundles[name] = Bundle.open(folder)
+        bundles[name] = Bundle.open(folder, verify_key)
     return bundles
 
 

@@ -149,7 +149,7 @@ def test_whatever_a_plan_says_is_used_or_refused(light: Path) -> None:
         path.write_text(json.dumps(changed(plan, place, to)))
         refused = refusal(lambda: Plan.load(path))
         assert "is damaged" in refused or "plan schema" in refused or not refused, (place, to)
-    for text in ("[" * 100_000, '{"schema": 2, "sigmas": [1' + "0" * 400 + "]}", "[]", '"a"', "1", ""):
+    for text in ("[" * 100_000, '{"schema": 3, "sigmas": [1' + "0" * 400 + "]}", "[]", '"a"', "1", ""):
         path.write_text(text)
         with pytest.raises(UserError, match="is damaged"):
             Plan.load(path)

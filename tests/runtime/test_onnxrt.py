@@ -104,17 +104,30 @@ def test_a_precision_that_is_not_there_says_how_to_make_it(made: Path, precision
         runtime.load(made, "onnxrt", precision)
 
 
-def test_captured_runs_keep_their_buffers_and_mix_no_shapes(made: Path) -> None:
-    """On the CPU, which captures nothing: each shape has buffers of its own, and what was returned stays as it was."""
+def test_captured_runs_keep_their_buffers_and_mix_no_shapes(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, which captures nothing: each shape has buffers of its own, and what was returned stays as it was.
+
+    Beyond so many shapes none is kept, and none is captured.
+    """
+    monkeypatch.setattr(onnxrt, "CAPTURED", 2)
     graph = Bundle.open(made).graph("sampler.onnx")
-    first, second, third = (
-        np.random.default_rng(seed).normal(size=(n, 1, 8, 8)).astype(np.float32) for seed, n in enumerate((2, 3, 2))
-    )
+    noises = [
+        np.random.default_rng(seed).normal(size=(n, 1, 8, 8)).astype(np.float32)
+        for seed, n in enumerate((2, 3, 2, 4, 1, 3))
+    ]
     with onnxrt.Session(graph) as session:
-        captured = onnxrt.CapturedRuns(session._session, "cpu")
-        found = [captured.run({"noise": noise})["images"] for noise in (first, second, third)]
-        for noise, images in zip((first, second, third), found, strict=True):
+        captured, numbers = onnxrt.CapturedRuns(session._session, "cpu"), list[str]()
+        run = session._session.run_with_iobinding
+
+        def spied(binding: Any, options: Any) -> None:
+            numbers.append(options.get_run_config_entry("gpu_graph_id"))
+            run(binding, options)
+
+        monkeypatch.setattr(session._session, "run_with_iobinding", spied)
+        found = [captured.run({"noise": noise})["images"] for noise in noises]
+        for noise, images in zip(noises, found, strict=True):
             np.testing.assert_array_equal(images, session.run({"noise": noise})["images"])
+        assert numbers == ["1", "2", "1", "-1", "-1", "2"]
         assert len(captured._bound) == 2
 
 

@@ -115,6 +115,49 @@ def test_json_keeps_every_bit(channels: int, tmp_path: Path) -> None:
     assert loaded.sha256 == plan.sha256
 
 
+def test_a_large_mean_is_no_heap_of_lines_and_older_plans_are_read(tmp_path: Path) -> None:
+    """Schema 2 had it as lists; its hash is of the numbers, however they are written."""
+    mean = np.random.default_rng(0).normal(size=(3, 32, 32))
+    plan = replace(WITH_MEAN, mean=nested(mean))
+    plan.save(tmp_path / "plan.json")
+    text = (tmp_path / "plan.json").read_text()
+    assert text.count("\n") < 40
+    assert len(text) < 11 * mean.size + 1000
+    stored = json.loads(text)
+    (tmp_path / "old.json").write_text(json.dumps(stored | {"schema": 2, "mean": mean.tolist()}))
+    old = Plan.load(tmp_path / "old.json")
+    assert old == plan
+    assert old.sha256 == plan.sha256
+    assert replace(old, mean=WITH_MEAN.mean).sha256 == WITH_MEAN.sha256
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [1, 1, 1]},
+        {"shape": [1, 1, 3]},
+        {"shape": [1, -1, -2]},
+        {"shape": []},
+        {"shape": [1, 1, 2.0]},
+        {"shape": [2**62, 2**62]},
+        {"float64": "AAAA"},
+        {"float64": "AAAAAAAA8D8AAAAAAADwP"},
+        {"float64": "AAAAAAAA8D8AAAAAAADwP*=="},
+        {"float64": "AAAAAAAA8D8AAAAAAADw/w=="},  # an infinity
+        {"float64": 1},
+    ],
+)
+def test_a_damaged_mean_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    WITH_MEAN.save(path)
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"mean": stored["mean"] | {"float64": "AAAAAAAA8D8AAAAAAADwPw=="}}))
+    assert Plan.load(path).mean == (((1.0, 1.0),),)
+    path.write_text(json.dumps(stored | {"mean": stored["mean"] | change}))
+    with pytest.raises(UserError, match="is damaged: not a valid plan"):
+        Plan.load(path)
+
+
 def test_the_hash_tells_samplers_apart_and_ignores_reports() -> None:
     assert PLAN.sha256 == Plan("other name", PLAN.sigmas, PLAN.table).sha256
     assert PLAN.sha256 != Plan("test", (2.0, 0.4), PLAN.table).sha256
@@ -126,7 +169,7 @@ def test_the_hash_tells_samplers_apart_and_ignores_reports() -> None:
     [
         lambda text: text[:-20],
         lambda text: "[]",
-        lambda text: text.replace('"schema": 2', '"schema": 99'),
+        lambda text: text.replace('"schema": 3', '"schema": 99'),
         lambda text: text.replace('"sigmas"', '"sigma"'),
         lambda text: text.replace("0.25", '"a"'),
         lambda text: text.replace("0.25", "null"),

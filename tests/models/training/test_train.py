@@ -3,6 +3,8 @@
 import csv
 import gzip
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +25,22 @@ from edge_sampler.runtime.errors import UserError
 SHORT = replace(RECIPES["edm-digits"], images_seen=16 * 60, batch=16, warmup_steps=5)
 
 
+@contextmanager
+def full_disk(bytes_left: int) -> Iterator[None]:
+    """Files that grow beyond that cannot be written."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = replace(SHORT, images_seen=16 * 6)
     whole = safetensors.torch.load_file(train("edm-digits", short, tmp_path / "whole", save_every=2))
@@ -38,6 +56,11 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(objectives.OF_PRECONDITIONING, "EDMPrecond", killed)
     with pytest.raises(KeyboardInterrupt):
         train("edm-digits", short, tmp_path / "cut", save_every=2)
+    for run, file in (("cut", "state.pt"), ("whole", "edm-digits.safetensors")):
+        before = contents(tmp_path / run)
+        with full_disk(10**6), pytest.raises(OSError, match=f"File too large: .*{run}/{file}"):
+            train("edm-digits", short, tmp_path / run, save_every=2)
+        assert contents(tmp_path / run) == before, file
     resumed = safetensors.torch.load_file(train("edm-digits", short, tmp_path / "cut", save_every=2))
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name

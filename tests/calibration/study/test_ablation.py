@@ -10,10 +10,11 @@ from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.study import ablation_command
 from edge_sampler.models.denoiser import Denoiser
 from tests.bundles import TINY
+from tests.calibration.toys import MIXTURE
 from tests.conftest import run_main
 
 
-def test_tables(digits: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables(mixture: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "chosen_levels.LEVELS": 8, "calibrate.REFERENCE_STEPS": 24,
         "study.measure.REFERENCE_STEPS": 24, "study.measure.MOST_STEPS": 24,
@@ -22,7 +23,7 @@ def test_tables(digits: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(f"edge_sampler.calibration.{name}", value)
     out = tmp_path / "tables.md"
     run_main(
-        ablation_command.main, "--model", "edm-digits", "--also", TINY, "--nfe", "3",
+        ablation_command.main, "--model", MIXTURE, "--also", TINY, "--nfe", "3",
         "--batch", "8", "--heldout", "4", "--noises", "8", "--cache", str(tmp_path / "cache"), "--out", str(out),
     )  # fmt: skip
     text = out.read_text()
@@ -30,7 +31,7 @@ def test_tables(digits: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "vp, ipndm" in cells
     assert [label for label in cells if label.startswith("edm, r = 1, ")] == ["edm, r = 1, 4", "edm, r = 1, 8"]
     assert "± " in cells["chosen, r = 2, 4"]
-    heun = calibrate(digits, Settings(3, "heun"))
-    assert float(cells["Heun (heun)"]) == pytest.approx(error_against_converged(digits, heun, 8), rel=0.02)
-    assert cells["fitted on edm-digits"] != cells["not fitted: ipndm, edm grid"]
+    heun = calibrate(mixture, Settings(3, "heun"))
+    assert float(cells["Heun (heun)"]) == pytest.approx(error_against_converged(mixture, heun, 8), rel=0.02)
+    assert cells["fitted on Mixture"] != cells["not fitted: ipndm, edm grid"]
     assert len({cells[f"fitted on {Path(TINY).stem}, class {k}"] for k in range(3)}) == 3

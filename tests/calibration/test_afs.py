@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from edge_sampler import models
 from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.evaluate.noise_sets import to_fit
@@ -17,7 +16,7 @@ from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import silent
 from edge_sampler.runtime.plan import sample
-from tests.bundles import TINY
+from tests.calibration.toys import of_classes
 
 
 def test_the_mean_is_that_of_the_networks_answers(mixture: Denoiser) -> None:
@@ -41,7 +40,7 @@ def test_it_is_worth_an_evaluation(schedule: str, mixture: Denoiser, tmp_path: P
 @pytest.mark.usefixtures("coarse_reference")
 def test_auto_uses_it_where_one_mean_serves_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_sampler.calibration.calibrate.AUTO", ("iia-ddim",))
-    several, settings = models.load(TINY), Settings(2, schedule="edm", batch=8, heldout=4)
+    several, settings = of_classes(), Settings(2, schedule="edm", batch=8, heldout=4)
     assert several.spec.classes
     plans = [calibrate(model, settings) for model in (several, conditioned(several, 1))]
     assert [plan.solver for plan in plans] == ["iia-ddim", "iia-ddim-afs"]

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-from edge_sampler import models
 from edge_sampler.calibration.calibrate import calibrate, task_of
 from edge_sampler.calibration.candidates import Candidate, grid_of, make_candidate, scheme_of
 from edge_sampler.calibration.evaluate.network import Network
@@ -28,7 +27,7 @@ from edge_sampler.models.progress import silent
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import sample
-from tests.bundles import TINY
+from tests.calibration.toys import of_classes
 from tests.conftest import report_of
 
 BASES = {
@@ -245,7 +244,7 @@ def test_noises_to_fit_to_hold_out_to_judge_and_to_sample_are_all_different(mixt
 
 
 def test_a_noise_keeps_its_class_in_any_set() -> None:
-    model = models.load(TINY)
+    model = of_classes()
     few, many = (to_judge(model, count).network.conditions["class_labels"] for count in (3, 9))
     assert few.tolist() == many[:3].tolist()
     torch.testing.assert_close(to_fit(conditioned(model, 1), 3, 2, 0).noise, to_fit(model, 3, 2, 0).noise)
@@ -253,7 +252,7 @@ def test_a_noise_keeps_its_class_in_any_set() -> None:
 
 def test_guidance_is_fitted_for() -> None:
     """The paper's guided form lowers the error of guided DDIM."""
-    guided = conditioned(models.load(TINY), guidance=2.0, null_class=0)
+    guided = conditioned(of_classes(), guidance=2.0, null_class=0)
     network = to_judge(guided, 3).network
     network(torch.zeros(3, *guided.spec.shape), 1.0)
     assert network.meter.evaluations == 6

@@ -35,7 +35,9 @@ class Mixture(torch.nn.Module):
 
     def __init__(self, shape: tuple[int, ...], centres: int, width: float) -> None:
         super().__init__()
-        self.centres = torch.nn.Parameter(0.5 * torch.randn(centres, *shape, generator=torch.Generator().manual_seed(0)))
+        self.centres = torch.nn.Parameter(
+            0.5 * torch.randn(centres, *shape, generator=torch.Generator().manual_seed(0))
+        )
         self.width = width
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -49,6 +51,22 @@ class Mixture(torch.nn.Module):
 def mixture() -> Denoiser:
     """As large as edm-digits' images, between the same noise levels."""
     return adapt(Mixture((1, 8, 8), 10, 0.2), (1, 8, 8), sigma_min=0.002, sigma_max=80.0)
+
+
+class OfClasses(Mixture):
+    """The mixture of a class is moved, and that of no class is where it was."""
+
+    def __init__(self, shape: tuple[int, ...], centres: int, width: float, classes: int) -> None:
+        super().__init__(shape, centres, width)
+        self.moves = torch.nn.Parameter(torch.linspace(-0.5, 0.5, classes * int(np.prod(shape))).view(classes, *shape))
+
+    def forward(self, x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:  # type: ignore[override]
+        move = torch.tensordot(rows, self.moves, 1)
+        return super().forward(x - move, sigma) + move
+
+
+def of_classes() -> Denoiser:
+    return adapt(OfClasses((1, 8, 8), 10, 0.2, 3), (1, 8, 8), classes=3, sigma_min=0.002, sigma_max=80.0)
 
 
 MIXTURE = f"{__file__}:mixture"  # as a command is told it

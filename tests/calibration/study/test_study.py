@@ -55,9 +55,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("edge_sampler.calibration.study.measure.TRIMMED", 0.25)
         few_rivals(patch)
         patch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 16)
-        run_main(
-            study_command.main, "--model", MIXTURE, *SMALL, "--cache", str(folder / "cache"), "--out", str(out)
-        )
+        run_main(study_command.main, "--model", MIXTURE, *SMALL, "--cache", str(folder / "cache"), "--out", str(out))
     return out
 
 

@@ -35,17 +35,24 @@ class Mixture(torch.nn.Module):
 
     def __init__(self, shape: tuple[int, ...], centres: int, width: float) -> None:
         super().__init__()
-        self.centres = torch.nn.Parameter(
-            0.5 * torch.randn(centres, *shape, generator=torch.Generator().manual_seed(0))
-        )
+        generator = torch.Generator().manual_seed(0)
+        self.centres = torch.nn.Parameter(0.5 * torch.randn(centres, *shape, generator=generator))
         self.width = width
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, unlikely: Tensor | float = 0.0) -> Tensor:
         centres, rows = self.centres.flatten(1), x.flatten(1)
         variance = sigma.reshape(-1, 1) ** 2 + self.width**2
-        nearness = (rows @ centres.T - centres.square().sum(1) / 2) / variance
+        nearness = (rows @ centres.T - centres.square().sum(1) / 2) / variance - unlikely
         mean = nearness.softmax(1) @ centres
         return (mean + self.width**2 / variance * (rows - mean)).view_as(x)
+
+
+class OfClasses(Mixture):
+    """Each class has centres of its own; no class has all of them."""
+
+    def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:  # type: ignore[override]
+        others = classes.amax(1, keepdim=True) - classes
+        return super().forward(x, sigma, 1e4 * others.repeat_interleave(len(self.centres) // others.shape[1], 1))
 
 
 def mixture() -> Denoiser:
@@ -53,20 +60,8 @@ def mixture() -> Denoiser:
     return adapt(Mixture((1, 8, 8), 10, 0.2), (1, 8, 8), sigma_min=0.002, sigma_max=80.0)
 
 
-class OfClasses(Mixture):
-    """The mixture of a class is moved, and that of no class is where it was."""
-
-    def __init__(self, shape: tuple[int, ...], centres: int, width: float, classes: int) -> None:
-        super().__init__(shape, centres, width)
-        self.moves = torch.nn.Parameter(torch.linspace(-0.5, 0.5, classes * int(np.prod(shape))).view(classes, *shape))
-
-    def forward(self, x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:  # type: ignore[override]
-        move = torch.tensordot(rows, self.moves, 1)
-        return super().forward(x - move, sigma) + move
-
-
 def of_classes() -> Denoiser:
-    return adapt(OfClasses((1, 8, 8), 10, 0.2, 3), (1, 8, 8), classes=3, sigma_min=0.002, sigma_max=80.0)
+    return adapt(OfClasses((1, 8, 8), 12, 0.2), (1, 8, 8), classes=3, sigma_min=0.002, sigma_max=80.0)
 
 
 MIXTURE = f"{__file__}:mixture"  # as a command is told it

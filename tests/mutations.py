@@ -170,7 +170,7 @@ ALL = (
         "models/scheduler_settings.py",
         '    "thresholding": False,\n',
         "",
-        "tests/models/test_pipeline.py",
+        "tests/models/test_pipeline_folders.py",
     ),
     Mutation(
         "shard-of-another-job",

@@ -1,16 +1,21 @@
 """Every mistake gets one line and status 2, and leaves nothing behind."""
 
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
+from edge_sampler import console
 from edge_sampler.calibration.arguments import file_name
 from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.models import load
@@ -23,16 +28,34 @@ ROOT = Path(__file__).parent.parent
 FAST = ("--solver", "ddim", "--check", "0")
 
 
-def run(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, room: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``python -m ROOM …`` in that folder, in a process of its own, which imports all that it needs."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "EDGE_SAMPLER_CACHE": str(folder / "cache"), "no_proxy": "*"}
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-m", room, *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def run_here(folder: Path, room: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which has imported it all. A warning, which would be a line more, fails."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        patch.chdir(folder)
+        patch.setenv("EDGE_SAMPLER_CACHE", str(folder / "cache"))
+        patch.setenv("no_proxy", "*")
+        patch.setattr(sys, "argv", ["edge-sampler", room, *arguments])
+        signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        with pytest.raises(SystemExit) as ended:
+            console.main()
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess(arguments, cast(int, ended.value.code), out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +108,7 @@ def test_export_mistakes(arguments: tuple[str, ...], message: str, tmp_path: Pat
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "precious").touch()
     before = sorted(tmp_path.rglob("*"))
-    failed = run(tmp_path, "export", *arguments)
+    failed = run_here(tmp_path, "export", *arguments)
     assert_one_line(failed, message)
     assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "artifacts"] == before
 
@@ -98,8 +121,22 @@ def assert_one_line(failed: subprocess.CompletedProcess[str], message: str) -> N
     assert message in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("export --model edm-digit --nfe 2", "did you mean edm-digits"),
+        ("calibration --model edm-digits --nfe 0", "nfe is 0"),
+        ("models verify edm-digit", "did you mean edm-digits"),
+        ("runtime sample nowhere --out g.png", "no bundle at nowhere"),
+    ],
+)
+def test_each_room_says_it_in_a_line_of_its_process(command: str, message: str, tmp_path: Path) -> None:
+    assert_one_line(run(tmp_path, *command.split()), message)
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_a_network_the_url_and_the_cache_are_named(tmp_path: Path) -> None:
-    failed = run(tmp_path, "export", "--model", "edm-cifar10", "--nfe", "2", *FAST)
+    failed = run_here(tmp_path, "export", "--model", "edm-cifar10", "--nfe", "2", *FAST)
     address = "nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-cifar10-32x32-uncond-vp.pkl"
     assert_one_line(failed, f"https://{address}")
     place = re.search(r"put the file at (\S+),", failed.stderr)
@@ -127,7 +164,7 @@ def test_without_a_network_the_url_and_the_cache_are_named(tmp_path: Path) -> No
 )
 def test_runtime_mistakes(arguments: tuple[str, ...], message: str, bundle: Path) -> None:
     before = sorted(bundle.parent.rglob("*"))
-    assert_one_line(run(bundle.parent, "runtime", *arguments), message)
+    assert_one_line(run_here(bundle.parent, "runtime", *arguments), message)
     assert sorted(bundle.parent.rglob("*")) == before
 
 
@@ -150,13 +187,13 @@ def test_calibration_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "artifacts" / "edm-digits-iia-ddim-afs-nfe2" / "manifest.json").exists()
     assert ", 4 samples" in done.stdout  # the fit's own
-    done = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--check", "8", "--out", "judged")
+    done = run_here(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--check", "8", "--out", "judged")
     error = error_against_converged(load("edm-digits"), Plan.load(tmp_path / plan), 8)
     assert f"{error:.4f} RMS, 8 other samples" in done.stdout
-    refused = run(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--random-weights")
+    refused = run_here(tmp_path, "export", "--model", "edm-digits", "--plan", plan, "--random-weights")
     assert_one_line(refused, "the plan was fitted to edm-digits, fingerprint")
     replace(Plan.load(tmp_path / plan), mean=(((0.0, 0.0),),), report=None).save(tmp_path / "tall.json")
-    refused = run(tmp_path, "export", "--model", "edm-digits", "--plan", "tall.json", "--out", "tall")
+    refused = run_here(tmp_path, "export", "--model", "edm-digits", "--plan", "tall.json", "--out", "tall")
     assert_one_line(refused, "(1, 1, 2) for data of (1, 8, 8)")
     assert not (tmp_path / "tall").exists()
 

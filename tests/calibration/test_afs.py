@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from edge_sampler import models
 from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.evaluate.noise_sets import to_fit
@@ -17,31 +16,31 @@ from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import silent
 from edge_sampler.runtime.plan import sample
-from tests.bundles import TINY
+from tests.calibration.toys import of_classes
 
 
-def test_the_mean_is_that_of_the_networks_answers(digits: Denoiser) -> None:
+def test_the_mean_is_that_of_the_networks_answers(mixture: Denoiser) -> None:
     """Over the noises that fit, and no others; 40 fill no whole block."""
-    noises = to_fit(digits, 40, 8, 0)
+    noises = to_fit(mixture, 40, 8, 0)
     answers = noises.network(80.0 * noises.noise[:40], 80.0)
     torch.testing.assert_close(mean_image(noises, NO_CACHE), answers.mean(0), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.usefixtures("coarse_reference")
 @pytest.mark.parametrize("schedule", ["edm", "chosen"])
-def test_it_is_worth_an_evaluation(schedule: str, digits: Denoiser, tmp_path: Path) -> None:
+def test_it_is_worth_an_evaluation(schedule: str, mixture: Denoiser, tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     plain = Settings(4, "iia-ddim", schedule, "global", batch=32, heldout=16)
-    plans = [calibrate(digits, one, silent, cache) for one in (plain, replace(plain, afs=True))]
+    plans = [calibrate(mixture, one, silent, cache) for one in (plain, replace(plain, afs=True))]
     assert [plan.solver for plan in plans] == ["iia-ddim", "iia-ddim-afs"]
-    errors = [error_against_converged(digits, plan, 32, silent, cache) for plan in plans]
+    errors = [error_against_converged(mixture, plan, 32, silent, cache) for plan in plans]
     assert errors[1] < 0.95 * errors[0]
 
 
 @pytest.mark.usefixtures("coarse_reference")
 def test_auto_uses_it_where_one_mean_serves_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_sampler.calibration.calibrate.AUTO", ("iia-ddim",))
-    several, settings = models.load(TINY), Settings(2, schedule="edm", batch=8, heldout=4)
+    several, settings = of_classes(), Settings(2, schedule="edm", batch=8, heldout=4)
     assert several.spec.classes
     plans = [calibrate(model, settings) for model in (several, conditioned(several, 1))]
     assert [plan.solver for plan in plans] == ["iia-ddim", "iia-ddim-afs"]
@@ -49,10 +48,10 @@ def test_auto_uses_it_where_one_mean_serves_every_image(monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("coarse_reference")
-def test_the_network_is_called_as_often_as_nfe_says(digits: Denoiser) -> None:
+def test_the_network_is_called_as_often_as_nfe_says(mixture: Denoiser) -> None:
     for solver in ("heun", "iia-edm", "spndm", "iia-dpmpp-2m", "euler"):
         settings = Settings(3, solver, batch=8, heldout=8, fine_steps=2, afs=True, refine=solver == "euler")
-        plan = calibrate(digits, settings)
+        plan = calibrate(mixture, settings)
         assert plan.solver == settings.sampler
         told: list[float] = []
 
@@ -60,6 +59,6 @@ def test_the_network_is_called_as_often_as_nfe_says(digits: Denoiser) -> None:
             told.append(sigma)
             return torch.zeros_like(x)
 
-        sample(denoise, torch.ones(1, *digits.spec.shape).double(), plan)
+        sample(denoise, torch.ones(1, *mixture.spec.shape).double(), plan)
         assert len(told) == plan.nfe == 3
-        assert max(told) < digits.spec.sigma_max
+        assert max(told) < mixture.spec.sigma_max

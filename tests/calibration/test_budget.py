@@ -20,10 +20,10 @@ from tests.conftest import report_of
 
 
 @pytest.mark.parametrize("budget", [1_000_000, 300_000, 100_000, 30_000, 10_000])
-def test_a_fit_keeps_its_budget_and_uses_most_of_it(budget: int, digits: Denoiser) -> None:
+def test_a_fit_keeps_its_budget_and_uses_most_of_it(budget: int, mixture: Denoiser) -> None:
     asked = Settings(10, refine=3)
-    allowed, left_out = within(digits, asked, budget)
-    spent = task_of(digits, allowed).cost()
+    allowed, left_out = within(mixture, asked, budget)
+    spent = task_of(mixture, allowed).cost()
     assert 0.25 * budget < spent <= budget or allowed == asked
     assert bool(left_out) == (allowed != asked)
     for name in ("batch", "refine", "solver"):
@@ -32,20 +32,20 @@ def test_a_fit_keeps_its_budget_and_uses_most_of_it(budget: int, digits: Denoise
         )
 
 
-def test_a_smaller_budget_never_buys_more(digits: Denoiser) -> None:
+def test_a_smaller_budget_never_buys_more(mixture: Denoiser) -> None:
     budgets = (10**7, 10**6, 3 * 10**5, 10**5, 5 * 10**4, 2 * 10**4, 10**4)
-    bought = [within(digits, Settings(8, refine=10), budget)[0] for budget in budgets]
+    bought = [within(mixture, Settings(8, refine=10), budget)[0] for budget in budgets]
     for more, less in pairwise(bought):
         assert less.batch <= more.batch
         assert less.refine <= more.refine
     assert bought[0] == Settings(8, refine=10)
 
 
-def test_one_that_buys_nothing_says_what_the_least_takes(digits: Denoiser) -> None:
+def test_one_that_buys_nothing_says_what_the_least_takes(mixture: Denoiser) -> None:
     with pytest.raises(UserError, match=r"a budget of 50 evaluations is too small: .*16 of 256 noises.* takes [\d,]+"):
-        within(digits, Settings(10), 50)
+        within(mixture, Settings(10), 50)
     with pytest.raises(UserError, match=r"too small: the smallest fit takes [\d,]+$"):
-        within(digits, Settings(3, "iia-ddim", "edm", batch=4, heldout=2), 5)
+        within(mixture, Settings(3, "iia-ddim", "edm", batch=4, heldout=2), 5)
 
 
 def test_guidance_counts_twice() -> None:
@@ -55,9 +55,9 @@ def test_guidance_counts_twice() -> None:
     assert within(conditioned(model, guidance=2.0), Settings(4), budget)[0] != Settings(4)
 
 
-def test_budgets_are_evaluations_or_times(digits: Denoiser) -> None:
-    assert Budget.read("20000").evaluations(digits) == 20000
-    seconds, minutes = (Budget.read(text).evaluations(digits) for text in ("30s", "30m"))
+def test_budgets_are_evaluations_or_times(mixture: Denoiser) -> None:
+    assert Budget.read("20000").evaluations(mixture) == 20000
+    seconds, minutes = (Budget.read(text).evaluations(mixture) for text in ("30s", "30m"))
     assert 10 < minutes / seconds < 360
     assert [str(Budget.read(text)) for text in ("20000", "90s", "1.5h")] == ["20,000 evaluations", "90s", "1.5h"]
     for wrong in ("", "0", "-5", "ten", "1.5", "10d", "0m", "1e4"):
@@ -65,20 +65,20 @@ def test_budgets_are_evaluations_or_times(digits: Denoiser) -> None:
             Budget.read(wrong)
 
 
-def test_what_is_left_out_is_told_before(digits: Denoiser, capsys: pytest.CaptureFixture[str]) -> None:
-    allowed = afford(digits, Settings(2, "iia-ipndm"), Budget.read("9000"))
+def test_what_is_left_out_is_told_before(mixture: Denoiser, capsys: pytest.CaptureFixture[str]) -> None:
+    allowed = afford(mixture, Settings(2, "iia-ipndm"), Budget.read("9000"))
     told = capsys.readouterr().err
     assert told.startswith("budget of 9,000 evaluations: ")
     assert f"{allowed.batch} of 256 noises" in told
     assert "the fit takes at most" in told
-    assert report_of(calibrate(digits, allowed)).evaluations <= 9000
+    assert report_of(calibrate(mixture, allowed)).evaluations <= 9000
 
 
-def test_the_papers_settings(digits: Denoiser) -> None:
+def test_the_papers_settings(mixture: Denoiser) -> None:
     two, one = (Settings(9, solver).as_in_the_paper() for solver in ("iia-edm", "iia-ddim"))
     assert (two.batch, one.batch) == (200, 16)
     assert {(s.fine_steps, s.target, s.ridge) for s in (two, one)} == {(3, "local", 0.0)}
-    report = report_of(calibrate(digits, Settings(5, "iia-ddim").as_in_the_paper()))
+    report = report_of(calibrate(mixture, Settings(5, "iia-ddim").as_in_the_paper()))
     fitted = [any(step.gamma) for step in report.steps]
     assert fitted == [False, True, True, True, False]
     with pytest.raises(UserError, match="one of its fitted solvers, such as iia-edm or iia-ddim, not auto"):

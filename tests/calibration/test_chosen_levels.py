@@ -56,9 +56,9 @@ def test_shortest_is_the_best_of_all_paths(steps: int) -> None:
     assert shortest(errors, steps) == min(paths, key=cost)
 
 
-def test_step_errors_are_those_of_euler_steps(digits: Denoiser) -> None:
+def test_step_errors_are_those_of_euler_steps(mixture: Denoiser) -> None:
     """On a made-up trajectory, entry by entry; noises that fill no whole block are all there, and no others."""
-    noises = to_fit(digits, 40, 8, 0)
+    noises = to_fit(mixture, 40, 8, 0)
     sigmas = [80.0, 3.0, 0.4, 0.0]
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(len(sigmas), *noises.noise.shape, generator=generator)
@@ -75,10 +75,10 @@ def test_step_errors_are_those_of_euler_steps(digits: Denoiser) -> None:
             assert errors[i, j] == pytest.approx(each.sum().item(), rel=1e-4)
 
 
-def test_what_is_left_of_an_error_is_what_the_flow_leaves(digits: Denoiser) -> None:
+def test_what_is_left_of_an_error_is_what_the_flow_leaves(mixture: Denoiser) -> None:
     """Of Gaussian data, x(σ) = x(0)·√(1 + σ²/s²): at every level, whatever the noise."""
-    noises = to_fit(Gaussian(0.5, digits), 8, 4, 0)
-    sigmas = logarithmic(64, digits.spec.sigma_min, digits.spec.sigma_max)
+    noises = to_fit(Gaussian(0.5, mixture), 8, 4, 0)
+    sigmas = logarithmic(64, mixture.spec.sigma_min, mixture.spec.sigma_max)
     growth = {sigma: (1 + (sigma / 0.5) ** 2) ** 0.5 for sigma in sigmas}
     states = torch.stack([growth[sigma] * noises.noise for sigma in sigmas])
     fine = States(sigmas, states.float().numpy(), noises.noise)
@@ -86,24 +86,24 @@ def test_what_is_left_of_an_error_is_what_the_flow_leaves(digits: Denoiser) -> N
     assert left[1:] == pytest.approx([1 / growth[sigma] for sigma in sigmas[1:]], rel=0.25)
 
 
-def test_grids_have_every_length_within_the_models_range(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grids_have_every_length_within_the_models_range(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 12)
     numbers = (1, 2, 5, 8)
-    grids, fine = choose(to_fit(digits, 4, 4, 0), numbers, 24, NO_CACHE, silent)
+    grids, fine = choose(to_fit(mixture, 4, 4, 0), numbers, 24, NO_CACHE, silent)
     assert len(fine) == 2 * 8 + 1 < LEVELS  # twice as many as steps, and 0
     for grid, steps in product(grids, numbers):
         levels = grid(steps)
         assert len(levels) == steps + 1
         assert levels == sorted(set(levels), reverse=True)
-        assert levels[0] == digits.spec.sigma_max
+        assert levels[0] == mixture.spec.sigma_max
         assert levels[-1] == 0.0
         assert set(levels) <= set(fine)
 
 
-def test_a_solver_takes_the_grid_that_serves_it_best(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_solver_takes_the_grid_that_serves_it_best(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 32)
     settings = Settings(5, "iia-ipndm", "chosen", "global", batch=8, heldout=8)
-    noises = to_fit(digits, settings.batch, settings.heldout, 0)
+    noises = to_fit(mixture, settings.batch, settings.heldout, 0)
     (chosen, *_), fine = choose(noises, [settings.nfe], 24, NO_CACHE, silent)
     levels = sorted(fine, reverse=True)
     grids = [chosen, lambda steps: [levels[round(place)] for place in np.linspace(0, len(levels) - 1, steps + 1)]]
@@ -114,10 +114,10 @@ def test_a_solver_takes_the_grid_that_serves_it_best(digits: Denoiser, monkeypat
         assert best_candidate(find("ipndm"), order, noises, fine, "global", settings).error == good
 
 
-def test_search_lowers_what_the_scouts_images_err(digits: Denoiser, tmp_path: Path) -> None:
+def test_search_lowers_what_the_scouts_images_err(mixture: Denoiser, tmp_path: Path) -> None:
     """From levels that are far from good, by as many evaluations as it says or fewer; what it found is kept."""
-    noises = to_fit(digits, 16, 8, 0)
-    fine = solution(noises, logarithmic(24, digits.spec.sigma_min, digits.spec.sigma_max), 48, NO_CACHE)
+    noises = to_fit(mixture, 16, 8, 0)
+    fine = solution(noises, logarithmic(24, mixture.spec.sigma_min, mixture.spec.sigma_max), 48, NO_CACHE)
     levels, fitting = sorted(fine, reverse=True), noises.part(slice(noises.fitting))
     starts = [[*levels[:5], 0.0], [levels[place] for place in (0, 1, 4, 6, 8, 24)]]
 
@@ -142,11 +142,11 @@ def test_search_lowers_what_the_scouts_images_err(digits: Denoiser, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("coarse_reference")
-def test_chosen_levels_beat_edms(digits: Denoiser, tmp_path: Path) -> None:
+def test_chosen_levels_beat_edms(mixture: Denoiser, tmp_path: Path) -> None:
     """For a fixed solver and a fitted one, on noises that chose nothing."""
     cache = Cache(tmp_path)
     for solver in ("ipndm", "iia-ipndm"):
         settings = [Settings(6, solver, schedule, "global", batch=32, heldout=16) for schedule in ("edm", "chosen")]
-        plans = [calibrate(digits, one, silent, cache) for one in settings]
-        edm, chosen = (error_against_converged(digits, plan, 32, silent, cache) for plan in plans)
+        plans = [calibrate(mixture, one, silent, cache) for one in settings]
+        edm, chosen = (error_against_converged(mixture, plan, 32, silent, cache) for plan in plans)
         assert chosen < 0.7 * edm, solver

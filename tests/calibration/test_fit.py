@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-from edge_sampler import models
 from edge_sampler.calibration.calibrate import calibrate, task_of
 from edge_sampler.calibration.candidates import Candidate, grid_of, make_candidate, scheme_of
 from edge_sampler.calibration.evaluate.network import Network
@@ -28,7 +27,7 @@ from edge_sampler.models.progress import silent
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import sample
-from tests.bundles import TINY
+from tests.calibration.toys import of_classes
 from tests.conftest import report_of
 
 BASES = {
@@ -85,28 +84,28 @@ def test_ridge_pulls_toward_the_base_solver() -> None:
 
 @pytest.mark.usefixtures("coarse_reference")
 @pytest.mark.parametrize("name", BASES)
-def test_fitting_lowers_the_error_of_every_solver(name: str, digits: Denoiser) -> None:
+def test_fitting_lowers_the_error_of_every_solver(name: str, mixture: Denoiser) -> None:
     """Globally fitted at 8 evaluations, on noises that the fit has not seen."""
     assert set(BASES) == {solver.name for solver in ALL_SOLVERS if solver.history is not None}
-    plan = calibrate(digits, small(8, name, target="global"))
-    before = error_against_converged(digits, calibrate(digits, small(8, BASES[name])), 32)
-    assert error_against_converged(digits, plan, 32) < before
+    plan = calibrate(mixture, small(8, name, target="global"))
+    before = error_against_converged(mixture, calibrate(mixture, small(8, BASES[name])), 32)
+    assert error_against_converged(mixture, plan, 32) < before
     for step in report_of(plan).steps:
         assert step.error_after <= step.error_before
 
 
 @pytest.mark.usefixtures("coarse_reference")
 @pytest.mark.parametrize("target", ["local", "global"])
-def test_calibration_is_deterministic_for_a_seed(target: str, digits: Denoiser) -> None:
-    first, again = (calibrate(digits, small(5, "iia-ddim", target=target)) for _ in range(2))
-    other = calibrate(digits, small(5, "iia-ddim", target=target, seed=1))
+def test_calibration_is_deterministic_for_a_seed(target: str, mixture: Denoiser) -> None:
+    first, again = (calibrate(mixture, small(5, "iia-ddim", target=target)) for _ in range(2))
+    other = calibrate(mixture, small(5, "iia-ddim", target=target, seed=1))
     assert first.sha256 == again.sha256 != other.sha256
 
 
-def test_what_is_not_fitted_costs_held_out_images_alone(digits: Denoiser) -> None:
-    noises, wanted = to_fit(digits, 5, 3, 0), Settings(6)
+def test_what_is_not_fitted_costs_held_out_images_alone(mixture: Denoiser) -> None:
+    noises, wanted = to_fit(mixture, 5, 3, 0), Settings(6)
     heldout, goal = noises.heldout, noises.noise.flip(0)  # any images will do
-    scheme = scheme_of(find("ipndm"), grid_of(digits, "edm"), wanted)
+    scheme = scheme_of(find("ipndm"), grid_of(mixture, "edm"), wanted)
     made = make_candidate(scheme, noises, dict.fromkeys(scheme.sigmas, goal), "global", wanted)
     assert noises.network.meter.evaluations == 6 * 3
     wrong = sample(heldout.network, heldout.noise, made.plan) - goal[noises.fitting :]
@@ -115,15 +114,15 @@ def test_what_is_not_fitted_costs_held_out_images_alone(digits: Denoiser) -> Non
 
 @pytest.mark.usefixtures("coarse_reference")
 @pytest.mark.parametrize("target", ["local", "global"])
-def test_a_fit_is_made_once(target: str, digits: Denoiser, tmp_path: Path) -> None:
+def test_a_fit_is_made_once(target: str, mixture: Denoiser, tmp_path: Path) -> None:
     """Asked for again it costs no evaluation; what decides a fit makes another one."""
     cache, wanted = Cache(tmp_path), small(4, "iia-ddim", target=target)
-    whole, again = (calibrate(digits, wanted, silent, cache) for _ in range(2))
-    assert again.sha256 == whole.sha256 == calibrate(digits, wanted).sha256
+    whole, again = (calibrate(mixture, wanted, silent, cache) for _ in range(2))
+    assert again.sha256 == whole.sha256 == calibrate(mixture, wanted).sha256
     assert report_of(again).steps == report_of(whole).steps
     assert report_of(again).evaluations == 0 < report_of(whole).evaluations
     for change in ({"ridge": 0.1}, {"history": 2}, {"solver": "iia-ipndm"}, {"batch": 9}):
-        other = calibrate(digits, replace(wanted, **change), silent, cache)
+        other = calibrate(mixture, replace(wanted, **change), silent, cache)
         assert report_of(other).evaluations > 0
         assert report_of(other).steps != report_of(whole).steps
 
@@ -149,20 +148,20 @@ def test_a_correction_that_does_not_help_is_dropped(network: Network, noise: tor
 
 
 @pytest.mark.usefixtures("coarse_reference")
-def test_auto_takes_what_measured_best(digits: Denoiser) -> None:
-    plan = calibrate(digits, small(5, "auto"))
+def test_auto_takes_what_measured_best(mixture: Denoiser) -> None:
+    plan = calibrate(mixture, small(5, "auto"))
     compared = report_of(plan).compared
     assert set(compared) == {name + AFS for name in AUTO}
     assert report_of(plan).schedule == "chosen"
     assert compared[plan.solver] == min(compared.values()) == report_of(plan).refinement[0]
 
 
-def test_a_fixed_solver_costs_nothing(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fixed_solver_costs_nothing(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError("a fixed solver needs no evaluation")
 
     monkeypatch.setattr(Network, "__call__", refuse)
-    assert calibrate(digits, Settings(10, "ipndm")).report is None
+    assert calibrate(mixture, Settings(10, "ipndm")).report is None
 
 
 def test_the_reference_has_converged(network: Network, noise: torch.Tensor) -> None:
@@ -191,14 +190,14 @@ def test_the_reference_costs_what_it_says(network: Network, noise: torch.Tensor)
 
 
 @pytest.mark.usefixtures("coarse_reference")
-def test_heuns_single_evaluation_is_well_placed(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heuns_single_evaluation_is_well_placed(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     """At even NFE the chosen place beats the first and the last transition."""
     from edge_sampler.calibration.solvers import heun
 
     errors = {}
     for near in (80.0, heun.SINGLE_NEAR, 0.002):
         monkeypatch.setattr(heun, "SINGLE_NEAR", near)
-        errors[near] = error_against_converged(digits, calibrate(digits, Settings(10, "heun")), 48)
+        errors[near] = error_against_converged(mixture, calibrate(mixture, Settings(10, "heun")), 48)
     assert min(errors, key=lambda near: errors[near]) not in (80.0, 0.002)
 
 
@@ -224,11 +223,11 @@ def test_bad_settings_are_refused(changes: dict[str, object], message: str) -> N
         Settings(**({"nfe": 5} | changes))  # type: ignore[arg-type]
 
 
-def test_a_broken_network_is_noticed(digits: Denoiser) -> None:
+def test_a_broken_network_is_noticed(mixture: Denoiser) -> None:
     class Broken(Denoiser):
         def __init__(self) -> None:
             super().__init__()
-            self.spec, self.weight = digits.spec, torch.nn.Parameter(torch.zeros(1))
+            self.spec, self.weight = mixture.spec, torch.nn.Parameter(torch.zeros(1))
 
         def forward(self, x: torch.Tensor, sigma: object, class_labels: object = None) -> torch.Tensor:
             return x * float("nan")
@@ -237,15 +236,15 @@ def test_a_broken_network_is_noticed(digits: Denoiser) -> None:
         calibrate(Broken(), small(3, "iia-ddim"))
 
 
-def test_noises_to_fit_to_hold_out_to_judge_and_to_sample_are_all_different(digits: Denoiser) -> None:
-    sampled = unit_noise(range(8), digits.spec.shape)
-    sets = [to_fit(digits, 4, 4, 0).noise, to_fit(digits, 4, 4, 1).noise, to_judge(digits, 8).noise]
+def test_noises_to_fit_to_hold_out_to_judge_and_to_sample_are_all_different(mixture: Denoiser) -> None:
+    sampled = unit_noise(range(8), mixture.spec.shape)
+    sets = [to_fit(mixture, 4, 4, 0).noise, to_fit(mixture, 4, 4, 1).noise, to_judge(mixture, 8).noise]
     every = np.concatenate([*sets, sampled]).reshape(32, -1)
     assert len(np.unique(every.round(6), axis=0)) == 32
 
 
 def test_a_noise_keeps_its_class_in_any_set() -> None:
-    model = models.load(TINY)
+    model = of_classes()
     few, many = (to_judge(model, count).network.conditions["class_labels"] for count in (3, 9))
     assert few.tolist() == many[:3].tolist()
     torch.testing.assert_close(to_fit(conditioned(model, 1), 3, 2, 0).noise, to_fit(model, 3, 2, 0).noise)
@@ -253,7 +252,7 @@ def test_a_noise_keeps_its_class_in_any_set() -> None:
 
 def test_guidance_is_fitted_for() -> None:
     """The paper's guided form lowers the error of guided DDIM."""
-    guided = conditioned(models.load(TINY), guidance=2.0, null_class=0)
+    guided = conditioned(of_classes(), guidance=2.0, null_class=0)
     network = to_judge(guided, 3).network
     network(torch.zeros(3, *guided.spec.shape), 1.0)
     assert network.meter.evaluations == 6
@@ -268,30 +267,30 @@ def test_a_folder_that_cannot_keep_results_is_told_before_the_work(tmp_path: Pat
         Cache(tmp_path / "file")
 
 
-def test_grids_have_the_models_own_range(digits: Denoiser) -> None:
-    sigmas = scheme_of(find("ddim"), grid_of(digits, "edm"), Settings(4, "ddim")).sigmas
-    assert sigmas[0] == pytest.approx(digits.spec.sigma_max)
-    assert sigmas[-2] == pytest.approx(digits.spec.sigma_min)
+def test_grids_have_the_models_own_range(mixture: Denoiser) -> None:
+    sigmas = scheme_of(find("ddim"), grid_of(mixture, "edm"), Settings(4, "ddim")).sigmas
+    assert sigmas[0] == pytest.approx(mixture.spec.sigma_max)
+    assert sigmas[-2] == pytest.approx(mixture.spec.sigma_min)
 
 
 def test_auto_takes_what_errs_least_by_the_mean_of_images_errors(
-    digits: Denoiser, monkeypatch: pytest.MonkeyPatch
+    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not by the mean of their squares, which a few images decide."""
     errors = {"iia-ipndm": (0.3, 0.3), "iia-ddim": (0.2, 0.9), "iia-dpmpp-2m": (0.4, 0.1), "ipndm": (0.5, 0.5)}
 
     def made(solver: Solver, *others: object) -> Candidate:
-        plan = trace(scheme_of(solver, grid_of(digits, "edm"), Settings(2)))
+        plan = trace(scheme_of(solver, grid_of(mixture, "edm"), Settings(2)))
         return Candidate(plan, *errors[solver.name], ())
 
     monkeypatch.setattr("edge_sampler.calibration.calibrate.best_candidate", made)
-    plan = calibrate(digits, Settings(2, batch=2, heldout=2, schedule="edm", afs=False))
+    plan = calibrate(mixture, Settings(2, batch=2, heldout=2, schedule="edm", afs=False))
     assert plan.solver == "iia-ddim"
     assert report_of(plan).heldout_rms_error == 0.9
     assert report_of(plan).compared == {name: error for name, (error, _) in errors.items()}
 
 
-def test_the_fine_trajectory_has_steps_enough(digits: Denoiser) -> None:
+def test_the_fine_trajectory_has_steps_enough(mixture: Denoiser) -> None:
     """As many as the reference has to have converged, and as many as an interval is cut into, in each."""
-    assert task_of(digits, Settings(5, fine_steps=10)).steps == REFERENCE_STEPS > 50
-    assert task_of(digits, Settings(50, fine_steps=10)).steps == 500 > REFERENCE_STEPS
+    assert task_of(mixture, Settings(5, fine_steps=10)).steps == REFERENCE_STEPS > 50
+    assert task_of(mixture, Settings(50, fine_steps=10)).steps == 500 > REFERENCE_STEPS

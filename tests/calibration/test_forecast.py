@@ -36,16 +36,16 @@ SMALL = {"batch": 4, "heldout": 2, "fine_steps": 4}
     ids=lambda settings: settings.solver,
 )
 def test_a_fit_takes_hardly_less_than_is_said_and_never_more(
-    settings: Settings, digits: Denoiser, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, mixture: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chosen_levels, "LEVELS", 6)
     monkeypatch.setattr(calibrate_module, "REFERENCE_STEPS", 8)
-    said = forecast(digits, settings)
+    said = forecast(mixture, settings)
     assert said is not None
-    taken = report_of(calibrate(digits, settings)).evaluations
+    taken = report_of(calibrate(mixture, settings)).evaluations
     assert 0.9 * said.evaluations <= taken <= said.evaluations
     assert said.seconds > 0
-    assert said.memory > size_of(digits)
+    assert said.memory > size_of(mixture)
 
 
 def test_a_guided_evaluation_counts_as_its_branches() -> None:
@@ -57,14 +57,14 @@ def test_a_guided_evaluation_counts_as_its_branches() -> None:
 
 
 def test_only_long_fits_are_announced(
-    digits: Denoiser, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert forecast(digits, Settings(4, "ddim")) is None  # a fixed solver asks the network nothing
-    announce(digits, Settings(4, "ddim"))
-    announce(digits, Settings(2, "iia-ipndm", **SMALL))  # type: ignore[arg-type]
+    assert forecast(mixture, Settings(4, "ddim")) is None  # a fixed solver asks the network nothing
+    announce(mixture, Settings(4, "ddim"))
+    announce(mixture, Settings(2, "iia-ipndm", **SMALL))  # type: ignore[arg-type]
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(told, "TOLD", 0.0)
-    announce(digits, Settings(2, "iia-ipndm", **SMALL))  # type: ignore[arg-type]
+    announce(mixture, Settings(2, "iia-ipndm", **SMALL))  # type: ignore[arg-type]
     assert capsys.readouterr().err.startswith("the fit takes at most ")
 
 
@@ -77,18 +77,18 @@ class Another(Wrapped):
 
 
 def test_a_refit_takes_hardly_less_than_is_said_and_never_more(
-    digits: Denoiser, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(calibrate_module, "REFERENCE_STEPS", 8)
     monkeypatch.setattr(refining, "ENOUGH", 0.0)
     settings = Settings(2, "iia-ipndm", refine=2, **SMALL)  # type: ignore[arg-type]
-    plan = calibrate(digits, Settings(2, "ddim"))
-    others = [Another(digits, architecture=str(place)) for place in range(2)]
-    said = forecast_refit(digits, others, plan, settings)
-    taken = report_of(refit(digits, others, plan, settings)).evaluations
+    plan = calibrate(mixture, Settings(2, "ddim"))
+    others = [Another(mixture, architecture=str(place)) for place in range(2)]
+    said = forecast_refit(mixture, others, plan, settings)
+    taken = report_of(refit(mixture, others, plan, settings)).evaluations
     assert 0.9 * said.evaluations <= taken <= said.evaluations
-    assert said.memory > 3 * size_of(digits)
-    announce_refit(digits, others, plan, settings)
+    assert said.memory > 3 * size_of(mixture)
+    announce_refit(mixture, others, plan, settings)
     assert capsys.readouterr().err.startswith(f"the refit takes at most {said.evaluations:,} evaluations of one sample")
 
 

@@ -41,7 +41,7 @@ from tests.conftest import report_of
 
 @pytest.fixture(scope="module")
 def noises(digits: Denoiser) -> Noises:
-    return to_fit(digits, 48, 32, 0)
+    return to_fit(digits, 16, 12, 0)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,8 @@ def test_derivatives_predict_what_a_change_does(afs: bool, tolerance: float, dig
 def test_an_iteration_that_takes_heldout_images_further_off_is_the_last(digits: Denoiser) -> None:
     """Four noises are soon learned by heart."""
     noises = to_fit(digits, 4, 16, 0)
-    goal = solution(noises, [digits.spec.sigma_max], 48, NO_CACHE)[0.0]
-    errors = refine(plan_of(digits, 4), noises, goal, 12, NO_CACHE).errors
+    goal = solution(noises, [digits.spec.sigma_max], 24, NO_CACHE)[0.0]
+    errors = refine(plan_of(digits, 3), noises, goal, 12, NO_CACHE).errors
     assert len(errors) < 13
     assert errors[-1] > errors[-2]
     assert all(later <= before for before, later in pairwise(errors[:-1]))
@@ -98,7 +98,7 @@ def test_an_iteration_that_takes_heldout_images_further_off_is_the_last(digits: 
 def test_refinement_lowers_the_error_and_never_raises_it(
     digits: Denoiser, noises: Noises, converged: torch.Tensor
 ) -> None:
-    refined = refine(plan_of(digits, 4), noises, converged, 15, NO_CACHE)
+    refined = refine(plan_of(digits, 3), noises, converged, 15, NO_CACHE)
     assert len(refined.errors) < 16  # it ends where iterations hardly gain,
     assert refined.errors[1] == refined.errors[0]  # not where one found no way: the next one damps more
     assert min(refined.errors) < 0.7 * refined.errors[0]
@@ -123,13 +123,14 @@ def test_a_killed_refinement_goes_on_where_it_was(
         return derivatives(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(refining, "derivatives", counted)
+    monkeypatch.setattr("edge_sampler.calibration.evaluate.noise_sets.BLOCK", 8)  # two of an iteration
     whole = refine(plan, noises, converged, 3, Cache(tmp_path / "whole")).plan
-    blocks, made, killed_at = made, 0, 2
+    blocks, made, killed_at = made, 0, 3
     with pytest.raises(KeyboardInterrupt):
         refine(plan, noises, converged, 3, Cache(tmp_path / "cut"))
     killed_at = None
     assert refine(plan, noises, converged, 3, Cache(tmp_path / "cut")).plan == whole
-    assert made == blocks > 2  # none was made twice
+    assert made == blocks > 3  # none was made twice
 
 
 def test_the_slope_is_that_of_the_mean_error(digits: Denoiser, noises: Noises, converged: torch.Tensor) -> None:
@@ -150,11 +151,11 @@ def test_the_slope_is_that_of_the_mean_error(digits: Denoiser, noises: Noises, c
 
 def test_refinement_on_features_lowers_their_error() -> None:
     fashion = models.load("edm-fashion")
-    noises = to_fit(fashion, 16, 12, 0)
+    noises = to_fit(fashion, 8, 8, 0)
     goal = solution(noises, [fashion.spec.sigma_max], 16, NO_CACHE)[0.0]
-    plan = plan_of(fashion, 3)
+    plan = plan_of(fashion, 2)
     see, heldout = viewer("features", fashion), noises.heldout
-    refined = refine(plan, noises, goal, 3, NO_CACHE, view=see)
+    refined = refine(plan, noises, goal, 2, NO_CACHE, view=see)
 
     def apart(plan: Plan) -> float:
         return (
@@ -273,7 +274,7 @@ def test_a_fit_may_aim_at_another_models_images(digits: Denoiser, rounded: list[
 
 @pytest.mark.usefixtures("coarse_reference")
 def test_a_fitted_plan_is_refitted(digits: Denoiser, rounded: list[Denoiser]) -> None:
-    settings = Settings(3, "iia-ddim", target="global", batch=16, heldout=12, refine=2)
+    settings = Settings(3, "iia-ddim", target="global", batch=8, heldout=8, refine=1)
     fitted = calibrate(digits, replace(settings, refine=0))
     refitted = refit(digits, rounded, fitted, settings)
     report = report_of(refitted)
@@ -287,20 +288,20 @@ def test_a_fitted_plan_is_refitted(digits: Denoiser, rounded: list[Denoiser]) ->
 
 
 @pytest.mark.usefixtures("coarse_reference")
-def test_a_refined_plan_is_a_plan_like_any_other(digits: Denoiser) -> None:
+def test_a_refined_plan_is_a_plan_like_any_other(mixture: Denoiser) -> None:
     settings = Settings(4, "iia-ddim", target="global", batch=32, heldout=16, refine=4)
-    refined, fitted = (calibrate(digits, s) for s in (settings, replace(settings, refine=0)))
+    refined, fitted = (calibrate(mixture, s) for s in (settings, replace(settings, refine=0)))
     assert refined.solver == "iia-ddim-refined"
     assert refined.nfe == 4
     assert report_of(refined).heldout_rms_error < report_of(fitted).heldout_rms_error
     assert min(report_of(refined).refinement) < report_of(refined).refinement[0]
-    assert max(refined.sigmas) <= digits.spec.sigma_max
+    assert max(refined.sigmas) <= mixture.spec.sigma_max
 
 
 @pytest.mark.usefixtures("coarse_reference")
-def test_a_plan_that_clips_is_refined(digits: Denoiser) -> None:
+def test_a_plan_that_clips_is_refined(mixture: Denoiser) -> None:
     settings = Settings(3, "ddim-clip", batch=16, heldout=16, refine=2)
-    refined = calibrate(digits, settings)
+    refined = calibrate(mixture, settings)
     assert refined.clip
     assert min(report_of(refined).refinement) < 0.8 * report_of(refined).refinement[0]
 

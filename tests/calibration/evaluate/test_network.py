@@ -54,9 +54,9 @@ def test_chunks_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -
     assert few.meter.evaluations == 12
 
 
-def test_states_in_a_file_are_those_in_memory(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_in_a_file_are_those_in_memory(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of more samples than stay together, so that blocks are put in their places."""
-    noises, levels = to_fit(digits, 40, 8, 0), [80.0, 3.0, 0.4]
+    noises, levels = to_fit(mixture, 40, 8, 0), [80.0, 3.0, 0.4]
     here = solution(noises, levels, 6, NO_CACHE)
     monkeypatch.setattr(reference, "IN_MEMORY", 0)
     there = solution(noises, levels, 6, NO_CACHE)
@@ -69,9 +69,9 @@ def test_states_in_a_file_are_those_in_memory(digits: Denoiser, monkeypatch: pyt
         assert torch.equal(there.part(slice(30, 40))[sigma], here[sigma][30:40])
 
 
-def test_states_are_a_mapping(digits: Denoiser) -> None:
+def test_states_are_a_mapping(mixture: Denoiser) -> None:
     """So that those of several solutions can be looked up one behind the other."""
-    noises = to_fit(digits, 2, 1, 0)
+    noises = to_fit(mixture, 2, 1, 0)
     first, second = (solution(noises, [80.0, level], 2, NO_CACHE) for level in (5.0, 0.5))
     both: ChainMap[float, Tensor] = ChainMap({}, first, second)  # type: ignore[arg-type]
     assert torch.equal(both[5.0], first[5.0])

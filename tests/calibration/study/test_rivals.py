@@ -65,8 +65,8 @@ def test_the_path_of_gits_is_the_best_of_all(factor: float, steps: int) -> None:
     assert tuple(gits.path(costs, steps, factor)) == min(every, key=price)
 
 
-def test_errors_of_gits_steps_are_those_of_euler_steps(digits: Denoiser) -> None:
-    noises, levels = to_fit(digits, 3, 1, 0), [80.0, 8.0, 2.0, 0.5, 0.1]
+def test_errors_of_gits_steps_are_those_of_euler_steps(mixture: Denoiser) -> None:
+    noises, levels = to_fit(mixture, 3, 1, 0), [80.0, 8.0, 2.0, 0.5, 0.1]
     states, slopes = gits.trajectory(noises.network, levels[0] * noises.noise, levels)
     distances, departures = gits.step_errors(states, slopes, levels)
     euler = states[1] + (0.5 - 8.0) * (states[1] - noises.network(states[1], 8.0)) / 8.0
@@ -83,8 +83,8 @@ def test_errors_of_gits_steps_are_those_of_euler_steps(digits: Denoiser) -> None
     assert departures[1, 3] == pytest.approx((height(euler) - height(states[3])).sum().item(), rel=1e-3)
 
 
-def test_derivatives_through_the_loop_are_those_of_differences(digits: Denoiser) -> None:
-    few = to_judge(digits, 2)
+def test_derivatives_through_the_loop_are_those_of_differences(mixture: Denoiser) -> None:
+    few = to_judge(mixture, 2)
     plan, goal = trace(solver_on("ipndm", 3)), torch.zeros_like(few.noise)
 
     def loss(errors: torch.Tensor) -> torch.Tensor:
@@ -136,12 +136,12 @@ def test_every_table_without_afs_is_one_of_bns(name: str) -> None:
     np.testing.assert_allclose(flat(made), flat(meant), rtol=1e-7, atol=1e-7)
 
 
-def test_a_velocity_of_bns_is_the_paths(digits: Denoiser) -> None:
+def test_a_velocity_of_bns_is_the_paths(mixture: Denoiser) -> None:
     """With the last row alone, Euler's step to the end from x̂_0 lands on the denoised image."""
     sigmas = [80.0]
     parameters = np.array([1.0, -80.0 / 81.0])
     plan = bns.plan_of(parameters, 1, sigmas[0])
-    noise = torch.randn(2, *digits.spec.shape, dtype=torch.float64)
+    noise = torch.randn(2, *mixture.spec.shape, dtype=torch.float64)
     images = sample(lambda x, sigma: 0.25 * torch.ones_like(x), noise, plan)
     torch.testing.assert_close(images, 0.25 * torch.ones_like(noise), atol=1e-9, rtol=0)
 
@@ -161,8 +161,8 @@ def lesson_of_ld3(
     )
 
 
-def test_learning_moves_levels_to_where_the_error_is_less(digits: Denoiser) -> None:
-    entered = contest(digits)
+def test_learning_moves_levels_to_where_the_error_is_less(mixture: Denoiser) -> None:
+    entered = contest(mixture)
     start = trace(solver_on("ddim", 3))
     learned = learn(entered, lesson_of_ld3(3, 12))
     assert heldout_error(entered, learned) < 0.9 * heldout_error(entered, start)
@@ -170,26 +170,26 @@ def test_learning_moves_levels_to_where_the_error_is_less(digits: Denoiser) -> N
 
 
 def test_without_iterations_bns_is_the_solver_that_it_starts_from(
-    digits: Denoiser, monkeypatch: pytest.MonkeyPatch
+    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = solver_on("dpmpp-2m", 3)
     monkeypatch.setattr(bns, "best_scheme", lambda contest, afs: start)
     monkeypatch.setattr(bns, "ITERATIONS", 0)
-    np.testing.assert_allclose(flat(bns.bns(contest(digits))), flat(trace(start)), rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(flat(bns.bns(contest(mixture))), flat(trace(start)), rtol=1e-7, atol=1e-7)
     monkeypatch.setattr(bns, "ITERATIONS", 8)
-    entered = contest(digits)
+    entered = contest(mixture)
     assert heldout_error(entered, bns.bns(entered)) < 0.95 * heldout_error(entered, trace(start))
 
 
-def test_a_rate_that_runs_away_is_left_behind(digits: Denoiser) -> None:
-    entered = contest(digits)
+def test_a_rate_that_runs_away_is_left_behind(mixture: Denoiser) -> None:
+    entered = contest(mixture)
     calm = learn(entered, lesson_of_ld3(3, 8))
     both = learn(entered, lesson_of_ld3(3, 8, rates=(1e3, 0.03)))
     assert flat(both) == pytest.approx(flat(calm))
 
 
 def test_noises_move_within_their_ball_and_only_those_that_fit(
-    digits: Denoiser, monkeypatch: pytest.MonkeyPatch
+    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
     real = descent
@@ -199,7 +199,7 @@ def test_noises_move_within_their_ball_and_only_those_that_fit(
         return real(network, noise, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr("edge_sampler.calibration.study.rivals.learn.descent", spy)
-    entered = contest(digits)
+    entered = contest(mixture)
     learn(entered, lesson_of_ld3(3, 4, radius=0.5))
     shifts = [(noise - entered.noises.noise[:8]).flatten(1).norm(dim=1) for noise in seen]
     assert shifts[0].max() == 0
@@ -208,8 +208,8 @@ def test_noises_move_within_their_ball_and_only_those_that_fit(
     assert all(len(noise) == 8 for noise in seen)
 
 
-def test_choices_rest_on_held_out_noises_that_do_not_judge(digits: Denoiser) -> None:
-    entered = contest(digits)
+def test_choices_rest_on_held_out_noises_that_do_not_judge(mixture: Denoiser) -> None:
+    entered = contest(mixture)
     one, other = trace(solver_on("ddim", 3)), trace(solver_on("ipndm", 3))
     noises = entered.noises
     for wanted, unwanted in ((one, other), (other, one)):
@@ -217,11 +217,11 @@ def test_choices_rest_on_held_out_noises_that_do_not_judge(digits: Denoiser) -> 
         heldout = sample(noises.network, noises.noise, wanted)[8:]
         entered.__dict__["goal"] = torch.cat([fitting, heldout])
         assert entered.best([one, other]) == wanted
-    assert not torch.isin(to_judge(digits, 32).noise, noises.noise).any()
+    assert not torch.isin(to_judge(mixture, 32).noise, noises.noise).any()
 
 
-def test_many_candidates_are_thinned_out_without_losing_the_best(digits: Denoiser) -> None:
-    entered = contest(digits)
+def test_many_candidates_are_thinned_out_without_losing_the_best(mixture: Denoiser) -> None:
+    entered = contest(mixture)
     plans = [trace(replace(solver_on("ipndm", 3), sigmas=[80.0, top, 0.3, 0.0])) for top in np.linspace(0.5, 40, 12)]
     errors = entered.errors(plans, 8)
     assert entered.best(plans) == plans[int(np.argmin(errors))]
@@ -229,7 +229,7 @@ def test_many_candidates_are_thinned_out_without_losing_the_best(digits: Denoise
 
 @pytest.mark.parametrize("name", ["best-fixed", "gits", "ld3"])
 def test_a_fit_counts_what_it_spends_and_a_kept_one_what_it_spent(
-    name: str, digits: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, mixture: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ld3, "ITERATIONS", 8)
     monkeypatch.setattr(ld3, "best_scheme", lambda contest, afs: solver_on("ddim", 3))
@@ -239,7 +239,7 @@ def test_a_fit_counts_what_it_spends_and_a_kept_one_what_it_spent(
     (rival,) = rivals_of(name)
     entries, spent = [], []
     for _ in range(2):
-        noises = to_fit(digits, 8, 8, 0)
+        noises = to_fit(mixture, 8, 8, 0)
         entries.append(enter(rival, noises, SETTINGS, Cache(tmp_path), silent))
         spent.append(noises.network.meter.evaluations)
     assert entries[0] == entries[1]
@@ -252,10 +252,10 @@ def test_a_fit_counts_what_it_spends_and_a_kept_one_what_it_spent(
         assert spent[0] == 12 * 16 + 3 * 8 + pieces
 
 
-def test_a_killed_fit_goes_on_where_it_was(digits: Denoiser, tmp_path: Path) -> None:
-    lesson, whole = lesson_of_ld3(3, 12, radius=0.2), contest(digits)
+def test_a_killed_fit_goes_on_where_it_was(mixture: Denoiser, tmp_path: Path) -> None:
+    lesson, whole = lesson_of_ld3(3, 12, radius=0.2), contest(mixture)
     undisturbed = learn(whole, lesson)
-    first = contest(digits, Cache(tmp_path))
+    first = contest(mixture, Cache(tmp_path))
 
     class KilledError(Exception):
         pass
@@ -268,32 +268,32 @@ def test_a_killed_fit_goes_on_where_it_was(digits: Denoiser, tmp_path: Path) -> 
     object.__setattr__(first, "progress", lambda *_: nullcontext(advance))
     with pytest.raises(KilledError):
         learn(first, lesson)
-    again = contest(digits, Cache(tmp_path))
+    again = contest(mixture, Cache(tmp_path))
     assert flat(learn(again, lesson)).tolist() == flat(undisturbed).tolist()
     assert 0 < again.noises.network.meter.evaluations < whole.noises.network.meter.evaluations
 
 
 @pytest.mark.usefixtures("coarse_reference")
-def test_our_own_fit_is_that_of_the_command_and_costs_what_it_costs(digits: Denoiser, tmp_path: Path) -> None:
+def test_our_own_fit_is_that_of_the_command_and_costs_what_it_costs(mixture: Denoiser, tmp_path: Path) -> None:
     settings = replace(SETTINGS, nfe=2, refine=1)
     entries = {}
     for name, refine in (("auto", 0), ("auto-refined", 1)):
         alone = replace(settings, solver="auto", target=None, refine=refine)
-        plan = calibrate(digits, alone, cache=Cache(tmp_path / name))  # empty, as the command's is at first
+        plan = calibrate(mixture, alone, cache=Cache(tmp_path / name))  # empty, as the command's is at first
         (rival,) = rivals_of(name)
         for _ in range(2):
-            entries[name] = enter(rival, to_fit(digits, 8, 8, 0), settings, Cache(tmp_path), silent)
+            entries[name] = enter(rival, to_fit(mixture, 8, 8, 0), settings, Cache(tmp_path), silent)
         assert entries[name].plan.sha256 == plan.sha256
         assert entries[name].evaluations == report_of(plan).evaluations
         assert entries[name].solver == plan.solver
     assert entries["auto"].evaluations < entries["auto-refined"].evaluations
 
 
-def test_what_is_kept_of_one_solver_is_not_taken_for_another(digits: Denoiser, tmp_path: Path) -> None:
+def test_what_is_kept_of_one_solver_is_not_taken_for_another(mixture: Denoiser, tmp_path: Path) -> None:
     """Their parameters are the same: noise levels alone."""
     cache = Cache(tmp_path)
-    learn(contest(digits, cache), lesson_of_ld3(3, 4, solver="ddim"))
-    kept, alone = (learn(contest(digits, one), lesson_of_ld3(3, 4, solver="dpmpp-2m")) for one in (cache, NO_CACHE))
+    learn(contest(mixture, cache), lesson_of_ld3(3, 4, solver="ddim"))
+    kept, alone = (learn(contest(mixture, one), lesson_of_ld3(3, 4, solver="dpmpp-2m")) for one in (cache, NO_CACHE))
     assert kept == alone
 
 

@@ -26,6 +26,7 @@ from edge_sampler.models.networks import classifier
 from edge_sampler.models.progress import silent
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan, sample
+from tests.calibration.toys import MIXTURE
 from tests.conftest import run_main
 
 RIVALS = "edge_sampler.calibration.study.rivals"
@@ -54,13 +55,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("edge_sampler.calibration.study.measure.TRIMMED", 0.25)
         few_rivals(patch)
         patch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 16)
-        run_main(
-            study_command.main, "--model", "edm-digits", *SMALL, "--cache", str(folder / "cache"), "--out", str(out)
-        )
+        run_main(study_command.main, "--model", MIXTURE, *SMALL, "--cache", str(folder / "cache"), "--out", str(out))
     return out
 
 
-def test_the_figures_are_those_of_the_plans_and_all_is_written(found: Path, digits: Denoiser) -> None:
+def test_the_figures_are_those_of_the_plans_and_all_is_written(found: Path, mixture: Denoiser) -> None:
     rows = json.loads((found / "study.json").read_text())["rows"]
     assert {(row["kind"], row["nfe"]) for row in rows} == {
         *((kind, nfe) for kind in (BEST_FIXED, *SOLVED[:-1]) for nfe in (3, 4)), (RIVAL, 3), ("refined", 3),
@@ -68,7 +67,7 @@ def test_the_figures_are_those_of_the_plans_and_all_is_written(found: Path, digi
     refined = next(row for row in rows if row["kind"] == "refined")
     plan = Plan.load(found / "plans" / "refined-nfe3.json")
     assert plan.sha256 == refined["plan_sha256"]
-    assert error_against_converged(digits, plan, 24) == pytest.approx(refined["rmse"], rel=0.02)
+    assert error_against_converged(mixture, plan, 24) == pytest.approx(refined["rmse"], rel=0.02)
     assert all(row["low"] <= row["rmse"] <= row["high"] for row in rows)
     assert all(0 < row["trimmed"] < row["rmse"] for row in rows)
     fixed, fitted, _, chosen, afs, refined = (
@@ -79,7 +78,7 @@ def test_the_figures_are_those_of_the_plans_and_all_is_written(found: Path, digi
     assert names == {"study.json", "study.md", "plans", "error.png", "gamma.png", "steps.png", "samples.png"}
     table = (found / "study.md").read_text()
     assert "| refined |" in table
-    assert "FD-fashion" not in table  # digits have no features
+    assert "FD-fashion" not in table  # numbers have no features
 
 
 def test_ratios_are_to_the_best_fixed_solver_and_to_the_best_rival(found: Path) -> None:
@@ -120,7 +119,7 @@ def test_of_rivals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 48)
     few_rivals(monkeypatch)
     few = ["--nfe", "2,3", "--refined", "3", "--noises", "4", "--batch", "8", "--heldout", "4", "--solvers", "none"]
-    few += ["--cache", str(tmp_path / "cache"), "--model", "edm-digits"]
+    few += ["--cache", str(tmp_path / "cache"), "--model", MIXTURE]
     run_main(study_command.main, *few, "--rivals", "gits,best-fixed", "--out", str(tmp_path / "out"))
     rows = json.loads((tmp_path / "out" / "study.json").read_text())["rows"]
     assert [(row["solver"], row["nfe"]) for row in rows] == [("best-fixed", 2), ("best-fixed", 3), ("gits", 3)]
@@ -137,20 +136,20 @@ def test_of_named_solvers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     few = ["--nfe", "3", "--noises", "4", "--batch", "8", "--heldout", "4", "--iterations", "0"]
     few += ["--rivals", "none", "--cache", str(tmp_path / "cache")]
     out = tmp_path / "out"
-    run_main(study_command.main, "--model", "edm-digits", *few, "--solvers", "heun,iia-edm, heun", "--out", str(out))
+    run_main(study_command.main, "--model", MIXTURE, *few, "--solvers", "heun,iia-edm, heun", "--out", str(out))
     rows = json.loads((out / "study.json").read_text())["rows"]
     assert [row["solver"] for row in rows] == ["heun", "iia-edm", "heun-chosen", "iia-edm-chosen"]
     assert "with AFS" not in (out / "study.md").read_text()  # no such row, where none was measured
     with pytest.raises(UserError, match="fitted ones with fixed ones"):
-        run_main(study_command.main, "--model", "edm-digits", *few, "--solvers", "heun", "--out", str(tmp_path / "no"))
+        run_main(study_command.main, "--model", MIXTURE, *few, "--solvers", "heun", "--out", str(tmp_path / "no"))
     assert not (tmp_path / "no").exists()
     assert {solver.name for solver in study_command.solvers_of("auto")} == {*AUTO}
 
 
 def test_each_image_of_the_reference_takes_the_steps_that_it_needs(
-    digits: Denoiser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    noises, cache = to_judge(digits, 8), Cache(tmp_path)
+    noises, cache = to_judge(mixture, 8), Cache(tmp_path)
     solved = {steps: reference(noises, steps, cache, silent) for steps in (4, 8, 16, 32)}
     moves = {2 * steps: image_errors(solved[2 * steps] - solved[steps]) for steps in (4, 8, 16)}
     allowed = moves[8].median().item()
@@ -166,22 +165,22 @@ def test_each_image_of_the_reference_takes_the_steps_that_it_needs(
 
 
 def test_what_another_reference_judged_is_not_taken_over(
-    digits: Denoiser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    plan = calibrate(digits, Settings(3, "ddim"))
+    plan = calibrate(mixture, Settings(3, "ddim"))
     monkeypatch.setattr("edge_sampler.calibration.study.measure.CONVERGED", np.inf)
 
     def error(steps: int, cache: Cache) -> float:
         monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", steps)
-        return judging(digits, 4, cache, silent).row(plan, "fixed", ())[0].rmse
+        return judging(mixture, 4, cache, silent).row(plan, "fixed", ())[0].rmse
 
     assert error(8, Cache(tmp_path)) != error(16, Cache(tmp_path)) == error(16, NO_CACHE)
 
 
-def test_a_reference_may_be_off_by_half_of_the_least_error(digits: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reference_may_be_off_by_half_of_the_least_error(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 8)
     monkeypatch.setattr("edge_sampler.calibration.study.measure.CONVERGED", np.inf)
-    judge = replace(judging(digits, 4, NO_CACHE, silent), moved=torch.full((4,), 0.003))
+    judge = replace(judging(mixture, 4, NO_CACHE, silent), moved=torch.full((4,), 0.003))
     judge.check(0.0021)
     with pytest.raises(UserError, match=r"moves by 0\.003 .* errors of 0\.0019"):
         judge.check(0.0019)

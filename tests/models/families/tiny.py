@@ -8,6 +8,8 @@ import diffusers
 import torch
 import transformers
 
+from edge_sampler.models.architecture import randomise
+
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MERGES = ("h e", "a r", "ar t</w>")
 WIDTH, LENGTH = 32, 16  # of the text encoder; tokens
@@ -247,3 +249,23 @@ def saved(pipeline: Any, folder: Path) -> Any:
     pipeline.save_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def ddpm(folder: Path, scheduler: Any = None, safe: bool = True, **changes: Any) -> Any:
+    """A pipeline of a U-Net with lively weights that is told no text, saved in ``folder``; returns the U-Net."""
+    settings: dict[str, Any] = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+    }
+    network = diffusers.UNet2DModel(**settings | changes)
+    randomise(network, 0)
+    whole = diffusers.DDPMPipeline(network, scheduler or diffusers.DDPMScheduler())
+    whole.save_pretrained(folder, safe_serialization=safe)
+    return network.eval().requires_grad_(False)

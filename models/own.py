@@ -152,16 +152,16 @@ def probe(model: Preconditioned) -> list[float]:
     """What tells a network's answers from another's of the same weights: figures of its answers at three noise levels.
 
     To two digits, so that machines agree. Raises UserError where network, encoder or decoder return another shape than
-    they should; zeros stand for conditions without examples.
+    they should. For conditions without examples stand normal numbers, masks that hide nothing, and 0 of what counts.
     """
     spec, name, answers = model.spec, model.spec.name, list[float]()
     try:
         raw = model.draw_raw([0, 1])
     except UserError:
-        raw = {
-            key: np.zeros((2, *spec.inputs.sized(one.shape)), one.dtype)
-            for key, one in spec.called_with.conditions.items()
-        }
+        raw = {}
+        for place, (key, one) in enumerate(spec.called_with.conditions.items()):
+            values = unit_noise([2 * place + 4, 2 * place + 5], spec.inputs.sized(one.shape))
+            raw[key] = values if one.dtype == "float32" else np.full(values.shape, one.dtype == "bool", one.dtype)
     checked, sizes = spec.called_with.check(raw, 2)
     x = torch.from_numpy(unit_noise([0, 1], spec.inputs.sized(sizes=sizes)))
     weight = torch.from_numpy(unit_noise([2, 3], spec.inputs.sized(sizes=sizes)))
@@ -176,15 +176,18 @@ def probe(model: Preconditioned) -> list[float]:
             if not isinstance(returned, torch.Tensor) or tuple(returned.shape) not in (tuple(x.shape), twice):
                 got = list(returned.shape) if isinstance(returned, torch.Tensor) else type(returned).__name__
                 raise UserError(f"{name} returned {got} for x {list(x.shape)}; it should return as many, as large")
-            answers += [returned.double().std().item(), (returned[:, : x.shape[1]] * weight).double().mean().item()]
+            answers += figures(returned[:, : x.shape[1]], weight)
         if model.decoder is not None:
-            decoded = tuple(model.decoder(x).shape)
-            expected = (2, *spec.inputs.sized(spec.output.shape, sizes))
-            if decoded != expected:
-                raise UserError(
-                    f"the decoder returned {list(decoded)} for x {list(x.shape)}; its output says {list(expected)}"
-                )
+            decoded, expected = model.decoder(x), [2, *spec.inputs.sized(spec.output.shape, sizes)]
+            if (got := list(decoded.shape)) != expected:
+                raise UserError(f"the decoder returned {got} for x {list(x.shape)}; its output says {expected}")
+            answers += figures(decoded, torch.from_numpy(unit_noise([2, 3], expected[1:])))
     return [float(f"{answer:.1e}") for answer in answers]
+
+
+def figures(values: torch.Tensor, weight: torch.Tensor) -> list[float]:
+    """How large they are, and something that no two arrays share by accident."""
+    return [values.double().std().item(), (values * weight).double().mean().item()]
 
 
 def is_named(model: str) -> bool:

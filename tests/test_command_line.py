@@ -242,15 +242,15 @@ def test_a_caller_has_his_own_signals_back(end: BaseException | None) -> None:
             raise end
 
     try:
-        for number, handler in zip(numbers, (mine, signal.default_int_handler), strict=True):
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, mine)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with pytest.raises((SystemExit, KeyError)):
             run_command(main)
         assert [signal.getsignal(number) for number in numbers] == [mine, signal.default_int_handler]
         assert not {mine, signal.default_int_handler} & {*seen}
     finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        for number, earlier in zip(numbers, before, strict=True):
+            signal.signal(number, earlier)
 
 
 def test_a_bug_is_not_dressed_up_as_bad_input() -> None:

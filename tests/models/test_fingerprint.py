@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import edge_sampler
@@ -16,7 +18,7 @@ from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 
-CONDITION = edge_sampler.Condition
+CONDITION, IMAGES = edge_sampler.Condition, edge_sampler.Output("images", (1, 8, 8))
 
 
 class Net(nn.Module):
@@ -40,10 +42,44 @@ class OtherConstant(Net):
     factor = 0.6
 
 
+class OtherHint(Net):
+    def forward(self, x: Tensor, t: Tensor, *told: Tensor, hint: Tensor | None = None) -> Tensor:
+        return super().forward(x, t, hint=None if hint is None else 2 * hint)
+
+
+class Masked(nn.Module):
+    """Where a mask hides all, attention is not a number, whatever else the network does."""
+
+    factor = 1.0
+
+    def forward(self, x: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+        scores = (x[:, :, None] * x[:, None]).masked_fill(~mask[:, None], -torch.inf)
+        return self.factor * (scores.softmax(-1) @ x[..., None])[..., 0]
+
+
+class OtherMasked(Masked):
+    factor = 1.2
+
+
+class Doubled(nn.Module):
+    factor = 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class Tripled(Doubled):
+    factor = 3.0
+
+
 class OtherWeights(Net):
     def __init__(self) -> None:
         super().__init__()
         nn.init.constant_(self.weight, 1.1)
+
+
+for one, as_other in ((OtherHint, Net), (OtherMasked, Masked), (OtherCode, Net), (OtherConstant, Net)):
+    one.__qualname__ = as_other.__qualname__  # as where a user edits his file
 
 
 def adapted(network: Callable[[], nn.Module] = Net, shape: tuple[int, ...] = (1, 8, 8), **arguments: Any) -> Denoiser:
@@ -68,6 +104,11 @@ MODELS: dict[str, Callable[[], Denoiser]] = {
     "guided": lambda: conditioned(adapted(classes=3), guidance=2.0),
     "guided more": lambda: conditioned(adapted(classes=3), guidance=3.0),
     "a hint": lambda: adapted(conditions={"hint": CONDITION((4,), null=0.0)}),
+    "a hint heard otherwise": lambda: adapted(OtherHint, conditions={"hint": CONDITION((4,), null=0.0)}),
+    "a mask": lambda: adapted(Masked, (8,), conditions={"mask": CONDITION((8,), "bool")}),
+    "a mask and another constant": lambda: adapted(OtherMasked, (8,), conditions={"mask": CONDITION((8,), "bool")}),
+    "a decoder": lambda: adapted(decoder=edge_sampler.Decoder(Doubled(), IMAGES)),
+    "another decoder": lambda: adapted(decoder=edge_sampler.Decoder(Tripled(), IMAGES)),
     "a hint of another null": lambda: adapted(conditions={"hint": CONDITION((4,), null=1.0)}),
     "a hint built in": lambda: edge_sampler.built_in(
         adapted(conditions={"hint": CONDITION((4,), null=0.0)}), "hint", [1, 2, 3, 4]
@@ -82,6 +123,71 @@ def test_every_change_shows() -> None:
     prints = {name: make().spec.fingerprint for name, make in MODELS.items()}
     assert len(set(prints.values())) == len(MODELS), prints
     assert prints == {name: make().spec.fingerprint for name, make in MODELS.items()}
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh, "sin": torch.sin, "silu": nn.functional.silu, "abs": torch.abs, "none": lambda h: h
+}  # fmt: skip
+TOLD = 0.1
+
+
+class Stack(nn.Module):
+    """Layers of equal weights that differ by what is between them, which no state dict tells."""
+
+    def __init__(self, between: tuple[str, ...], seed: int, factor: float = 1.0, hears: float = 1.0) -> None:
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        self.layers = nn.ParameterList(torch.from_numpy(rng.standard_normal((12, 12), np.float32)) for _ in between)
+        self.between, self.factor, self.hears = between, factor, hears
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h = x
+        for layer, kind in zip(self.layers, self.between, strict=True):
+            h = ACTIVATIONS[kind](h @ layer / 12**0.5 + self.hears * t[:, None] / 1000)
+        return h * self.factor
+
+
+def answers(model: Denoiser) -> Tensor:
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((16, 12), np.float32))
+    with torch.inference_mode():
+        levels = (model.spec.sigma_max, 1.0, model.spec.sigma_min)
+        returned = [x - model(x * sigma, sigma) / sigma for sigma in levels]  # what the network adds, all alike
+        return torch.stack(returned)
+
+
+@given(
+    st.lists(st.sampled_from(sorted(ACTIVATIONS)), min_size=2, max_size=4).map(tuple),
+    st.integers(0, 999),
+    st.data(),
+)
+@settings(max_examples=60, derandomize=True, deadline=None, database=None)
+def test_whatever_changes_a_networks_answers_changes_its_fingerprint(
+    between: tuple[str, ...], seed: int, data: st.DataObject
+) -> None:
+    """Of weights any bit; of code what changes the answers by a tenth, which two digits of six figures show."""
+
+    def made(**changes: Any) -> Denoiser:
+        return edge_sampler.adapt(Stack(**{"between": between, "seed": seed, **changes}), (12,), "DDPMPrecond")
+
+    first = made()
+    assert made().spec.fingerprint == first.spec.fingerprint
+    bit = Stack(between, seed)
+    place = tuple(data.draw(st.integers(0, 11)) for _ in range(2))
+    with torch.no_grad():
+        weight = bit.layers[data.draw(st.integers(0, len(between) - 1))]
+        weight[place] = torch.nextafter(weight[place], torch.tensor(torch.inf))
+    assert edge_sampler.adapt(bit, (12,), "DDPMPrecond").spec.fingerprint != first.spec.fingerprint
+    changes: list[dict[str, Any]] = [
+        {"between": tuple(data.draw(st.permutations(between)))},
+        {"between": (*between[:-1], data.draw(st.sampled_from(sorted(ACTIVATIONS))))},
+        {"factor": data.draw(st.sampled_from([-1.0, 0.8, 1.25]))},
+        {"hears": data.draw(st.sampled_from([0.0, 0.5, 2.0]))},
+    ]
+    for change in changes:
+        other = made(**change)
+        moved = (answers(other) - answers(first)).square().mean((1, 2)) / answers(first).square().mean((1, 2))
+        if moved.max().sqrt() > TOLD:
+            assert other.spec.fingerprint != first.spec.fingerprint, change
 
 
 def test_a_name_and_a_licence_change_nothing() -> None:

@@ -1,6 +1,7 @@
 """How many samples go into one call of a network, and where the states of a fine solution are held."""
 
 from collections import ChainMap
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from edge_sampler import models
+from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.evaluate import network, reference
 from edge_sampler.calibration.evaluate.network import Live, Network
 from edge_sampler.calibration.evaluate.noise_sets import to_fit
 from edge_sampler.calibration.evaluate.reference import solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE
+from edge_sampler.calibration.settings import Settings
 from edge_sampler.models.denoiser import Denoiser
 
 
@@ -52,6 +55,35 @@ def test_chunks_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(few(x, 1.0), expected)
     assert widening.called == [1, 5, 5, 2]
     assert few.meter.evaluations == 12
+
+
+class Wide(nn.Module):
+    """2000 numbers inside for each of the ten of a sample, as a network of pictures has many more than pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(10, 20_000), nn.Linear(20_000, 10)
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        return 0.1 * self.last(self.first(x).tanh())
+
+
+@pytest.mark.usefixtures("coarse_reference")
+@pytest.mark.parametrize("more", [{"afs": True}, {"refine": 1}], ids=str)
+def test_a_fit_of_many_noises_needs_little_more_memory_than_one_of_few(
+    more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What grows with them are states, not what the network computes with: a fit is possible where one sample is."""
+    torch.manual_seed(0)
+    model, peaks = models.adapt(Wide(), (10,)), list[float]()
+    one = Network(model).sample_bytes(torch.zeros(1, 10), 1.0)
+    monkeypatch.setattr(network, "CHUNK_BYTES", 5 * one // 2)
+    for batch in (2, 32):
+        settings = Settings(2, "iia-ddim", target="global", batch=batch, heldout=2, **more)
+        with Live() as live:
+            calibrate(model, settings)
+        peaks.append(live.peak / one)
+    assert 2 <= peaks[0] <= peaks[1] < 2.6  # of 2.5 that it may use, and states
 
 
 def test_states_in_a_file_are_those_in_memory(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:

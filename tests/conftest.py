@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +41,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, on as many cores
         torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 DATA = Path(__file__).parent / "data"
+SHIPPED = ("edm-digits", "edm-fashion", "edm-fashion-cond", "flow-emoji", "official-format-tiny")
 GOLDEN = tuple(sorted(path.stem for path in DATA.glob("*cond.npz")))
 
 
@@ -110,6 +111,29 @@ def coarse_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 16)
 
 
+@pytest.fixture(scope="session", autouse=HAS_PYTORCH)
+def drawn_once() -> Iterator[None]:
+    """Bundles of networks that ship take PyTorch's export of them from the last time: it takes seconds.
+
+    Those that something is built into are exported each time, as are all where a test asks for the export itself.
+    """
+    from edge_sampler.export import assemble
+    from edge_sampler.models.denoiser import Preconditioned
+
+    export, known = assemble.export_denoiser, dict[str, "ir.Model"]()
+
+    def remembered(model: "Denoiser") -> "ir.Model":
+        if type(model) is not Preconditioned or model.spec.name not in SHIPPED:
+            return export(model)
+        if model.spec.fingerprint not in known:
+            known[model.spec.fingerprint] = export(model)
+        return known[model.spec.fingerprint].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assemble, "export_denoiser", remembered)
+        yield
+
+
 def run_main(main: Callable[[], object], *arguments: str) -> None:
     """A command line's ``main`` with these arguments, in this process."""
     with pytest.MonkeyPatch.context() as patch:
@@ -125,10 +149,18 @@ def export(*arguments: str) -> None:
 
 
 def bundle(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once, for all workers."""
     if elsewhere := os.environ.get("EDGE_SAMPLER_BUNDLES"):
         return Path(elsewhere) / name
-    out = tmp_path_factory.mktemp("bundles") / name
-    export(*BUNDLES[name], "--out", str(out))
+    pytest.importorskip("torch")
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    out = folder / "bundles" / name
+    with FileLock(folder / f"{name}.lock"):
+        if not out.exists():  # whole, as bundles are, or not there
+            export(*BUNDLES[name], "--out", str(out))
     return out
 
 

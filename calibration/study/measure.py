@@ -172,10 +172,17 @@ class Judge:
         return frechet.distance(classifier.statistics(torch.from_numpy(features)), self.real)
 
 
-def judging(model: Denoiser, count: int, cache: Cache, progress: ProgressBars) -> Judge:
-    """``count`` noises that no fit sees, solved."""
+def judging(
+    model: Denoiser,
+    count: int,
+    cache: Cache,
+    progress: ProgressBars,
+    first: int = REFERENCE_STEPS,
+    allowed: float = CONVERGED,
+) -> Judge:
+    """``count`` noises that no fit sees, solved; ``first`` and ``allowed`` as for ``converged``."""
     noises = to_judge(model, count)
-    goal, moved = converged(noises, cache, progress)
+    goal, moved = converged(noises, cache, progress, first, allowed)
     if model.spec.shape != classifier.SHAPE:
         return Judge(noises, goal, moved, None, None, cache)
     return Judge(noises, goal, moved, *classifier.load(), cache, Unseen(*classifier.load_judge()))
@@ -188,20 +195,27 @@ def reference(noises: Noises, steps: int, cache: Cache, progress: ProgressBars) 
         return solution(noises, [noises.network.model.spec.sigma_max], steps, cache)[0.0]
 
 
-def converged(noises: Noises, cache: Cache, progress: ProgressBars) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [n, …], each of as many steps as it takes to change by ``CONVERGED`` or less, and that change [n], by RMS.
+def converged(
+    noises: Noises,
+    cache: Cache,
+    progress: ProgressBars,
+    first: int = REFERENCE_STEPS,
+    allowed: float = CONVERGED,
+    most: int = MOST_STEPS,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [n, …], each of as many steps as it takes to change by ``allowed`` or less, and that change [n], by RMS.
 
-    Of ``MOST_STEPS`` where that takes more. A few noises, near where trajectories part, need many times the steps of
-    the others.
+    The steps are ``first``, twice as many and so on, up to ``most``. A few noises, near where trajectories part, need
+    many times the steps of the others.
     """
-    steps, moving = REFERENCE_STEPS // 2, list(range(len(noises)))
+    steps, moving = first // 2, list(range(len(noises)))
     images = reference(noises, steps, cache, progress)
     moved = torch.full((len(noises),), torch.inf, dtype=images.dtype, device=images.device)
-    while moving and steps < MOST_STEPS:
+    while moving and steps < most:
         steps *= 2
         finer = reference(noises.some(moving), steps, cache, progress)
         moved[moving], images[moving] = image_errors(finer - images[moving]), finer
-        moving = [place for place in moving if moved[place] > CONVERGED]
+        moving = [place for place in moving if moved[place] > allowed]
     return images, moved
 
 

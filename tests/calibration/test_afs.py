@@ -26,7 +26,6 @@ def test_the_mean_is_that_of_the_networks_answers(mixture: Denoiser) -> None:
     torch.testing.assert_close(mean_image(noises, NO_CACHE), answers.mean(0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.usefixtures("coarse_reference")
 @pytest.mark.parametrize("schedule", ["edm", "chosen"])
 def test_it_is_worth_an_evaluation(schedule: str, mixture: Denoiser, tmp_path: Path) -> None:
     cache = Cache(tmp_path)
@@ -37,7 +36,6 @@ def test_it_is_worth_an_evaluation(schedule: str, mixture: Denoiser, tmp_path: P
     assert errors[1] < 0.95 * errors[0]
 
 
-@pytest.mark.usefixtures("coarse_reference")
 def test_auto_uses_it_where_one_mean_serves_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_sampler.calibration.calibrate.AUTO", ("iia-ddim",))
     several, settings = of_classes(), Settings(2, schedule="edm", batch=8, heldout=4)
@@ -47,7 +45,6 @@ def test_auto_uses_it_where_one_mean_serves_every_image(monkeypatch: pytest.Monk
     assert calibrate(several, replace(settings, afs=True)).solver == "iia-ddim-afs"
 
 
-@pytest.mark.usefixtures("coarse_reference")
 def test_the_network_is_called_as_often_as_nfe_says(mixture: Denoiser) -> None:
     for solver in ("heun", "iia-edm", "spndm", "iia-dpmpp-2m", "euler"):
         settings = Settings(3, solver, batch=8, heldout=8, fine_steps=2, afs=True, refine=solver == "euler")

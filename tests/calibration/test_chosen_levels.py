@@ -141,7 +141,6 @@ def test_search_lowers_what_the_scouts_images_err(mixture: Denoiser, tmp_path: P
     assert meter.evaluations == before
 
 
-@pytest.mark.usefixtures("coarse_reference")
 def test_chosen_levels_beat_edms(mixture: Denoiser, tmp_path: Path) -> None:
     """For a fixed solver and a fitted one, on noises that chose nothing."""
     cache = Cache(tmp_path)

@@ -82,7 +82,6 @@ def test_ridge_pulls_toward_the_base_solver() -> None:
     assert lengths[-1] < 1e-5
 
 
-@pytest.mark.usefixtures("coarse_reference")
 @pytest.mark.parametrize("name", BASES)
 def test_fitting_lowers_the_error_of_every_solver(name: str, mixture: Denoiser) -> None:
     """Globally fitted at 8 evaluations, on noises that the fit has not seen."""
@@ -94,7 +93,6 @@ def test_fitting_lowers_the_error_of_every_solver(name: str, mixture: Denoiser) 
         assert step.error_after <= step.error_before
 
 
-@pytest.mark.usefixtures("coarse_reference")
 @pytest.mark.parametrize("target", ["local", "global"])
 def test_calibration_is_deterministic_for_a_seed(target: str, mixture: Denoiser) -> None:
     first, again = (calibrate(mixture, small(5, "iia-ddim", target=target)) for _ in range(2))
@@ -112,7 +110,6 @@ def test_what_is_not_fitted_costs_held_out_images_alone(mixture: Denoiser) -> No
     np.testing.assert_allclose([made.error, made.rms_error], [mean_error(wrong), rms(wrong)], rtol=1e-5)
 
 
-@pytest.mark.usefixtures("coarse_reference")
 @pytest.mark.parametrize("target", ["local", "global"])
 def test_a_fit_is_made_once(target: str, mixture: Denoiser, tmp_path: Path) -> None:
     """Asked for again it costs no evaluation; what decides a fit makes another one."""
@@ -127,7 +124,6 @@ def test_a_fit_is_made_once(target: str, mixture: Denoiser, tmp_path: Path) -> N
         assert report_of(other).steps != report_of(whole).steps
 
 
-@pytest.mark.usefixtures("coarse_reference")
 def test_a_correction_that_does_not_help_is_dropped(network: Network, noise: torch.Tensor) -> None:
     """Targets whose fitting half wants the opposite of the held-out half: every step must keep the base solver."""
     sigmas = [80.0, 10.0, 1.0, 0.1, 0.0]
@@ -147,7 +143,6 @@ def test_a_correction_that_does_not_help_is_dropped(network: Network, noise: tor
     torch.testing.assert_close(images, bases[-1])
 
 
-@pytest.mark.usefixtures("coarse_reference")
 def test_auto_takes_what_measured_best(mixture: Denoiser) -> None:
     plan = calibrate(mixture, small(5, "auto"))
     compared = report_of(plan).compared
@@ -180,7 +175,6 @@ def test_the_reference_comes_nearer_than_heun_at_the_same_cost(network: Network,
     assert rms(trajectory(network, x, [80.0], spent)[0.0] - goal) < rms(by_heun - goal)
 
 
-@pytest.mark.usefixtures("coarse_reference")
 def test_the_reference_costs_what_it_says(network: Network, noise: torch.Tensor) -> None:
     for levels, fine_steps in (([80.0], 10), ([80.0, 5.0, 0.3], 50)):
         network.meter.evaluations = 0
@@ -189,7 +183,6 @@ def test_the_reference_costs_what_it_says(network: Network, noise: torch.Tensor)
         assert network.meter.evaluations == cost(len(levels), fine_steps) * len(noise)
 
 
-@pytest.mark.usefixtures("coarse_reference")
 def test_heuns_single_evaluation_is_well_placed(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     """At even NFE the chosen place beats the first and the last transition."""
     from edge_sampler.calibration.solvers import heun

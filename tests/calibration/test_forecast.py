@@ -4,8 +4,6 @@ import pytest
 from torch import Tensor
 
 from edge_sampler import models
-from edge_sampler.calibration import calibrate as calibrate_module
-from edge_sampler.calibration import chosen_levels
 from edge_sampler.calibration import forecast as told
 from edge_sampler.calibration import refinement as refining
 from edge_sampler.calibration.calibrate import calibrate, refit
@@ -35,11 +33,7 @@ SMALL = {"batch": 4, "heldout": 2, "fine_steps": 4}
     ],
     ids=lambda settings: settings.solver,
 )
-def test_a_fit_takes_hardly_less_than_is_said_and_never_more(
-    settings: Settings, mixture: Denoiser, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chosen_levels, "LEVELS", 6)
-    monkeypatch.setattr(calibrate_module, "REFERENCE_STEPS", 8)
+def test_a_fit_takes_hardly_less_than_is_said_and_never_more(settings: Settings, mixture: Denoiser) -> None:
     said = forecast(mixture, settings)
     assert said is not None
     taken = report_of(calibrate(mixture, settings)).evaluations
@@ -79,7 +73,6 @@ class Another(Wrapped):
 def test_a_refit_takes_hardly_less_than_is_said_and_never_more(
     mixture: Denoiser, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(calibrate_module, "REFERENCE_STEPS", 8)
     monkeypatch.setattr(refining, "ENOUGH", 0.0)
     settings = Settings(2, "iia-ipndm", refine=2, **SMALL)  # type: ignore[arg-type]
     plan = calibrate(mixture, Settings(2, "ddim"))

@@ -21,7 +21,7 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.networks import classifier
 from edge_sampler.models.own import adapt
 from edge_sampler.runtime.plan import Plan
-from tests.calibration.toys import Toy, file_of, plan_of, toy
+from tests.calibration.toys import MIXTURE, Toy, file_of, plan_of, toy
 from tests.conftest import run_main
 
 See = Callable[[Tensor], object]
@@ -170,25 +170,10 @@ def test_the_command_takes_a_file_that_has_neighbours(tmp_path: Path) -> None:
     (tmp_path / "neighbour.py").write_text("KEPT = 5\n")
     body = "import neighbour\n    return images.flatten(1)[:, : neighbour.KEPT]"
     view = file_of(tmp_path, body)
-    small = [
-        "--model",
-        "edm-digits",
-        "--solver",
-        "ddim",
-        "--nfe",
-        "2",
-        "--batch",
-        "4",
-        "--heldout",
-        "3",
-        "--refine",
-        "1",
-    ]
+    small = ("--model", MIXTURE, "--solver", "ddim", "--nfe", "2", "--batch", "4", "--heldout", "3", "--refine", "1")
     out = tmp_path / "plan.json"
     paths = sys.path[:]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edge_sampler.calibration.calibrate.REFERENCE_STEPS", 8)
-        run_main(command.main, *small, "--refine-on", view, "--cache", str(tmp_path / "cache"), "--out", str(out))
+    run_main(command.main, *small, "--refine-on", view, "--cache", str(tmp_path / "cache"), "--out", str(out))
     assert sys.path == paths
     report = Plan.load(out).report
     assert report is not None

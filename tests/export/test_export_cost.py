@@ -1,16 +1,18 @@
 """The benchmark of exports measures both of its sides, with conditions and without."""
 
+from collections.abc import Callable
+
 import pytest
 
-from edge_sampler import models
 from edge_sampler.export.export_cost import BARE, measure
-from tests.bundles import TINY
+from edge_sampler.models.denoiser import Denoiser
+from tests.export.networks import convolved, policy
 
 
-@pytest.mark.parametrize("model", ["edm-digits", TINY])
-def test_both_sides_are_measured(model: str) -> None:
-    loaded = models.load(model)
-    bare, whole = measure(loaded, BARE, None), measure(loaded, 2, None)
-    assert min(bare["seconds"], whole["seconds"]) > 0
-    assert whole["size"] < 1.2
-    assert whole["nodes"] > 100
+@pytest.mark.parametrize("make", [lambda: convolved(6), policy], ids=["images", "with conditions"])
+def test_both_sides_are_measured(make: Callable[[], Denoiser]) -> None:
+    model = make()
+    bare, whole = measure(model, BARE, None), measure(model, 2, None)
+    assert bare.keys() == {"seconds", "memory", "peak"}
+    assert whole["size"] < 1.2  # two evaluations share their weights
+    assert whole["nodes"] > 20

@@ -1,6 +1,7 @@
 """The unrolled graph computes what PyTorch computes, and is as small as it should be."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import ALL_SOLVERS, find
 from edge_sampler.calibration.solvers.base import Scheme, Solver, base_step
 from edge_sampler.calibration.trace import corrected_by, trace
-from edge_sampler.export.assemble import export_graphs, write_graphs
+from edge_sampler.export.assemble import Graphs, export_graphs, write_graphs
 from edge_sampler.export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm
 from edge_sampler.export.network_graph import export_denoiser
 from edge_sampler.export.save import Beside, save_checked
@@ -31,7 +32,8 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import to_uint8
 from edge_sampler.runtime.plan import Plan, sample
 from tests.bundles import TINY
-from tests.conftest import DATA, Golden, relative
+from tests.conftest import Golden, relative
+from tests.export.networks import convolved
 
 NFES = (1, 2, 5, 10)
 
@@ -41,50 +43,76 @@ def fixed_plan(model: Denoiser, solver: str, nfe: int) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def lowered(digits: Denoiser) -> ir.Model:
-    """The digits denoiser as it goes into a bundle."""
-    exported = export_denoiser(digits)
-    lower_group_norm(exported)
-    keep_batch_in_reshapes(exported)
-    return exported
+def digits_graphs(digits: Denoiser) -> Graphs:
+    """As they go into a bundle."""
+    return export_graphs(digits)
 
 
 @pytest.fixture(scope="module")
-def baseline(lowered: ir.Model, tmp_path_factory: pytest.TempPathFactory) -> Session:
-    path = tmp_path_factory.mktemp("baseline") / "denoiser.onnx"
-    save_checked(lowered, path)
-    return Session(path)
+def lowered(digits_graphs: Graphs) -> ir.Model:
+    return digits_graphs.denoiser
+
+
+@dataclass(frozen=True)
+class Drawn:
+    model: Denoiser
+    graph: ir.Model
+    session: Session
+
+
+def drawn(model: Denoiser, graph: ir.Model, folder: Path) -> Drawn:
+    save_checked(graph, folder / "denoiser.onnx")
+    return Drawn(model, graph, Session(folder / "denoiser.onnx"))
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Denoiser, lowered: ir.Model, tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    return drawn(digits, lowered, tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    """Of images as large, by three convolutions."""
+    model = convolved(1)
+    return drawn(model, export_graphs(model).denoiser, tmp_path_factory.mktemp("small"))
+
+
+WITH_AFS = [*((solver, False) for solver in ALL_SOLVERS), (find("iia-ddim"), True), (find("heun"), True)]
 
 
 @pytest.mark.usefixtures("coarse_reference")
-@pytest.mark.parametrize("nfe", NFES)
 @pytest.mark.parametrize(
-    ("solver", "afs"), [*((solver, False) for solver in ALL_SOLVERS), (find("iia-ddim"), True), (find("heun"), True)]
+    ("of", "solver", "afs", "nfe"),
+    [
+        *(("small", *pair, nfe) for pair in WITH_AFS for nfe in NFES),
+        *(("trained", find("iia-ipndm"), False, nfe) for nfe in NFES),
+        ("trained", find("iia-edm"), True, 5),
+    ],
 )
 def test_four_paths_agree(
+    of: str,
     solver: Solver,
     afs: bool,
     nfe: int,
-    digits: Denoiser,
-    network: Network,
     noise: torch.Tensor,
-    lowered: ir.Model,
-    baseline: Session,
     tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     """The solver's own float64 loop, PyTorch through the plan, the host loop over denoiser.onnx, and sampler.onnx."""
+    drawn: Drawn = request.getfixturevalue(of)
+    model, network = drawn.model, Network(drawn.model)
     settings = Settings(nfe, solver.name, batch=12, heldout=4, fine_steps=2, target="local", afs=afs)
-    mean = mean_image(noises_of(digits, settings), NO_CACHE) if afs else None
-    plan, scheme = calibrate(digits, settings), scheme_of(solver, grid_of(digits, "edm"), settings, mean)
+    mean = mean_image(noises_of(model, settings), NO_CACHE) if afs else None
+    plan, scheme = calibrate(model, settings), scheme_of(solver, grid_of(model, "edm"), settings, mean)
     gammas = [step.gamma for step in plan.report.steps] if plan.report else []
     step = corrected_by(gammas) if gammas else base_step
     looped = scheme.run(network, noise * scheme.sigmas[0], step)
     planned = sample(network, noise, plan)
 
     unit = noise.float().numpy()
-    hosted = sample(lambda x, s: baseline.run({"x": x, "sigma": np.array(s, np.float32)})["denoised"], unit, plan)
+    hosted = sample(lambda x, s: drawn.session.run({"x": x, "sigma": np.array(s, np.float32)})["denoised"], unit, plan)
     path = tmp_path / "sampler.onnx"
-    save_checked(unroll(lowered, plan), path)
+    save_checked(unroll(drawn.graph, plan), path)
     with Session(path) as session:
         unrolled = session.run({"noise": unit})["images"]
     assert relative(planned, looped) < 1e-4
@@ -92,18 +120,19 @@ def test_four_paths_agree(
     assert relative(unrolled, looped) < 1e-4
 
 
-@pytest.mark.parametrize("steps", [5, 8])
-def test_the_graph_is_the_original_sampler(golden: Golden, steps: int, tmp_path: Path) -> None:
-    nfe = 2 * steps - 1
-    write_graphs(export_graphs(golden.model), fixed_plan(golden.model, "heun", nfe), tmp_path)
+def test_the_graph_is_the_original_sampler(golden: Golden, tmp_path: Path) -> None:
+    graphs = export_graphs(golden.model)
     feed = {"noise": golden.arrays["latents"]}
     feed |= {name: value.numpy() for name, value in golden.conditions.items()}
-    with Session(tmp_path / "sampler.onnx") as session:
-        assert relative(session.run(feed)["images"], golden.arrays[f"edm_sampler_{steps}"]) < 1e-3
+    for steps in (5, 8):
+        (tmp_path / f"{steps}").mkdir()
+        write_graphs(graphs, fixed_plan(golden.model, "heun", 2 * steps - 1), tmp_path / f"{steps}")
+        with Session(tmp_path / f"{steps}" / "sampler.onnx") as session:
+            assert relative(session.run(feed)["images"], golden.arrays[f"edm_sampler_{steps}"]) < 1e-3, steps
 
 
-def test_onnx_accepts_the_files_in_full(digits: Denoiser, tmp_path: Path) -> None:
-    write_graphs(export_graphs(digits), fixed_plan(digits, "ipndm", 10), tmp_path)
+def test_onnx_accepts_the_files_in_full(digits: Denoiser, digits_graphs: Graphs, tmp_path: Path) -> None:
+    write_graphs(digits_graphs, fixed_plan(digits, "ipndm", 10), tmp_path)
     for name in ("sampler.onnx", "denoiser.onnx"):
         onnx.checker.check_model(str(tmp_path / name), full_check=True)
         inferred = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / name), strict_mode=True, data_prop=True)
@@ -113,8 +142,10 @@ def test_onnx_accepts_the_files_in_full(digits: Denoiser, tmp_path: Path) -> Non
         assert not any(node.metadata_props for node in inferred.graph.node)
 
 
-def test_weights_are_stored_once_and_the_embedding_is_folded(digits: Denoiser, tmp_path: Path) -> None:
-    graphs = write_graphs(export_graphs(digits), fixed_plan(digits, "ipndm", 10), tmp_path)
+def test_weights_are_stored_once_and_the_embedding_is_folded(
+    digits: Denoiser, digits_graphs: Graphs, tmp_path: Path
+) -> None:
+    graphs = write_graphs(digits_graphs, fixed_plan(digits, "ipndm", 10), tmp_path)
     assert graphs.sampler_bytes <= 1.20 * graphs.denoiser_bytes
     model = onnx.load(tmp_path / "sampler.onnx")
     names = [initializer.name for initializer in model.graph.initializer]
@@ -159,15 +190,21 @@ def test_any_batch_runs(digits: Denoiser, lowered: ir.Model, tmp_path: Path) -> 
     np.testing.assert_allclose(together, apart, atol=1e-5)
 
 
-def test_uint8_output_rounds_clips_and_moves_channels_last(tmp_path: Path) -> None:
-    model = models.load(str(DATA / "official-format-tiny.pkl"))
+@pytest.fixture(scope="module")
+def tiny() -> tuple[Denoiser, Graphs]:
+    model = models.load(TINY)
+    return model, export_graphs(model)
+
+
+def test_uint8_output_rounds_clips_and_moves_channels_last(tiny: tuple[Denoiser, Graphs], tmp_path: Path) -> None:
+    model, graphs = tiny
     noise = 3 * np.random.default_rng(0).normal(size=(4, *model.spec.shape)).astype(np.float32)
     feed: dict[str, np.ndarray] = {"noise": noise, "class_labels": np.arange(4)}
     plan = fixed_plan(model, "ddim", 2)
     images = {}
     for output in ("float32", "uint8"):
         (tmp_path / output).mkdir()
-        write_graphs(export_graphs(model), plan, tmp_path / output, output)
+        write_graphs(graphs, plan, tmp_path / output, output)
         with Session(tmp_path / output / "sampler.onnx") as session:
             images[output] = session.run(feed)["images"]
     assert images["uint8"].dtype == np.uint8
@@ -178,10 +215,10 @@ def test_uint8_output_rounds_clips_and_moves_channels_last(tmp_path: Path) -> No
     assert images["uint8"].max() == 255
 
 
-def test_classes_reach_every_evaluation(tmp_path: Path) -> None:
-    model = models.load(str(DATA / "official-format-tiny.pkl"))
+def test_classes_reach_every_evaluation(tiny: tuple[Denoiser, Graphs], tmp_path: Path) -> None:
+    model, graphs = tiny
     plan = fixed_plan(model, "ipndm", 3)
-    write_graphs(export_graphs(model), plan, tmp_path)
+    write_graphs(graphs, plan, tmp_path)
     noise = np.repeat(np.random.default_rng(0).normal(size=(1, *model.spec.shape)).astype(np.float32), 3, axis=0)
     labels = np.array([2, 7, -1])
     with Session(tmp_path / "sampler.onnx") as session:

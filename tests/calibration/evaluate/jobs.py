@@ -33,12 +33,7 @@ from tests.conftest import run_main
 
 FIT = ("--solver", "iia-ipndm", "--target", "global", "--batch", "64", "--heldout", "64", "--fine-steps", "4")
 FEW = ("--batch", "16", "--heldout", "8", "--noises", "9")
-COARSE = {
-    "chosen_levels.LEVELS": 8,
-    "calibrate.REFERENCE_STEPS": 48,
-    "study.measure.REFERENCE_STEPS": 48,
-    "study.study.REFERENCE_STEPS": 48,
-    "study.measure.MOST_STEPS": 48,
+FEW_TRIALS = {
     "study.ablation.BATCHES": (),
     "study.ablation.SEEDS": 1,
     "study.ablation.ITERATIONS": 1,
@@ -79,10 +74,10 @@ JOBS = {"products": products, "fit": fit, "study": study, "ablation": ablation}
 
 
 def run(name: str, folder: Path) -> None:
-    """With a coarse reference, and a cache of the folder's own."""
+    """With few trials, and a cache of the folder's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGE_SAMPLER_CACHE", str(folder / "cache"))
-        for constant, value in COARSE.items():
+        for constant, value in FEW_TRIALS.items():
             patch.setattr(f"edge_sampler.calibration.{constant}", value)
         JOBS[name](folder)
 

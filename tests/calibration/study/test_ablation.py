@@ -17,8 +17,6 @@ from tests.conftest import run_main
 
 def test_tables(mixture: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
-        "chosen_levels.LEVELS": 8, "calibrate.REFERENCE_STEPS": 24,
-        "study.measure.REFERENCE_STEPS": 24, "study.measure.MOST_STEPS": 24,
         "study.ablation.BATCHES": (4, 16), "study.ablation.SEEDS": 2, "study.ablation.ITERATIONS": 1,
     }.items():  # fmt: skip
         monkeypatch.setattr(f"edge_sampler.calibration.{name}", value)

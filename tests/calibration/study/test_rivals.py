@@ -11,6 +11,7 @@ import torch
 
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.evaluate.noise_sets import to_fit, to_judge
+from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.schedules import edm
 from edge_sampler.calibration.settings import Settings
@@ -34,7 +35,6 @@ SETTINGS = Settings(3, batch=8, heldout=8, target="global")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_sampler.calibration.study.rivals.contest.REFERENCE_STEPS", 12)
     monkeypatch.setattr("edge_sampler.calibration.study.rivals.learn.PIECE", 4)
 
 
@@ -249,7 +249,7 @@ def test_a_fit_counts_what_it_spends_and_a_kept_one_what_it_spent(
     if name == "ld3":  # converged images, the start judged, two rates tried for two pieces of four iterations
         assert BACKWARD == 2
         pieces = 4 * (4 * min(BATCH, 8) * 3 * 3 + 3 * 8)
-        assert spent[0] == 12 * 16 + 3 * 8 + pieces
+        assert spent[0] == REFERENCE_STEPS * 16 + 3 * 8 + pieces
 
 
 def test_a_killed_fit_goes_on_where_it_was(mixture: Denoiser, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_killed_fit_goes_on_where_it_was(mixture: Denoiser, tmp_path: Path) ->
         pass
 
     def advance(samples: int) -> None:
-        if meter.evaluations > 1000:
+        if meter.evaluations > REFERENCE_STEPS * 16 + 800:
             raise KilledError
 
     meter = first.noises.network.meter

@@ -36,7 +36,6 @@ SMALL += ["--rivals", "best-fixed,gits,bns"]
 
 def few_rivals(patch: pytest.MonkeyPatch) -> None:
     """Small ones, which a test can wait for."""
-    patch.setattr(f"{RIVALS}.contest.REFERENCE_STEPS", 24)
     patch.setattr(f"{RIVALS}.fixed.FIXED", (find("ddim"), find("ipndm"), find("unipc")))
     patch.setattr(f"{RIVALS}.gits.SOLVERS", (find("ddim"), find("ipndm")))
     patch.setattr(f"{RIVALS}.gits.FINE", 12)
@@ -49,12 +48,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     out = folder / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 48)
-        patch.setattr("edge_sampler.calibration.study.study.REFERENCE_STEPS", 48)
-        patch.setattr("edge_sampler.calibration.study.measure.MOST_STEPS", 96)
         patch.setattr("edge_sampler.calibration.study.measure.TRIMMED", 0.25)
         few_rivals(patch)
-        patch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 16)
         run_main(study_command.main, "--model", MIXTURE, *SMALL, "--cache", str(folder / "cache"), "--out", str(out))
     return out
 
@@ -116,7 +111,6 @@ def test_the_best_rival_may_be_of_any_kind(found: Path) -> None:
 
 
 def test_of_rivals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 48)
     few_rivals(monkeypatch)
     few = ["--nfe", "2,3", "--refined", "3", "--noises", "4", "--batch", "8", "--heldout", "4", "--solvers", "none"]
     few += ["--cache", str(tmp_path / "cache"), "--model", MIXTURE]
@@ -129,10 +123,7 @@ def test_of_rivals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         run_main(study_command.main, *few, "--rivals", "bns", "--iterations", "0", "--out", str(tmp_path / "no"))
 
 
-def test_of_named_solvers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 48)
-    monkeypatch.setattr("edge_sampler.calibration.study.study.REFERENCE_STEPS", 48)
-    monkeypatch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 16)
+def test_of_named_solvers_alone(tmp_path: Path) -> None:
     few = ["--nfe", "3", "--noises", "4", "--batch", "8", "--heldout", "4", "--iterations", "0"]
     few += ["--rivals", "none", "--cache", str(tmp_path / "cache")]
     out = tmp_path / "out"
@@ -146,17 +137,12 @@ def test_of_named_solvers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert {solver.name for solver in study_command.solvers_of("auto")} == {*AUTO}
 
 
-def test_each_image_of_the_reference_takes_the_steps_that_it_needs(
-    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_each_image_of_the_reference_takes_the_steps_that_it_needs(mixture: Denoiser, tmp_path: Path) -> None:
     noises, cache = to_judge(mixture, 8), Cache(tmp_path)
     solved = {steps: reference(noises, steps, cache, silent) for steps in (4, 8, 16, 32)}
     moves = {2 * steps: image_errors(solved[2 * steps] - solved[steps]) for steps in (4, 8, 16)}
     allowed = moves[8].median().item()
-    monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 8)
-    monkeypatch.setattr("edge_sampler.calibration.study.measure.MOST_STEPS", 32)
-    monkeypatch.setattr("edge_sampler.calibration.study.measure.CONVERGED", allowed)
-    images, moved = converged(noises, cache, silent)
+    images, moved = converged(noises, cache, silent, first=8, allowed=allowed, most=32)
     settled_at = {place: next((s for s in (8, 16) if moves[s][place] <= allowed), 32) for place in range(8)}
     assert len(set(settled_at.values())) > 1
     for place, steps in settled_at.items():
@@ -164,22 +150,16 @@ def test_each_image_of_the_reference_takes_the_steps_that_it_needs(
         assert moved[place].item() == pytest.approx(moves[steps][place].item(), abs=1e-4)
 
 
-def test_what_another_reference_judged_is_not_taken_over(
-    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_another_reference_judged_is_not_taken_over(mixture: Denoiser, tmp_path: Path) -> None:
     plan = calibrate(mixture, Settings(3, "ddim"))
-    monkeypatch.setattr("edge_sampler.calibration.study.measure.CONVERGED", np.inf)
 
     def error(steps: int, cache: Cache) -> float:
-        monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", steps)
-        return judging(mixture, 4, cache, silent).row(plan, "fixed", ())[0].rmse
+        return judging(mixture, 4, cache, silent, steps, np.inf).row(plan, "fixed", ())[0].rmse
 
     assert error(8, Cache(tmp_path)) != error(16, Cache(tmp_path)) == error(16, NO_CACHE)
 
 
-def test_a_reference_may_be_off_by_half_of_the_least_error(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 8)
-    monkeypatch.setattr("edge_sampler.calibration.study.measure.CONVERGED", np.inf)
+def test_a_reference_may_be_off_by_half_of_the_least_error(mixture: Denoiser) -> None:
     judge = replace(judging(mixture, 4, NO_CACHE, silent), moved=torch.full((4,), 0.003))
     judge.check(0.0021)
     with pytest.raises(UserError, match=r"moves by 0\.003 .* errors of 0\.0019"):
@@ -212,14 +192,10 @@ def test_precision_and_recall() -> None:
     assert frechet.precision_and_recall(cloud[:2], cloud[:2]) == (1.0, 1.0)
 
 
-def test_a_study_of_clothes_is_judged_by_a_classifier_that_no_fit_uses(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("edge_sampler.calibration.study.measure.REFERENCE_STEPS", 4)
-    monkeypatch.setattr("edge_sampler.calibration.study.measure.CONVERGED", np.inf)
+def test_a_study_of_clothes_is_judged_by_a_classifier_that_no_fit_uses(tmp_path: Path) -> None:
     fashion = models.load("edm-fashion")
     plan, cache = calibrate(fashion, Settings(2, "ddim")), Cache(tmp_path)
-    judge = judging(fashion, 8, cache, silent)
+    judge = judging(fashion, 8, cache, silent, 4, np.inf)
     row, _ = judge.row(plan, "fixed", ())
     images = sample(judge.noises.network, judge.noises.noise, plan)
     network, real, some = classifier.load_judge()

@@ -113,6 +113,9 @@ def stable_diffusion_xl(folder: Path) -> Any:
         tokenizer=tokenizers[0],
         tokenizer_2=tokenizers[1],
         unet=unet(
+            block_out_channels=(32,),  # of one size: the U-Net above has two
+            down_block_types=("CrossAttnDownBlock2D",),
+            up_block_types=("CrossAttnUpBlock2D",),
             cross_attention_dim=2 * WIDTH,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,

@@ -35,7 +35,10 @@ from edge_sampler.runtime.plan import Plan
 
 def main() -> None:
     parser = Parser(
-        prog="python -m calibration", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m calibration",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=("--model", "--nfe", "--solver", "--refine", "--guidance", "--out"),
     )
     add_model_arguments(parser)
     add_settings_arguments(parser)

@@ -5,7 +5,9 @@ python -m export --model edm-cifar10 --weights edm-cifar10-32x32-uncond-vp.pkl -
 python -m export --model edm-cifar10 --random-weights --nfe 10 --solver ipndm      # a dry run
 python -m export --model edm-digits --nfe 10 --engine tensorrt-rtx --precision fp16
 python -m export --model edm-fashion --nfe 6 --precision int8 --refit              # in eight bits, fitted to them
-python -m export engine BUNDLE --engine tensorrt-rtx                               # for a bundle that is there
+python -m export engine --help      # adds an engine, or a precision, to a bundle that is there
+python -m export triton --help      # writes a bundle for Triton Inference Server
+python -m export card --help        # writes a model hub's README.md
 """
 
 import argparse
@@ -47,7 +49,12 @@ CHECKED = 16  # noises, unless another number is asked for
 
 
 def main() -> None:
-    parser = Parser(prog="python -m export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="python -m export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=("--model", "--nfe", "--plan", "--refine", "--guidance", "--out"),
+    )
     add_model_arguments(parser)
     add_settings_arguments(parser, exporting=True)
     group = parser.add_argument_group("export")

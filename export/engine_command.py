@@ -25,9 +25,12 @@ from edge_sampler.runtime.inputs import Axis
 
 def main() -> None:
     parser = Parser(
-        prog="python -m export engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m export engine",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=("--engine", "--precision", "--target", "--batch", "--max-error", "--refit"),
     )
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, help="a folder that `python -m export` made")
     add_engine_arguments(parser)
     parser.add_argument("--force", action="store_true", help="build again what is there")
     arguments = parser.parse_args()

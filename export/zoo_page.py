@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from edge_sampler.models.architecture import build
-from edge_sampler.models.command import parameters, size
 from edge_sampler.models.families import FAMILIES
+from edge_sampler.models.listing import size
 from edge_sampler.models.progress import bar
+from edge_sampler.models.verify import parameters
 from edge_sampler.models.zoo import GROUPS, ZOO
 from edge_sampler.runtime.command_line import Parser, run_command
 from edge_sampler.runtime.errors import UserError

@@ -18,7 +18,6 @@ from edge_sampler.models.scheduler_settings import (
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.json_file import read_object
 
-HUB = "https://huggingface.co/"
 HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
 INDEX = "model_index.json"  # which a whole pipeline has
 WEIGHTS = "diffusion_pytorch_model"  # then a variant, a part and a suffix

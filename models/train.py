@@ -25,7 +25,10 @@ from edge_sampler.runtime.errors import UserError
 
 def main() -> None:
     parser = Parser(
-        prog="python -m models.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m models.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=("--dataset", "--model", "--images", "--device", "--out"),
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--dataset", choices=DATASETS, help="trains the dataset's first model of RECIPES")

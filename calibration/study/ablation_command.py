@@ -28,7 +28,10 @@ from edge_sampler.runtime.errors import UserError
 
 def main() -> None:
     parser = Parser(
-        prog="python -m calibration ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m calibration ablation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=("--model", "--nfe", "--also", "--noises", "--batch", "--out"),
     )
     add_model_arguments(parser)
     group = parser.add_argument_group("ablation")

@@ -35,7 +35,10 @@ REFINED = (5, 6, 8, 10)
 
 def main() -> None:
     parser = Parser(
-        prog="python -m calibration study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m calibration study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=("--model", "--nfe", "--solvers", "--rivals", "--noises", "--out"),
     )
     add_model_arguments(parser)
     group = parser.add_argument_group("study")

@@ -34,6 +34,7 @@ from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families import parts
 from edge_sampler.models.precond import BETA_SCHEDULES, discrete_sigmas
+from edge_sampler.models.published import HUB
 from edge_sampler.models.zoo import DDPM_256, DDPM_CIFAR10, ZOO
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.errors import UserError
@@ -334,7 +335,7 @@ def test_pipelines_of_the_hub(tmp_path: Path) -> None:
     assert models.load(str(repository)).spec.weights_sha256 == first[0].split()[1]
 
 
-@pytest.mark.parametrize("name", [name for name, row in ZOO.items() if row.source.startswith(pipeline.HUB)])
+@pytest.mark.parametrize("name", [name for name, row in ZOO.items() if row.source.startswith(HUB)])
 def test_rows_have_the_published_size(name: str) -> None:
     """arXiv 2006.11239, appendix B: 35.7 million parameters at 32×32, 114 million at 256×256."""
     with torch.device("meta"):

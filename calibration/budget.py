@@ -1,8 +1,7 @@
-"""The best fit that a budget of evaluations, or of time, allows: what it leaves out goes in the order of what it costs.
+"""The best fit that a budget of evaluations, or of time, allows. It first leaves out what matters least.
 
-The order is what the ablation found (docs/study.md): γ of 64 noises is nearly that of 256; fewer iterations of
-refinement come next, then fewer noises still, one solver in place of four, and last a schedule in place of chosen
-levels.
+The order is what the ablation found (docs/study.md): noises down to 64, whose γ is nearly that of 256; iterations of
+refinement; more noises; all solvers but one; and last chosen levels, in place of which comes a schedule.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Pretrained diffusion networks behind one contract: ``denoised = model(x, sigma, class_labels=None)``."""
+"""Pretrained diffusion networks behind one contract: ``denoised = model(x, sigma, **conditions)``."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

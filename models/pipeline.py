@@ -133,7 +133,7 @@ def download(name: str) -> Path:
     except Exception as error:  # of the hub, the network, or what lies there
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"no pipeline {name} to be had ({type(error).__name__}: {reason}); name a folder that holds it instead"
+            f"cannot get the pipeline {name} ({type(error).__name__}: {reason}); name a folder that holds it instead"
         ) from error
 
 

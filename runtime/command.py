@@ -68,8 +68,7 @@ def main() -> int:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a number, numbers such as 1,2,3, a text, or FILE.npy; FILE.npz alone gives several by name; again for "
-        "each",
+        help="a number, numbers such as 1,2,3, a text, or FILE.npy; FILE.npz alone gives several; may be repeated",
     )
     command.add_argument("--class-labels", type=whole_numbers, help="as --condition class_labels=…, such as 3 or 0,1,2")
     command.add_argument("--temperature", type=float, default=1.0, help="scales the noise (default: 1)")
@@ -77,8 +76,10 @@ def main() -> int:
     command.add_argument("--out", type=Path, required=True, help=".png for a grid, .npz for arrays")
     command.add_argument("--force", action="store_true", help="replace an existing file")
 
-    command = verb("compare", "each backend's sampler, baseline loop and PyTorch's recorded output, against each other")
-    command.add_argument("--seeds", type=whole_numbers, help="others than those recorded; leaves PyTorch out")
+    command = verb("compare", "compare each backend's sampler, the baseline loop and PyTorch's recorded output")
+    command.add_argument(
+        "--seeds", type=whole_numbers, help="other seeds than the recorded ones; PyTorch's output is then left out"
+    )
     expected = "1e-4, and three times its measured error in lower precision"
     command.add_argument("--tolerance", type=float, help=f"largest relative difference (default: {expected})")
 

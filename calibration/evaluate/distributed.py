@@ -24,9 +24,9 @@ Result = TypeVar("Result")
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun started, if it did, and keeps all until each is done.
+    """Joins torchrun's processes, where there are any, and lets none leave before all are done.
 
-    One that failed in leaving early would make torchrun end the others, rank 0 at its writing among them.
+    If one left early with an error, torchrun would end the others, rank 0 perhaps while it writes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield

@@ -15,7 +15,7 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.noise import CALIBRATION_STREAM, unit_noise
 
 CHECK_STREAM = 2  # of noises that judge; they are never sampled either
-SEEDS = 2**20  # of noises that belong to one seed; those to hold out start in their middle
+SEEDS = 2**20  # seeds of noises that belong to one --seed; the upper half is for noises that are held out
 
 
 @dataclass(frozen=True)

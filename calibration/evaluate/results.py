@@ -1,5 +1,6 @@
-"""Results on disk by what they are results of: what a kill leaves, the next run takes up; what one run solved, another
-need not.
+"""Intermediate results on disk. A key lists all that a result depends on.
+
+So a run that was killed goes on, and later runs use again what they share with it.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from edge_sampler.runtime.output import writable
 
 MEANING = 2  # raise it when code that makes stored results changes them
 DIGEST = hashlib.sha256().digest_size
-LIMIT = 20 * 10**9  # bytes of a folder of results
+LIMIT = 20 * 10**9  # bytes that the folder may hold
 ENTRY = re.compile(r"[0-9a-f]{64}\.(result|npz)")  # the latter of earlier versions
 
 

@@ -1,4 +1,4 @@
-"""Pretrained diffusion networks behind one contract: ``denoised = model(x, sigma, **conditions)``."""
+"""Pretrained diffusion networks behind one contract: ``denoised = model(x, sigma, class_labels=None)``."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -21,7 +21,7 @@ class Coefficients:
     skip: Tensor | float
     out: Tensor | float
     in_: Tensor | float
-    noise: Tensor  # what the network is told of the noise level, c_noise
+    noise: Tensor
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,8 @@ class Solver:
     """A solver by name, with or without corrections.
 
     ``run(denoise, x, sigmas, step, history, nfe)`` integrates x, [n, …] at noise level sigmas[0], down to sigmas[-1],
-    and hands every step the directions that ``history`` earlier steps give. ``nfe`` matters to methods of
-    two evaluations a step alone: where it is one less than the grid asks for, one step is Euler's. ``steps(nfe)`` is
-    how many steps nfe evaluations pay for.
+    and hands every step the directions that ``history`` earlier steps give. It evaluates as often as the method asks,
+    or ``nfe`` times where that is one less. ``steps(nfe)`` is how many grid intervals nfe evaluations pay for.
     """
 
     name: str

@@ -24,15 +24,14 @@ from edge_sampler.runtime.output import writable
 
 PAGE = """# The models that are known by name
 
-`python -m models list` shows them, and which are there; `python -m models verify NAME` looks into one. What it costs to
-export one at NFE {nfe}, in seconds, peak memory of the process, and size, is from
+`python -m models list` shows them, and which are downloaded; `python -m models verify NAME` looks into one. The costs of
+an export at NFE {nfe} (seconds, peak memory of the process, size) are from
 
 ```sh
 python -m export.zoo_page --nfe {nfe} --out docs/models.md --force
 ```
 
-with random weights, on a CPU; seconds are those of one machine, and count from the loaded model to the checked files.
-How far each family is from its own library: [parity.md](parity.md).
+with random weights, on a CPU. Seconds are of one machine, from the loaded model to the checked files. How far each family is from its own library: [parity.md](parity.md).
 
 {groups}
 ## Folders of other libraries

@@ -24,14 +24,15 @@ from edge_sampler.runtime.output import writable
 
 PAGE = """# The models that are known by name
 
-`python -m models list` shows them, and which are downloaded; `python -m models verify NAME` looks into one. The costs of
-an export at NFE {nfe} (seconds, peak memory of the process, size) are from
+`python -m models list` shows them, and which are downloaded; `python -m models verify NAME` looks into one. The costs
+of an export at NFE {nfe} (seconds, peak memory of the process, size) are from
 
 ```sh
 python -m export.zoo_page --nfe {nfe} --out docs/models.md --force
 ```
 
-with random weights, on a CPU. Seconds are of one machine, from the loaded model to the checked files. How far each family is from its own library: [parity.md](parity.md).
+with random weights, on a CPU. Seconds are of one machine, from the loaded model to the checked files. How far
+each family is from its own library: [parity.md](parity.md).
 
 {groups}
 ## Folders of other libraries

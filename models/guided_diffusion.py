@@ -1,4 +1,4 @@
-"""OpenAI's diffusion checkpoints, their tensors' names and order, for our DhariwalUNet.
+"""OpenAI's diffusion checkpoints: their tensors under our names and in our order, for our DhariwalUNet.
 
 They are state dicts of https://github.com/openai/improved-diffusion (arXiv 2102.09672) and guided-diffusion (ADM,
 2105.05233), both MIT. Networks that upsample an image are not read.

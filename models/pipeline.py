@@ -85,7 +85,7 @@ def architecture(folder: Path) -> dict[str, Any]:
 
 
 def _noise(folder: Path) -> dict[str, Any]:
-    """What the scheduler tells of training."""
+    """What the scheduler says of the training."""
     config = _config(folder, "scheduler", "scheduler_config.json")
     name = config.get("_class_name")
     known = (*DISCRETE_SCHEDULERS, *FLOW_SCHEDULERS)
@@ -107,7 +107,7 @@ def _config(folder: Path, part: str, file: str) -> dict[str, Any]:
 
 
 def named_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The U-Net's tensors by their names in our denoiser, whichever age of diffusers named them."""
+    """The U-Net's tensors by their names in our denoiser, whichever release of diffusers named them."""
 
     def ours(name: str) -> str:
         parts = name.removeprefix(PREFIX).split(".")

@@ -1,4 +1,4 @@
-"""Two small Fashion-MNIST classifiers of different build, whose features images are compared by.
+"""Two small Fashion-MNIST classifiers of different build. Their features compare images.
 
 FD-fashion is of the first one (``calibration/study/frechet.py``), and a sampler may be refined on it. The second one
 only judges, so that a sampler which learned to please the first is found out.

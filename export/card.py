@@ -27,7 +27,7 @@ def main() -> None:
     parser = Parser(
         prog="python -m export card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bundle", type=Path, help="a folder that `python -m export` made")
+    parser.add_argument("bundle", type=Path)
     parser.add_argument("--out", type=Path, help="default: README.md in the bundle")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()

@@ -47,7 +47,7 @@ def main() -> None:
     parser = Parser(
         prog="python -m export triton", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bundle", type=Path, help="a folder that `python -m export` made")
+    parser.add_argument("bundle", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="the model repository, which may hold other models")
     parser.add_argument("--name", help="of the model (default: the bundle's folder)")
     parser.add_argument("--batch", type=int, help=f"most images in one run (default: the engines', or {DEFAULT_BATCH})")

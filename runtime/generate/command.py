@@ -39,7 +39,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         common=("--seeds", "--out", "--workers", "--class-labels", "--condition", "--format"),
     )
-    parser.add_argument("bundle", type=Path, help="a folder that `python -m export` made")
+    parser.add_argument("bundle", type=Path)
     parser.add_argument("--seeds", type=span, required=True, metavar="FIRST-LAST", help="such as 0-999999")
     parser.add_argument("--out", type=Path, required=True, help="a folder: new, or of this job")
     parser.add_argument("--workers", type=int, help="processes (default: 1; with --ray, tasks at a time: 8)")

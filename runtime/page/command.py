@@ -21,7 +21,7 @@ def main() -> int:
     parser = Parser(
         prog="python -m runtime page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bundle", type=Path, help="a folder that `python -m export` made")
+    parser.add_argument("bundle", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="the folder, which must not be there yet")
     parser.add_argument("--force", action="store_true", help="replace an existing page")
     for package in (ONNX_RUNTIME, TOKENIZERS):

@@ -214,7 +214,7 @@ def file_and_function(name: str) -> tuple[Callable[..., Any], bytes]:
     assert match
     path, function = Path(match[1]), match[2]
     if not path.is_file():
-        raise UserError(f"no file {path} to take {function} from")
+        raise UserError(f"no file {path}, of which {function} is wanted")
     spec = importlib.util.spec_from_file_location(f"edge_sampler_model_{path.stem}", path)
     assert spec
     assert spec.loader

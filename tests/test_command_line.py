@@ -257,6 +257,7 @@ def test_the_common_options_come_first_and_none_is_lost() -> None:
     heads = [text.index(head) for head in ("\noptions:", "\nmore: of a kind:", "\nmore:\n")]
     assert places[0] < heads[0] < places[1]
     assert places[2] < heads[1] < places[3] < heads[2] < places[4]
+    assert text.count("\n  --second") == 1
     assert text.startswith("usage: p --often OFTEN [--second SECOND] file\n")
 
 

@@ -10,7 +10,7 @@ from edge_sampler.calibration.budget import Budget
 from edge_sampler.calibration.evaluate.results import LIMIT, Cache
 from edge_sampler.calibration.refinement import ITERATIONS
 from edge_sampler.calibration.schedules import SCHEDULES
-from edge_sampler.calibration.settings import CHOSEN, OWN, TARGETS, Settings
+from edge_sampler.calibration.settings import CHOSEN, OWN, Settings
 from edge_sampler.models.checkpoint import FORMATS
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
@@ -26,14 +26,16 @@ DEFAULTS = Settings(nfe=1)
 
 
 def add_cache_argument(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--cache", type=Path, help="where a killed run is taken up from (default: the user's cache)")
-    limit_help = f"bytes that it may have, such as 5G; the results not used for longest go (default: {LIMIT // 10**9}G)"
+    group.add_argument(
+        "--cache", type=Path, help="a folder from which a killed run goes on (default: the user's cache)"
+    )
+    limit_help = f"most bytes of it, such as 5G; results not used for longest go first (default: {LIMIT // 10**9}G)"
     group.add_argument("--cache-limit", type=size_in_bytes, default=LIMIT, metavar="SIZE", help=limit_help)
 
 
 def add_refine_on_argument(group: argparse._ActionsContainer) -> None:
     view_help = (
-        "what of the images refinement compares: pixels (default), features of our classifier, lpips, or "
+        "what refinement compares of the images: pixels (default), features of our classifier, lpips, or "
         "FILE.py:FUNCTION, images [n, C, H, W] → features [n, d] or a list of maps [n, c, h, w]"
     )
     group.add_argument("--refine-on", default=DEFAULTS.refine_on, metavar="VIEW", help=view_help)
@@ -61,24 +63,26 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--weights", help="a checkpoint to load into the model instead of its own")
     group.add_argument("--random-weights", action="store_true", help="a dry run without the model's weights")
-    size_help = "of a pipeline's images, in pixels, such as 512x768 (default: the pipeline's own)"
+    size_help = "size of a pipeline's images in pixels, such as 512x768 (default: the pipeline's own)"
     group.add_argument("--size", metavar="HEIGHTxWIDTH", help=size_help)
-    vae_help = "a decoder to take instead of the pipeline's own, or for EDM2's latents"
+    vae_help = "a decoder in place of the pipeline's own, or for EDM2's latents"
     group.add_argument("--vae", type=Path, metavar="FOLDER", help=vae_help)
-    lora_help = "LoRA weights to merge into a pipeline, times SCALE (default: 1); again for each"
+    lora_help = "LoRA weights to merge into a pipeline, times SCALE (default: 1); may be repeated"
     group.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]", help=lora_help)
-    guidance_help = "S of classifier-free guidance, two network calls an evaluation (default: 1, none)"
+    guidance_help = "the factor of classifier-free guidance; an evaluation is then two network calls (default: 1, none)"
     group.add_argument("--guidance", type=float, default=1.0, metavar="S", help=guidance_help)
-    passes_help = "guidance calls the network twice, instead of once on twice as many images, which takes more memory"
+    passes_help = "guidance calls the network twice, in place of once on twice as many images: less memory"
     group.add_argument("--two-passes", action="store_true", help=passes_help)
-    group.add_argument("--class-label", type=int, metavar="K", help="the one class to make (default: the caller's)")
-    null_help = "the class that means none, where the model was trained with one more for that, as guidance needs it"
+    group.add_argument(
+        "--class-label", type=int, metavar="K", help="build one class into the graph (default: the caller names it)"
+    )
+    null_help = "the class that means none, for guidance of a model that was trained with one"
     group.add_argument("--null-class", type=int, metavar="K", help=null_help)
-    set_help = "a condition to build into the graph, such as guidance_scale=3.5 or embedding=FILE.npy; again for each"
+    set_help = "build a condition into the graph: guidance_scale=3.5, embedding=FILE.npy; may be repeated"
     group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=set_help)
-    conditions_help = "values of the model's conditions to fit and to judge on: FILE.npz, [rows, …] by name"
+    conditions_help = "FILE.npz with values of the model's conditions to fit and to judge on, [rows, …] by name"
     group.add_argument("--conditions", type=Path, help=conditions_help)
-    prompts_help = "texts to fit and to judge on, one a line: FILE.txt, for models that are told a text"
+    prompts_help = "FILE.txt with texts to fit and to judge on, one a line"
     group.add_argument("--prompts", type=Path, help=prompts_help)
     group.add_argument("--device", default="auto", help="where PyTorch calibrates: auto (default), cpu, cuda, …")
 
@@ -152,9 +156,9 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         return [f"--fit-{name}"] if exporting else [f"--{name}", f"--fit-{name}"]
 
     group = parser.add_argument_group("calibration")
-    group.add_argument("--nfe", type=int, required=not exporting, help="network evaluations, exactly")
+    group.add_argument("--nfe", type=int, required=not exporting, help="number of network evaluations")
     group.add_argument(
-        "--solver", default=DEFAULTS.solver, help="auto (default: what measures best), ddim, iia-ipndm, …"
+        "--solver", default=DEFAULTS.solver, help="auto (default: the one that measures best), ddim, iia-ipndm, …"
     )
     group.add_argument(
         "--schedule",
@@ -162,20 +166,36 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         help=f"noise levels: {', '.join(SCHEDULES)}, {CHOSEN} for this model, or {OWN}, a pipeline's (default: "
         f"{CHOSEN} for auto; else edm, flow for flow models, {OWN} for pipelines of latents)",
     )
-    target_help = f"{' or '.join(TARGETS)}: the paper's, or ours (default: local; global for auto)"
+    target_help = "where a step should end: local, the paper's, or global (default: local; global for auto)"
     group.add_argument(*names("target"), dest="fit_target", help=target_help)
     group.add_argument("--history", type=int, metavar="R", help="past steps to weigh (default: the paper's, by solver)")
-    group.add_argument("--fine-steps", type=int, default=DEFAULTS.fine_steps, metavar="M", help="default: 10")
+    group.add_argument(
+        "--fine-steps",
+        type=int,
+        default=DEFAULTS.fine_steps,
+        metavar="M",
+        help="fine steps in a step, for the local target (default: 10)",
+    )
     batch_help = "noises to fit on (default: 256)"
     group.add_argument(
         *names("batch"), dest="fit_batch", type=int, default=DEFAULTS.batch, metavar="B", help=batch_help
     )
-    group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to judge by (default: 128)")
-    group.add_argument("--ridge", type=float, default=DEFAULTS.ridge, help="relative (default: 1e-4)")
-    group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises (default: 0)")
+    group.add_argument(
+        "--heldout",
+        type=int,
+        default=DEFAULTS.heldout,
+        help="noises held out of the fit, which judge it (default: 128)",
+    )
+    group.add_argument(
+        "--ridge",
+        type=float,
+        default=DEFAULTS.ridge,
+        help="pull toward the solver's own weights, relative (default: 1e-4)",
+    )
+    group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="seed of the noises (default: 0)")
     temperature_help = "scales the noise, as `runtime sample --temperature` does (default: 1)"
     group.add_argument("--temperature", type=float, default=DEFAULTS.temperature, metavar="T", help=temperature_help)
-    afs_help = "answer the first evaluation by a constant image (default: for auto, unless the caller gives conditions)"
+    afs_help = "a constant in place of the first evaluation (default: with auto, unless the caller gives conditions)"
     group.add_argument("--afs", action=argparse.BooleanOptionalAction, help=afs_help)
     group.add_argument(
         "--refine",
@@ -184,17 +204,15 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         const=ITERATIONS,
         default=DEFAULTS.refine,
         metavar="N",
-        help=f"refine noise levels and γ jointly, on the images' error: up to N iterations (without N: {ITERATIONS})",
+        help=f"refine noise levels and γ together for the final images, up to N iterations (without N: {ITERATIONS})",
     )
     add_refine_on_argument(group)
     group.add_argument(
-        "--paper", action="store_true", help="a fit as in arXiv 2304.11328: its noises, M, steps; with a --solver of it"
+        "--paper", action="store_true", help="fit with the settings of arXiv 2304.11328; needs one of its solvers"
     )
-    budget_help = "evaluations, such as 20000, or a time, such as 10m: the best fit that it allows"
+    budget_help = "make the best fit within so many evaluations, such as 20000, or a time, such as 10m"
     group.add_argument("--budget", type=Budget.read, metavar="N", help=budget_help)
-    towards_help = (
-        "the model whose converged images are aimed at, where --model is a worse one of it, as a quantised one"
-    )
+    towards_help = "aim at this model's converged images; --model is then a worse form of it, such as a quantised one"
     group.add_argument("--towards", metavar="MODEL", help=towards_help)
     add_cache_argument(group)
 

@@ -1,8 +1,7 @@
-"""The best fit that a budget of evaluations, or of time, allows: what it leaves out goes in the order of what it costs.
+"""The best fit that a budget of evaluations, or of time, allows. It first leaves out what matters least.
 
-The order is what the ablation found (docs/study.md): γ of 64 noises is nearly that of 256; fewer iterations of
-refinement come next, then fewer noises still, one solver in place of four, and last a schedule in place of chosen
-levels.
+The order is what the ablation found (docs/study.md): noises down to 64, whose γ is nearly that of 256; iterations of
+refinement; more noises; all solvers but one; and last chosen levels, in place of which comes a schedule.
 """
 
 import re
@@ -44,7 +43,7 @@ class Budget:
         return f"{self.number:g}{self.unit}" if self.unit else f"{self.number:,.0f} evaluations"
 
     def evaluations(self, model: Denoiser) -> int:
-        """Of one sample; of a time as many as this machine makes in it, by one that is timed."""
+        """Evaluations of one sample that it allows; of a time, as many as this machine makes in it, by timing one."""
         if not self.unit:
             return int(self.number)
         seconds = total(np.array([one_evaluation(model)[0]]))[0] / processes()  # the same for all of them
@@ -53,7 +52,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Saving:
-    """One thing to leave out of a fit: the settings that change, and the words for what is left of what was asked for.
+    """One thing to leave out of a fit: the settings that change, and words for what remains.
 
     A saving takes the place of an earlier one of the same ``kind``.
     """
@@ -64,9 +63,9 @@ class Saving:
 
 
 def afford(model: Denoiser, settings: Settings, budget: Budget | None) -> Settings:
-    """What a budget allows of ``settings``; that, and what it will take, is said on standard error.
+    """The settings that a budget allows. It says on standard error what is left out, and what the fit will take.
 
-    Without a budget it is all of them. Raises what ``within`` raises.
+    Without a budget all are allowed. Raises what ``within`` raises.
     """
     if budget is None:
         announce(model, settings)
@@ -79,7 +78,7 @@ def afford(model: Denoiser, settings: Settings, budget: Budget | None) -> Settin
 
 
 def within(model: Denoiser, settings: Settings, budget: int) -> tuple[Settings, list[str]]:
-    """What of ``settings`` a fit of so many evaluations, at the most, can do, and in words what it leaves out.
+    """The settings that a fit of at most ``budget`` evaluations can have, and in words what it leaves out.
 
     Raises UserError where nothing can be left out any more.
     """

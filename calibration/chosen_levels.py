@@ -1,14 +1,14 @@
 """Chosen grids: the noise levels between which the model itself is easiest to solve.
 
-A fine solution tells the error of an Euler step between any two of its levels, for one evaluation at each level; the
+A fine solution tells the error of an Euler step between any two of its levels, for one evaluation at each level. The
 best way down in n steps is then a shortest path, by dynamic programming. The idea is GITS's (Chen et al., "On the
-Trajectory Regularity of ODE-based Diffusion Sampling", arXiv 2405.11326). What a step costs here is the square of its
-RMS error, summed over the fitting noises: a sum of squares would leave the choice to the few that err most.
+Trajectory Regularity of ODE-based Diffusion Sampling", arXiv 2405.11326). The cost of a step is the square of its mean
+RMS error over the fitting noises; a sum of squares would leave the choice to the few that err most.
 
-Trajectories draw together on their way down, so of an error at a high noise level little may be left in the final
-image. How much is measured too; one grid counts errors as they are made, another as they are left. Euler's errors only
-stand for those of a solver that remembers more. So a third grid starts from the better of the two and moves one level
-at a time, as long as the images of a fitted solver come nearer to the converged ones. A solver tries all three.
+An error made at a high noise level shrinks before it reaches the final image. That factor is measured. Grid 1 minimises
+errors as they are made. Grid 2 weights each by the part of it that reaches the final image. Both use Euler's errors,
+which only stand for those of a solver that remembers more. So grid 3 starts from the better one and moves one level at
+a time, as long as the images of a fitted solver come nearer to the converged ones. A solver tries all three.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,10 +33,10 @@ from edge_sampler.models.progress import ProgressBars
 Grid = Callable[[int], list[float]]  # number of steps → noise levels, the last 0
 HIGHEST = 1000.0  # below the first level; between it and a flow's start nothing changes
 LEVELS = 64  # to choose among, or twice the number of steps
-PROBES = 8  # noises that tell what is left of an error
-STRIDE = 4  # levels that a step goes down whose error that is, and the steps after it
-SCOUT = find("iia-ddim")  # whose images tell which levels are better
-SHIFTS = (4, 2, 1, 1)  # by so many levels each one is moved, up and down, in turn
+PROBES = 8  # noises on which the shrinking of errors is measured
+STRIDE = 4  # length, in levels, of the Euler steps that make an error and carry it to the lowest level
+SCOUT = find("iia-ddim")  # the solver whose images tell which levels are better
+SHIFTS = (4, 2, 1, 1)  # the search moves each level by so many places, up and down, in turn
 
 
 def choose(
@@ -44,7 +44,7 @@ def choose(
 ) -> tuple[list[Grid], States]:
     """The best grids of these numbers of ``steps``, and the same-noise solution at all levels that they may have.
 
-    One grid counts steps' errors as they are made, one as they are left in the final image, and one is searched for.
+    One grid counts errors as they are made, one as they reach the final image, and one is searched for.
     One solution by ``fine_steps`` or more steps serves every number of steps.
     """
     spec, numbers = noises.network.model.spec, sorted(set(steps))
@@ -56,7 +56,7 @@ def choose(
     with progress("fine trajectory", spent) as noises.network.meter.progress:
         fine = solution(noises, levels, fine_steps, cache)
         errors = step_errors(fitting, fine, cache)
-    with progress("what is left of errors", probe_cost(len(levels)) * len(probes)) as noises.network.meter.progress:
+    with progress("error propagation", probe_cost(len(levels)) * len(probes)) as noises.network.meter.progress:
         left = errors * remainders(probes, fine, cache)
 
     def grid(costs: np.ndarray, steps: int) -> list[float]:
@@ -65,7 +65,9 @@ def choose(
     paths: list[Grid] = [partial(grid, errors**2), partial(grid, left**2)]
     found: dict[int, list[float]] = {}
     for number in numbers:
-        with progress(f"levels of {number} steps", search_cost(number) * len(fitting)) as noises.network.meter.progress:
+        with progress(
+            f"search for {number} levels", search_cost(number) * len(fitting)
+        ) as noises.network.meter.progress:
             found[number] = search([path(number) for path in paths], fitting, fine, cache)
     return [*paths, found.__getitem__], fine
 
@@ -86,8 +88,12 @@ def choice_cost(numbers: Iterable[int], fine_steps: int, noises: int, fitting: i
 
 @dataclass(frozen=True)
 class Attempt:
-    """Noise levels by their places among those of the fine solution, what the scout's images err on them, by the mean
-    of images' errors, and its denoised images [n, …] at each.
+    """A grid that the search tries.
+
+    Args:
+        places: its levels, as places among those of the fine solution.
+        error: the scout's, the mean of its images' errors.
+        denoised: the scout's denoised images [n, …] at each level, used again where only later levels change.
     """
 
     places: tuple[int, ...]
@@ -103,7 +109,7 @@ def search(starts: Sequence[list[float]], noises: Noises, fine: Mapping[float, T
     levels = sorted(fine, reverse=True)
 
     def attempt(places: Sequence[int], known: Sequence[Tensor] = ()) -> Attempt:
-        """What is above the first level that moved is known."""
+        """``known`` are the denoised images above the first level that moved."""
         sigmas, denoised = [levels[place] for place in places], [*known]
 
         def denoise(x: Any, sigma: float) -> Any:
@@ -162,7 +168,7 @@ def step_errors(noises: Noises, fine: States, cache: Cache) -> np.ndarray:
 
 
 def remainders(noises: Noises, fine: States, cache: Cache) -> np.ndarray:
-    """[levels]: the part of an Euler step's error at each level of ``fine`` that is left at the last one, by RMS.
+    """[levels]: the part of an Euler step's error at each level of ``fine`` that reaches the last one, by RMS.
 
     The state that a step reaches and the one that it should have reached go down side by side, in Euler steps too.
     """

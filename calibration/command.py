@@ -35,16 +35,19 @@ from edge_sampler.runtime.plan import Plan
 
 def main() -> None:
     parser = Parser(
-        prog="python -m calibration", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m calibration",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=("--model", "--nfe", "--solver", "--refine", "--guidance", "--out"),
     )
     add_model_arguments(parser)
     add_settings_arguments(parser)
-    parser.add_argument("--out", type=Path, help="default: MODEL-SOLVER-nfeN.json")
+    parser.add_argument("--out", type=Path, help="the plan's file (default: MODEL-SOLVER-nfeN.json)")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()
     wanted = settings(arguments)
     name = f"{file_name(arguments.model)}-{wanted.sampler}-nfe{wanted.nfe}.json"
-    target = arguments.out or Path(name)
+    out = arguments.out or Path(name)
     model, towards = load_model(arguments), aim(arguments)
     kept = cache(arguments)
 
@@ -52,7 +55,7 @@ def main() -> None:
         return calibrate(model, afford(model, wanted, arguments.budget), progress, kept, towards)
 
     plan = written(
-        target,
+        out,
         model.device,
         work,
         lambda found, path: found.save(path),
@@ -60,4 +63,4 @@ def main() -> None:
     )
     if plan:
         show(plan)
-        print(f"{target}: {plan.solver}, {plan.nfe} evaluations")
+        print(f"{out}: {plan.solver}, {plan.nfe} evaluations")

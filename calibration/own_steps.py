@@ -1,4 +1,4 @@
-"""DDIM as diffusers and lerobot run it on a network of discrete steps: what a fitted sampler is compared with."""
+"""DDIM as diffusers and lerobot run it on a network of discrete steps, to compare fitted samplers with."""
 
 from dataclasses import replace
 

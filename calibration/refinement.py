@@ -1,19 +1,19 @@
 """Joint refinement: Gauss-Newton over every number of a plan, on the error of its final images.
 
-A plan is a table, so there is nothing else to choose in a sampler: noise levels told to the network, states' scales and
-weights of past evaluations are all entries of it. Refinement is Levenberg-Marquardt (Moré 1978) over all of them at
-once, started from a fitted plan, and ends in a plan.
+A plan is a table: the noise levels told to the network, the scales of states and the weights of past evaluations are
+all that there is to choose in a sampler. Refinement is Levenberg-Marquardt (Moré 1978) over all of them at once. It
+starts from a fitted plan and ends in a plan.
 
-What it makes small is the mean over images of each one's RMS error, by weighing an image with the inverse of its error
-(iteratively reweighted least squares). A few noises err ten times as much as the others; plain squares would fit those
-few, which are not the ones to come.
+It minimises the mean of images' RMS errors, by weighting an image with the inverse of its error (iteratively reweighted
+least squares). A few noises err ten times as much as the others; plain squares would fit those few, which are not the
+ones to come.
 
-An evaluation may be another function than the model that the images were converged with: a quantised one has scales of
-its own at each evaluation. ``refine_over`` lets the plan make good what that spoils. Then answers and errors are those
-of the evaluations, and derivatives those of the model, at the same states: a small change of a state makes roundings
-fall the other way all through a network, and differences of rounded answers are mostly that. For the same reason a few
-images leave their paths, others for each plan, and a mean of errors would choose among plans by those few: what is made
-small there is the geometric mean, by weighing an image with the inverse of its error's square.
+``refine_over`` is for evaluations that differ from the model, as quantised ones do, with scales of their own at each.
+The plan then makes good what rounding spoils. Answers and errors are those of the evaluations. Derivatives are the
+model's, at the same states: a small change of a state makes roundings fall the other way all through a network, and
+differences of rounded answers are mostly that. For the same reason a few images leave their paths, others with each
+plan. A mean of errors would choose by those few, so the geometric mean is minimised there, by weighting an image with
+the inverse of its error's square.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,9 +36,9 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan, sample, terms_before, weighted_sum
 
 PROBE = 0.03  # size of finite differences, in units of the noise level that they disturb
-LEAST = 1e-6  # error of an image that is told from none
+LEAST = 1e-6  # an image's error below this counts as this
 ITERATIONS = 10  # at the most, unless others are asked for
-ENOUGH = 0.01  # part of the fitting noises' error: an iteration that takes less off it is the last
+ENOUGH = 0.01  # an iteration that lowers the fitting noises' error by less than this part of it is the last
 MEMORY = 2 * 2**30  # bytes that derivatives may take, or those of one noise where they take more
 DAMPING = 1e-3  # at first; relative to the diagonal
 DAMPINGS = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the last one, tried each time

@@ -1,8 +1,8 @@
 """What of images a refinement compares: their pixels, or what a network sees in them.
 
-A view is a function: states of the sampler in, rows of numbers out. Images are near where their rows are, by RMS. No
-gradient passes through it, since derivatives are finite differences. As in S4S (arXiv 2502.17423) and GS (2510.17699) a
-distance is to the converged image of the same noise.
+A view is a function from states of the sampler to rows of numbers. The distance of two images is the RMS difference of
+their rows. As in S4S (arXiv 2502.17423) and GS (2510.17699), distances are to the converged image of the same noise. No
+gradient passes through a view, since derivatives are finite differences.
 """
 
 import hashlib

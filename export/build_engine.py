@@ -84,7 +84,7 @@ def _number(target: str) -> tuple[int, str]:
 
 
 def read_graph(bundle: Bundle, engine: Engine, added: Path | None = None) -> ir.Model:
-    """The bundle's graph that the engine is to be built of, in its precision; rolled up, where it is to be a loop.
+    """The graph to build the engine of, in its precision; rolled up where the engine is a loop.
 
     A quantised one is read as it was written, to the bundle or to the folder of what is being ``added``.
     """
@@ -173,7 +173,7 @@ def profile_of(tensor: "tensorrt.ITensor", engine: Engine) -> Iterator[list[int]
 
 
 def set_targets(rtx: Any, config: Any, targets: tuple[str, ...]) -> None:
-    """Compute capabilities, which TensorRT-RTX's API alone has."""
+    """Sets compute capabilities, which only TensorRT-RTX's API has."""
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
         config.set_compute_capability(getattr(rtx.ComputeCapability, target.upper()), index)

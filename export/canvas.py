@@ -1,4 +1,4 @@
-"""The sampler's graph while it is drawn: what comes in, nodes in order, weights by name, and what goes out."""
+"""The sampler's graph while it is drawn: its inputs, nodes in order, weights by name, and outputs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

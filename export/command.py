@@ -5,7 +5,10 @@ python -m export --model edm-cifar10 --weights edm-cifar10-32x32-uncond-vp.pkl -
 python -m export --model edm-cifar10 --random-weights --nfe 10 --solver ipndm      # a dry run
 python -m export --model edm-digits --nfe 10 --engine tensorrt-rtx --precision fp16
 python -m export --model edm-fashion --nfe 6 --precision int8 --refit              # in eight bits, fitted to them
-python -m export engine BUNDLE --engine tensorrt-rtx                               # for a bundle that is there
+python -m export engine --help      # adds an engine, or a precision, to a bundle that is there
+python -m export triton --help      # writes a bundle for Triton Inference Server
+python -m export card --help        # writes a model hub's README.md
+python -m export sign --help        # signs a bundle
 """
 
 import argparse
@@ -48,23 +51,33 @@ CHECKED = 16  # noises, unless another number is asked for
 
 
 def main() -> None:
-    parser = Parser(prog="python -m export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="python -m export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=("--model", "--nfe", "--plan", "--refine", "--guidance", "--out"),
+    )
     add_model_arguments(parser)
     add_settings_arguments(parser, exporting=True)
     group = parser.add_argument_group("export")
-    plan_help = (
-        "of `python -m calibration`, instead of --nfe, --solver and the rest; shipped: the model's own for --nfe"
-    )
+    plan_help = "a plan of `python -m calibration`, in place of a fit; shipped: the model's own for --nfe"
     group.add_argument("--plan", metavar="FILE", help=plan_help)
-    group.add_argument("--output", choices=OUTPUTS, default=OUTPUTS[0], help="of the graph; uint8 is [batch, H, W, C]")
+    group.add_argument(
+        "--output",
+        choices=OUTPUTS,
+        default=OUTPUTS[0],
+        help="what the graph makes; uint8 is [batch, H, W, C] (default: float32)",
+    )
     group.add_argument("--samples", type=int, default=16, help="images in samples.png (default: 16)")
-    check_help = f"noises to measure the error on, beside fixed solvers' (default: {CHECKED}; 0: none)"
+    check_help = f"number of noises to measure the error on, and fixed solvers' (default: {CHECKED}; 0: none)"
     group.add_argument("--check", type=int, metavar="N", help=check_help)
     group.add_argument(
-        "--no-encode", dest="encode", action="store_false", help="leave the model's encoder to the caller"
+        "--no-encode", dest="encode", action="store_false", help="leave the model's encoder out: the caller runs it"
     )
-    group.add_argument("--no-decode", dest="decode", action="store_false", help="leave its decoder to the caller")
-    group.add_argument("--out", type=Path, help="default: artifacts/MODEL-SOLVER-nfeN")
+    group.add_argument(
+        "--no-decode", dest="decode", action="store_false", help="leave its decoder out: the caller runs it"
+    )
+    group.add_argument("--out", type=Path, help="the bundle's folder (default: artifacts/MODEL-SOLVER-nfeN)")
     group.add_argument("--force", action="store_true", help="replace an existing bundle")
     add_sign(group)
     add_engine_arguments(parser)
@@ -74,7 +87,7 @@ def main() -> None:
         raise UserError(f"--check is {arguments.check}; it must be at least 0")
     shipped = arguments.plan == SHIPPED
     if (arguments.plan is None or shipped) == (arguments.nfe is None):
-        raise UserError(f"name either --nfe (to calibrate) or --plan (already calibrated); with --plan {SHIPPED}, both")
+        raise UserError(f"name either --nfe (to fit a plan) or --plan (to take one); with --plan {SHIPPED}, both")
     for option in ("towards", "budget"):
         if arguments.plan and getattr(arguments, option):
             raise UserError(f"--{option} is for a fit, and --plan is fitted already")
@@ -83,7 +96,7 @@ def main() -> None:
     form = Form(arguments.output, arguments.samples, arguments.encode, arguments.decode)
     wanted = settings(arguments) if arguments.plan is None else None
     if wanted and (arguments.out or wanted.solver != "auto"):  # then the place is known before the work
-        check_writable(target(arguments, wanted.sampler, wanted.nfe), arguments.force, "bundle")
+        check_writable(out_folder(arguments, wanted.sampler, wanted.nfe), arguments.force, "bundle")
     sign = signer(arguments.sign) if arguments.sign else None
     stored = None
     if arguments.plan:
@@ -108,7 +121,7 @@ def main() -> None:
     ):  # a budget is for the fit, which is all it pays for; and it is the fit that knows what it aims at
         noises = 0 if arguments.budget or towards else CHECKED
     judgement = judge(model, plan, noises, bar, cache(arguments)) if noises and not model.spec.random_weights else None
-    out = target(arguments, plan.solver, plan.nfe)
+    out = out_folder(arguments, plan.solver, plan.nfe)
     exported = export_bundle(
         model, plan, out, form, graphs=graphs, judgement=judgement, force=arguments.force, sign=sign, progress=bar
     )
@@ -119,7 +132,7 @@ def main() -> None:
         Console().print(add(bundle, additions, partial(refitted, model, cache(arguments)), sign))
 
 
-def target(arguments: argparse.Namespace, solver: str, nfe: int) -> Path:
+def out_folder(arguments: argparse.Namespace, solver: str, nfe: int) -> Path:
     """Where the bundle goes."""
     parts = [file_name(arguments.model), solver, f"nfe{nfe}"]
     parts += [f"class{arguments.class_label}"] if arguments.class_label is not None else []

@@ -26,9 +26,12 @@ from edge_sampler.runtime.inputs import Axis
 
 def main() -> None:
     parser = Parser(
-        prog="python -m export engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m export engine",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=("--engine", "--precision", "--target", "--batch", "--max-error", "--refit"),
     )
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, help="a folder that `python -m export` made")
     add_verify_key(parser)
     add_engine_arguments(parser)
     parser.add_argument("--force", action="store_true", help="build again what is there")
@@ -48,26 +51,29 @@ def main() -> None:
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
-    group.add_argument("--engine", choices=tuple(LIBRARIES), help="build one (TensorRT: for this GPU)")
-    group.add_argument("--target", help="of tensorrt-rtx: compute capabilities, such as sm86,sm89,sm120")
+    group.add_argument(
+        "--engine", choices=tuple(LIBRARIES), help="build an engine; tensorrt builds for this machine's GPU"
+    )
+    group.add_argument("--target", help="compute capabilities for tensorrt-rtx, such as sm86,sm89,sm120")
     group.add_argument("--batch", help="images in one run: N, or MIN:OPT:MAX (default: 1)")
-    axis_help = "sizes of an axis with a name: N, or MIN:OPT:MAX (default: all that the bundle takes); again for each"
+    axis_help = "sizes of a named axis: N, or MIN:OPT:MAX (default: all that the bundle takes); may be repeated"
     group.add_argument("--axis", action="append", default=[], metavar="NAME=SIZES", help=axis_help)
-    loop_help = "one evaluation in a loop: builds in the time of one, and gives up CUDA graphs"
+    loop_help = "put one evaluation into a loop: it builds in the time of one, and cannot be a CUDA graph"
     group.add_argument("--loop", action="store_true", help=loop_help)
     group.add_argument(
-        "--precision", choices=("fp32", *PRECISIONS, *QUANTISED), default="fp32", help="of the network (default: fp32)"
+        "--precision",
+        choices=("fp32", *PRECISIONS, *QUANTISED),
+        default="fp32",
+        help="precision of the network (default: fp32)",
     )
     max_error_help = (
-        "exit 1 if the precision's RMS error against fp32's images is above it; 8 bits leave out layers before; judged "
-        "after --refit"
+        "exit 1 if the images differ from fp32's by more, RMS; eight bits first leave out layers; judged after --refit"
     )
     group.add_argument("--max-error", type=float, help=max_error_help)
-    one_scale_help = "of int8 and fp8: the same scales in all evaluations, to see what that costs"
+    one_scale_help = "int8 and fp8: the same scales in all evaluations, to compare with"
     group.add_argument("--one-scale", action="store_true", help=one_scale_help)
     refit_help = (
-        "of int8 and fp8: refine the plan with the rounding in the loop, so that images come near the model's own "
-        "converged ones; tells first how long it takes"
+        "int8 and fp8: refine the plan with the rounding in the loop; the command first says how long that takes"
     )
     group.add_argument("--refit", action="store_true", help=refit_help)
 

@@ -1,4 +1,4 @@
-"""The evaluations of a quantised sampler, each a denoiser of its own: what a fit with rounding in the loop asks for.
+"""The evaluations of a quantised sampler, each as a denoiser of its own, for a fit with the rounding in the loop.
 
 A sampler's graph has the noise levels built in. Here they stay an input, so that a fit can move them; the rest is what
 ``unroll`` stamps, rounded by the same scales.

@@ -39,7 +39,10 @@ KIB = 1024  # ru_maxrss counts in these
 
 def main() -> None:
     parser = Parser(
-        prog="python -m export.export_cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m export.export_cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=("--model", "--weights", "--random-weights", "--nfe", "--rounds", "--engine"),
     )
     add_model_arguments(parser)
     parser.add_argument("--nfe", type=whole_numbers, default=[10, 40], help="such as 10,40 (the default)")

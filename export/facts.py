@@ -1,4 +1,4 @@
-"""What reports and model cards say of a bundle: its inputs, how good it is, and the commands that run it."""
+"""The facts of a bundle for reports and model cards: its inputs, its errors, and the commands that run it."""
 
 import shlex
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What another form of a sampler's graph changes in what it makes."""
+"""How much another form of a sampler's graph changes the images."""
 
 from collections.abc import Mapping
 from pathlib import Path

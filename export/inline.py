@@ -1,4 +1,4 @@
-"""Puts ONNX graphs where an export has nodes that stand for them: what a model of ``models/onnx_graph.py`` leaves."""
+"""Puts ONNX graphs in place of the nodes that stand for them, which an export of ``models/onnx_graph.py`` leaves."""
 
 from collections.abc import Iterable
 

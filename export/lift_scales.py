@@ -1,4 +1,4 @@
-"""Scales of evaluations, taken out of the products that they belong to: for TensorRT."""
+"""Takes the scales of evaluations out of their products, for TensorRT."""
 
 import numpy as np
 import onnx_ir as ir

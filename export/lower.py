@@ -166,7 +166,7 @@ def _constant(graph: ir.Graph, numbers: list[int]) -> ir.Value:
 
 
 def _reshaped(graph: ir.Graph, weight: ir.Value | None, shape: tuple[int, ...]) -> ir.Value:
-    """The weight in that shape; its name tells the shape, since one weight may be wanted in several."""
+    """The weight in that shape; its name has the shape in it, since one weight may be needed in several."""
     assert weight is not None
     assert weight.const_value is not None
     return initializer(

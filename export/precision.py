@@ -112,9 +112,9 @@ def inside_network(graph: ir.Graph, precision: str) -> set[ir.Node]:
 def around_network(graph: ir.Graph) -> set[ir.Node]:
     """The nodes before the network's first weights and behind its last ones, in every evaluation.
 
-    They are what a walk from the outputs backward reaches without passing a node with weights (last weighted sum,
-    skip path and c_out, and through them every earlier state), and what a walk from there and from the inputs forward
-    reaches likewise (c_in, the classes' one-hot rows). With a decoder the first walk starts at the last state as well.
+    Two walks find them, which stop at nodes with weights. One goes back from the outputs: the last weighted sum, c_out,
+    the skip path, and through these every earlier state. The other goes on from there and from the inputs: c_in, the
+    classes' one-hot rows. With a decoder the first walk starts at the last state as well.
     """
     outside: set[ir.Node] = set()
     ends = [*graph.outputs, *(value for node in graph for value in node.outputs if value.name == SAMPLE)]

@@ -69,7 +69,7 @@ def write_quantised(
             worst = effects_of(bundle, exact, precision, largest)
             most = int(BUDGET * len(layers))
             least, enough = 0, most  # so many do not suffice; so many do, if any number does
-            with bar("layers that stay", most.bit_length() + 1) as advance:
+            with bar("layers to leave out", most.bit_length() + 1) as advance:
                 if not (error := write(list(worst)[:most]))["rms_error"] <= max_error:
                     raise BoundError(
                         f"{precision} costs an RMS error of {error['rms_error']:.2g} even without the worst {most} of "

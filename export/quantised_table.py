@@ -1,4 +1,4 @@
-"""What eight bits cost a sampler: its images against the converged ones, on noises that no fit has seen.
+"""The cost of eight bits: a sampler's images against the converged ones, on noises that no fit has seen.
 
 python -m export.quantised_table artifacts/edm-fashion-iia-ddim-afs-nfe6 artifacts/edm-digits-iia-ddim-afs-nfe10
 python -m export.quantised_table BUNDLE --max-error 0.02     # and layers left out until that holds

@@ -1,4 +1,4 @@
-"""How large the values are that are to be quantised: in each evaluation, on the plan's own trajectories.
+"""Measures the size of values that are to be quantised, in each evaluation, on the plan's own trajectories.
 
 The plan says which states each evaluation sees, so that ranges are measured where they will be used. The sampler runs
 once for its states; then each evaluation's nodes run alone, so that only one evaluation's values are in memory.

@@ -1,4 +1,4 @@
-"""What PyTorch computes for a few seeds, which every path is compared with."""
+"""PyTorch's results for a few seeds, with which every path is compared."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A bundle's report.html: one file without a script, which tells what the bundle is and how good it is.
+"""A bundle's report.html: one file without a script, which says what the bundle is and how good it is.
 
 All of it comes from the manifest, the plan and samples.png. So the same bundle has the same report.
 """

@@ -1,4 +1,4 @@
-"""Splits what joins the noise level with conditions, before nodes are told apart by what they depend on.
+"""Splits layers that join the noise level with conditions, before nodes are sorted by what they depend on.
 
 A network often concatenates its noise embedding with an observation's and passes both through one layer. Neither half
 changes with the state: W·[a, b] is W_a·a + W_b·b, where the first is a constant and the second is computed once. And

@@ -1,4 +1,4 @@
-"""Tells the denoiser's nodes apart: constants, what a call computes once, and what every evaluation repeats."""
+"""Sorts the denoiser's nodes: constants, those that a call computes once, and those that every evaluation repeats."""
 
 import tempfile
 from collections.abc import Mapping, Sequence

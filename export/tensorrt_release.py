@@ -1,4 +1,4 @@
-"""What a release of TensorRT reads of ONNX.
+"""Which ONNX a release of TensorRT reads.
 
 Sources: docs/operators.md (of 10.15) and docs/Changelog.md of onnx/onnx-tensorrt, TensorRT's release notes.
 JetPack 6 brings TensorRT 10.3, JetPack 7.2 10.16, and 11.4 from 7.2.2 on.

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from edge_sampler.models.architecture import build
-from edge_sampler.models.command import parameters, size
 from edge_sampler.models.families import FAMILIES
+from edge_sampler.models.listing import size
 from edge_sampler.models.progress import bar
+from edge_sampler.models.verify import parameters
 from edge_sampler.models.zoo import GROUPS, ZOO
 from edge_sampler.runtime.command_line import Parser, run_command
 from edge_sampler.runtime.errors import UserError
@@ -23,15 +24,15 @@ from edge_sampler.runtime.output import writable
 
 PAGE = """# The models that are known by name
 
-`python -m models list` shows them, and which are there; `python -m models verify NAME` looks into one. What it costs to
-export one at NFE {nfe}, in seconds, peak memory of the process, and size, is from
+`python -m models list` shows them, and which are downloaded; `python -m models verify NAME` looks into one. The costs
+of an export at NFE {nfe} (seconds, peak memory of the process, size) are from
 
 ```sh
 python -m export.zoo_page --nfe {nfe} --out docs/models.md --force
 ```
 
-with random weights, on a CPU; seconds are those of one machine, and count from the loaded model to the checked files.
-How far each family is from its own library: [parity.md](parity.md).
+with random weights, on a CPU. Seconds are of one machine, from the loaded model to the checked files. How far
+each family is from its own library: [parity.md](parity.md).
 
 {groups}
 ## Folders of other libraries

@@ -42,7 +42,7 @@ def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:
     try:
         check_plain(architecture)
         with torch.device("meta"):
-            shapes = _build(dict(architecture))
+            shapes = build_known(architecture)
             if empty := [weight for weight, values in shapes.named_parameters() if not values.numel()]:
                 raise ValueError(f"{empty[0]} has no values")
             if not predicts_all(architecture):
@@ -53,7 +53,7 @@ def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:
             needed = {name: one for name, one in shapes.inputs.conditions.items() if one.null is None}
             told = {name: torch.empty(1, *shapes.inputs.sized(one.shape)) for name, one in needed.items()}
             shapes(torch.empty(1, *shapes.shape), 1.0, **told)
-        return _build(dict(architecture))
+        return build_known(architecture)
     except KeyError as error:
         raise UserError(f"{name}: unusable architecture ({error.args[0]!r} is missing)") from error
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
@@ -81,7 +81,9 @@ def check_plain(value: Any, name: str = "architecture", left: int = MOST_VALUES)
     return left
 
 
-def _build(arguments: dict[str, Any]) -> Preconditioned:
+def build_known(architecture: Mapping[str, Any]) -> Preconditioned:
+    """``build`` of arguments that are known to fit, such as the zoo's, in a tenth of its time."""
+    arguments = dict(architecture)
     precond = arguments.pop("precond")
     model_type = arguments.pop("model_type", None) or DEFAULT_NETWORKS.get(precond, "SongUNet")
     for argument, value, known in (

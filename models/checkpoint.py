@@ -59,13 +59,13 @@ def read(path: Path) -> Checkpoint:
 
 
 def shapes_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the sorted ``name [shape]`` lines: tells an architecture."""
+    """SHA-256 of the sorted ``name [shape]`` lines: identifies an architecture."""
     lines = sorted(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, shapes and float32 values in sorted order: tells the weights, whatever file they came in."""
+    """SHA-256 of names, shapes and float32 values in sorted order: identifies weights, whatever file they came in."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         values = np.ascontiguousarray(tensors[name].detach().to("cpu", torch.float32).numpy())

@@ -20,7 +20,7 @@ def make(bundle: Bundle, weights: str | None, on_gpu: bool = False) -> Callable[
     """feed → samples float32, by the very model the bundle was made of; a feed is what sampler.onnx takes.
 
     ``weights`` is the checkpoint, or FILE.py:FUNCTION, for a bundle whose model is not in the zoo. Raises UserError
-    when the model is not to be had, or is another, and when PyTorch finds no GPU though it is to run there.
+    when the model cannot be loaded, or is another, and when PyTorch finds no GPU though it is to run there.
     """
     recorded = bundle.manifest["model"]
     if on_gpu and not torch.cuda.is_available():

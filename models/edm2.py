@@ -14,30 +14,15 @@ from torch import Tensor
 
 from edge_sampler.models.networks.edm2_unet import EPS, EDM2UNet
 from edge_sampler.models.networks.layers import low_pass
+from edge_sampler.models.published import LATENTS
 from edge_sampler.runtime.errors import UserError
 
-URL = "https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions/"
 MARK = "unet.out_gain"  # a tensor's name in every one
 UNUSED = "logvar_"
 TRAINING = ("dropout", "use_fp16")  # arguments that decide no answer here
 GAINS = {"emb_linear": "emb_gain", "out_conv": "out_gain"}  # of the layers that have one
 CLASS = "Precond"  # of the network in a pickle
 PIXELS, VAE = "StandardRGBEncoder", "StabilityVAEEncoder"  # what is beside it there
-LATENTS = {"mean": [5.81, 3.25, 0.12, -2.15], "std": [8.34, 9.24, 7.42, 6.56]}  # training/encoders.py: raw_std / 0.5
-
-
-def imagenet(channels: int, dropout: float = 0.0, latents: bool = False) -> dict[str, Any]:
-    """The arguments of a published checkpoint, of ImageNet's pixels at 64×64 or of its latents at 512×512."""
-    return {
-        "precond": "EDMPrecond",
-        "model_type": "EDM2UNet",
-        "img_resolution": 64,
-        "img_channels": 4 if latents else 3,
-        "label_dim": 1000,
-        "model_channels": channels,
-        "dropout": dropout,
-        **({"latents": LATENTS} if latents else {}),
-    }
 
 
 def described(arguments: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""OpenAI's diffusion checkpoints, their tensors' names and order, for our DhariwalUNet.
+"""OpenAI's diffusion checkpoints: their tensors under our names and in our order, for our DhariwalUNet.
 
 They are state dicts of https://github.com/openai/improved-diffusion (arXiv 2102.09672) and guided-diffusion (ADM,
 2105.05233), both MIT. Networks that upsample an image are not read.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from torch import Tensor
 from edge_sampler.models.networks.dhariwal_unet import DhariwalUNet
 from edge_sampler.models.networks.layers import UNetBlock
 
-URL = "https://openaipublic.blob.core.windows.net/diffusion/"
 MARK = "input_blocks.0.0.weight"  # a tensor's name in every one
 RESIDUAL = {
     "norm0": "in_layers.0",
@@ -34,40 +32,6 @@ AROUND = {
 
 
 RESAMPLING = {"down": "op", "up": "conv"}  # where convolutions alone do it
-
-
-def adm(resolution: int, mult: list[float], classes: int = 0, **changes: Any) -> dict[str, Any]:
-    """The arguments of a published checkpoint of guided-diffusion. At 32, 16 and 8 pixels its blocks attend."""
-    return {
-        "precond": "DDPMPrecond",
-        "model_type": "DhariwalUNet",
-        "img_resolution": resolution,
-        "img_channels": 3,
-        "out_channels": 6,  # noise and variance
-        "label_dim": classes,
-        "model_channels": 256,
-        "channel_mult": mult,
-        "num_blocks": 2,
-        "attn_resolutions": [32, 16, 8],
-        "dropout": 0.0,
-        "new_attention_order": False,
-        **changes,
-    }
-
-
-def iddpm(resolution: int, mult: list[float], classes: int = 0, **changes: Any) -> dict[str, Any]:
-    """The same of improved-diffusion: four heads, and convolutions that halve and double."""
-    return adm(resolution, mult, classes) | {
-        "model_channels": 128,
-        "num_blocks": 3,
-        "attn_resolutions": [16, 8],
-        "num_heads": 4,
-        "resblock_updown": False,
-        "beta_schedule": "squaredcos_cap_v2",
-        "num_train_timesteps": 4000,
-        "rescale_timesteps": True,
-        **changes,
-    }
 
 
 def named_ours(tensors: Mapping[str, Tensor], network: DhariwalUNet, new_attention_order: bool) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from edge_sampler.models.families.base import Options
 from edge_sampler.models.networks.dhariwal_unet import DhariwalUNet
 from edge_sampler.models.networks.edm2_unet import EDM2UNet
 from edge_sampler.models.own import with_examples
+from edge_sampler.models.published import HUB
 from edge_sampler.models.zoo import WEIGHTS, ZOO
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.json_file import read_object
@@ -152,8 +153,8 @@ def _find(model: str, folder: Path | None) -> _Origin:
 
 def _read(source: str) -> Checkpoint:
     """The weights of a zoo row's source."""
-    if source.startswith(pipeline.HUB):
-        return pipeline.read(pipeline.download(source.removeprefix(pipeline.HUB)))
+    if source.startswith(HUB):
+        return pipeline.read(pipeline.download(source.removeprefix(HUB)))
     return checkpoint.read(fetch(source) if "://" in source else WEIGHTS / source)
 
 

@@ -1,4 +1,4 @@
-"""Weights that lie in a file and not in memory, so that the system can drop them and read them again."""
+"""Weights in a mapped file in place of memory, so that the system can drop them and read them again."""
 
 import ctypes
 import mmap

@@ -196,7 +196,7 @@ def described(path: Path, graph: OnnxGraph) -> ModelSpec:
         facts = read_json(beside)
     except FileNotFoundError as error:
         raise UserError(
-            f"nothing tells the noise levels of {path}: write {beside}, such as {EXAMPLE}, or name the {DENOISER} of a "
+            f"the noise levels of {path} are not known: write {beside}, such as {EXAMPLE}, or name the {DENOISER} of a "
             "bundle (docs/your-model.md)"
         ) from error
     except (OSError, ValueError) as error:

@@ -18,7 +18,6 @@ from edge_sampler.models.scheduler_settings import (
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.json_file import read_object
 
-HUB = "https://huggingface.co/"
 HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
 INDEX = "model_index.json"  # which a whole pipeline has
 WEIGHTS = "diffusion_pytorch_model"  # then a variant, a part and a suffix
@@ -86,7 +85,7 @@ def architecture(folder: Path) -> dict[str, Any]:
 
 
 def _noise(folder: Path) -> dict[str, Any]:
-    """What the scheduler tells of training."""
+    """What the scheduler says of the training."""
     config = _config(folder, "scheduler", "scheduler_config.json")
     name = config.get("_class_name")
     known = (*DISCRETE_SCHEDULERS, *FLOW_SCHEDULERS)
@@ -108,7 +107,7 @@ def _config(folder: Path, part: str, file: str) -> dict[str, Any]:
 
 
 def named_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The U-Net's tensors by their names in our denoiser, whichever age of diffusers named them."""
+    """The U-Net's tensors by their names in our denoiser, whichever release of diffusers named them."""
 
     def ours(name: str) -> str:
         parts = name.removeprefix(PREFIX).split(".")
@@ -134,7 +133,7 @@ def download(name: str) -> Path:
     except Exception as error:  # of the hub, the network, or what lies there
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"no pipeline {name} to be had ({type(error).__name__}: {reason}); name a folder that holds it instead"
+            f"cannot get the pipeline {name} ({type(error).__name__}: {reason}); name a folder that holds it instead"
         ) from error
 
 

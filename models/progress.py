@@ -18,8 +18,8 @@ def bar(description: str, total: int) -> Iterator[Advance]:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     with Progress(*columns, console=Console(stderr=True)) as shown:
         task = shown.add_task(description, total=total)

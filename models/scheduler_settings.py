@@ -1,4 +1,4 @@
-"""The schedulers of diffusers that we understand, and each of their settings: used, of no effect here, or refused."""
+"""The supported schedulers of diffusers, and their settings: used, without effect here, or refused."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -25,17 +25,20 @@ from edge_sampler.runtime.errors import UserError
 
 def main() -> None:
     parser = Parser(
-        prog="python -m models.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m models.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=("--dataset", "--model", "--images", "--device", "--out"),
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--dataset", choices=DATASETS, help="trains the dataset's first model of RECIPES")
-    which.add_argument("--model", choices=RECIPES)
+    which.add_argument("--model", choices=RECIPES, help="trains this model")
     parser.add_argument("--data", type=Path, help="its original files: a folder, or a font (default: Debian's)")
     parser.add_argument("--images", type=int, help="training images to see in all (default: the model's recipe)")
-    parser.add_argument("--batch", type=int, help="default: the model's recipe")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, help="default: runs/MODEL")
+    parser.add_argument("--batch", type=int, help="images in a training step (default: the model's recipe)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/MODEL)")
     arguments = parser.parse_args()
     name = arguments.model or next(name for name in RECIPES if RECIPES[name].dataset == arguments.dataset)
     changes: dict[str, Any] = {"seed": arguments.seed}

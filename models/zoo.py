@@ -4,14 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_sampler.models import edm2, guided_diffusion, pipeline
-from edge_sampler.models.guided_diffusion import adm, iddpm
+from edge_sampler.models.published import EDM2_URL, EDM_URL, HUB, OPENAI_URL, adm, iddpm, imagenet
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 TOKENIZER = WEIGHTS / "flow-emoji-tokenizer.json"  # of Hugging Face's tokenizers; models.training.emoji writes both
 CAPTIONS = WEIGHTS / "flow-emoji-captions.txt"
-EDM_URL = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 EDM_LICENCE = "CC BY-NC-SA 4.0"
 
 DDPMPP: dict[str, Any] = {
@@ -143,15 +141,15 @@ def _official(architecture: dict[str, Any], file: str, shapes_sha256: str) -> Zo
 
 
 def _hub(architecture: dict[str, Any], name: str) -> ZooRow:
-    return ZooRow(architecture, pipeline.HUB + name, "Apache-2.0")
+    return ZooRow(architecture, HUB + name, "Apache-2.0")
 
 
 def _openai(architecture: dict[str, Any], file: str) -> ZooRow:
-    return ZooRow(architecture, guided_diffusion.URL + file, "MIT")
+    return ZooRow(architecture, OPENAI_URL + file, "MIT")
 
 
 def _edm2(architecture: dict[str, Any], file: str) -> ZooRow:
-    return ZooRow(architecture, edm2.URL + file, EDM_LICENCE)
+    return ZooRow(architecture, EDM2_URL + file, EDM_LICENCE)
 
 
 CIFAR10_VP = "5b64854adf30015fc75adc6c061a84a176303695d0be57736e9ec7344e4f6f6d"
@@ -243,16 +241,16 @@ GROUPS = (
         "parity with EDM2's own code on three small networks, sizes as published; the published weights were never at "
         "hand. Those of 512×512 make latents, which --vae decodes",
         {
-            "edm2-img64-s": _edm2(edm2.imagenet(192), "edm2-img64-s-1073741-0.075.pkl"),
-            "edm2-img64-m": _edm2(edm2.imagenet(256, 0.1), "edm2-img64-m-2147483-0.060.pkl"),
-            "edm2-img64-l": _edm2(edm2.imagenet(320, 0.1), "edm2-img64-l-1073741-0.040.pkl"),
-            "edm2-img64-xl": _edm2(edm2.imagenet(384, 0.1), "edm2-img64-xl-0671088-0.040.pkl"),
-            "edm2-img512-xs": _edm2(edm2.imagenet(128, latents=True), "edm2-img512-xs-2147483-0.135.pkl"),
-            "edm2-img512-s": _edm2(edm2.imagenet(192, latents=True), "edm2-img512-s-2147483-0.130.pkl"),
-            "edm2-img512-m": _edm2(edm2.imagenet(256, 0.1, latents=True), "edm2-img512-m-2147483-0.100.pkl"),
-            "edm2-img512-l": _edm2(edm2.imagenet(320, 0.1, latents=True), "edm2-img512-l-1879048-0.085.pkl"),
-            "edm2-img512-xl": _edm2(edm2.imagenet(384, 0.1, latents=True), "edm2-img512-xl-1342177-0.085.pkl"),
-            "edm2-img512-xxl": _edm2(edm2.imagenet(448, 0.1, latents=True), "edm2-img512-xxl-0939524-0.070.pkl"),
+            "edm2-img64-s": _edm2(imagenet(192), "edm2-img64-s-1073741-0.075.pkl"),
+            "edm2-img64-m": _edm2(imagenet(256, 0.1), "edm2-img64-m-2147483-0.060.pkl"),
+            "edm2-img64-l": _edm2(imagenet(320, 0.1), "edm2-img64-l-1073741-0.040.pkl"),
+            "edm2-img64-xl": _edm2(imagenet(384, 0.1), "edm2-img64-xl-0671088-0.040.pkl"),
+            "edm2-img512-xs": _edm2(imagenet(128, latents=True), "edm2-img512-xs-2147483-0.135.pkl"),
+            "edm2-img512-s": _edm2(imagenet(192, latents=True), "edm2-img512-s-2147483-0.130.pkl"),
+            "edm2-img512-m": _edm2(imagenet(256, 0.1, latents=True), "edm2-img512-m-2147483-0.100.pkl"),
+            "edm2-img512-l": _edm2(imagenet(320, 0.1, latents=True), "edm2-img512-l-1879048-0.085.pkl"),
+            "edm2-img512-xl": _edm2(imagenet(384, 0.1, latents=True), "edm2-img512-xl-1342177-0.085.pkl"),
+            "edm2-img512-xxl": _edm2(imagenet(448, 0.1, latents=True), "edm2-img512-xxl-0939524-0.070.pkl"),
         },
     ),
     Group(

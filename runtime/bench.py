@@ -1,4 +1,4 @@
-"""Times the ways to run one bundle, in alternation, so that a machine's drift meets all of them alike."""
+"""Times the ways to run one bundle in alternation, so that a machine's drift affects all alike."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

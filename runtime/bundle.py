@@ -103,7 +103,7 @@ class Bundle:
         needed += [engine.file for engine in self.engines]
         needed += [condition.text.file for condition in conditions.values() if condition.text]
         if lacking := [name for name in needed if name not in told["files"]]:
-            raise UserError(f"it tells of {lacking[0]}, which it does not list")
+            raise UserError(f"it names {lacking[0]}, which is not among its files")
         if "encoder" in told["stages"] and not set(told["model"]["raw"]) <= set(conditions):
             raise UserError(f"its encoder takes {', '.join(told['model']['raw'])}, which the sampler is not given")
 

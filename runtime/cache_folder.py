@@ -1,4 +1,4 @@
-"""Where this project keeps what it can make or fetch again."""
+"""The folder for what this project can make or fetch again."""
 
 import os
 from pathlib import Path

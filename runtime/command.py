@@ -47,9 +47,9 @@ def main() -> int:
     parser = Parser(prog="python -m runtime", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
 
-    def verb(name: str, help: str) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=help)
-        added.add_argument("bundle", type=Path)
+    def verb(name: str, help: str, *common: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", common=common)
+        added.add_argument("bundle", type=Path, help="a folder that `python -m export` made")
         add_verify_key(added)
         if name != "inspect":
             known = ", ".join(BACKENDS)
@@ -61,15 +61,15 @@ def main() -> int:
             added.add_argument("--precision", help=f"of the network, such as fp16 (default: {default})")
         return added
 
-    command = verb("sample", "make images, or whatever the bundle makes, of seeds")
+    first = ("--seeds", "--condition", "--class-labels", "--out", "--precision", "--force")
+    command = verb("sample", "make images, or whatever the bundle makes, of seeds", *first)
     command.add_argument("--seeds", type=whole_numbers, default=range(16), help="such as 0-63 or 1,5,9 (default: 0-15)")
     command.add_argument(
         "--condition",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a number, numbers such as 1,2,3, a text, or FILE.npy; FILE.npz alone gives several by name; again for "
-        "each",
+        help="a number, numbers such as 1,2,3, a text, or FILE.npy; FILE.npz alone gives several; may be repeated",
     )
     command.add_argument("--class-labels", type=whole_numbers, help="as --condition class_labels=…, such as 3 or 0,1,2")
     command.add_argument("--temperature", type=float, default=1.0, help="scales the noise (default: 1)")
@@ -77,12 +77,16 @@ def main() -> int:
     command.add_argument("--out", type=Path, required=True, help=".png for a grid, .npz for arrays")
     command.add_argument("--force", action="store_true", help="replace an existing file")
 
-    command = verb("compare", "each backend's sampler, baseline loop and PyTorch's recorded output, against each other")
-    command.add_argument("--seeds", type=whole_numbers, help="others than those recorded; leaves PyTorch out")
+    command = verb("compare", "compare each backend's sampler, the baseline loop and PyTorch's recorded output")
+    command.add_argument(
+        "--seeds", type=whole_numbers, help="other seeds than the recorded ones; PyTorch's output is then left out"
+    )
     expected = "1e-4, and three times its measured error in lower precision"
     command.add_argument("--tolerance", type=float, help=f"largest relative difference (default: {expected})")
 
-    command = verb("bench", "time the unrolled graph, the baseline loop, PyTorch's, and the limit, in alternation")
+    first = ("--batch", "--rounds", "--backend", "--precision", "--json", "--force")
+    help = "time the unrolled graph, the baseline loop, PyTorch's, and the limit, in alternation"
+    command = verb("bench", help, *first)
     command.add_argument("--batch", type=whole_numbers, default=[1], help="such as 1,16 (default: 1)")
     command.add_argument("--rounds", type=int, default=20, help="times that each is run (default: 20)")
     command.add_argument("--weights", help="the checkpoint, for PyTorch's loop on a model that is not in the zoo")

@@ -28,14 +28,37 @@ UNUSABLE = (*FULL, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, err
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are UserErrors: one line, like all others. -1,0 is a value, as -1 is."""
+    """An argument parser whose complaints are UserErrors: one line, like all others. -1,0 is a value, as -1 is.
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
+    A command with more than six options names those that are ``common``, six at most: --help shows them first, and the
+    others under "more".
+    """
+
+    def __init__(self, *arguments: Any, common: Sequence[str] = (), **settings: Any) -> None:
         super().__init__(*arguments, **settings)
+        self.common = common
         self._negative_number_matcher = re.compile(r"-\.?\d[-\d.,:e]*$")  # argparse knows single numbers alone
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
+
+    def format_help(self) -> str:
+        if not self.common:
+            return super().format_help()
+        first = [self._option_string_actions[name] for name in self.common]
+        positionals, options, *others = self._action_groups
+        sections = [(positionals.title, positionals._group_actions), (options.title, first)]
+        for group in (*others, options):
+            title = "more" if group is options else f"more: {group.title}"
+            sections.append((title, [action for action in group._group_actions if action not in first]))
+        shown = self._get_formatter()
+        shown.add_usage(self.usage, [*first, *positionals._group_actions], self._mutually_exclusive_groups)
+        shown.add_text(self.description)
+        for heading, actions in sections:
+            shown.start_section(heading)
+            shown.add_arguments(actions)
+            shown.end_section()
+        return shown.format_help()
 
 
 def add_verify_key(parser: argparse.ArgumentParser) -> None:

@@ -96,7 +96,7 @@ def call(name: str, *arguments: Any) -> None:
 
 
 def _made(name: str, *arguments: Any, kind: Any = ctypes.c_void_p) -> int:
-    """What a call hands out through its first argument."""
+    """What a call returns through its first argument."""
     made = kind()
     call(name, ctypes.byref(made), *arguments)
     return made.value or 0

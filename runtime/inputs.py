@@ -142,11 +142,13 @@ class Inputs:
             self._check_text(name, condition.text)
 
     def _check_text(self, name: str, text: Text | None) -> None:
-        """Raises UserError for a text that follows itself, at once or by others."""
+        """Raises UserError for texts that take each other's value in a circle."""
         path = [name]
         while text and text.follows in self.conditions:
             if text.follows in path:
-                raise UserError(f"the text {name} follows itself, by {', '.join(path)}")
+                raise UserError(
+                    f"the texts {', '.join(path)} follow each other in a circle: let one of them follow none"
+                )
             path.append(text.follows)
             text = self.conditions[text.follows].text
 

@@ -1,4 +1,4 @@
-"""Ctrl-C is remembered: a library that computes may swallow it, or make another error of it."""
+"""Remembers Ctrl-C, since a library may swallow it while it computes, or turn it into another error."""
 
 _pressed = list[bool]()
 

@@ -1,4 +1,4 @@
-"""Arrays of .npz files that others may have written or damaged: no pickles, and no more memory than the file."""
+"""Reads .npz files that others may have written or damaged: no pickles, and no more memory than the file has bytes."""
 
 import zipfile
 from pathlib import Path

@@ -16,9 +16,9 @@ from edge_sampler.runtime.output import writable
 TESTS = ("tests/models",)
 PAGE = """# Parity with other libraries
 
-Small networks with random weights, or of full depth where that is said, by this project and by the library that they
-come from, from the same noise at the same noise levels. Differences are the largest, relative to the largest value; of
-decoded images, absolute in [0, 1]. The tests hold them, and this command makes a page of them:
+This project and each network's own library run the same network, from the same noise at the same noise levels. Networks
+are small, or of full depth where a row says so; weights are random. A difference is the largest one, relative to the
+largest value; of decoded images it is absolute, in [0, 1]. Tests hold the bounds, and this command writes the page:
 
 ```sh
 python -m tests.parity --out docs/parity.md --force

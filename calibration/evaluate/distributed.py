@@ -1,4 +1,4 @@
-"""Calibration on several processes: each has its share of the noises, and sums are made over all of them.
+"""Calibration on several processes: each has a share of the noises, and sums go over all of them.
 
 ``torchrun --nproc-per-node N -m calibration …`` starts them; gloo joins CPUs, nccl GPUs. Every decision rests on sums,
 which all processes hold bit for bit, so all go the same way.
@@ -24,9 +24,9 @@ Result = TypeVar("Result")
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun started, if it did, and keeps all until each is done.
+    """Joins torchrun's processes, where there are any, and lets none leave before all are done.
 
-    One that failed in leaving early would make torchrun end the others, rank 0 at its writing among them.
+    If one left early with an error, torchrun would end the others, rank 0 perhaps while it writes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -46,9 +46,9 @@ def written(
     write: Callable[[Result, Path], None],
     force: bool = False,
 ) -> Result | None:
-    """What ``work`` makes, on all processes; the first shows progress, and writes it to ``target`` or nothing at all.
+    """Runs ``work`` in all processes. The first shows progress and writes the result to ``target``, or nothing at all.
 
-    None in the others, which have nothing to tell. Raises what ``work``, ``write`` and ``writable`` raise.
+    Returns the result in the first process, None in the others. Raises what ``work``, ``write`` and ``writable`` raise.
     """
     with joined(device):
         if rank():
@@ -70,7 +70,7 @@ def rank() -> int:
 
 
 def share(seeds: range) -> list[int]:
-    """This process's part of them: whole blocks, dealt out in turn, or one by one where that leaves none for some.
+    """This process's part of the seeds: whole blocks in turn, or single seeds where there are too few blocks.
 
     A network's float32 results depend on what else is in the batch, so blocks that stay together give the same sums.
     """

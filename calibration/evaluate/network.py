@@ -20,9 +20,9 @@ CHUNK, CHUNK_BYTES = 256, 4 * 2**30  # in one call of the network, at the most: 
 
 @dataclass
 class Meter:
-    """``evaluations`` counts those of one sample; ``progress`` is told each chunk's number of samples.
+    """``evaluations`` counts evaluations of one sample; ``progress`` gets each chunk's number of samples.
 
-    ``sample_bytes`` is what an evaluation of one sample takes in memory, once it was measured.
+    ``sample_bytes`` is the memory that an evaluation of one sample takes, once it was measured.
     """
 
     evaluations: int = 0
@@ -38,9 +38,9 @@ class Meter:
 class Network:
     """``network(x, sigma)``: x float64 [n, *shape] → denoised, likewise.
 
-    ``conditions`` by name, [n, …], belong to the samples in their order; of several times as many samples, to each n of
-    them. With guidance, an evaluation of the model counts as the branches that it has. ``evaluations`` are what a
-    sampler has in the model's place, one for each of its evaluations, where these differ: quantised ones do.
+    ``conditions`` by name, [n, …], belong to the samples in their order; for k·n samples they repeat k times. With
+    guidance, an evaluation of the model counts as the branches that it has. ``evaluations`` are what a sampler has
+    in the model's place, one for each of its evaluations, where these differ: quantised ones do.
     """
 
     model: Denoiser
@@ -86,7 +86,7 @@ class Network:
     @torch.inference_mode()
     @flags(enabled=True, deterministic=True, allow_tf32=False)
     def _denoise(self, x: Tensor, sigma: float, conditions: Mapping[str, Tensor]) -> Tensor:
-        """On a GPU in float32 and no less: cuDNN would round convolutions' inputs to ten bits."""
+        """In float32 on a GPU too, where cuDNN would round convolutions' inputs to ten bits."""
         return self.model(x, sigma, **conditions)
 
 

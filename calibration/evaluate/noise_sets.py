@@ -1,4 +1,4 @@
-"""Noises to fit on, to hold out and to judge by, each with its values of the model's conditions."""
+"""Noises that fit, noises that are held out, and noises that judge, each with its values of the conditions."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.noise import CALIBRATION_STREAM, unit_noise
 
 CHECK_STREAM = 2  # of noises that judge; they are never sampled either
-SEEDS = 2**20  # of noises that belong to one seed; those to hold out start in their middle
+SEEDS = 2**20  # seeds of noises that belong to one --seed; the upper half is for noises that are held out
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Noises:
         return replace(self, network=network, seeds=seeds, noise=noise, fitting=0)
 
     def some(self, places: Sequence[int]) -> "Noises":
-        """Those at these places, to fit on none of them."""
+        """The noises at these places, none of them to fit on."""
         network = self.network.part(list(places))
         seeds, noise = [self.seeds[place] for place in places], self.noise[list(places)]
         return replace(self, network=network, seeds=seeds, noise=noise, fitting=0)
 
     def first(self, count: int) -> "Noises":
-        """Of the first ``count`` of all processes' noises, those that are here."""
+        """Those of the first ``count`` noises of all processes that this process has."""
         return self.part(slice(sum(seed % SEEDS < count for seed in self.seeds)))
 
     def over(self, evaluations: Sequence[Denoiser]) -> "Noises":
@@ -62,14 +62,14 @@ class Noises:
         return self.part(slice(self.fitting, None))
 
     def blocks(self) -> Iterator[tuple[slice, "Noises"]]:
-        """Some at a time, and which: as they are computed, stored and shared among processes."""
+        """Blocks of noises, each with its rows: what is computed, stored and shared among processes at a time."""
         for start in range(0, len(self), BLOCK):
             rows = slice(start, min(start + BLOCK, len(self)))
             yield rows, self.part(rows)
 
     @property
     def key(self) -> dict[str, Any]:
-        """What tells these noises and the network's answers to them."""
+        """What identifies these noises and the network's answers to them."""
         evaluations = [one.spec.fingerprint for one in self.network.evaluations]
         return {
             "model": self.network.model.spec.fingerprint,
@@ -109,5 +109,5 @@ def _noises(
 
 
 def digest(values: Tensor) -> str:
-    """What stands for ``values`` [n, …] in a key."""
+    """A hash that stands for ``values`` [n, …] in a key."""
     return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()

@@ -1,5 +1,6 @@
-"""Results on disk by what they are results of: what a kill leaves, the next run takes up; what one run solved, another
-need not.
+"""Intermediate results on disk. A key lists all that a result depends on.
+
+So a run that was killed goes on, and later runs use again what they share with it.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from edge_sampler.runtime.output import writable
 
 MEANING = 2  # raise it when code that makes stored results changes them
 DIGEST = hashlib.sha256().digest_size
-LIMIT = 20 * 10**9  # bytes of a folder of results
+LIMIT = 20 * 10**9  # bytes that the folder may hold
 ENTRY = re.compile(r"[0-9a-f]{64}\.(result|npz)")  # the latter of earlier versions
 
 
@@ -29,8 +30,8 @@ ENTRY = re.compile(r"[0-9a-f]{64}\.(result|npz)")  # the latter of earlier versi
 class Cache:
     """Arrays by key, a file each in ``folder``; without a folder nothing is kept.
 
-    Beyond ``limit`` bytes the entries that were not used for longest go. Raises UserError where the folder cannot be
-    written, before anything is computed for it.
+    Beyond ``limit`` bytes, entries that were not used for longest are removed. Raises UserError where the folder cannot
+    be written, before anything is computed for it.
     """
 
     folder: Path | None = None
@@ -47,7 +48,7 @@ class Cache:
             raise UserError(f"cannot keep results in {self.folder}: {error.strerror}; see --cache") from error
 
     def recall(self, key: Mapping[str, Any], compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """The arrays of ``key`` (JSON values), computed only when they are not there whole."""
+        """The arrays of ``key`` (JSON values): read, or computed where the entry is missing or damaged."""
         if self.folder is None:
             return dict(compute())
         path = self._path(self.folder, key)
@@ -69,7 +70,7 @@ class Cache:
     def recall_together(
         self, key: Mapping[str, Any], compute: Callable[[], Mapping[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
-        """``recall`` of what all processes compute together: again, unless each of them has it."""
+        """``recall`` of what all processes compute together; they compute it again unless each of them has it."""
         if self.folder is not None:
             path = self._path(self.folder, key)
             if total(np.array([_kept(path) is not None], float))[0] < processes():
@@ -82,7 +83,7 @@ class Cache:
 
 
 def make_room(folder: Path, limit: int) -> None:
-    """Removes entries until the others have ``limit`` bytes at the most, those first that were not used for longest."""
+    """Removes entries until at most ``limit`` bytes remain, first those that were not used for longest."""
     with suppress(OSError):  # another process may make room as well
         entries = [(path.stat(), path) for path in folder.iterdir() if ENTRY.fullmatch(path.name)]
         over = sum(stat.st_size for stat, _ in entries) - limit

@@ -28,7 +28,7 @@ CLASSES = 3  # the first ones of a model, that try each other's fits
 
 @dataclass(frozen=True)
 class Trial:
-    """One line of a table: what changes of the settings it makes, and with how many seeds it is fitted."""
+    """One line of a table: the settings that it changes, and the number of seeds that it is fitted with."""
 
     label: str
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Answer:
-    """A table of RMS errors against the converged images: a line's label, and per NFE those of each seed."""
+    """A table of RMS errors against the converged images: by a line's label and NFE, one for each seed."""
 
     question: str
     lines: Sequence[tuple[str, Sequence[Sequence[float]]]]

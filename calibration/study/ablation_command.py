@@ -28,15 +28,20 @@ from edge_sampler.runtime.errors import UserError
 
 def main() -> None:
     parser = Parser(
-        prog="python -m calibration ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m calibration ablation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=("--model", "--nfe", "--also", "--noises", "--batch", "--out"),
     )
     add_model_arguments(parser)
     group = parser.add_argument_group("ablation")
     group.add_argument("--nfe", type=whole_numbers, default="5,10", help="numbers of evaluations (default: 5,10)")
-    group.add_argument("--also", default="", help="names of models to try each other's fits on, by comma")
-    group.add_argument("--noises", type=int, default=1024, help="to judge by (default: 1024)")
+    group.add_argument("--also", default="", help="other models, with commas, to try each other's fits on")
+    group.add_argument("--noises", type=int, default=1024, help="noises that judge (default: 1024)")
     group.add_argument("--batch", type=int, default=DEFAULTS.batch, help="noises to fit on (default: 256)")
-    group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to hold out of the fit")
+    group.add_argument(
+        "--heldout", type=int, default=DEFAULTS.heldout, help="noises held out of the fit (default: 128)"
+    )
     add_cache_argument(group)
     group.add_argument("--out", type=Path, help="a new Markdown file (default: ablation-MODEL.md)")
     arguments = parser.parse_args()
@@ -44,7 +49,7 @@ def main() -> None:
     if nfes[0] < 2 or arguments.noises < 2:
         raise UserError(f"--nfe {nfes} and --noises {arguments.noises}: both take at least 2")
     settings = Settings(nfes[0], "iia-ipndm", target="global", batch=arguments.batch, heldout=arguments.heldout)
-    target = arguments.out or Path(f"ablation-{file_name(arguments.model)}.md")
+    out = arguments.out or Path(f"ablation-{file_name(arguments.model)}.md")
     kept, first = cache(arguments), load_model(arguments)
     models = [first, *(load(name).to(first.device) for name in arguments.also.split(",") if name)]
 
@@ -59,5 +64,5 @@ def main() -> None:
         title = f"# {first.spec.title}: RMS error of final images, {arguments.noises} held-out noises\n\n"
         path.write_text(title + "\n".join(map(markdown, answers)), encoding="utf-8")
 
-    if answers := written(target, first.device, work, write):
-        print(f"{target}: {len(answers)} tables")
+    if answers := written(out, first.device, work, write):
+        print(f"{out}: {len(answers)} tables")

@@ -35,7 +35,10 @@ REFINED = (5, 6, 8, 10)
 
 def main() -> None:
     parser = Parser(
-        prog="python -m calibration study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m calibration study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=("--model", "--nfe", "--solvers", "--rivals", "--noises", "--out"),
     )
     add_model_arguments(parser)
     group = parser.add_argument_group("study")
@@ -45,22 +48,29 @@ def main() -> None:
     group.add_argument(
         "--solvers",
         default="all",
-        help="by comma, fixed and fitted; auto: what --solver auto tries (default: all); none: rivals alone",
+        help="names with commas; auto: those of --solver auto; none: rivals alone (default: all)",
     )
     names = ", ".join(rival.name for rival in RIVALS)
     group.add_argument(
-        "--rivals", default="all", help=f"to fit where --refined says, by comma, of {names} (default: all; none: none)"
+        "--rivals",
+        default="all",
+        help=f"others' methods to fit at the NFE of --refined: some of {names}, or none (default: all)",
     )
     group.add_argument(
-        "--refined", type=whole_numbers, help="of them, those to refine at (default: as many of 5,6,8,10 as there are)"
+        "--refined", type=whole_numbers, help="those of --nfe at which to refine (default: those of 5,6,8,10)"
     )
-    group.add_argument("--noises", type=int, default=1024, help="to judge by (default: 1024)")
+    group.add_argument("--noises", type=int, default=1024, help="noises that judge (default: 1024)")
     group.add_argument("--batch", type=int, default=DEFAULTS.batch, help="noises to fit on (default: 256)")
-    group.add_argument("--heldout", type=int, default=DEFAULTS.heldout, help="noises to hold out of the fit")
     group.add_argument(
-        "--iterations", type=int, default=ITERATIONS, help=f"of refinement, at most (default: {ITERATIONS}; 0: none)"
+        "--heldout", type=int, default=DEFAULTS.heldout, help="noises held out of the fit (default: 128)"
     )
-    group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of the noises to fit on (default: 0)")
+    group.add_argument(
+        "--iterations",
+        type=int,
+        default=ITERATIONS,
+        help=f"most iterations of refinement (default: {ITERATIONS}; 0: none)",
+    )
+    group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="seed of the noises to fit on (default: 0)")
     add_refine_on_argument(group)
     add_cache_argument(group)
     group.add_argument("--out", type=Path, help="a new folder (default: study-MODEL)")
@@ -79,7 +89,7 @@ def main() -> None:
         refine=arguments.iterations,
         refine_on=arguments.refine_on,
     )
-    target = arguments.out or Path(f"study-{file_name(arguments.model)}")
+    out = arguments.out or Path(f"study-{file_name(arguments.model)}")
     model, kept = load_model(arguments), cache(arguments)
 
     def work(progress: ProgressBars) -> Study:
@@ -90,8 +100,8 @@ def main() -> None:
 
         report.write(found, folder)
 
-    if written(target, model.device, work, write):
-        print(f"{target}: see study.md, error.png and samples.png; plans/ can be exported with --plan")
+    if written(out, model.device, work, write):
+        print(f"{out}: see study.md, error.png and samples.png; plans/ can be exported with --plan")
 
 
 def solvers_of(text: str) -> list[Solver]:

@@ -1,4 +1,4 @@
-"""How far sets of images are apart in a classifier's features: Fréchet distance, and precision and recall.
+"""Distances of sets of images in a classifier's features: Fréchet distance, and precision and recall.
 
 The distance is that of Heusel et al. (arXiv 1706.08500, eq. 6). With our Fashion-MNIST classifier it is FD-fashion. It
 is not FID, whose network, images and scale are others.

@@ -158,7 +158,7 @@ def prepared(
     model = noises.network.model
     own = grid_of(model, model.spec.schedule)
     levels = {sigma for s in every for solver in solvers for sigma in scheme_of(solver, own, s).sigmas if sigma > 0}
-    with progress("fixed levels", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
+    with progress("fine trajectory", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
         fine = solution(noises, levels, REFERENCE_STEPS, cache)
     with_afs = [solver for solver in solvers if solver.history is not None and solver.name in AUTO]
     numbers = {solver.steps(s.nfe) for solver in solvers for s in every}

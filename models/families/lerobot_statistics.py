@@ -1,4 +1,4 @@
-"""How a policy of lerobot normalises: its statistics, out of the files that it is saved in.
+"""How a policy of lerobot normalises: its statistics, read from the files that it is saved in.
 
 They come from the processors of lerobot 0.4, or from the weights file, where lerobot 0.3 kept them.
 """

@@ -1,4 +1,4 @@
-"""Two small Fashion-MNIST classifiers of different build, whose features images are compared by.
+"""Two small Fashion-MNIST classifiers of different build. Their features compare images.
 
 FD-fashion is of the first one (``calibration/study/frechet.py``), and a sampler may be refined on it. The second one
 only judges, so that a sampler which learned to please the first is found out.
@@ -102,13 +102,13 @@ def features(classifier: Classifier | Mixer, images: Tensor) -> Tensor:
 
 
 def load() -> tuple[Classifier, Statistics]:
-    """The first classifier, and what it makes of the 60,000 training images. Raises UserError for a damaged file."""
+    """The first classifier, and its statistics of the 60,000 training images. Raises UserError for a damaged file."""
     classifier = Classifier()
     return classifier, _read(WEIGHTS, classifier)[0]
 
 
 def load_judge() -> tuple[Mixer, Statistics, Tensor]:
-    """The second one, what it makes of the 60,000 training images, and of ``KNOWN`` test images [n, 64].
+    """The second one, its statistics of the 60,000 training images, and its features of ``KNOWN`` test images [n, 64].
 
     Raises UserError for a damaged file.
     """
@@ -117,7 +117,7 @@ def load_judge() -> tuple[Mixer, Statistics, Tensor]:
 
 
 def _read(path: Path, network: Classifier | Mixer) -> tuple[Statistics, Tensor]:
-    """Fills ``network``; what it makes of real images, of all and of some."""
+    """Fills ``network``; returns its statistics of all real images, and its features of some."""
     tensors = {key: value.float() for key, value in checkpoint.read(path).tensors.items()}
     real = Statistics(tensors.pop("real_mean").double(), tensors.pop("real_covariance").double())
     some = tensors.pop("real_features", torch.empty(0))

@@ -1,4 +1,4 @@
-"""A small transformer that makes one vector of a caption, trained along with the network that is told it."""
+"""A small transformer that makes one vector from a caption, trained together with the network that takes it."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""What an engine takes, and what of a call's arrays goes into each of its runs."""
+"""An engine's inputs, and how a call's arrays are split over its runs."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What an engine takes as one of its inputs: its type, and the range of each size behind the batch."""
+    """One input of an engine: its type, and the range of each size behind the batch."""
 
     dtype: np.dtype[Any]
     sizes: tuple[tuple[int, int], ...]
@@ -42,7 +42,7 @@ def wanted_by(lib: Library, engine: "tensorrt.ICudaEngine") -> dict[str, Wanted]
 
 
 def check_feed(feed: Mapping[str, np.ndarray], wanted: Mapping[str, Wanted]) -> None:
-    """Raises UserError, naming what came and what is wanted, for a feed that an engine does not take."""
+    """Raises UserError for a feed that an engine does not take; it names what came and what is needed."""
     if set(feed) != set(wanted):
         raise UserError(f"the engine takes {', '.join(wanted)}, and was given {', '.join(feed) or 'nothing'}")
     count = len(next(iter(feed.values())))

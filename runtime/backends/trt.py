@@ -50,7 +50,7 @@ class Session:
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
         self._lib = library(engine.flavour)
-        blob = bundle.read(engine.file)  # its hash is verified: deserialising a plan runs what is in it
+        blob = bundle.read(engine.file)  # its hash is verified: deserialising an engine runs what is in it
         with ExitStack() as undo:
             self._device = cuda.Device()
             undo.callback(self._device.close)

@@ -34,7 +34,10 @@ EVERY = 1.0  # seconds between two records of what is done, and between two line
 
 def main() -> int:
     parser = Parser(
-        prog="python -m runtime generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m runtime generate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=("--seeds", "--out", "--workers", "--class-labels", "--condition", "--format"),
     )
     parser.add_argument("bundle", type=Path)
     add_verify_key(parser)

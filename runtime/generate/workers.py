@@ -16,7 +16,7 @@ from edge_sampler.runtime.generate.shard import make
 
 
 def in_processes(tasks: Iterator[tuple[Job, str]], workers: int) -> Iterator[Shard]:
-    """What ``make`` gives for each task, as it comes. Raises UserError as it does, and where a process dies."""
+    """What ``make`` returns, as tasks end. Raises UserError as it does, and where a process dies."""
     context = multiprocessing.get_context("spawn")  # a fork would share the parent's threads and locks
     threads = max(1, (os.cpu_count() or 1) // workers)
     pool = ProcessPoolExecutor(workers, context, initializer=start, initargs=(threads,))
@@ -41,7 +41,7 @@ def in_processes(tasks: Iterator[tuple[Job, str]], workers: int) -> Iterator[Sha
 
 
 def start(threads: int) -> None:
-    """In each worker: so many threads, an end with the parent's, and Ctrl-C left to it."""
+    """Runs first in each worker: it sets the threads, ends with the parent, and leaves Ctrl-C to that."""
     os.environ.setdefault(THREADS, str(threads))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Files of packages of the npm registry: downloaded once, and held against a hash that stands here."""
+"""Files of npm packages: downloaded once, and checked against a hash that stands in this code."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""Requests wait in a queue, and images of several are made in one run."""
+"""A queue of requests: one run makes images of several."""
 
 import asyncio
 from collections import deque
@@ -16,7 +16,7 @@ Run = Callable[[Sequence["Row"]], Sequence[np.ndarray | Exception]]
 
 
 class QueueFullError(Exception):
-    """No room for a request now."""
+    """The queue has no room for a request now."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,10 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 
 def main() -> int:
     parser = Parser(
-        prog="python -m runtime serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m runtime serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=("--host", "--port", "--backend", "--precision", "--batch", "--queue"),
     )
     parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
     add_verify_key(parser)

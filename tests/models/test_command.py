@@ -1,5 +1,7 @@
 """What the commands say of models is so."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,11 +9,15 @@ import safetensors.torch
 import torch
 
 from edge_sampler import models
-from edge_sampler.models.command import denoising_errors, main, verify
+from edge_sampler.models import listing
+from edge_sampler.models.command import main
 from edge_sampler.models.download import cached
-from edge_sampler.models.zoo import ZOO
+from edge_sampler.models.verify import denoising_errors, verify
+from edge_sampler.models.zoo import GROUPS, ZOO
 from edge_sampler.runtime.errors import BoundError
 from tests.conftest import run_main
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_the_list_names_every_model_and_what_is_there(
@@ -30,6 +36,35 @@ def test_the_list_names_every_model_and_what_is_there(
     assert " 55.7 M " in lines["edm-cifar10"]  # as published
     assert " downloaded" in lines["edm-ffhq"]
     assert " not downloaded" not in lines["edm-ffhq"]
+
+
+def test_a_missing_package_marks_rows_and_ends_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    listing.counted.cache_clear()
+    run_main(main, "list")
+    listing.counted.cache_clear()
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()}
+    assert set(ZOO) < set(lines)
+    assert {name for name in ZOO if "needs diffusers " in lines[name]} == set(GROUPS[-1].rows)
+    assert "Weights" in lines
+
+
+def test_the_list_needs_the_runtime_alone() -> None:
+    program = """
+import sys
+sys.modules |= dict.fromkeys(["torch", "filelock", "onnx", "onnx_ir", "rich", "safetensors"])
+sys.argv[1:] = ["list"]
+from edge_sampler.models.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.split()}
+    assert done.returncode == 0, done.stderr
+    assert set(ZOO) < set(lines)
+    assert all("needs torch" in lines[name] for name in ZOO)
+    assert "Weights" in lines
 
 
 @pytest.mark.parametrize("name", [name for name, row in ZOO.items() if "://" not in row.source])

@@ -21,6 +21,7 @@ from edge_sampler.models.architecture import build
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families.base import Options
+from edge_sampler.models.published import EDM2_URL, LATENTS
 from edge_sampler.models.zoo import ZOO
 from edge_sampler.runtime.errors import UserError
 from tests.conftest import DATA, Parity, relative
@@ -81,7 +82,7 @@ def test_a_snapshot_is_its_network_and_says_that_it_makes_latents(
     latents = (checkpoint.read(SNAPSHOT).architecture or {})["latents"]
     np.testing.assert_allclose(latents["mean"], RAW_MEAN, rtol=1e-6)
     np.testing.assert_allclose(latents["std"], RAW_STD / FINAL_STD, rtol=1e-6)
-    assert edm2.alike(latents, edm2.LATENTS)
+    assert edm2.alike(latents, LATENTS)
 
 
 def test_latents_are_decoded_as_their_own_code_does(tmp_path: Path) -> None:
@@ -246,7 +247,7 @@ PUBLISHED = {  # arXiv 2312.02696, tables 2 and 3: millions of parameters
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_rows_have_the_published_size(name: str) -> None:
     row = ZOO[name]
-    assert row.source.startswith(edm2.URL + name + "-")
+    assert row.source.startswith(EDM2_URL + name + "-")
     with torch.device("meta"):
         network = build(row.architecture, name)
     assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(PUBLISHED[name], abs=1)

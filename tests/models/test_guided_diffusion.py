@@ -14,7 +14,8 @@ import torch
 from edge_sampler import models
 from edge_sampler.models.architecture import build
 from edge_sampler.models.denoiser import Preconditioned
-from edge_sampler.models.guided_diffusion import MARK, URL, adm, iddpm
+from edge_sampler.models.guided_diffusion import MARK
+from edge_sampler.models.published import OPENAI_URL, adm, iddpm
 from edge_sampler.models.zoo import ZOO
 from edge_sampler.runtime.errors import UserError
 from tests.conftest import DATA, Parity, relative
@@ -105,7 +106,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_rows_have_the_published_size(name: str) -> None:
     """arXiv 2105.05233, table 13: millions of parameters."""
-    assert ZOO[name].source.startswith(URL)
+    assert ZOO[name].source.startswith(OPENAI_URL)
     with torch.device("meta"):
         model = build(ZOO[name].architecture, name)
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(PUBLISHED[name], abs=1)

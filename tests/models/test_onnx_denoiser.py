@@ -20,11 +20,11 @@ from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.export.assemble import Form, export_bundle
 from edge_sampler.models import onnx_graph
-from edge_sampler.models.command import verify
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.eager import make
 from edge_sampler.models.own import adapt, with_examples
+from edge_sampler.models.verify import verify
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Condition

@@ -16,11 +16,11 @@ from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import base_step
 from edge_sampler.export.assemble import export_graphs, write_graphs
-from edge_sampler.models import pipeline
 from edge_sampler.models.architecture import build, randomise
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.precond import BETA_SCHEDULES, discrete_sigmas
+from edge_sampler.models.published import HUB
 from edge_sampler.models.zoo import DDPM_256, DDPM_CIFAR10, ZOO
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.errors import UserError
@@ -114,7 +114,7 @@ def test_a_pipeline_becomes_a_graph(tmp_path: Path) -> None:
     assert not {"Gemm", "Sin", "Cos"} & {node.op_type for node in ir.load(tmp_path / "sampler.onnx").graph}
 
 
-@pytest.mark.parametrize("name", [name for name, row in ZOO.items() if row.source.startswith(pipeline.HUB)])
+@pytest.mark.parametrize("name", [name for name, row in ZOO.items() if row.source.startswith(HUB)])
 def test_rows_have_the_published_size(name: str) -> None:
     """arXiv 2006.11239, appendix B: 35.7 million parameters at 32×32, 114 million at 256×256."""
     with torch.device("meta"):

@@ -205,7 +205,7 @@ def test_pipelines_of_the_hub(tmp_path: Path) -> None:
         path.rename(old / path.name)
     with served(hub) as endpoint:
         *first, missing = loaded("us/new us/old us/nothing", endpoint, home)
-    assert "no pipeline us/nothing to be had" in missing
+    assert "cannot get the pipeline us/nothing" in missing
     assert [line.split()[0] for line in first] == ["new", "old"]
     assert len({line.split()[1] for line in first}) == 1
     repository = home / "hub" / "models--us--new"

@@ -12,7 +12,8 @@ import torch
 from edge_sampler import models
 from edge_sampler.models import checkpoint
 from edge_sampler.models.architecture import build, randomise
-from edge_sampler.models.zoo import DIGITS, EDM_URL, WEIGHTS, ZOO
+from edge_sampler.models.published import EDM_URL
+from edge_sampler.models.zoo import DIGITS, WEIGHTS, ZOO
 from edge_sampler.runtime.errors import UserError
 from tests.conftest import DATA
 

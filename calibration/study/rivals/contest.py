@@ -1,4 +1,4 @@
-"""What rivals share: noises to fit on, the images these should become, and a ledger of what a fit has cost."""
+"""What rivals share: noises to fit on, the images that these should become, and a ledger of a fit's cost."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

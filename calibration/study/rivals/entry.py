@@ -1,6 +1,6 @@
-"""What others do: small baselines written from their papers, each of which ends in a plan, as ours do.
+"""Others' methods: small baselines written from their papers. Each ends in a plan, as ours do.
 
-They have the noises that our fits have, to fit on and to hold out, and choose by what all are judged by, the RMS error.
+They have our fits' noises, to fit on and to hold out. They choose by the RMS error, by which all are judged.
 Where a paper leaves room they get what serves them best: the best fixed solver to start from, an analytical first step
 with the mean of the data (``calibration/afs.py``), a learning rate for each model.
 """

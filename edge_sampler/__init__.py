@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from edge_sampler.api import add_engine, fit, load_model
     from edge_sampler.calibration.settings import Settings
     from edge_sampler.export.assemble import Form, export_bundle
-    from edge_sampler.models.conditioned import Branch, Guided, Pinned, built_in, guided
+    from edge_sampler.models.conditioned import Pinned, built_in
     from edge_sampler.models.denoiser import Denoiser
+    from edge_sampler.models.guidance import Branch, Guided, guided
     from edge_sampler.models.own import Decoder, Encoder, adapt, with_examples
     from edge_sampler.runtime.bundle import Bundle
     from edge_sampler.runtime.compare import compare
@@ -33,14 +34,14 @@ if TYPE_CHECKING:
     from edge_sampler.runtime.text import Text
 
 HOMES = {
-    "Branch": "models.conditioned",
+    "Branch": "models.guidance",
     "Bundle": "runtime.bundle",
     "Condition": "runtime.inputs",
     "Decoder": "models.own",
     "Denoiser": "models.denoiser",
     "Encoder": "models.own",
     "Form": "export.assemble",
-    "Guided": "models.conditioned",
+    "Guided": "models.guidance",
     "Output": "runtime.inputs",
     "Pinned": "models.conditioned",
     "Plan": "runtime.plan",
@@ -54,7 +55,7 @@ HOMES = {
     "compare": "runtime.compare",
     "export_bundle": "export.assemble",
     "fit": "api",
-    "guided": "models.conditioned",
+    "guided": "models.guidance",
     "load": "runtime.sampler",
     "load_model": "api",
     "with_examples": "models.own",

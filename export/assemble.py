@@ -18,9 +18,10 @@ from edge_sampler.export.reference import write_reference
 from edge_sampler.export.report_page import REPORT, report_page
 from edge_sampler.export.save import INLINE_LIMIT, Beside, save_checked, weights_size
 from edge_sampler.export.unroll import unroll
-from edge_sampler.models.denoiser import Denoiser, ModelSpec
+from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.mapped import page_out
 from edge_sampler.models.progress import ProgressBars, silent
+from edge_sampler.models.spec import ModelSpec
 from edge_sampler.runtime.bundle import (
     WEIGHTS,
     Bundle,

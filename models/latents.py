@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from edge_sampler.models.checkpoint import weights_sha256
-from edge_sampler.models.denoiser import Preconditioned, digest
+from edge_sampler.models.denoiser import Preconditioned
 from edge_sampler.models.families.parts import class_of, factor_of, load
+from edge_sampler.models.spec import digest
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Output
 

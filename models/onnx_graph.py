@@ -8,7 +8,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from edge_sampler.models.denoiser import digest
+from edge_sampler.models.spec import digest
 from edge_sampler.runtime.backends.base import resident_memory
 from edge_sampler.runtime.backends.onnxrt import CPU, CUDA, Session
 from edge_sampler.runtime.bundle import file_sha256

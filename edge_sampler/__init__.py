@@ -20,15 +20,17 @@ if TYPE_CHECKING:
     from edge_sampler import calibration, export, models, runtime
     from edge_sampler.api import add_engine, fit, load_model
     from edge_sampler.calibration.settings import Settings
-    from edge_sampler.export.assemble import Form, export_bundle
+    from edge_sampler.export.assemble import export_bundle
+    from edge_sampler.export.form import Form
     from edge_sampler.models.conditioned import Pinned, built_in
     from edge_sampler.models.denoiser import Denoiser
     from edge_sampler.models.guidance import Branch, Guided, guided
     from edge_sampler.models.own import Decoder, Encoder, adapt, with_examples
     from edge_sampler.runtime.bundle import Bundle
     from edge_sampler.runtime.compare import compare
+    from edge_sampler.runtime.condition import Condition
     from edge_sampler.runtime.errors import UserError
-    from edge_sampler.runtime.inputs import Condition, Output
+    from edge_sampler.runtime.inputs import Output
     from edge_sampler.runtime.plan import Plan
     from edge_sampler.runtime.sampler import Sampler, load
     from edge_sampler.runtime.text import Text
@@ -36,11 +38,11 @@ if TYPE_CHECKING:
 HOMES = {
     "Branch": "models.guidance",
     "Bundle": "runtime.bundle",
-    "Condition": "runtime.inputs",
+    "Condition": "runtime.condition",
     "Decoder": "models.own",
     "Denoiser": "models.denoiser",
     "Encoder": "models.own",
-    "Form": "export.assemble",
+    "Form": "export.form",
     "Guided": "models.guidance",
     "Output": "runtime.inputs",
     "Pinned": "models.conditioned",

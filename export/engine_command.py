@@ -18,9 +18,9 @@ from edge_sampler.export.facts import sample_command
 from edge_sampler.export.precisions import PRECISIONS, QUANTISED
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser
+from edge_sampler.runtime.condition import Axis
 from edge_sampler.runtime.engine_record import LIBRARIES, Batch
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Axis
 
 
 def main() -> None:

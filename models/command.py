@@ -23,8 +23,8 @@ from edge_sampler.models.own import with_examples
 from edge_sampler.models.zoo import GROUPS, ZooRow
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.command_line import Parser, given
+from edge_sampler.runtime.condition import CLASSES, Shape
 from edge_sampler.runtime.errors import BoundError, UserError
-from edge_sampler.runtime.inputs import CLASSES, Shape
 from edge_sampler.runtime.noise import unit_noise
 
 CHECK_STREAM = 3  # of noise

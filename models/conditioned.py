@@ -12,8 +12,9 @@ from torch import Tensor
 from edge_sampler.models.denoiser import Denoiser, Wrapped, null_of
 from edge_sampler.models.guidance import guided
 from edge_sampler.models.spec import digest
+from edge_sampler.runtime.condition import CLASSES, Condition
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import CLASSES, Condition, Inputs
+from edge_sampler.runtime.inputs import Inputs
 
 NULL_CLASS = "null_class"  # among what is built in
 
@@ -54,6 +55,19 @@ class Pinned(Wrapped):
 
     Two conditions more, ``known`` and ``known_mask`` (1 where it is known), both shaped as x. The known entries are the
     answer there at every evaluation, so that the state there is those with noise of its level, and in the end they.
+
+    Args:
+        model: the denoiser of all entries.
+
+    Examples:
+        >>> pinned = edge_sampler.Pinned(model)
+        >>> list(pinned.spec.inputs.conditions)
+        ['known', 'known_mask']
+        >>> x, mask = torch.ones(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+        >>> mask[..., :4] = 1
+        >>> answer = pinned(x, 1.0, known=-x, known_mask=mask)
+        >>> answer[0, 0, 0, 3].item(), answer[0, 0, 0, 4].item()
+        (-1.0, 0.5)
     """
 
     def __init__(self, model: Denoiser) -> None:
@@ -72,7 +86,24 @@ class Pinned(Wrapped):
 
 
 def built_in(model: Denoiser, name: str, value: Any) -> Denoiser:
-    """The model with one condition a constant. Raises UserError where it has none, or one of another kind."""
+    """A model with one condition a constant, so that a sampler of it has one input less.
+
+    Args:
+        model: the denoiser.
+        name: of the condition, as a caller gives it.
+        value: of the condition's shape and dtype; an array, a number or nested lists.
+
+    Returns:
+        The denoiser with that built in, in evaluation mode.
+
+    Raises:
+        UserError: where the model has no such condition, and for a value of another shape, dtype or range.
+
+    Examples:
+        >>> sneakers = edge_sampler.built_in(edge_sampler.load_model("edm-fashion-cond"), "class_labels", 7)
+        >>> sneakers.spec.title, dict(sneakers.spec.inputs.conditions)
+        ('edm-fashion-cond, class 7', {})
+    """
     spec = model.spec
     known = {key: one for key, one in spec.called_with.conditions.items() if key in spec.inputs.conditions}
     if name not in known:

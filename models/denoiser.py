@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from edge_sampler.models.precond import Preconditioning
 from edge_sampler.models.spec import ModelSpec, digest
+from edge_sampler.runtime.condition import CLASSES, Condition
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import CLASSES, Condition, Inputs, Output
+from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.text import tokenized
 
 Examples = Mapping[str, Any] | Callable[[Sequence[int]], Mapping[str, np.ndarray]]
@@ -20,18 +21,33 @@ HELD = 4  # one in so many of a model's examples is held out of the fit
 
 
 class Denoiser(nn.Module):
-    """Args of a call:
+    """A model as everything here asks it: ``denoised = model(x, sigma, **conditions)``.
 
-        x: noisy data, float32 [n, *shape].
-        sigma: noise level, standard deviation in the data's units; a number, a scalar tensor, or [n].
-        conditions: by name, each [n, …] or [1, …]. One that is missing is its null.
+    D(x; σ) of arXiv 2206.00364, eq. 2 and 3. Of a call:
 
-    Returns the expected clean data, float32, shaped as x. ``spec`` describes the model.
+    - ``x``: noisy data, float32 [n, *shape];
+    - ``sigma``: the noise level, a standard deviation in the data's units; a number, a scalar tensor, or [n];
+    - ``conditions``: by name, each [n, …] or [1, …]. One that is missing is its null;
+    - what returns: the expected clean data, float32, shaped as x.
 
     ``encoder`` and ``decoder`` stand before and behind the loop, and a fit sees neither: ``encoder(*raw)`` returns
     conditions by name, ``decoder(x)`` what a sampler makes. ``examples`` are values of the conditions, as a caller
     gives them, to fit and to judge on: rows by name, or a function of seeds. ``own_levels`` are the noise levels at
-    which whoever made the model evaluates it, where that is known.
+    which whoever made the model evaluates it, where that is known. ``spec``, a ``ModelSpec``, describes the model.
+
+    Examples:
+        >>> x = torch.randn(2, 1, 8, 8)
+        >>> model(x, 1.0).shape, bool((model(x, 1.0) == x / 2).all())
+        (torch.Size([2, 1, 8, 8]), True)
+        >>> told = edge_sampler.load_model("edm-fashion-cond")
+        >>> told.device, told.outside_bytes
+        (device(type='cpu'), 0)
+        >>> drawn = told.draw_raw([0, 1])
+        >>> drawn["class_labels"].shape, told.encode(drawn)["class_labels"].dtype
+        ((2,), torch.int64)
+        >>> told.examples = {"class_labels": np.arange(8)}  # the last quarter is held out
+        >>> told.rows(False), told.rows(True), told.decode(x) is x
+        ((0, 6), (6, 8), True)
     """
 
     spec: ModelSpec
@@ -45,6 +61,7 @@ class Denoiser(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return next(self.parameters(), torch.empty(0)).device
 
     @property
@@ -55,9 +72,18 @@ class Denoiser(nn.Module):
     def draw_raw(self, seeds: Sequence[int], stream: int = 0, held: bool | None = None) -> dict[str, np.ndarray]:
         """A value of each condition for each seed, as a caller gives them: [n, …].
 
-        A seed's values are the same in any set of seeds. ``held`` chooses among a model's examples: those to fit on
-        (False), the others (True), or any (None). Raises UserError where a condition has no examples. A text with a
-        default needs none.
+        A seed's values are the same in any set of seeds. A text with a default needs no examples.
+
+        Args:
+            seeds: whole numbers, 0 or above.
+            stream: another number draws other values of the same seeds.
+            held: which of the model's examples: those to fit on (False), the others (True), or any (None).
+
+        Returns:
+            By name, [n, …].
+
+        Raises:
+            UserError: where a condition has no examples.
         """
         wanted = self.spec.called_with.conditions
         rngs = [np.random.default_rng([stream, seed]) for seed in seeds]
@@ -94,7 +120,14 @@ class Denoiser(nn.Module):
             )
 
     def rows(self, held: bool | None) -> tuple[int, int]:
-        """First and last (beyond) of the examples to fit on (False), to hold out (True), or of all (None)."""
+        """Which of the examples fit, and which are held out; examples that are arrays, that is.
+
+        Args:
+            held: those to fit on (False), to hold out (True), or all (None).
+
+        Returns:
+            The first, and the one behind the last.
+        """
         assert not callable(self.examples)
         count = len(next(iter(self.examples.values())))
         fitted = count - count // HELD
@@ -103,7 +136,14 @@ class Denoiser(nn.Module):
         return (fitted, count) if held else (0, fitted)
 
     def encode(self, raw: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        """The denoiser's own conditions, on its device, of those that a caller gives."""
+        """The denoiser's own conditions, on its device, of those that a caller gives.
+
+        Args:
+            raw: by name, [n, …], as ``spec.called_with`` says.
+
+        Returns:
+            By name, [n, …], as ``spec.inputs`` says.
+        """
         told = {name: torch.from_numpy(np.array(value)).to(self.device) for name, value in raw.items()}
         if self.encoder is not None:
             with torch.inference_mode():
@@ -112,7 +152,14 @@ class Denoiser(nn.Module):
         return {name: told[name] for name in self.spec.inputs.conditions}
 
     def decode(self, x: Tensor) -> Tensor:
-        """What a sampler makes of its last state."""
+        """What a sampler makes of its last state.
+
+        Args:
+            x: states [n, *shape].
+
+        Returns:
+            What the decoder makes of them, [n, …] of ``spec.output``'s shape; without a decoder x itself.
+        """
         if self.decoder is None:
             return x
         with torch.inference_mode():

@@ -7,16 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from edge_sampler.models.denoiser import Denoiser, Wrapped, null_of
+from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Condition
 from edge_sampler.runtime.text import Text
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One term of a guided answer: its weight, the conditions that it nulls, and those that are their negatives in it.
+    """One term of a guided answer.
 
-    A negative is the condition called ``negative_…``, which ``Negatable`` adds.
+    Args:
+        weight: of the model's answer in the sum.
+        nulled: the conditions that are their nulls in it.
+        negated: those that are their negatives in it: what the caller gives as ``negative_…``. ``guided`` adds these to
+            a model that is told a text.
+
+    Examples:
+        >>> unconditional = edge_sampler.Branch(-0.5, nulled=("class_labels",))
+        >>> unconditional.weight
+        -0.5
     """
 
     weight: float
@@ -89,8 +98,25 @@ class EncodesBoth(nn.Module):
 class Guided(Wrapped):
     """A weighted sum of a model's answers under different conditions: Σ weight·D(x; conditions, some of them nulled).
 
-    Classifier-free guidance (arXiv 2207.12598) is S·D_c + (1 - S)·D_∅. All branches run as one batch of several times
-    the size, or one after the other.
+    Classifier-free guidance (arXiv 2207.12598, eq. 6) is S·D_c + (1 - S)·D_∅; InstructPix2Pix's (arXiv 2211.09800,
+    eq. 3) has three branches.
+
+    Args:
+        model: the denoiser, whose conditions of the branches have nulls.
+        branches: the terms.
+        guidance: the scale, for people and records; the branches' weights are what counts.
+        one_batch: whether all branches run as one batch of several times the size, or one after the other.
+
+    Examples:
+        >>> told = edge_sampler.load_model("edm-fashion-cond")
+        >>> terms = [edge_sampler.Branch(1.5), edge_sampler.Branch(-0.5, ("class_labels",))]
+        >>> mine = edge_sampler.Guided(told, terms, guidance=1.5, one_batch=True)
+        >>> x, labels = torch.randn(2, 1, 28, 28), torch.tensor([3, 7])
+        >>> usual = edge_sampler.guided(told, 1.5)
+        >>> torch.allclose(mine(x, 1.0, class_labels=labels), usual(x, 1.0, class_labels=labels))
+        True
+        >>> mine.nulls(["class_labels"], {"class_labels": labels}, x)
+        {'class_labels': tensor([-1])}
     """
 
     def __init__(self, model: Denoiser, branches: Sequence[Branch], guidance: float, one_batch: bool) -> None:
@@ -125,18 +151,42 @@ class Guided(Wrapped):
         return guided
 
     def nulls(self, names: Sequence[str], conditions: Mapping[str, Tensor | None], x: Tensor) -> dict[str, Tensor]:
-        """[1, …] of each null, as large as the value that it stands for."""
+        """What stands for conditions that a branch nulls.
+
+        Args:
+            names: of the conditions; one that is not given is left out.
+            conditions: as given, by name, [n, …].
+            x: noisy data, on whose device they shall be.
+
+        Returns:
+            By name, [1, …], as large as the value that it stands for.
+        """
         told = {name: value for name in names if (value := conditions.get(name)) is not None}
         known = self.spec.inputs.conditions
         return {name: null_of(known[name], tuple(value.shape[1:]), x.device) for name, value in told.items()}
 
 
 def guided(model: Denoiser, scale: float, one_batch: bool = True) -> Denoiser:
-    """The model with classifier-free guidance: every condition that has a null is nulled in the second branch.
+    """A model with classifier-free guidance (arXiv 2207.12598, eq. 6): S·D_c + (1 - S)·D_∅.
 
-    A condition that is a text, or that the encoder makes of one, is there what the caller gives as ``negative_…``, by
-    default of the empty text. Raises UserError for a scale that is no finite number, and where no condition is of
-    either kind.
+    Every condition that has a null is nulled in D_∅. A condition that is a text, or that the encoder makes of one, is
+    there what the caller gives as ``negative_…``, by default of the empty text.
+
+    Args:
+        model: the denoiser.
+        scale: S; 1 is the model itself.
+        one_batch: whether both answers are asked in one batch of twice the size, or one after the other.
+
+    Returns:
+        The guided denoiser, in evaluation mode.
+
+    Raises:
+        UserError: for a scale that is no finite number, and where no condition has a null or is a text.
+
+    Examples:
+        >>> guided = edge_sampler.guided(edge_sampler.load_model("edm-fashion-cond"), 2.0)
+        >>> guided.spec.title, guided.spec.branches
+        ('edm-fashion-cond, guidance 2', 2)
     """
     if not abs(scale) < float("inf"):
         raise UserError(f"guidance is {scale}; it must be a finite number")

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from edge_sampler.runtime.condition import CLASSES, Condition
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import CLASSES, Condition, Inputs, Output
+from edge_sampler.runtime.inputs import Inputs, Output
 
 
 @dataclass(frozen=True)
@@ -15,18 +16,29 @@ class ModelSpec:
     """What a denoiser is, apart from the values of its weights.
 
     Args:
+        name: of the model, for people.
         inputs: the shape of its data, and its conditions.
-        sigma_min, sigma_max: the noise levels to sample between, in the data's units.
+        sigma_min: the lowest noise level to sample at, in the data's units.
+        sigma_max: the highest.
+        licence: of the weights.
         architecture: a hash of all that decides its answers beside the weights and what is built in.
         weights_sha256: of names, shapes and float32 values, so the same in every file format.
         random_weights: True for a dry run, whose samples mean nothing.
         output: what a sampler of it makes.
-        raw: conditions that its encoder takes from the caller, in place of those that it has ``made``.
+        raw: conditions that its encoder takes from the caller, in place of those that it makes.
+        made: the names of those.
         built_in: the conditions that are constants of the model, with their values (of arrays, a hash).
         guidance: the scale S of classifier-free guidance that is built in; 1: none.
         branches: evaluations of the network in one of the denoiser.
         schedule: a name of calibration's schedules: its noise levels, unless others are asked for; "own" are those that
             the model brings.
+
+    Examples:
+        >>> spec = edge_sampler.built_in(edge_sampler.load_model("edm-fashion-cond"), "class_labels", 7).spec
+        >>> spec.title, spec.shape, spec.classes, list(spec.called_with.conditions)
+        ('edm-fashion-cond, class 7', (1, 28, 28), 0, [])
+        >>> len(spec.fingerprint), spec.record()["sigma_max"]
+        (64, 80.0)
     """
 
     name: str
@@ -76,7 +88,11 @@ class ModelSpec:
         return ", ".join([self.name, *built_in])
 
     def record(self) -> dict[str, Any]:
-        """JSON values, for a bundle's manifest."""
+        """JSON values, for a bundle's manifest.
+
+        Returns:
+            Each field by name, and the fingerprint.
+        """
         facts = {key: getattr(self, key) for key in self.__dataclass_fields__}
         facts |= {"inputs": self.inputs.record(), "raw": {name: one.record() for name, one in self.raw.items()}}
         return facts | {"output": asdict(self.output), "fingerprint": self.fingerprint}

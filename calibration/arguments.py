@@ -17,7 +17,8 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families.base import Lora, Options
 from edge_sampler.models.loading import load
 from edge_sampler.models.onnx_denoiser import SUFFIX
-from edge_sampler.models.own import is_named, with_examples
+from edge_sampler.models.own import with_examples
+from edge_sampler.models.python_file import is_named
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.command_line import given
 from edge_sampler.runtime.errors import UserError

@@ -19,8 +19,9 @@ from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Solver
 from edge_sampler.calibration.trace import trace
 from edge_sampler.calibration.views import viewer
-from edge_sampler.models.denoiser import Denoiser, check_alike
+from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
+from edge_sampler.models.spec import check_alike
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport
 from edge_sampler.runtime.plan import Plan, sample
@@ -175,11 +176,29 @@ def refit(
     progress: ProgressBars = silent,
     cache: Cache = NO_CACHE,
 ) -> Plan:
-    """``plan`` refined for a sampler whose k-th evaluation is ``evaluations[k]``, a quantised one of the model, say.
+    """Refines a plan for a sampler whose evaluations differ, such as one that was quantised.
 
-    Its images come near those that ``model`` itself converges to. Of ``settings`` count the noises and ``refine``, the
-    iterations at the most. Never worse on the held-out noises; the report's ``refinement`` and error are of
-    ``evaluations``, before and after. Raises UserError as ``refine_over`` does, and where the plan is not usable.
+    Args:
+        model: whose converged images are aimed at.
+        evaluations: [nfe] denoisers, one for each evaluation of the sampler.
+        plan: to start from.
+        settings: of which the noises and ``refine``, the iterations at the most, count.
+        progress: what shows how far it is: ``edge_sampler.models.progress.bar``, or by default nothing.
+        cache: where results are kept; by default nowhere.
+
+    Returns:
+        A plan that is never worse on the held-out noises. The report's ``refinement`` and error are of ``evaluations``,
+        before and after.
+
+    Raises:
+        UserError: where evaluations and model are of other data, conditions or noise levels, and where the plan weighs
+            answers by more than float32 holds.
+
+    Examples:
+        >>> from edge_sampler.calibration.calibrate import refit
+        >>> settings = edge_sampler.Settings(nfe=3, batch=8, heldout=8, refine=1)
+        >>> refit(model, [model] * 3, plan, settings).solver
+        'ddim-refined'
     """
     started, view, noises = time.perf_counter(), viewer(settings.refine_on, model), noises_of(model, settings)
     steps, meter = max(REFERENCE_STEPS, settings.fine_steps * plan.nfe), noises.network.meter

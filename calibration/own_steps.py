@@ -20,9 +20,19 @@ def library_ddim(sigmas: np.ndarray, nfe: int, clip: float = 0.0) -> Plan:
 
     Args:
         sigmas: [T], the noise level of each step of training, rising (``precond.discrete_sigmas``).
+        nfe: network evaluations, 1 to T.
         clip: ``clip_sample_range``; 0: no ``clip_sample``.
 
-    Raises UserError where nfe is not 1 … T.
+    Returns:
+        The plan, without a report.
+
+    Raises:
+        UserError: where nfe is out of range.
+
+    Examples:
+        >>> from edge_sampler.calibration.own_steps import library_ddim
+        >>> [round(sigma, 2) for sigma in library_ddim(np.array([0.1, 0.5, 1.0, 2.0]), nfe=2).sigmas]
+        [1.0, 0.1]
     """
     if not 1 <= nfe <= len(sigmas):
         raise UserError(f"nfe is {nfe}; a network of {len(sigmas)} steps takes 1 to {len(sigmas)}")

@@ -30,8 +30,9 @@ from edge_sampler.calibration.evaluate.noise_sets import Noises, digest
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.fit import image_errors
 from edge_sampler.calibration.views import PIXELS, View
-from edge_sampler.models.denoiser import Denoiser, check_alike
+from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
+from edge_sampler.models.spec import check_alike
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan, sample, terms_before, weighted_sum
 

@@ -19,7 +19,7 @@ AUTO = ("iia-ipndm", "iia-ddim", "iia-dpmpp-2m", "ipndm")  # the best on chosen 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to calibrate. Raises UserError for a value out of range.
+    """What to calibrate, by Improved Integration Approximation (arXiv 2304.11328).
 
     Args:
         nfe: network evaluations, exactly.
@@ -30,7 +30,8 @@ class Settings:
             the same noise, so that a step also repairs what earlier ones left. None: local, and global for "auto".
         history: the paper's r; None is each solver's own (0 for biia-edm, 1 for the others).
         fine_steps: the paper's M, steps that the target cuts an interval into.
-        batch: the paper's |B|, noises to fit on; ``heldout`` more judge every step and the choice of solver.
+        batch: the paper's |B|, noises to fit on.
+        heldout: noises more, which judge every step and the choice of solver.
         ridge: relative weight of the pull toward the base solver. 1e-4 costs no accuracy against less and halves the
             largest γ, and with it float32's rounding, where past gradients hardly differ.
         seed: of the noises, and of the values of conditions.
@@ -38,8 +39,17 @@ class Settings:
         afs: whether the first step is analytical (calibration/afs.py), which saves an evaluation for one step more.
             None: for "auto" alone, unless the caller gives conditions, which have no one mean.
         refine: iterations of joint refinement after the fit, at the most; 0: none.
-        paper: whether the first and the last step have no γ, and others whatever held-out noises say, as in the paper.
         refine_on: one of ``VIEWS``, or FILE.py:FUNCTION: what of the images refinement compares (calibration/views.py).
+        paper: whether the first and the last step have no γ, and others whatever held-out noises say, as in the paper.
+
+    Raises:
+        UserError: for a value out of range, and for names that are not known.
+
+    Examples:
+        >>> edge_sampler.Settings(nfe=6, solver="iia-ddim", refine=2).sampler
+        'iia-ddim-refined'
+        >>> edge_sampler.Settings(nfe=5, solver="iia-ddim").as_in_the_paper().batch
+        16
     """
 
     nfe: int
@@ -90,7 +100,11 @@ class Settings:
     def as_in_the_paper(self) -> "Settings":
         """The settings of arXiv 2304.11328: |B| = 200 for Heun's solvers and 16 for the others, M = 3, no ridge.
 
-        Raises UserError for "auto", which is ours, and where something else was asked for than the paper's.
+        Returns:
+            Settings of this solver, NFE, schedule, history and seed, and for the rest the paper's.
+
+        Raises:
+            UserError: for "auto", which is ours, and where something else was asked for than the paper's.
         """
         if self.solver == "auto" or find(self.solver).history is None:
             raise UserError(f"--paper is for one of its fitted solvers, such as iia-edm or iia-ddim, not {self.solver}")

@@ -13,10 +13,25 @@ AFS = "-afs"  # ends the name of a solver whose first step is analytical
 
 
 def trace(scheme: Scheme, gammas: Sequence[Sequence[float]] = ()) -> Plan:
-    """The plan of ``scheme``, its i-th step corrected by ``gammas[i]``.
+    """Makes the plan of a solver on one grid, by running it over coefficient vectors.
 
     A vector's entry 0 is the weight of the unit noise, entry j + 1 that of the j-th denoised image; the first of these
     is the scheme's mean, where it has one.
+
+    Args:
+        scheme: the solver, and its grid.
+        gammas: the i-th step's correction: γ of arXiv 2304.11328, one number for each of its directions. By
+            default none, the fixed solver.
+
+    Returns:
+        The plan, without a report.
+
+    Examples:
+        >>> from edge_sampler.calibration.solvers import find
+        >>> from edge_sampler.calibration.solvers.base import Scheme
+        >>> from edge_sampler.calibration.trace import trace
+        >>> trace(Scheme(find("heun"), [80.0, 2.5, 0.0], nfe=3)).nfe
+        3
     """
     name, afs, clip = scheme.solver.name, scheme.mean is not None, scheme.solver.clip
     nfe, each = scheme.nfe - afs, 2 if clip else 1

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.networks import classifier, lpips
-from edge_sampler.models.own import file_and_function, is_named
+from edge_sampler.models.python_file import file_and_function, is_named
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.noise import unit_noise
 

@@ -20,29 +20,32 @@ if TYPE_CHECKING:
     from edge_sampler import calibration, export, models, runtime
     from edge_sampler.api import add_engine, fit, load_model
     from edge_sampler.calibration.settings import Settings
-    from edge_sampler.export.assemble import Form, export_bundle
+    from edge_sampler.export.assemble import export_bundle
+    from edge_sampler.export.form import Form
     from edge_sampler.export.sign import signer
-    from edge_sampler.models.conditioned import Branch, Guided, Pinned, built_in, guided
+    from edge_sampler.models.conditioned import Pinned, built_in
     from edge_sampler.models.denoiser import Denoiser
     from edge_sampler.models.families.base import Lora
+    from edge_sampler.models.guidance import Branch, Guided, guided
     from edge_sampler.models.own import Decoder, Encoder, adapt, with_examples
     from edge_sampler.runtime.bundle import Bundle
     from edge_sampler.runtime.compare import compare
+    from edge_sampler.runtime.condition import Condition
     from edge_sampler.runtime.errors import UserError
-    from edge_sampler.runtime.inputs import Condition, Output
+    from edge_sampler.runtime.inputs import Output
     from edge_sampler.runtime.plan import Plan
     from edge_sampler.runtime.sampler import Sampler, load
     from edge_sampler.runtime.text import Text
 
 HOMES = {
-    "Branch": "models.conditioned",
+    "Branch": "models.guidance",
     "Bundle": "runtime.bundle",
-    "Condition": "runtime.inputs",
+    "Condition": "runtime.condition",
     "Decoder": "models.own",
     "Denoiser": "models.denoiser",
     "Encoder": "models.own",
-    "Form": "export.assemble",
-    "Guided": "models.conditioned",
+    "Form": "export.form",
+    "Guided": "models.guidance",
     "Lora": "models.families.base",
     "Output": "runtime.inputs",
     "Pinned": "models.conditioned",
@@ -57,7 +60,7 @@ HOMES = {
     "compare": "runtime.compare",
     "export_bundle": "export.assemble",
     "fit": "api",
-    "guided": "models.conditioned",
+    "guided": "models.guidance",
     "load": "runtime.sampler",
     "load_model": "api",
     "signer": "export.sign",

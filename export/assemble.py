@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from edge_sampler.calibration.judge import Judgement
 from edge_sampler.export.canvas import OUTPUTS
+from edge_sampler.export.form import Form, check_fit, output_of
 from edge_sampler.export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm, transpose_keys_at_once
 from edge_sampler.export.network_graph import OPSET, export_decoder, export_denoiser, export_encoder
 from edge_sampler.export.pictures import draw
@@ -19,47 +19,22 @@ from edge_sampler.export.report_page import REPORT, report_page
 from edge_sampler.export.save import INLINE_LIMIT, Beside, save_checked, weights_size
 from edge_sampler.export.sign import Signer
 from edge_sampler.export.unroll import unroll
-from edge_sampler.models.denoiser import Denoiser, ModelSpec
+from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.mapped import page_out
 from edge_sampler.models.progress import ProgressBars, silent
-from edge_sampler.runtime.bundle import (
-    WEIGHTS,
-    Bundle,
-    describe_files,
-)
+from edge_sampler.models.spec import ModelSpec
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.compare import PYTORCH, Difference, compare
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Output
 from edge_sampler.runtime.manifest import MANIFEST, write_manifest
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.sampler import Sampler
+from edge_sampler.runtime.verified import WEIGHTS, describe_files
 
 CPU = "onnxrt"  # bundles are checked by the baseline, whatever else the machine has
 TOLERANCE = 1e-3  # relative; beyond it the graph computes something else
 TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a bundle's graph is to be.
-
-    Args:
-        dtype: of what it makes: float32, or uint8 [batch, H, W, C] for pictures.
-        samples: how many are drawn in samples.png.
-        encode, decode: whether the model's stages are part of it; else the caller makes and takes what stands between.
-    """
-
-    dtype: str = OUTPUTS[0]
-    samples: int = 16
-    encode: bool = True
-    decode: bool = True
-
-    def __post_init__(self) -> None:
-        if self.dtype not in OUTPUTS or self.samples < 1:
-            raise UserError(
-                f"output is {self.dtype!r} and samples {self.samples}; allowed: {', '.join(OUTPUTS)}, and 1 or more"
-            )
 
 
 @dataclass(frozen=True)
@@ -85,7 +60,17 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Written:
-    """Nodes of the sampler's graph, and bytes of it and of the denoiser's, with their weights."""
+    """How large a bundle's graphs are.
+
+    Args:
+        nodes: of the sampler's graph.
+        sampler_bytes: of that graph, with its weights.
+        denoiser_bytes: of the denoiser's, with its weights.
+
+    Examples:
+        >>> exported.graphs.sampler_bytes > 0, exported.graphs.denoiser_bytes > 0
+        (True, True)
+    """
 
     nodes: int
     sampler_bytes: int
@@ -94,7 +79,17 @@ class Written:
 
 @dataclass(frozen=True)
 class Exported:
-    """A bundle that was written, and how far its sampler is from PyTorch's."""
+    """A bundle that was written.
+
+    Args:
+        folder: where it is.
+        graphs: how large they are.
+        difference: how far its sampler's images are from PyTorch's.
+
+    Examples:
+        >>> str(exported.folder), exported.graphs.nodes > 0, exported.difference.relative < 1e-4
+        ('shrink', True, True)
+    """
 
     folder: Path
     graphs: Written
@@ -102,7 +97,22 @@ class Exported:
 
 
 def export_graphs(model: Denoiser) -> Graphs:
-    """The model's graphs; it stays on its device. Raises UserError for a network that no graph can hold."""
+    """Exports a model's graphs, of which bundles of many plans may be made. It stays on its device.
+
+    Args:
+        model: as ``load_model`` or ``adapt`` returns it, with what is built in.
+
+    Returns:
+        The graphs, for ``export_bundle``.
+
+    Raises:
+        UserError: for a network that no graph can hold.
+
+    Examples:
+        >>> from edge_sampler.export.assemble import export_graphs
+        >>> list(export_graphs(model).stages)  # those before and behind the loop
+        []
+    """
     device = model.device
     model.cpu()
     denoiser, encoder, decoder = export_denoiser(model), export_encoder(model), export_decoder(model)
@@ -119,7 +129,7 @@ def export_bundle(
     model: Denoiser,
     plan: Plan,
     out: str | Path,
-    form: Form = Form(),
+    form: Form = Form(),  # noqa: B008 (it cannot be changed)
     *,
     graphs: Graphs | None = None,
     judgement: Judgement | None = None,
@@ -132,13 +142,25 @@ def export_bundle(
     Args:
         model: as ``load_model`` or ``adapt`` returns it, with what is built in.
         plan: fitted for this very model, or of a fixed solver.
-        out: the folder; replaced with ``force``.
+        out: the folder.
+        form: what the graph makes, and which stages are part of it.
         graphs: of ``export_graphs``, where they are there already.
-        judgement: how good the images are, for the report.
-        sign: of ``signer``, what signs it.
+        judgement: how good the images are, for the report; ``judge`` measures it.
+        sign: what signs the bundle, as ``signer`` makes it; None: nothing does.
+        force: whether a bundle that is there is replaced.
+        progress: what shows how far it is: ``edge_sampler.models.progress.bar``, or by default nothing.
 
-    Raises UserError when the plan belongs to another model, for a form that the model does not have, where ``out``
-    exists, and when the graph's results differ from PyTorch's.
+    Returns:
+        What was written, and how far it is from PyTorch.
+
+    Raises:
+        UserError: when the plan belongs to another model, for a form that the model does not have, where ``out``
+            exists, and when the graph's results differ from PyTorch's by more than 1e-3, relative.
+
+    Examples:
+        >>> edge_sampler.export_bundle(model, plan, "shrink")  # it is there already
+        Traceback (most recent call last):
+        edge_sampler.runtime.errors.UserError: shrink exists; choose another name or add --force
     """
     check_fit(model, plan)
     spec, output = model.spec, output_of(model, form)
@@ -184,32 +206,6 @@ def export_bundle(
             sign(folder)
         advance(1)
     return Exported(Path(out), written, differences[-1])
-
-
-def check_fit(model: Denoiser, plan: Plan) -> None:
-    """Raises UserError where the plan was fitted to another model, or its mean is of other data."""
-    spec, report = model.spec, plan.report
-    if report and report.fingerprint != spec.fingerprint:
-        raise UserError(
-            f"the plan was fitted to {report.model}, fingerprint {report.fingerprint[:12]}, and this is {spec.title}, "
-            f"fingerprint {spec.fingerprint[:12]}: fit it again"
-        )
-    if plan.afs and np.shape(plan.mean) != spec.shape:
-        raise UserError(f"the plan has a mean of {np.shape(plan.mean)} for data of {spec.shape}: fit it again")
-    if max(plan.sigmas) > spec.sigma_max * 1.001 or (not report and min(plan.sigmas) < spec.sigma_min * 0.999):
-        raise UserError(
-            f"the plan's noise levels, {max(plan.sigmas):.4g} to {min(plan.sigmas):.4g}, leave those of {spec.title}, "
-            f"{spec.sigma_max:.4g} to {spec.sigma_min:.4g}: fit it again"
-        )
-
-
-def output_of(model: Denoiser, form: Form) -> Output:
-    """What a sampler of this form makes. Raises UserError where it cannot be as ``form.dtype`` says."""
-    bare = model.decoder is not None and not form.decode
-    output = Output("samples", model.spec.inputs.shape, "the decoder's input") if bare else model.spec.output
-    if form.dtype == "uint8" and not output.is_image:
-        raise UserError(f"output uint8 is for pictures of 1 or 3 channels; {model.spec.name} makes {output.name}")
-    return output
 
 
 def write_graphs(graphs: Graphs, plan: Plan, folder: Path, dtype: str = OUTPUTS[0], output: str = "images") -> Written:

@@ -31,11 +31,12 @@ from edge_sampler.calibration.budget import afford
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.judge import Judgement, judge
 from edge_sampler.calibration.report import show
-from edge_sampler.export.assemble import Exported, Form, check_fit, export_bundle, export_graphs, output_of
+from edge_sampler.export.assemble import Exported, export_bundle, export_graphs
 from edge_sampler.export.canvas import OUTPUTS
 from edge_sampler.export.engine_command import add_engine_arguments, additions_of
 from edge_sampler.export.extend import add, profile_of
 from edge_sampler.export.facts import sample_command
+from edge_sampler.export.form import Form, check_fit, output_of
 from edge_sampler.export.refitted import refitted
 from edge_sampler.export.sign import add_sign, signer
 from edge_sampler.models.denoiser import Denoiser

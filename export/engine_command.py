@@ -19,9 +19,9 @@ from edge_sampler.export.precisions import PRECISIONS, QUANTISED
 from edge_sampler.export.sign import add_sign, signer
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser, add_verify_key
+from edge_sampler.runtime.condition import Axis
 from edge_sampler.runtime.engine_record import LIBRARIES, Batch
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Axis
 
 
 def main() -> None:

@@ -26,15 +26,16 @@ from edge_sampler.export.save import save_checked
 from edge_sampler.export.sign import Signer
 from edge_sampler.models.progress import bar
 from edge_sampler.runtime import interrupt
-from edge_sampler.runtime.bundle import Bundle, describe_files
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.condition import Axis
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import BoundError, UserError
-from edge_sampler.runtime.inputs import Axis
 from edge_sampler.runtime.json_file import read_json
 from edge_sampler.runtime.manifest import FILE, MANIFEST, facts_of, read_manifest, write_manifest
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.signature import SIGNATURE
+from edge_sampler.runtime.verified import describe_files
 
 ENGINES = "engines/"
 NEW, JOINING = ".new-", ".joining"  # in a bundle, while something is added to it

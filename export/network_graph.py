@@ -19,8 +19,8 @@ from edge_sampler.export.inline import inline
 from edge_sampler.export.lower import compute_in_single_precision
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.onnx_graph import OnnxGraph
+from edge_sampler.runtime.condition import Axis, Condition, Shape
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Axis, Condition, Shape
 
 OPSET = 21  # the first in which GroupNormalization is one node that engines take
 BATCH = "batch"  # what graphs call their first axis

@@ -12,8 +12,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from edge_sampler.runtime.bundle import weights_beside
 from edge_sampler.runtime.protobuf import field_head
+from edge_sampler.runtime.verified import weights_beside
 
 INLINE_LIMIT = 2_000_000_000  # bytes of weights; Protocol Buffers end at 2 GiB, so more go to a file beside the graph
 LARGE = 4096  # bytes; smaller tensors stay in the serialized part

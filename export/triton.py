@@ -24,13 +24,14 @@ import numpy as np
 
 from edge_sampler.export.triton_noise import model_file
 from edge_sampler.runtime.backends.trt import PREFERENCE
-from edge_sampler.runtime.bundle import Bundle, weights_beside
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser, add_verify_key
+from edge_sampler.runtime.condition import Shape
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Shape
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.sampler import feed_of
+from edge_sampler.runtime.verified import weights_beside
 
 CONFIG = "config.pbtxt"
 DEFAULT_BATCH = 16  # of a graph, which takes any

@@ -16,8 +16,9 @@ from edge_sampler.models.networks import NETWORKS
 from edge_sampler.models.networks.layers import FourierEmbedding
 from edge_sampler.models.networks.patches import Patches
 from edge_sampler.models.precond import PRECONDITIONINGS
+from edge_sampler.runtime.condition import class_labels
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Inputs, class_labels
+from edge_sampler.runtime.inputs import Inputs
 
 LARGEST_NUMBER, MOST_BLOCKS, MOST_VALUES = 2**24, 256, 4096  # beyond what any network has
 COUNTS = re.compile("layers|blocks|depth")  # in the names of arguments that say how many of something are built

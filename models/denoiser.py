@@ -1,9 +1,7 @@
 """The denoiser contract: ``denoised = model(x, sigma, **conditions)``, what every model of this project is."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from edge_sampler.models.precond import Preconditioning
+from edge_sampler.models.spec import ModelSpec, digest
+from edge_sampler.runtime.condition import CLASSES, Condition
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import CLASSES, Condition, Inputs, Output
+from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.text import tokenized
 
 Examples = Mapping[str, Any] | Callable[[Sequence[int]], Mapping[str, np.ndarray]]
@@ -20,110 +20,34 @@ Levels = Callable[[int], list[float]]  # so many noise levels, from the highest 
 HELD = 4  # one in so many of a model's examples is held out of the fit
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """What a denoiser is, apart from the values of its weights.
-
-    Args:
-        inputs: the shape of its data, and its conditions.
-        sigma_min, sigma_max: the noise levels to sample between, in the data's units.
-        architecture: a hash of all that decides its answers beside the weights and what is built in.
-        weights_sha256: of names, shapes and float32 values, so the same in every file format.
-        random_weights: True for a dry run, whose samples mean nothing.
-        output: what a sampler of it makes.
-        raw: conditions that its encoder takes from the caller, in place of those that it has ``made``.
-        built_in: the conditions that are constants of the model, with their values (of arrays, a hash).
-        guidance: the scale S of classifier-free guidance that is built in; 1: none.
-        branches: evaluations of the network in one of the denoiser.
-        schedule: a name of calibration's schedules: its noise levels, unless others are asked for; "own" are those that
-            the model brings.
-    """
-
-    name: str
-    inputs: Inputs
-    sigma_min: float
-    sigma_max: float
-    licence: str
-    architecture: str
-    weights_sha256: str
-    random_weights: bool
-    output: Output
-    raw: Mapping[str, Condition] = field(default_factory=dict)
-    made: tuple[str, ...] = ()
-    built_in: Mapping[str, Any] = field(default_factory=dict)
-    guidance: float = 1.0
-    branches: int = 1
-    schedule: str = "edm"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one sample of the data, axes with names at their usual size."""
-        return self.inputs.sized()
-
-    @property
-    def classes(self) -> int:
-        """How many classes the caller may name; 0: none."""
-        condition = self.inputs.conditions.get(CLASSES)
-        return condition.choices if condition else 0
-
-    @property
-    def called_with(self) -> Inputs:
-        """What the caller of a whole sampler gives: the encoder's inputs, and the conditions that it does not make."""
-        kept = {name: one for name, one in self.inputs.conditions.items() if name not in self.made}
-        return replace(self.inputs, conditions={**self.raw, **kept})
-
-    @property
-    def fingerprint(self) -> str:
-        """A SHA-256 of whatever decides this denoiser's answers: what caches, plans and bundles ask."""
-        facts = [self.architecture, self.weights_sha256, dict(self.built_in), self.guidance, self.branches]
-        return digest([*facts, self.inputs.record(), self.sigma_min, self.sigma_max])
-
-    @property
-    def title(self) -> str:
-        """The name, and what is built in: "edm-fashion-cond, class 7, guidance 2"."""
-        built_in = [f"{'class' if name == CLASSES else name} {value}" for name, value in self.built_in.items()]
-        built_in += [f"guidance {self.guidance:g}"] if self.guidance != 1 else []
-        return ", ".join([self.name, *built_in])
-
-    def record(self) -> dict[str, Any]:
-        """JSON values, for a bundle's manifest."""
-        facts = {key: getattr(self, key) for key in self.__dataclass_fields__}
-        facts |= {"inputs": self.inputs.record(), "raw": {name: one.record() for name, one in self.raw.items()}}
-        return facts | {"output": asdict(self.output), "fingerprint": self.fingerprint}
-
-
-def check_alike(one: ModelSpec, other: ModelSpec) -> None:
-    """Raises UserError where one model cannot stand for the other: of other data, conditions or noise levels."""
-
-    def told(spec: ModelSpec) -> tuple[Any, ...]:
-        conditions = {name: (given.shape, given.dtype) for name, given in spec.inputs.conditions.items()}
-        return spec.inputs.shape, spec.inputs.axes, conditions, spec.sigma_min, spec.sigma_max
-
-    if told(one) != told(other):
-        raise UserError(
-            f"{one.title} cannot stand for {other.title}: shape, axes, conditions and noise levels are {told(one)} and "
-            f"{told(other)}"
-        )
-
-
-def digest(facts: Any) -> str:
-    """SHA-256 of JSON values in their canonical form."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
 class Denoiser(nn.Module):
-    """Args of a call:
+    """A model as everything here asks it: ``denoised = model(x, sigma, **conditions)``.
 
-        x: noisy data, float32 [n, *shape].
-        sigma: noise level, standard deviation in the data's units; a number, a scalar tensor, or [n].
-        conditions: by name, each [n, …] or [1, …]. One that is missing is its null.
+    D(x; σ) of arXiv 2206.00364, eq. 2 and 3. Of a call:
 
-    Returns the expected clean data, float32, shaped as x. ``spec`` describes the model.
+    - ``x``: noisy data, float32 [n, *shape];
+    - ``sigma``: the noise level, a standard deviation in the data's units; a number, a scalar tensor, or [n];
+    - ``conditions``: by name, each [n, …] or [1, …]. One that is missing is its null;
+    - what returns: the expected clean data, float32, shaped as x.
 
     ``encoder`` and ``decoder`` stand before and behind the loop, and a fit sees neither: ``encoder(*raw)`` returns
     conditions by name, ``decoder(x)`` what a sampler makes. ``examples`` are values of the conditions, as a caller
     gives them, to fit and to judge on: rows by name, or a function of seeds. ``own_levels`` are the noise levels at
-    which whoever made the model evaluates it, where that is known.
+    which whoever made the model evaluates it, where that is known. ``spec``, a ``ModelSpec``, describes the model.
+
+    Examples:
+        >>> x = torch.randn(2, 1, 8, 8)
+        >>> model(x, 1.0).shape, bool((model(x, 1.0) == x / 2).all())
+        (torch.Size([2, 1, 8, 8]), True)
+        >>> told = edge_sampler.load_model("edm-fashion-cond")
+        >>> told.device, told.outside_bytes
+        (device(type='cpu'), 0)
+        >>> drawn = told.draw_raw([0, 1])
+        >>> drawn["class_labels"].shape, told.encode(drawn)["class_labels"].dtype
+        ((2,), torch.int64)
+        >>> told.examples = {"class_labels": np.arange(8)}  # the last quarter is held out
+        >>> told.rows(False), told.rows(True), told.decode(x) is x
+        ((0, 6), (6, 8), True)
     """
 
     spec: ModelSpec
@@ -137,6 +61,7 @@ class Denoiser(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return next(self.parameters(), torch.empty(0)).device
 
     @property
@@ -147,9 +72,18 @@ class Denoiser(nn.Module):
     def draw_raw(self, seeds: Sequence[int], stream: int = 0, held: bool | None = None) -> dict[str, np.ndarray]:
         """A value of each condition for each seed, as a caller gives them: [n, …].
 
-        A seed's values are the same in any set of seeds. ``held`` chooses among a model's examples: those to fit on
-        (False), the others (True), or any (None). Raises UserError where a condition has no examples. A text with a
-        default needs none.
+        A seed's values are the same in any set of seeds. A text with a default needs no examples.
+
+        Args:
+            seeds: whole numbers, 0 or above.
+            stream: another number draws other values of the same seeds.
+            held: which of the model's examples: those to fit on (False), the others (True), or any (None).
+
+        Returns:
+            By name, [n, …].
+
+        Raises:
+            UserError: where a condition has no examples.
         """
         wanted = self.spec.called_with.conditions
         rngs = [np.random.default_rng([stream, seed]) for seed in seeds]
@@ -186,7 +120,14 @@ class Denoiser(nn.Module):
             )
 
     def rows(self, held: bool | None) -> tuple[int, int]:
-        """First and last (beyond) of the examples to fit on (False), to hold out (True), or of all (None)."""
+        """Which of the examples fit, and which are held out; examples that are arrays, that is.
+
+        Args:
+            held: those to fit on (False), to hold out (True), or all (None).
+
+        Returns:
+            The first, and the one behind the last.
+        """
         assert not callable(self.examples)
         count = len(next(iter(self.examples.values())))
         fitted = count - count // HELD
@@ -195,7 +136,14 @@ class Denoiser(nn.Module):
         return (fitted, count) if held else (0, fitted)
 
     def encode(self, raw: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        """The denoiser's own conditions, on its device, of those that a caller gives."""
+        """The denoiser's own conditions, on its device, of those that a caller gives.
+
+        Args:
+            raw: by name, [n, …], as ``spec.called_with`` says.
+
+        Returns:
+            By name, [n, …], as ``spec.inputs`` says.
+        """
         told = {name: torch.from_numpy(np.array(value)).to(self.device) for name, value in raw.items()}
         if self.encoder is not None:
             with torch.inference_mode():
@@ -204,11 +152,47 @@ class Denoiser(nn.Module):
         return {name: told[name] for name in self.spec.inputs.conditions}
 
     def decode(self, x: Tensor) -> Tensor:
-        """What a sampler makes of its last state."""
+        """What a sampler makes of its last state.
+
+        Args:
+            x: states [n, *shape].
+
+        Returns:
+            What the decoder makes of them, [n, …] of ``spec.output``'s shape; without a decoder x itself.
+        """
         if self.decoder is None:
             return x
         with torch.inference_mode():
             return self.decoder(x)
+
+
+class Wrapped(Denoiser):
+    """A denoiser around another, with its stages and examples."""
+
+    def __init__(self, model: Denoiser, **changes: Any) -> None:
+        nn.Module.__init__(self)  # the stages are the model's
+        self.model = model
+        self.spec = replace(model.spec, **changes)
+
+    @property
+    def encoder(self) -> nn.Module | None:  # type: ignore[override]
+        return self.model.encoder
+
+    @property
+    def decoder(self) -> nn.Module | None:  # type: ignore[override]
+        return self.model.decoder
+
+    @property
+    def examples(self) -> Examples:
+        return self.model.examples
+
+    @examples.setter
+    def examples(self, examples: Examples) -> None:
+        self.model.examples = examples
+
+    @property
+    def own_levels(self) -> Levels | None:  # type: ignore[override]
+        return self.model.own_levels
 
 
 class Preconditioned(Denoiser):

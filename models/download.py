@@ -13,10 +13,10 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-from edge_sampler.runtime.bundle import file_sha256
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import writable
+from edge_sampler.runtime.verified import file_sha256
 
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 20

@@ -7,8 +7,8 @@ from functools import cache
 from edge_sampler.models.published import HUB
 from edge_sampler.models.zoo import GROUPS, ZooRow
 from edge_sampler.runtime.cache_folder import cache_folder
+from edge_sampler.runtime.condition import Shape
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Shape
 
 
 def show() -> None:

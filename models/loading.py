@@ -15,9 +15,9 @@ from edge_sampler.models import (
     guided_diffusion,
     latents,
     onnx_denoiser,
-    own,
     pipeline,
     prompts,
+    python_file,
 )
 from edge_sampler.models.architecture import build, randomise
 from edge_sampler.models.checkpoint import Checkpoint
@@ -54,11 +54,11 @@ def load(
     Raises UserError for an unknown name, a bad file, or weights of another architecture.
     """
     options = options or Options()
-    if own.is_named(model):
+    if python_file.is_named(model):
         options.only(model=model)
         if weights is not None or random_weights:
             raise UserError(f"{model} brings its own weights; leave --weights and --random-weights out")
-        return own.load(model)
+        return python_file.load(model)
     if graph := onnx_denoiser.find(model):
         options.only(model=model)
         if weights is not None or random_weights:

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edge_sampler.models.denoiser import Denoiser, ModelSpec, digest, null_of
+from edge_sampler.models.denoiser import Denoiser, null_of
 from edge_sampler.models.onnx_graph import OnnxGraph, told
+from edge_sampler.models.spec import ModelSpec, digest
 from edge_sampler.models.zoo import ZOO
 from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.condition import Axis, Condition
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Axis, Condition, Inputs, Output
+from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.json_file import read_json
 from edge_sampler.runtime.manifest import MANIFEST
 

@@ -8,12 +8,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from edge_sampler.models.denoiser import digest
+from edge_sampler.models.spec import digest
 from edge_sampler.runtime.backends.base import resident_memory
 from edge_sampler.runtime.backends.onnxrt import CPU, CUDA, Session
-from edge_sampler.runtime.bundle import file_sha256
+from edge_sampler.runtime.condition import Shape
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Shape
+from edge_sampler.runtime.verified import file_sha256
 
 DOMAIN = "edge_sampler.graphs"  # of the nodes that stand for graphs while PyTorch exports
 DTYPES = {1: "float32", 7: "int64", 9: "bool"}  # by their numbers in onnx.proto

@@ -1,13 +1,8 @@
 """A network of one's own behind the denoiser contract. docs/your-model.md shows how."""
 
-import importlib.util
 import math
-import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,22 +10,32 @@ import torch
 from torch import nn
 
 from edge_sampler.models.checkpoint import weights_sha256
-from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned, digest, per_sample
+from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned, per_sample
 from edge_sampler.models.precond import PRECONDITIONINGS
+from edge_sampler.models.spec import digest
+from edge_sampler.runtime.condition import Axis, Condition, class_labels
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Axis, Condition, Inputs, Output, class_labels
+from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.text import tokenized
-
-NAME = re.compile(r"(.+\.py):(\w+)")
-ROOMS = Path(__file__).resolve().parents[1]  # the folder that holds this one
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A stage before the loop: ``module(*inputs)`` returns the conditions that it ``makes``, as a tuple of tensors.
+    """A stage before the loop, which makes conditions of what the caller gives.
 
-    ``inputs`` are what the caller gives in their place, in the order of the module's arguments.
+    Args:
+        module: ``module(*inputs)`` returns a tuple of tensors [n, …], those that it ``makes``.
+        inputs: what the caller gives, by name, in the order of the module's arguments.
+        makes: the names of the network's conditions that it returns, in order.
+
+    Examples:
+        >>> class Features(torch.nn.Module):
+        ...     def forward(self, observation):
+        ...         return (observation.repeat(1, 16),)
+        >>> encoder = edge_sampler.Encoder(Features(), {"observation": edge_sampler.Condition((4,))}, ("features",))
+        >>> [made.shape for made in encoder.module(torch.zeros(2, 4))]
+        [torch.Size([2, 64])]
     """
 
     module: nn.Module
@@ -40,7 +45,17 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A stage behind the loop: ``module(x)`` makes what the sampler gives, [n, …] of ``output``'s shape."""
+    """A stage behind the loop, which makes what the caller wants of the samples.
+
+    Args:
+        module: ``module(x)``, of x [n, *shape], returns [n, …] of ``output``'s shape.
+        output: what that is.
+
+    Examples:
+        >>> decoder = edge_sampler.Decoder(torch.nn.Flatten(), edge_sampler.Output("rows", (64,)))
+        >>> edge_sampler.adapt(Shrink(), (1, 8, 8), decoder=decoder).spec.output.name
+        'rows'
+    """
 
     module: nn.Module
     output: Output
@@ -63,7 +78,7 @@ def adapt(
     sigma_max: float | None = None,
     **arguments: Any,
 ) -> Denoiser:
-    """A denoiser of a trained network.
+    """Makes a denoiser of a trained network: D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise), arXiv 2206.00364, eq. 7.
 
     Args:
         network: called as ``network(x, noise, **conditions)``. x, float32 [n, *shape], is scaled as ``precond`` says;
@@ -73,18 +88,42 @@ def adapt(
         shape: of one sample, such as (3, 32, 32) or ("length", 80). A name is an axis whose size each call chooses.
         precond: a name of ``PRECONDITIONINGS``: "Denoised" for a network of (x, σ) that predicts clean
             images, "DDPMPrecond" for one of (x, t) in discrete steps, "FlowPrecond" for rectified flow, and EDM's.
+        classes: how many classes the network knows; 0: none.
+        licence: of the weights, for bundles and their reports.
         conditions: what else the network is told, the same at every evaluation.
         axes: for each name in a shape, its least, usual and largest size.
         examples: values of what a caller gives, to fit and to judge on: arrays [rows, …] by name, or a function of
             a list of seeds that returns those. Of a text, texts.
-        encoder, decoder: stages before and behind the loop. Both become part of the sampler's graph.
+        encoder: a stage before the loop, which becomes part of the sampler's graph.
+        decoder: a stage behind the loop, the same.
         output: what the sampler makes, by name, where there is no decoder; by default "images" for pictures [1 or 3, H,
             W], else "samples".
-        sigma_min, sigma_max: the network's own limits of the noise level.
+        sigma_min: the lowest noise level that the network knows; None: that of ``precond``.
+        sigma_max: the highest; None: that of ``precond``.
         arguments: of that preconditioning.
 
-    Raises UserError for an unknown preconditioning or argument, for examples that do not fit, and where network or
-    stages return another shape than they should.
+    Returns:
+        The denoiser, in evaluation mode. The network is part of it, and gets no gradients any more.
+
+    Raises:
+        UserError: for an unknown preconditioning or argument, for examples that do not fit, and where network or stages
+            return another shape than they should.
+
+    Examples:
+        >>> class Still(torch.nn.Module):  # a flow that predicts no motion
+        ...     def forward(self, x, t, mask):
+        ...         return 0 * x * mask
+        >>> still = edge_sampler.adapt(
+        ...     Still(),
+        ...     shape=("length", 80),
+        ...     precond="FlowPrecond",
+        ...     axes={"length": (16, 64, 512)},
+        ...     conditions={"mask": edge_sampler.Condition(("length", 1))},
+        ...     examples={"mask": np.ones((8, 64, 1), np.float32)},
+        ...     num_train_timesteps=1,
+        ... )
+        >>> still.spec.shape, still.spec.schedule
+        ((64, 80), 'flow')
     """
     if precond not in PRECONDITIONINGS:
         raise UserError(f"precond is {precond!r}; allowed: {', '.join(PRECONDITIONINGS)}")
@@ -126,9 +165,22 @@ def adapt(
 
 
 def with_examples(model: Denoiser, examples: Examples) -> None:
-    """Gives a model examples of its conditions, texts as such or as token ids. Raises UserError where they do not fit.
+    """Gives a model examples of its conditions, to fit and to judge on.
 
-    A function of seeds gives token ids.
+    Args:
+        model: the denoiser, which is changed.
+        examples: arrays [rows, …] by name, of a text its texts or token ids; or a function of a list of seeds that
+            returns arrays [seeds, …], of a text token ids.
+
+    Raises:
+        UserError: where they do not fit the model's conditions, or are not of as many rows.
+
+    Examples:
+        >>> pinned = edge_sampler.Pinned(model)
+        >>> rows = np.zeros((8, 1, 8, 8), np.float32)
+        >>> edge_sampler.with_examples(pinned, {"known": rows, "known_mask": rows})
+        >>> edge_sampler.fit(pinned, nfe=2, solver="ddim").nfe
+        2
     """
     wanted = model.spec.called_with
     made = examples([0, 1]) if callable(examples) else examples
@@ -188,75 +240,3 @@ def probe(model: Preconditioned) -> list[float]:
 def figures(values: torch.Tensor, weight: torch.Tensor) -> list[float]:
     """How large they are, and something that no two arrays share by accident."""
     return [values.double().std().item(), (values * weight).double().mean().item()]
-
-
-def is_named(model: str) -> bool:
-    return NAME.fullmatch(model) is not None
-
-
-def load(model: str) -> Denoiser:
-    """What FILE.py:FUNCTION makes, called as the file is. The file is run.
-
-    Raises UserError where file or function is missing, or makes something else.
-    """
-    function, _ = file_and_function(model)
-    made = function()
-    if not isinstance(made, Denoiser):
-        raise UserError(f"{model} made a {type(made).__name__}; it should return what edge_sampler.adapt returns")
-    made.spec = replace(made.spec, name=Path(model.rpartition(":")[0]).stem)
-    return made
-
-
-def file_and_function(name: str) -> tuple[Callable[..., Any], bytes]:
-    """The function that FILE.py:FUNCTION names, to be called as in that file, and what tells it from another: the
-    file's bytes and the function's name. The file is run.
-
-    Raises UserError where file or function is missing, and whatever the function raises as one.
-    """
-    match = NAME.fullmatch(name)
-    assert match
-    path, function = Path(match[1]), match[2]
-    if not path.is_file():
-        raise UserError(f"no file {path}, of which {function} is wanted")
-    spec = importlib.util.spec_from_file_location(f"edge_sampler_model_{path.stem}", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where a dataclass looks for its types
-    with as_a_file(path, name):
-        content = path.read_bytes()
-        spec.loader.exec_module(module)
-        called = getattr(module, function)
-
-    def as_there(*arguments: Any) -> Any:
-        with as_a_file(path, name):
-            return called(*arguments)
-
-    return as_there, content + function.encode()
-
-
-@contextmanager
-def as_a_file(path: Path, name: str) -> Iterator[None]:
-    """The file's neighbours come first, and what goes wrong is told as a UserError of ``name``."""
-    try:
-        with neighbours_first(path.parent.resolve()):
-            yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise UserError(f"{name} failed: {type(error).__name__}: {reason}") from error
-
-
-@contextmanager
-def neighbours_first(folder: Path) -> Iterator[None]:
-    """``folder`` comes first on sys.path, as when a file of it is run.
-
-    A checkout of this project is not on it: its folder ``models`` would hide a user's own that has no __init__.py.
-    """
-    before = sys.path[:]
-    sys.path[:] = [str(folder), *(entry for entry in before if Path(entry).resolve() != ROOMS)]
-    try:
-        yield
-    finally:
-        sys.path[:] = [*(entry for entry in sys.path if entry not in (*before, str(folder))), *before]

@@ -1,8 +1,7 @@
 """Preconditionings: what a raw network F predicts, at which scale it sees its input, and what it is told of the noise.
 
-Each turns F into a denoiser, D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise), which is eq. 7 of Karras et al.,
-"Elucidating the Design Space" (arXiv 2206.00364). x is clean images with noise of standard deviation σ, always; that a
-process shrinks them is in c_in.
+Each turns F into a denoiser, D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise): arXiv 2206.00364, eq. 7. x is clean images
+with noise of standard deviation σ, always; that a process shrinks them is in c_in.
 """
 
 import math
@@ -16,7 +15,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Coefficients:
-    """The four factors of eq. 7, each [n or 1] or a plain number."""
+    """The four factors of arXiv 2206.00364, eq. 7, each [n or 1] or a plain number.
+
+    Args:
+        skip: c_skip, of x in the answer.
+        out: c_out, of the network's output in it.
+        in_: c_in, of x in the network's input.
+        noise: c_noise, what the network is told of the noise level.
+
+    Examples:
+        >>> from edge_sampler.models.precond import denoised
+        >>> denoised().coefficients(torch.tensor([2.0])).noise
+        tensor([2.])
+    """
 
     skip: Tensor | float
     out: Tensor | float
@@ -33,6 +44,11 @@ class Preconditioning:
         sigma_limits: what noise levels the network knows.
         sampled: the noise levels to sample between, as far as the network knows them.
         schedule: the noise levels that suit it, by their name in calibration.
+
+    Examples:
+        >>> from edge_sampler.models.precond import edm
+        >>> edm().sigma_range
+        (0.002, 80.0)
     """
 
     coefficients: Callable[[Tensor], Coefficients]
@@ -47,12 +63,31 @@ class Preconditioning:
 
 
 def denoised() -> Preconditioning:
-    """The network predicts the clean images, and is told σ."""
+    """``precond="Denoised"``: the network predicts the clean data, and is told σ.
+
+    Returns:
+        The preconditioning.
+
+    Examples:
+        >>> edge_sampler.adapt(Shrink(), (1, 8, 8), precond="Denoised").spec.sigma_max
+        80.0
+    """
     return Preconditioning(lambda sigma: Coefficients(0.0, 1.0, 1.0, sigma), (0.0, math.inf))
 
 
 def edm(sigma_data: float = 0.5) -> Preconditioning:
-    """EDM's (arXiv 2206.00364, Table 1, last column)."""
+    """``precond="EDMPrecond"`` (arXiv 2206.00364, Table 1): the network is told ln(σ)/4.
+
+    Args:
+        sigma_data: the data's standard deviation.
+
+    Returns:
+        The preconditioning.
+
+    Examples:
+        >>> edge_sampler.adapt(Shrink(), (1, 8, 8), precond="EDMPrecond", sigma_data=1.0).spec.schedule
+        'edm'
+    """
 
     def coefficients(sigma: Tensor) -> Coefficients:
         variance = sigma**2 + sigma_data**2
@@ -76,7 +111,21 @@ def vp(
     M: int = 1000,  # noqa: N803 (the checkpoints' name)
     epsilon_t: float = 1e-5,
 ) -> Preconditioning:
-    """The network predicts the noise and is told (M - 1)·t, t being σ's time in the variance-preserving process."""
+    """``precond="VPPrecond"`` (arXiv 2206.00364, Table 1): the network predicts the noise and is told (M - 1)·t.
+
+    Args:
+        beta_d: β_max - β_min.
+        beta_min: β_min.
+        M: steps of training.
+        epsilon_t: the least t, time of the variance-preserving process (arXiv 2011.13456, eq. 32).
+
+    Returns:
+        The preconditioning.
+
+    Examples:
+        >>> round(edge_sampler.adapt(Shrink(), (1, 8, 8), precond="VPPrecond").spec.sigma_min, 6)
+        0.002
+    """
 
     def coefficients(sigma: Tensor) -> Coefficients:
         log_variance = (1 + sigma**2).log()
@@ -87,7 +136,15 @@ def vp(
 
 
 def ve() -> Preconditioning:
-    """The network predicts the noise, with the other sign, and is told ln(σ/2) (arXiv 2206.00364, Table 1)."""
+    """``precond="VEPrecond"`` (arXiv 2206.00364, Table 1): the network predicts -noise and is told ln(σ/2).
+
+    Returns:
+        The preconditioning.
+
+    Examples:
+        >>> edge_sampler.adapt(Shrink(), (1, 8, 8), precond="VEPrecond").spec.sigma_min
+        0.02
+    """
     return Preconditioning(lambda sigma: Coefficients(1.0, sigma, 1.0, (sigma / 2).log()), (0.02, 100.0))
 
 
@@ -126,10 +183,28 @@ def ddpm(
     prediction_type: str = "epsilon",
     rescale_timesteps: bool = False,
 ) -> Preconditioning:
-    """DDPM's family: the network sees images shrunk to unit variance and is told its discrete step.
+    """``precond="DDPMPrecond"`` (arXiv 2006.11239): the network is told its discrete step, also between two (in ln σ).
 
-    Between two steps that is interpolated in ln σ. The arguments are those of diffusers' schedulers, and the last one
-    OpenAI's: the network is told the step of a thousand. Raises ValueError for an unknown schedule or prediction.
+    The arguments are those of diffusers' schedulers, the last one OpenAI's.
+
+    Args:
+        beta_schedule: "linear", "scaled_linear" (arXiv 2112.10752) or "squaredcos_cap_v2" (2102.09672, eq. 17).
+        beta_start: the first step's β; the cosine does not use it.
+        beta_end: the last step's.
+        num_train_timesteps: steps of training.
+        prediction_type: "epsilon", the noise; "sample", the clean data; or "v_prediction" (arXiv 2202.00512).
+        rescale_timesteps: whether the network is told its step of a thousand.
+
+    Returns:
+        The preconditioning.
+
+    Raises:
+        ValueError: for an unknown schedule or prediction; ``adapt`` makes a UserError of it.
+
+    Examples:
+        >>> cosine = edge_sampler.adapt(Shrink(), (1, 8, 8), precond="DDPMPrecond", beta_schedule="squaredcos_cap_v2")
+        >>> cosine.spec.sigma_min < 0.01
+        True
     """
     for argument, value, known in (
         ("beta_schedule", beta_schedule, BETA_SCHEDULES),
@@ -144,7 +219,20 @@ def ddpm(
 
 
 def iddpm(C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Preconditioning:  # noqa: N803
-    """Improved DDPM as EDM's baseline files have it (arXiv 2206.00364, Table 1): cosine steps, the noise predicted."""
+    """``precond="iDDPMPrecond"`` (arXiv 2206.00364, Table 1): cosine steps (2102.09672, eq. 17), the noise predicted.
+
+    Args:
+        C_1: the least ratio of two steps' ᾱ.
+        C_2: the cosine's shift.
+        M: steps of training.
+
+    Returns:
+        The preconditioning.
+
+    Examples:
+        >>> edge_sampler.adapt(Shrink(), (1, 8, 8), precond="iDDPMPrecond").spec.sigma_max
+        80.0
+    """
     return discrete(cosine_betas(M, C_2, C_1), "epsilon")
 
 
@@ -169,11 +257,25 @@ FLOW_START = 1e7  # σ of t = 1 - 1e-7; from there the first state is the noise,
 def flow(
     num_train_timesteps: float = 1000.0, reversed_time: bool = False, predicts: str = "noise-data"
 ) -> Preconditioning:
-    """Rectified flow (arXiv 2209.03003): x_t = (1 - t)·data + t·noise, the network predicts noise - data.
+    """``precond="FlowPrecond"`` (rectified flow, arXiv 2209.03003): x_t = (1 - t)·data + t·noise.
 
-    It is told num_train_timesteps·t. σ = t/(1 - t), so that t = σ/(1 + σ) and x_t = x/(1 + σ). Sampling starts at
-    t = 1, that is at a very high σ. Many networks count time the other way: ``reversed_time`` tells them
-    num_train_timesteps·(1 - t), and ``predicts="data-noise"`` is for those that predict the other direction.
+    σ = t/(1 - t), so that x_t = x/(1 + σ). Sampling starts at t = 1, that is at a very high σ.
+
+    Args:
+        num_train_timesteps: the network is told so many times t; 1 for one that is told t.
+        reversed_time: whether it counts time the other way, and is told so many times 1 - t.
+        predicts: "noise-data", or "data-noise".
+
+    Returns:
+        The preconditioning.
+
+    Raises:
+        ValueError: for another direction; ``adapt`` makes a UserError of it.
+
+    Examples:
+        >>> flow = edge_sampler.adapt(Shrink(), (1, 8, 8), precond="FlowPrecond", num_train_timesteps=1)
+        >>> flow.spec.sigma_max, flow.spec.schedule
+        (10000000.0, 'flow')
     """
     signs = {"noise-data": -1.0, "data-noise": 1.0}
     if predicts not in signs:

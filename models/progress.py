@@ -12,7 +12,21 @@ ProgressBars = Callable[[str, int], AbstractContextManager[Advance]]
 
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Advance]:
-    """A bar on standard error, with the time spent and left; it stays when done."""
+    """A bar on standard error, with the time spent and left; it stays when done.
+
+    Args:
+        description: what is done.
+        total: how many steps that is.
+
+    Returns:
+        A context manager, whose value is a function to be called with so many steps done.
+
+    Examples:
+        >>> from edge_sampler.models.progress import bar
+        >>> fitted = edge_sampler.fit(model, nfe=2, solver="ddim", progress=bar)
+        >>> with bar("by hand", 2) as advance:
+        ...     advance(2)
+    """
     columns = (
         TextColumn("{task.description:<26}"),
         BarColumn(bar_width=24),

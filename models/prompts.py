@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge_sampler.models.networks.text_encoder import TextEncoder
-from edge_sampler.runtime.inputs import Condition
+from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.text import Text
 
 PROMPT, EMBEDS = "prompt", "prompt_embeds"

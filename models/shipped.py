@@ -15,7 +15,23 @@ def plan_file(model: str, nfe: int, folder: Path = PLANS) -> Path:
 
 
 def shipped_plan(model: str, nfe: int) -> Plan:
-    """The plan of a model of the zoo, by name. Raises UserError where none ships."""
+    """The refined plan that ships with a model.
+
+    Args:
+        model: a name that ``python -m models list`` shows.
+        nfe: network evaluations.
+
+    Returns:
+        The plan, with its report.
+
+    Raises:
+        UserError: where none ships; it says of which NFE there are some.
+
+    Examples:
+        >>> from edge_sampler.models.shipped import shipped_plan
+        >>> shipped_plan("edm-digits", 5).nfe
+        5
+    """
     path = plan_file(model, nfe)
     if path.is_file():
         return Plan.load(path)

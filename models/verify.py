@@ -7,8 +7,8 @@ from edge_sampler.models import checkpoint
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.listing import size
 from edge_sampler.models.onnx_graph import OnnxGraph
+from edge_sampler.runtime.condition import CLASSES
 from edge_sampler.runtime.errors import BoundError
-from edge_sampler.runtime.inputs import CLASSES
 from edge_sampler.runtime.noise import unit_noise
 
 CHECK_STREAM = 3  # of noise

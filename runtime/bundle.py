@@ -20,7 +20,6 @@ plan-int8.json, …                         the plan of such a graph, where it w
 engines/                                  TensorRT engines, and the log of each build
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -37,50 +36,48 @@ from edge_sampler.runtime.manifest import MANIFEST, read_manifest
 from edge_sampler.runtime.npz import read_npz
 from edge_sampler.runtime.output import restore
 from edge_sampler.runtime.plan import Plan
-from edge_sampler.runtime.signature import SIGNATURE
 from edge_sampler.runtime.text import tokenized
+from edge_sampler.runtime.verified import Verified
 
 REFERENCE_INPUT = "input_"  # begins the names of conditions in reference.npz
 FLOAT_IMAGES = "images_float32"  # what sampler.onnx calls its float images where its output is uint8
-WEIGHTS = "weights.data"
 FP32_TOLERANCE = 1e-4
-PIECE = 2**20  # bytes of a file that are hashed at a time
-
-
-def weights_beside(graph: Path) -> tuple[Path, Path]:
-    """Where a graph's weights are, if they are not in it: in a file of its own, or in one with those of the others."""
-    return graph.with_name(f"{graph.name}.data"), graph.with_name(WEIGHTS)
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """SHA-256 and size of every file below ``folder``, the manifest and its signature left out."""
-    return {
-        path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (MANIFEST, SIGNATURE)
-    }
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """An opened bundle. Files are verified when they are asked for, before anything reads them."""
+class Bundle(Verified):
+    """An opened bundle.
 
-    folder: Path
-    manifest: Mapping[str, Any]
+    Args:
+        folder: where it is.
+        manifest: what manifest.json says, checked.
+
+    Examples:
+        >>> bundle = edge_sampler.Bundle.open("shrink")
+        >>> bundle.plan.nfe, bundle.plan_of("fp32") == bundle.plan, bundle.plan_name("int8")
+        (3, True, 'plan-int8.json')
+        >>> bundle.inputs.shape, bundle.loop_inputs.shape, bundle.output.name, bundle.inner_output, bundle.dtype
+        ((1, 8, 8), (1, 8, 8), 'images', 'images', 'float32')
+        >>> bundle.graph_name("fp16"), bundle.tolerance(), bundle.random_weights
+        ('sampler-fp16.onnx', 0.0001, False)
+        >>> bundle.reference()["made"].shape, bundle.examples(2), bundle.tokenized({}), bundle.engines
+        ((4, 1, 8, 8), {}, {}, ())
+    """
 
     @classmethod
     def open(cls, folder: str | Path, verify_key: str | Path | None = None) -> "Bundle":
-        """Raises UserError when there is no bundle, its manifest is damaged, or of another schema.
+        """Opens a folder.
 
-        ``verify_key`` is the file of minisign's public key that must have signed it.
+        Args:
+            folder: of the bundle.
+            verify_key: the file of minisign's public key that must have signed it; None: no signature is asked for.
+
+        Returns:
+            The bundle. Its manifest is checked; its other files are when they are asked for.
+
+        Raises:
+            UserError: when there is no bundle, that key has not signed it, its manifest is damaged, or of another
+                schema.
         """
         restore(Path(folder))
         bundle = cls(Path(folder), read_manifest(Path(folder), None if verify_key is None else Path(verify_key)))
@@ -107,45 +104,27 @@ class Bundle:
         if "encoder" in told["stages"] and not set(told["model"]["raw"]) <= set(conditions):
             raise UserError(f"its encoder takes {', '.join(told['model']['raw'])}, which the sampler is not given")
 
-    def file(self, name: str) -> Path:
-        """The path of one of the bundle's files, its size and SHA-256 verified. Raises UserError when they differ."""
-        path, recorded = self._listed(name)
-        if path.stat().st_size != recorded["bytes"] or file_sha256(path) != recorded["sha256"]:
-            raise _other_file(path)
-        return path
-
-    def read(self, name: str) -> bytes:
-        """As ``file``, for its content: these very bytes are verified, whatever happens to the file meanwhile."""
-        path, recorded = self._listed(name)
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != recorded["sha256"]:
-            raise _other_file(path)
-        return content
-
-    def _listed(self, name: str) -> tuple[Path, Mapping[str, Any]]:
-        path, recorded = self.folder / name, self.manifest["files"].get(name)
-        if recorded is None:
-            raise UserError(f"{self.folder} holds no {name}")
-        if not path.is_file():
-            raise UserError(f"{path} is missing, though the manifest lists it: copy the whole bundle again")
-        return path, recorded
-
-    def graph(self, name: str) -> Path:
-        """As ``file``, for an ONNX graph: its external data, where it has some, is verified as well."""
-        beside = [file.name for file in weights_beside(Path(name)) if file.name in self.manifest["files"]]
-        for data in beside[:1]:
-            self.file(data)
-        return self.file(name)
-
     def graph_name(self, precision: str | None = None) -> str:
-        """The file of the sampler's graph in that precision; None is fp32."""
+        """The file of the sampler's graph in a precision.
+
+        Args:
+            precision: its name; None: fp32.
+
+        Returns:
+            The file's name, whether the bundle has it or not.
+        """
         return "sampler.onnx" if precision in (None, "fp32") else f"sampler-{precision}.onnx"
 
     def tolerance(self, precision: str = "fp32") -> float:
-        """How far images may be off, relative to the largest, from those of the same plan in fp32: the precision's
-        error when it was measured, three times.
+        """How far images may be off from those of the same plan in fp32.
 
-        Three, since other noises meet other extremes.
+        Three times the precision's error when it was measured, since other noises meet other extremes.
+
+        Args:
+            precision: one that the bundle has.
+
+        Returns:
+            The largest difference over the largest magnitude.
         """
         if precision == "fp32":
             return FP32_TOLERANCE
@@ -154,20 +133,36 @@ class Bundle:
 
     @cached_property
     def engines(self) -> tuple[Engine, ...]:
+        """Those that were built, in the order of the manifest."""
         return tuple(Engine.read(recorded) for recorded in self.manifest.get("engines", []))
 
     @cached_property
     def plan(self) -> Plan:
+        """What sampler.onnx computes. Raises UserError as ``plan_of`` does."""
         return self._plan("plan.json", self.manifest["plan_sha256"], None)
 
     def plan_name(self, precision: str) -> str:
-        """The file of a plan that was refitted for that precision."""
+        """The file of a plan that was refitted for a precision.
+
+        Args:
+            precision: its name.
+
+        Returns:
+            The file's name, whether the bundle has it or not.
+        """
         return f"plan-{precision}.json"
 
     def plan_of(self, precision: str | None) -> Plan:
-        """What the sampler's graph in that precision computes: plan.json, or where that was refitted, its own.
+        """What the sampler's graph in a precision computes: plan.json, or where that was refitted, its own.
 
-        Raises UserError where the manifest tells of another plan than its file holds.
+        Args:
+            precision: its name; None: fp32.
+
+        Returns:
+            The plan.
+
+        Raises:
+            UserError: where the manifest tells of another plan than its file holds.
         """
         recorded = self.manifest.get("precisions", {}).get(precision or "fp32", {})
         if "plan_sha256" not in recorded:
@@ -212,8 +207,14 @@ class Bundle:
         return FLOAT_IMAGES if self.dtype == "uint8" else self.output.name
 
     def reference(self) -> dict[str, np.ndarray]:
-        """What PyTorch computed, by name: ``seeds`` int64 [n], each condition [n, …], ``denoised`` float32 [nfe, n, …],
-        ``made`` float32 [n, …]. Raises UserError when the file is damaged or holds anything else.
+        """What PyTorch computed at the export.
+
+        Returns:
+            Arrays by name, which are ``seeds`` int64 [n], each condition as ``input_NAME`` [n, …], ``denoised`` float32
+            [nfe, n, …] and ``made`` float32 [n, …].
+
+        Raises:
+            UserError: when the file is damaged or holds anything else.
         """
         path = self.file("reference.npz")
         try:
@@ -235,7 +236,17 @@ class Bundle:
         return found
 
     def examples(self, count: int) -> dict[str, np.ndarray]:
-        """Conditions to try the sampler with: classes in turn, of others those recorded, in turn."""
+        """Conditions to try the sampler with: classes in turn, of others those recorded, in turn.
+
+        Args:
+            count: of samples.
+
+        Returns:
+            By name, [count, …].
+
+        Raises:
+            UserError: as ``reference``.
+        """
         examples, recorded = dict[str, np.ndarray](), dict[str, np.ndarray]()
         for name, condition in self.inputs.conditions.items():
             if condition.choices:
@@ -253,13 +264,20 @@ class Bundle:
         return cache(lambda file: self.read(file).decode())
 
     def tokenized(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Conditions as they are given, token ids in place of text. Raises UserError as ``runtime.text`` does."""
+        """Conditions as they are given, token ids in place of text.
+
+        Args:
+            given: by name; of a text, one or a list of them.
+
+        Returns:
+            The same by name, of a text int64 [length] or [n, length]; texts that are not given are their defaults.
+
+        Raises:
+            UserError: for a text of too many tokens, and where the library `tokenizers` is not installed.
+        """
         return tokenized(self.inputs.conditions, given, self._tokenizer)
 
     @property
     def random_weights(self) -> bool:
+        """Whether what it makes means nothing."""
         return bool(self.manifest["model"]["random_weights"])
-
-
-def _other_file(path: Path) -> UserError:
-    return UserError(f"{path} is not the file the manifest describes (its SHA-256 differs): copy or export again")

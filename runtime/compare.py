@@ -39,12 +39,25 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one stage of two paths. ``relative`` is the largest difference over the largest magnitude of the second.
+    """How far two paths are from each other at one stage.
 
-    ``expected`` is what ``relative`` may be, given the two paths' precisions.
+    Args:
+        stage: "denoised K", or the output's name.
+        first: a path: a backend's name, "baseline loop" or "PyTorch".
+        second: another.
+        max: the largest difference.
+        rms: its root mean square.
+        relative: the largest over the largest magnitude of the second.
+        finite: whether all values of both are.
+        expected: what ``relative`` may be, given the two paths' precisions.
+
+    Examples:
+        >>> difference = edge_sampler.compare(edge_sampler.Bundle.open("shrink"), backends=["onnxrt"])[-1]
+        >>> difference.finite, difference.relative <= difference.expected
+        (True, True)
     """
 
-    stage: str  # "denoised K", or the output's name
+    stage: str
     first: str
     second: str
     max: float
@@ -60,12 +73,28 @@ def compare(
     backends: Sequence[str] = ("auto",),
     precision: str | None = None,
 ) -> list[Difference]:
-    """Differences of every pair of paths at the end, and at every evaluation where both tell: each backend's sampler,
-    the baseline loop, and PyTorch's recorded output. A precision that was refitted has a plan of its own: the loop then
-    runs that one, and PyTorch, which ran plan.json, is left out. Raises UserError where backends run different plans.
+    """Compares each backend's sampler, the baseline loop over denoiser.onnx, and PyTorch's recorded output.
 
-    ``seeds`` None takes those for which the bundle holds PyTorch's output; others leave PyTorch out, and get the
-    bundle's examples of conditions in turn.
+    A precision that was refitted has a plan of its own: the loop then runs that one, and PyTorch, which ran plan.json,
+    is left out.
+
+    Args:
+        bundle: an opened one.
+        seeds: whole numbers; they leave PyTorch out, and get the bundle's examples of conditions in turn. None: those
+            for which the bundle holds PyTorch's output.
+        backends: names of ``edge_sampler.runtime.backends.BACKENDS``, or "auto".
+        precision: one that the bundle has; None: each backend's own.
+
+    Returns:
+        Of every pair of paths the differences at each evaluation, where both tell, and last in what is made.
+
+    Raises:
+        UserError: where backends run different plans, there is nothing to compare with, or no backend can run it.
+
+    Examples:
+        >>> found = edge_sampler.compare(edge_sampler.Bundle.open("shrink"), backends=["onnxrt"])
+        >>> [one.stage for one in found if (one.first, one.second) == ("onnxrt", "PyTorch")]
+        ['denoised 0', 'denoised 1', 'denoised 2', 'images']
     """
     chosen = [choose(bundle, name, precision) for name in backends]
     recorded: dict[str, Trajectory] = {}

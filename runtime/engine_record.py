@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from edge_sampler.runtime.condition import parse_sizes
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import parse_sizes
 
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # flavour → Python module
 INSTALL = {
@@ -18,7 +18,21 @@ PRECISION = re.compile(r"[a-z0-9+-]+")  # the form of a name; export.precisions 
 
 @dataclass(frozen=True)
 class Batch:
-    """How many images an engine takes in one run, and how many it is tuned for."""
+    """How many images an engine takes in one run.
+
+    Args:
+        min: the least.
+        opt: for which it is tuned.
+        max: the most.
+
+    Raises:
+        UserError: where they are not in order, or below 1.
+
+    Examples:
+        >>> from edge_sampler.runtime.engine_record import Batch
+        >>> str(Batch.parse("1:4:16")), Batch.parse("8").static
+        ('1:4:16', True)
+    """
 
     min: int
     opt: int
@@ -33,26 +47,59 @@ class Batch:
 
     @property
     def static(self) -> bool:
+        """Whether it takes that many and no other number."""
         return self.min == self.max
 
     @classmethod
     def parse(cls, text: str) -> "Batch":
-        """``8``, or ``1:4:16``. Raises UserError for anything else."""
+        """A batch as command lines have it.
+
+        Args:
+            text: ``8``, or ``1:4:16``.
+
+        Returns:
+            The batch.
+
+        Raises:
+            UserError: for anything else.
+        """
         return cls(*parse_sizes(text))
 
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine of a bundle."""
+    """One engine of a bundle.
 
-    file: str  # in the bundle
-    flavour: str  # a key of LIBRARIES
-    version: str  # of the library that built it
-    targets: tuple[str, ...]  # compute capabilities, as sm86
+    Args:
+        file: in the bundle.
+        flavour: "tensorrt" or "tensorrt-rtx".
+        version: of the library that built it.
+        targets: compute capabilities, such as "sm86".
+        precision: of the network.
+        batch: how many images it takes in one run.
+        loop: whether it is one evaluation, in a loop, in place of all of them unrolled.
+        axes: least, usual and largest size of each axis with a name.
+
+    Raises:
+        ValueError: for another flavour, and for what is no precision's name.
+
+    Examples:
+        >>> from edge_sampler.runtime.engine_record import Batch, Engine
+        >>> engine = Engine("engines/one.engine", "tensorrt-rtx", "1.7", ("sm86", "sm89"), "fp16", Batch(1, 1, 4))
+        >>> engine.unfit("1.7", "sm89"), Engine.read(engine.record()) == engine
+        (None, True)
+        >>> engine.unfit("1.7", "sm120")
+        'engines/one.engine was built for sm86, sm89, and this GPU is sm120: build it again'
+    """
+
+    file: str
+    flavour: str
+    version: str
+    targets: tuple[str, ...]
     precision: str
     batch: Batch
-    loop: bool = False  # one evaluation, in a loop, instead of all of them unrolled
-    axes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict, hash=False)  # least, usual, largest sizes
+    loop: bool = False
+    axes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.flavour not in LIBRARIES or not PRECISION.fullmatch(self.precision):
@@ -60,7 +107,17 @@ class Engine:
 
     @classmethod
     def read(cls, recorded: Mapping[str, Any]) -> "Engine":
-        """As ``record`` wrote it. Raises KeyError, TypeError, ValueError or UserError when damaged."""
+        """The engine of a manifest.
+
+        Args:
+            recorded: what ``record`` made.
+
+        Returns:
+            The engine.
+
+        Raises:
+            KeyError, TypeError, ValueError, UserError: for anything else.
+        """
         batch, targets = Batch(**recorded["batch"]), tuple(recorded["targets"])
         axes = {
             name: (int(least), int(usual), int(most)) for name, (least, usual, most) in recorded.get("axes", {}).items()
@@ -68,13 +125,22 @@ class Engine:
         return cls(**{**recorded, "targets": targets, "batch": batch, "axes": axes})
 
     def record(self) -> dict[str, Any]:
-        """JSON values."""
+        """As a manifest holds it.
+
+        Returns:
+            JSON values.
+        """
         return asdict(self) | {"axes": {name: list(sizes) for name, sizes in self.axes.items()}}
 
     def unfit(self, version: str, capability: str | None) -> str | None:
-        """Why this engine cannot run with that version of its library, on that GPU (None: not asked); or None.
+        """Why this engine cannot run: it is machine code for some GPUs, in a format of one release of its library.
 
-        An engine is machine code for some GPUs, in a format of one release of its library.
+        Args:
+            version: of the library that is there.
+            capability: of the GPU, such as "sm89"; None: not asked.
+
+        Returns:
+            One line for people, or None where it can.
         """
         if version != self.version:
             return f"{self.file} needs {self.flavour} {self.version}, and {version} is installed: build it again"

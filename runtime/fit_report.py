@@ -7,10 +7,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class FittedStep:
-    """One step's γ, and its root-mean-square error against the target on held-out noises, without and with γ.
+    """One step's fit.
 
-    ``gamma`` is the departure from the base solver's own weights; all zero where it did not help. Of a refined plan it
-    is of before refinement, which replaces the whole table.
+    Args:
+        gamma: γ of arXiv 2304.11328, the departure from the base solver's own weights; all zero where it did not help.
+            Of a refined plan it is of before refinement, which replaces the whole table.
+        error_before: RMS against the step's target on held-out noises, without γ, in the data's units.
+        error_after: the same with γ.
+
+    Examples:
+        >>> edge_sampler.fit(model, nfe=1, solver="iia-ddim").report.steps[0].gamma  # nothing earlier to weigh
+        ()
     """
 
     gamma: tuple[float, ...]
@@ -23,9 +30,11 @@ class FitReport:
     """What a fit belongs to, how it was made, and what it reached.
 
     Args:
-        model, fingerprint: the model, for people, and for comparing (``ModelSpec.fingerprint``).
+        model: the model, for people.
+        fingerprint: the model, for comparing: ``ModelSpec.fingerprint``.
         settings: of the fit, JSON values.
-        target, schedule: "local" or "global"; the noise levels' name.
+        target: "local" or "global".
+        schedule: the noise levels' name.
         heldout: how many noises judged it.
         heldout_rms_error: of the final samples, against the converged ones, in the data's units.
         steps: γ, and errors of each step.
@@ -34,6 +43,13 @@ class FitReport:
         examples: how many values of the conditions were fitted on, and how many others judged; () without such.
         evaluations: of the network on one sample.
         seconds: that it took.
+
+    Examples:
+        >>> report = edge_sampler.fit(model, nfe=1, solver="iia-ddim").report
+        >>> report.model, report.target, report.schedule, report.settings["batch"]
+        ('Shrink', 'local', 'edm', 256)
+        >>> type(report).read(report.record()) == report
+        True
     """
 
     model: str
@@ -51,12 +67,26 @@ class FitReport:
     seconds: float
 
     def record(self) -> dict[str, Any]:
-        """JSON values."""
+        """As a plan's file holds it.
+
+        Returns:
+            JSON values.
+        """
         return asdict(self)
 
     @classmethod
     def read(cls, recorded: Mapping[str, Any]) -> "FitReport":
-        """What ``record`` made. Raises KeyError, TypeError or ValueError for anything else."""
+        """The report of a plan's file.
+
+        Args:
+            recorded: what ``record`` made.
+
+        Returns:
+            The report.
+
+        Raises:
+            KeyError, TypeError, ValueError: for anything else.
+        """
         steps = (
             FittedStep(tuple(map(float, step["gamma"])), float(step["error_before"]), float(step["error_after"]))
             for step in recorded["steps"]

@@ -1,4 +1,4 @@
-"""What a sampler is given: conditions by name, and axes whose size a call chooses. Everything is checked here, once."""
+"""What a sampler is given, and what it makes. Every value that comes in is checked here, once."""
 
 import difflib
 import math
@@ -9,115 +9,38 @@ from typing import Any
 
 import numpy as np
 
+from edge_sampler.runtime.condition import DTYPES, Axis, Condition, Shape
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.text import Text
 
-DTYPES = {"float32": "fiu", "int64": "iu", "bool": "b"}  # NumPy's kinds that each may be given as
 OUTPUT_NAME = re.compile(r"(?!(seeds|file)$)[^\W\d]\w*")  # names an array beside the seeds
 MOST_VALUES = 2**28  # of one sample: 1 GB in float32
-CLASSES = "class_labels"  # the condition that class-conditional models share
-Shape = tuple[int | str, ...]
-
-
-def parse_sizes(text: str) -> tuple[int, int, int]:
-    """Least, usual and largest of ``8``, which is all of them, or of ``1:4:16``. Raises UserError for anything else."""
-    if not re.fullmatch(r"\d+(:\d+:\d+)?", text):
-        raise UserError(f"size {text!r} is neither a number nor MIN:OPT:MAX, such as 1:4:16")
-    sizes = [int(size) for size in text.split(":")]
-    least, usual, largest = sizes if len(sizes) == 3 else sizes * 3
-    return least, usual, largest
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The sizes that an axis with a name may have. Engines are tuned for ``usual``, and fits use it."""
-
-    least: int
-    usual: int
-    largest: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.usual <= self.largest:
-            raise UserError(
-                f"an axis has sizes {self.least}, {self.usual}, {self.largest}; they must be at least 1, and in order"
-            )
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        return self.least, self.usual, self.largest
-
-    @classmethod
-    def parse(cls, text: str) -> "Axis":
-        """``64``, or ``16:64:256``. Raises UserError for anything else."""
-        return cls(*parse_sizes(text))
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A named input that stays the same at every evaluation of one sample.
-
-    Args:
-        shape: of one sample's value. A name in it is an axis, of the same size wherever the name stands.
-        dtype: float32, int64 or bool.
-        null: the value that means "nothing", which guidance needs: of ``shape``, or one that broadcasts to it.
-        choices: values are whole numbers below this, or ``null``; 0: anything goes.
-        description: one sentence for people.
-        text: how text becomes the value, which is int64 [length] then; None: it is not of text.
-    """
-
-    shape: Shape = ()
-    dtype: str = "float32"
-    null: Any = field(default=None, compare=False)
-    choices: int = 0
-    description: str = ""
-    text: Text | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.choices < 2**63:
-            raise UserError(f"a condition has {self.choices} choices; it must be a number from 0 on, below 2^63")
-        if self.dtype not in DTYPES:
-            raise UserError(f"a condition's dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
-        if self.text and (self.dtype != "int64" or len(self.shape) != 1 or not isinstance(self.shape[0], int)):
-            raise UserError(f"a condition of text is int64 [length], of so many tokens, and not {self.wanted()}")
-
-    def record(self) -> dict[str, Any]:
-        """JSON values. Of a null that is no single number, only that there is one."""
-        single = isinstance(self.null, int | float)
-        return {
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "null": self.null if single or self.null is None else True,
-            "choices": self.choices,
-            "description": self.description,
-            **({"text": self.text.record()} if self.text else {}),
-        }
-
-    @classmethod
-    def read(cls, recorded: Mapping[str, Any]) -> "Condition":
-        """What ``record`` made. Raises UserError, or one of ``json_file.ODD``, for anything else."""
-        return cls(
-            tuple(recorded["shape"]),
-            recorded["dtype"],
-            recorded["null"],
-            int(recorded["choices"]),
-            str(recorded["description"]),
-            Text.read(recorded["text"]) if "text" in recorded else None,
-        )
-
-    def wanted(self) -> str:
-        """As messages say it: ``int64 []``, ``float32 [length, 80]``, ``text or int64 [77]``."""
-        of = f", 0 to {self.choices - 1}{f' or {self.null}' if self.null is not None else ''}" if self.choices else ""
-        return f"{'text or ' if self.text else ''}{self.dtype} [{', '.join(map(str, self.shape))}]{of}"
-
-
-def class_labels(classes: int, null: int | None = -1) -> dict[str, Condition]:
-    """The condition of a model with so many classes; none for 0. ``null`` means "no class"; None: nothing does."""
-    return {CLASSES: Condition((), "int64", null, classes, "the class of the image")} if classes else {}
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The noise that a sampler starts from, [n, *shape], and its conditions; ``axes`` are those with names."""
+    """What a sampler is given: noise and conditions.
+
+    Args:
+        shape: of one sample's noise. A name in it is an axis.
+        conditions: by name.
+        axes: the sizes of each axis with a name.
+
+    Raises:
+        UserError: for an axis without sizes, a name that is taken, a shape of more than 2^28 values, and a text that
+            follows itself.
+
+    Examples:
+        >>> from edge_sampler.runtime.condition import Axis
+        >>> from edge_sampler.runtime.inputs import Inputs
+        >>> mask = edge_sampler.Condition(("length",), "bool")
+        >>> inputs = Inputs(("length", 80), {"mask": mask}, {"length": Axis(16, 64, 256)})
+        >>> inputs.sized(), Inputs.read(inputs.record()) == inputs
+        ((64, 80), True)
+        >>> values, sizes = inputs.check({"mask": np.ones(20, bool)}, count=2)
+        >>> values["mask"].shape, sizes
+        ((2, 20), {'length': 20})
+    """
 
     shape: Shape
     conditions: Mapping[str, Condition] = field(default_factory=dict)
@@ -156,12 +79,25 @@ class Inputs:
         return (self.shape, *(condition.shape for condition in self.conditions.values()))
 
     def sized(self, shape: Shape | None = None, sizes: Mapping[str, int] | None = None) -> tuple[int, ...]:
-        """``shape``, by default the data's, in numbers: named axes as in ``sizes``, else of their usual size."""
+        """A shape in numbers.
+
+        Args:
+            shape: with names of axes in it; None: the data's.
+            sizes: of axes, by name; one that is not there has its usual size.
+
+        Returns:
+            As many whole numbers.
+        """
         sizes = sizes or {}
         wanted = self.shape if shape is None else shape
         return tuple(sizes.get(s, self.axes[s].usual) if isinstance(s, str) else s for s in wanted)
 
     def record(self) -> dict[str, Any]:
+        """As a manifest holds it.
+
+        Returns:
+            JSON values.
+        """
         return {
             "shape": list(self.shape),
             "conditions": {name: condition.record() for name, condition in self.conditions.items()},
@@ -170,7 +106,17 @@ class Inputs:
 
     @classmethod
     def read(cls, recorded: Mapping[str, Any]) -> "Inputs":
-        """What ``record`` made. Raises UserError, or one of ``json_file.ODD``, for anything else."""
+        """The inputs of a manifest.
+
+        Args:
+            recorded: what ``record`` made.
+
+        Returns:
+            The inputs.
+
+        Raises:
+            UserError: for anything else, or one of ``json_file.ODD``.
+        """
         return cls(
             tuple(recorded["shape"]),
             {name: Condition.read(condition) for name, condition in recorded["conditions"].items()},
@@ -183,9 +129,14 @@ class Inputs:
         Args:
             given: by name, each condition's value: one for all samples, or [count, …]. A name of an axis, where no
                 condition tells its size, gives that size.
+            count: of samples.
 
-        Returns conditions [count, *shape], and a size for each axis. Raises UserError for a name that is missing or
-        unknown, a wrong dtype or shape, sizes that disagree or leave their range, NaN, and a choice out of range.
+        Returns:
+            Conditions by name, [count, *shape], and a size for each axis.
+
+        Raises:
+            UserError: for a name that is missing or unknown, a wrong dtype or shape, sizes that disagree or leave their
+                range, NaN, and a choice out of range.
         """
         known = [*self.conditions, *self.axes]
         for name in given:
@@ -240,7 +191,20 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Output:
-    """What a sampler makes: its name, the shape of one, and the units of its values."""
+    """What a sampler makes.
+
+    Args:
+        name: a word, which names the graph's output.
+        shape: of one. A name in it is an axis.
+        units: of its values, for people.
+
+    Raises:
+        UserError: for a name that is no word, or taken.
+
+    Examples:
+        >>> edge_sampler.Output("actions", (16, 2), "m").is_image
+        False
+    """
 
     name: str = "images"
     shape: Shape = ()

@@ -13,8 +13,20 @@ CALIBRATION_STREAM = 1  # of noises that something is fitted on; they are never 
 def unit_noise(seeds: Sequence[int], shape: Sequence[int], stream: int = 0) -> np.ndarray:
     """Normal noise, float32 [len(seeds), *shape], from NumPy's Philox generator.
 
-    ``stream`` separates purposes: 0 is for images, others keep the noises of calibration from ever being sampled.
-    Raises UserError for a seed out of range.
+    Args:
+        seeds: whole numbers, 0 to 2^63 - 1.
+        shape: of one sample.
+        stream: separates purposes: 0 is for images, others keep the noises of calibration from ever being sampled.
+
+    Returns:
+        A row for each seed. It depends on its seed and the stream alone.
+
+    Raises:
+        UserError: for a seed out of range.
+
+    Examples:
+        >>> bool((unit_noise([3, 7], (1, 8, 8))[1] == unit_noise([7], (1, 8, 8))[0]).all())
+        True
     """
     noise = np.empty((len(seeds), *shape), np.float32)
     for row, seed in zip(noise, seeds, strict=True):

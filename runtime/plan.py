@@ -36,18 +36,32 @@ READ = (2, SCHEMA)  # 2 has the mean as lists of numbers
 
 @dataclass(frozen=True)
 class Plan:
-    """A sampler with a fixed number of network evaluations.
+    """A sampler with a fixed number of network evaluations: noise levels, and a table A of weights.
+
+    With unit noise n and D_j the j-th evaluation, ``x_k = A[k, 0]·n + Σ_{j<k} A[k, j+1]·D_j`` is the k-th evaluation's
+    input, and row nfe of A makes the samples. Fitted coefficients (arXiv 2304.11328) are in A.
 
     Args:
         solver: its name, for people.
         sigmas: the noise level that each evaluation is told, float [nfe], in the data's units, positive.
-        table: A above; row k holds its k+1 entries (with a mean k+2), so row lengths are 1 … nfe+1 (2 … nfe+2). Where
+        table: A; row k holds its k+1 entries (with a mean k+2), so row lengths are 1 … nfe+1 (2 … nfe+2). Where
             it clips, they are 1, 3, 5, ….
         report: how it was fitted; None for a fixed solver.
-        mean: m above, nested tuples of one sample's shape; empty without AFS.
-        clip: the bound of the second column; 0: there is none.
+        mean: with an analytical first step (AFS), the constant that stands where the answer to pure noise would, nested
+            tuples of one sample's shape: column 1 of the table weighs it. Empty without.
+        clip: an evaluation has a second column, its answer within [-clip, clip]; 0: there is none.
 
-    Raises UserError when sizes disagree or a number is not finite.
+    Raises:
+        UserError: when sizes disagree or a number is not finite.
+
+    Examples:
+        >>> euler = edge_sampler.Plan("euler", (80.0, 2.5), ((80.0,), (2.5, 0.96875), (0.0, 0.0, 1.0)))
+        >>> euler.nfe, euler.columns, euler.afs
+        (2, 1, False)
+        >>> from pathlib import Path
+        >>> euler.save(Path("euler.json"))
+        >>> edge_sampler.Plan.load(Path("euler.json")).sha256 == euler.sha256
+        True
     """
 
     solver: str
@@ -93,7 +107,11 @@ class Plan:
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
-        """Writes JSON; floats keep every bit. The mean is in base64: 3×256×256 numbers would be as many lines."""
+        """Writes JSON; floats keep every bit. The mean is in base64: 3×256×256 numbers would be as many lines.
+
+        Args:
+            path: of the file.
+        """
         fields = {"schema": SCHEMA, "solver": self.solver, "sigmas": self.sigmas, "table": self.table}
         fields |= {"clip": self.clip} if self.clip else {}
         fields |= {"report": self.report and self.report.record()} | ({"mean": packed(self.mean)} if self.afs else {})
@@ -101,7 +119,17 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
-        """Raises UserError when the file is missing, damaged, or of another schema."""
+        """Reads a file that ``save`` wrote.
+
+        Args:
+            path: of the file.
+
+        Returns:
+            The plan, equal to the one that was saved, with its report.
+
+        Raises:
+            UserError: when the file is missing, damaged, or of another schema.
+        """
         try:
             data = read_json(path)
             if data["schema"] not in READ:
@@ -186,9 +214,22 @@ def sample(
 ) -> Any:
     """Runs the plan: the only sampling loop of this project.
 
-    ``noise`` is unit normal, [n, *shape]; it and what ``denoise(x, sigma)`` returns may be NumPy
-    arrays, PyTorch tensors, or the exporter's symbolic values, which need ``constant`` (``terms_before``). They know
-    ``*``, ``+`` and, for a plan that clips, ``clip(low, high)``. Returns samples, shaped as the noise.
+    Values may be NumPy arrays, PyTorch tensors, or the exporter's symbols: whatever knows ``*``, ``+`` and, for a plan
+    that clips, ``clip(low, high)``.
+
+    Args:
+        denoise: called with x [n, *shape] and sigma, in turn for each evaluation; returns the clean data, shaped as x.
+        noise: unit normal, [n, *shape].
+        plan: the sampler.
+        constant: makes a value of the plan's mean, float32 [1, *shape]; None: one like the noise. Symbols need it.
+
+    Returns:
+        Samples, shaped as the noise.
+
+    Examples:
+        >>> from edge_sampler.runtime.plan import sample
+        >>> sample(lambda x, sigma: x / (1 + sigma**2), unit_noise([0, 1], (1, 8, 8)), plan).shape
+        (2, 1, 8, 8)
     """
     terms = terms_before(noise, plan, constant)
     for sigma, row in zip(plan.sigmas, plan.table, strict=False):

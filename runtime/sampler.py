@@ -17,7 +17,23 @@ DEFAULT_BATCH = 64
 
 
 class Sampler:
-    """A bundle's sampler, loaded into a backend; a context manager that frees it."""
+    """A bundle's sampler, loaded into a backend; a context manager that frees it. ``description`` tells what runs.
+
+    Args:
+        bundle: an opened one; ``edge_sampler.load`` takes a folder.
+        backend: a name of ``edge_sampler.runtime.backends.BACKENDS``, or "auto": the best that this machine can run.
+        precision: as of ``load``.
+
+    Raises:
+        UserError: when a file is damaged or no backend can run it.
+
+    Examples:
+        >>> with edge_sampler.Sampler(edge_sampler.Bundle.open("shrink"), "onnxrt") as sampler:
+        ...     images = sampler.sample(seeds=[3, 7])
+        ...     alone = sampler.sample(seeds=[7])
+        >>> images.shape, images.dtype, bool((images[1] == alone[0]).all())
+        ((2, 1, 8, 8), dtype('float32'), True)
+    """
 
     def __init__(self, bundle: Bundle, backend: str = "auto", precision: str | None = None) -> None:
         self.bundle = bundle
@@ -30,10 +46,7 @@ class Sampler:
     def sample(
         self, seeds: Sequence[int], batch: int | None = None, temperature: float = 1.0, **conditions: Any
     ) -> np.ndarray:
-        """What the sampler makes of ``seeds``: [n, …], as ``bundle.output`` and ``bundle.dtype`` say.
-
-        Images are float32 [n, C, H, W] in about [-1, 1], or uint8 [n, H, W, C] where the bundle says so. A sample
-        depends on its seed and conditions, not on the others.
+        """Makes samples. A sample depends on its seed and conditions, not on the others.
 
         Args:
             seeds: whole numbers, 0 to 2^63 - 1.
@@ -43,8 +56,13 @@ class Sampler:
                 text or a list of them. An axis with a name that no condition sizes is given by its name, as
                 ``length=120``.
 
-        Raises UserError for seeds out of range, a condition that is missing, unknown or of another dtype or shape, and
-        a batch beyond the engine's.
+        Returns:
+            Samples [n, …], as ``bundle.output`` and ``bundle.dtype`` say. Images are float32 [n, C, H, W] in about
+            [-1, 1], or uint8 [n, H, W, C] where the bundle says so.
+
+        Raises:
+            UserError: for seeds out of range, a condition that is missing, unknown or of another dtype or shape, and a
+                batch beyond the engine's.
         """
         if self._closed:
             raise UserError("the sampler is closed: sample inside its with block")
@@ -107,11 +125,25 @@ def checked(found: Mapping[str, np.ndarray], name: str, shape: Sequence[int], dt
 def load(
     bundle: str | Path, backend: str = "auto", precision: str | None = None, verify_key: str | Path | None = None
 ) -> Sampler:
-    """Opens a bundle for sampling. Raises UserError when it is damaged or no backend can run it.
+    """Opens a bundle for sampling.
 
-    ``backend`` is a name of runtime.backends, or auto: the best that this machine can run. ``precision`` is fp32, or
-    one that the bundle has, such as fp16 or int8; None takes an engine's fastest, and ONNX Runtime's float32.
-    ``verify_key`` is the file of minisign's public key: a bundle that it has not signed is refused unread.
+    Args:
+        bundle: its folder.
+        backend: a name of ``edge_sampler.runtime.backends.BACKENDS``, or "auto": the best that this machine can run.
+        precision: "fp32", or one that the bundle has, such as "fp16" or "int8"; None: an engine's fastest, and ONNX
+            Runtime's float32.
+        verify_key: the file of minisign's public key: a bundle that it has not signed is refused unread.
+
+    Returns:
+        The sampler, a context manager.
+
+    Raises:
+        UserError: when the bundle is damaged, or no backend can run it here.
+
+    Examples:
+        >>> with edge_sampler.load("shrink") as sampler:
+        ...     sampler.sample(seeds=range(64)).shape
+        (64, 1, 8, 8)
     """
     return Sampler(Bundle.open(bundle, verify_key), backend, precision)
 

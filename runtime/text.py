@@ -15,7 +15,7 @@ from edge_sampler.runtime.errors import UserError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from edge_sampler.runtime.inputs import Condition
+    from edge_sampler.runtime.condition import Condition
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,16 @@ class Text:
         default: the text where the caller gives none; None: the caller has to give one.
         follows: another condition, whose text this one takes where the caller gives it none of its own.
         content: the JSON that the library `tokenizers` saves, with its way of padding; "" in a bundle's manifest.
+
+    Examples:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> words = Tokenizer(models.WordLevel({"[PAD]": 0, "red": 1, "heart": 2}, unk_token="[PAD]"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> words.enable_padding(pad_id=0)
+        >>> text = edge_sampler.Text.of(words.to_str())
+        >>> prompt = edge_sampler.Condition((4,), "int64", text=text)
+        >>> text.must_be_given, edge_sampler.Text.read(text.record()) == text
+        (True, True)
     """
 
     file: str
@@ -36,11 +46,24 @@ class Text:
 
     @property
     def must_be_given(self) -> bool:
+        """Whether nothing stands for a text that the caller leaves out."""
         return self.default is None and not self.follows
 
     @classmethod
     def of(cls, tokenizer: str | Path, default: str | None = None, follows: str = "") -> "Text":
-        """``tokenizer`` is a file that the library `tokenizers` saved, or its content. Raises UserError for others."""
+        """Takes a tokenizer.
+
+        Args:
+            tokenizer: a file that the library `tokenizers` saved, or its content. It has to say how it pads.
+            default: the text where the caller gives none; None: the caller has to give one.
+            follows: another condition, whose text this one takes where the caller gives it none of its own.
+
+        Returns:
+            How text becomes token ids.
+
+        Raises:
+            UserError: for anything else, and where the library is not installed.
+        """
         if isinstance(tokenizer, Path) or not tokenizer.lstrip().startswith("{"):
             try:
                 tokenizer = Path(tokenizer).read_text(encoding="utf-8")
@@ -51,12 +74,26 @@ class Text:
         return cls(name, default, follows, tokenizer)
 
     def record(self) -> dict[str, Any]:
-        """JSON values, without the content."""
+        """As a manifest holds it.
+
+        Returns:
+            JSON values, without the content.
+        """
         return {"file": self.file, "default": self.default, "follows": self.follows}
 
     @classmethod
     def read(cls, recorded: Mapping[str, Any]) -> "Text":
-        """What ``record`` made. Raises KeyError or TypeError for anything else."""
+        """The text of a manifest.
+
+        Args:
+            recorded: what ``record`` made.
+
+        Returns:
+            How text becomes token ids, without the content.
+
+        Raises:
+            KeyError, TypeError: for anything else.
+        """
         return cls(str(recorded["file"]), recorded["default"], str(recorded["follows"]))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_sampler.runtime.bundle import describe_files
 from edge_sampler.runtime.manifest import MANIFEST, facts_of, write_manifest
+from edge_sampler.runtime.verified import describe_files
 
 TINY = str(Path(__file__).parent / "data" / "official-format-tiny.pkl")
 BUNDLES = {

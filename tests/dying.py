@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from edge_sampler.runtime import output
-from edge_sampler.runtime.bundle import Bundle, describe_files
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.engine_record import Batch, Engine
 from edge_sampler.runtime.generate.job import Shard, write_record
 from edge_sampler.runtime.manifest import MANIFEST, write_manifest
 from edge_sampler.runtime.output import sweep, writable
 from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.signature import SIGNATURE, check_signature
+from edge_sampler.runtime.verified import describe_files
 from tests.bundles import facts
 
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")

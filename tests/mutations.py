@@ -103,7 +103,7 @@ ALL = (
     ),
     Mutation(
         "guidance-in-identity",
-        "models/denoiser.py",
+        "models/spec.py",
         "self.guidance, self.branches]",
         "self.branches]",
         "tests/models/test_fingerprint.py",

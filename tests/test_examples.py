@@ -17,7 +17,7 @@ import torch
 import edge_sampler
 from edge_sampler.export.assemble import export_graphs, write_graphs
 from edge_sampler.export.unroll import unroll
-from edge_sampler.models.own import neighbours_first
+from edge_sampler.models.python_file import neighbours_first
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import UserError

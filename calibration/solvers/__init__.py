@@ -14,7 +14,22 @@ ALL_SOLVERS: tuple[Solver, ...] = tuple(
 
 
 def find(name: str) -> Solver:
-    """The solver of that name. Raises UserError, with near matches, when there is none."""
+    """Finds a solver.
+
+    Args:
+        name: its name, or an alias.
+
+    Returns:
+        The solver.
+
+    Raises:
+        UserError: when there is none, with near matches.
+
+    Examples:
+        >>> from edge_sampler.calibration.solvers import find
+        >>> find("euler").name, find("iia-ddim").history
+        ('ddim', 1)
+    """
     by_name = {alias: solver for solver in ALL_SOLVERS for alias in (solver.name, *solver.aliases)}
     if name not in by_name:
         near = difflib.get_close_matches(name, by_name, n=3, cutoff=0.5)

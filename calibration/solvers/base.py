@@ -17,7 +17,18 @@ Step = Callable[[Any, Sequence[Any]], Any]  # (base update, directions) → next
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One network evaluation on the way: the state x at noise level sigma, and its denoised image."""
+    """One network evaluation on the way.
+
+    Args:
+        sigma: the noise level, in the data's units.
+        x: the state, [n, …].
+        denoised: the network's answer, shaped as x.
+
+    Examples:
+        >>> from edge_sampler.calibration.solvers.base import Evaluation
+        >>> Evaluation(2.0, x=np.array([3.0]), denoised=np.array([1.0])).d
+        array([1.])
+    """
 
     sigma: float
     x: Any
@@ -31,38 +42,76 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Solver:
-    """A solver by name, with or without corrections.
+    """A solver by name, with or without corrections. A file in calibration/solvers/ with a tuple ``SOLVERS`` adds some.
 
-    ``run(denoise, x, sigmas, step, history, nfe)`` integrates x, [n, …] at noise level sigmas[0], down to sigmas[-1],
-    and hands every step the directions that ``history`` earlier steps give. It evaluates as often as the method asks,
-    or ``nfe`` times where that is one less. ``steps(nfe)`` is how many grid intervals nfe evaluations pay for.
+    Args:
+        name: on command lines.
+        run: ``run(denoise, x, sigmas, step, history, nfe)`` integrates x, [n, …] at noise level sigmas[0], down to
+            sigmas[-1], and makes each step by the hook: ``x = step(base, directions)``, of the solver's own update and
+            the directions that ``history`` earlier steps give. It evaluates as often as the method asks, or ``nfe``
+            times where that is one less. ``multistep`` makes one of a formula.
+        order: of the base solver's global error, on grids that refine one smooth function.
+        steps: ``steps(nfe)`` is how many grid intervals nfe evaluations pay for.
+        history: r of arXiv 2304.11328; None: a fixed solver, never corrected.
+        aliases: other names.
+        clip: the bound to which it clips each answer, beside using it as it is; 0: it does not.
+
+    Examples:
+        >>> from edge_sampler.calibration.solvers.base import Solver, multistep
+        >>> def euler(past, sigma_next):
+        ...     return past[0].x + (sigma_next - past[0].sigma) * past[0].d
+        >>> mine = Solver("iia-mine", multistep(euler), order=1, history=1)
+        >>> mine.steps(6)
+        6
     """
 
     name: str
     run: Callable[..., Any]
-    order: int  # of the base solver's global error, on grids that refine one smooth function
+    order: int
     steps: Callable[[int], int] = lambda nfe: nfe
-    history: int | None = None  # the paper's r; None: a fixed solver, never corrected
+    history: int | None = None
     aliases: tuple[str, ...] = ()
-    clip: float = 0.0  # the bound to which it clips each answer, beside using it as it is; 0: it does not
+    clip: float = 0.0
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """A solver on one grid, ``sigmas`` from the highest level to 0, with ``nfe`` evaluations.
+    """A solver on one grid.
 
-    With an analytical first step (AFS), the first of them is answered by ``mean``, an image shaped as one of x: at the
-    highest noise level the network answers with little else than the mean of the data.
+    Args:
+        solver: which.
+        sigmas: noise levels, from the highest to 0.
+        nfe: evaluations.
+        history: past steps that corrections may weigh.
+        mean: with an analytical first step (AFS, arXiv 2210.05475), what answers in place of the first evaluation,
+            shaped as one of x: at the highest noise level the network answers with little else than the mean of the
+            data. None: there is none.
+
+    Examples:
+        >>> from edge_sampler.calibration.solvers import find
+        >>> from edge_sampler.calibration.solvers.base import Scheme, base_step
+        >>> scheme = Scheme(find("ddim"), [80.0, 2.5, 0.0], nfe=2)
+        >>> scheme.run(lambda x, sigma: x / (1 + sigma**2), np.full(1, 80.0), base_step).round(3)
+        array([0.346])
     """
 
     solver: Solver
     sigmas: Sequence[float]
     nfe: int
-    history: int = 0  # past steps that corrections may weigh
+    history: int = 0
     mean: Any = None
 
     def run(self, denoise: Denoise, x: Any, step: Step) -> Any:
-        """From x [n, …] at noise level sigmas[0] to images [n, …]."""
+        """Samples.
+
+        Args:
+            denoise: ``denoise(x, sigma)`` returns the clean data, shaped as x.
+            x: states at noise level sigmas[0], [n, …].
+            step: the hook that makes each step, such as ``base_step``.
+
+        Returns:
+            Images, shaped as x.
+        """
         known = [] if self.mean is None else [0.0 * x + self.mean]
         return self.solver.run(after(known, denoise), x, self.sigmas, step, self.history, self.nfe)
 
@@ -74,14 +123,40 @@ def after(known: Sequence[Any], denoise: Denoise) -> Denoise:
 
 
 def base_step(base: Any, directions: Sequence[Any]) -> Any:
-    """The base solver's step: no correction."""
+    """The hook of a fixed solver: no correction.
+
+    Args:
+        base: the solver's own update, [n, …].
+        directions: along which a fit corrects it, [n, …] each.
+
+    Returns:
+        ``base``.
+
+    Examples:
+        >>> from edge_sampler.calibration.solvers.base import base_step
+        >>> base_step(3.0, [1.0, 2.0])
+        3.0
+    """
     return base
 
 
 def differences(past: Sequence[Evaluation], history: int) -> list[Any]:
-    """IIA's directions for solvers with one evaluation a step: x̂_i - x̂_{i-1} and ε̂_i - ε̂_{i-1}, ``history`` times.
+    """IIA's directions for solvers with one evaluation a step: ``x̂_i - x̂_{i-1}`` and ``ε̂_i - ε̂_{i-1}``.
 
-    arXiv 2304.11328, its DDIM section; x̂ is the denoised image, ε̂ the noise estimate. None at the first step.
+    arXiv 2304.11328, its DDIM section; x̂ is the denoised image, ε̂ the noise estimate.
+
+    Args:
+        past: evaluations so far, newest first.
+        history: how many earlier steps count.
+
+    Returns:
+        Two for each earlier step that there is, shaped as x; none at the first step.
+
+    Examples:
+        >>> from edge_sampler.calibration.solvers.base import Evaluation, differences
+        >>> newer, older = Evaluation(1.0, 2.0, 1.0), Evaluation(2.0, 4.0, 0.5)
+        >>> differences([newer, older], history=1)
+        [0.5, -0.75]
     """
     found: list[Any] = []
     for newer, older in pairwise(past[: history + 1]):
@@ -94,9 +169,24 @@ def multistep(
     directions: Callable[[Sequence[Evaluation], int], list[Any]] = differences,
     last: Callable[[Evaluation], Any] = lambda now: now.denoised,
 ) -> Callable[..., Any]:
-    """The solver that evaluates once a step and applies ``rule(evaluations so far, newest first; next sigma)``.
+    """Makes a solver's ``run`` of a formula, for methods with one evaluation a step.
 
-    A step to σ = 0 is ``last``: Euler's, which there is the denoised image itself, as in k-diffusion and diffusers.
+    Args:
+        rule: ``rule(past, sigma_next)`` returns x at the next noise level, of the evaluations so far, newest first.
+        directions: ``directions(past, history)`` returns those along which a fit corrects the step.
+        last: ``last(evaluation)`` returns the images of the step to σ = 0: Euler's, which there is the denoised image
+            itself, as in k-diffusion and diffusers.
+
+    Returns:
+        What ``Solver`` takes for ``run``.
+
+    Examples:
+        >>> from edge_sampler.calibration.solvers.base import Scheme, Solver, multistep
+        >>> from edge_sampler.calibration.trace import trace
+        >>> def euler(past, sigma_next):
+        ...     return past[0].x + (sigma_next - past[0].sigma) * past[0].d
+        >>> trace(Scheme(Solver("mine", multistep(euler), order=1), [80.0, 2.5, 0.0], nfe=2)).table
+        ((80.0,), (2.5, 0.96875), (0.0, 0.0, 1.0))
     """
 
     def run(denoise: Denoise, x: Any, sigmas: Sequence[float], step: Step, history: int, nfe: int | None = None) -> Any:

@@ -9,7 +9,7 @@ STATISTICS = ("Softmax", "InstanceNormalization", "ReduceL2")  # the last two ha
 
 @dataclass(frozen=True)
 class Precision:
-    """A type for the network's weights and activations.
+    """A type for the network's weights and activations. A file in export/precisions/ with a ``PRECISION`` adds one.
 
     Args:
         name: on command lines, and in the names of files.
@@ -18,6 +18,11 @@ class Precision:
         float32_inside: operators that stay float32 inside the network.
         opset: the first whose operators take the type.
         advice: what to do where a weight is larger.
+
+    Examples:
+        >>> from edge_sampler.export.precisions import PRECISIONS
+        >>> PRECISIONS["fp16"].largest, PRECISIONS["bf16"].opset
+        (65504.0, 22)
     """
 
     name: str
@@ -32,12 +37,19 @@ class Precision:
 class Quantised:
     """Eight bits for the operands of the network's convolutions and matrix products, each times a scale.
 
+    As arXiv 1712.05877 has it for integers, and arXiv 2209.05433 for floats of eight bits.
+
     Args:
         name: on command lines, and in the names of files.
         dtype: of the operands.
         largest: its largest finite number, which a scale makes of the largest value.
         rest: the precision of the rest of the network: fp32, or a ``Precision``'s name.
         results: whether results of convolutions are of eight bits too: ONNX Runtime's CPU kernels ask for it.
+
+    Examples:
+        >>> from edge_sampler.export.precisions import QUANTISED
+        >>> QUANTISED["int8"].largest, QUANTISED["int8+fp16"].rest
+        (127.0, 'fp16')
     """
 
     name: str

@@ -13,8 +13,9 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families.base import Options
 from edge_sampler.models.families.parts import GUIDANCE, Parts, factor_of, size_of
 from edge_sampler.models.own import Encoder
+from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Condition, Inputs
+from edge_sampler.runtime.inputs import Inputs
 
 LONG_PROMPT = {"StableDiffusion3": 256, "Flux": 512, "PixArtAlpha": 120, "PixArtSigma": 300}  # tokens of T5
 

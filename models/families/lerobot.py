@@ -29,8 +29,9 @@ from edge_sampler.models.families.lerobot_statistics import (
 )
 from edge_sampler.models.own import Decoder, Encoder, adapt
 from edge_sampler.models.precond import BETA_SCHEDULES, discrete_sigmas
+from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Condition, Output
+from edge_sampler.runtime.inputs import Output
 from edge_sampler.runtime.json_file import read_json, read_object
 
 WEIGHTS = "model.safetensors"

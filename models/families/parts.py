@@ -24,8 +24,9 @@ from edge_sampler.models.scheduler_settings import (
     FLOW_SCHEDULERS,
     check_scheduler,
 )
+from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Condition, Inputs, Output
+from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.json_file import read_object
 from edge_sampler.runtime.text import Text
 

@@ -13,8 +13,9 @@ from edge_sampler.models.families.base import Family, Options
 from edge_sampler.models.families.diffusion_transformers import PIPELINES as TRANSFORMERS
 from edge_sampler.models.families.parts import GUIDANCE, Parts, factor_of, size_of
 from edge_sampler.models.own import Encoder
+from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Condition, Inputs
+from edge_sampler.runtime.inputs import Inputs
 from edge_sampler.runtime.json_file import read_json
 from edge_sampler.runtime.text import tokenized
 

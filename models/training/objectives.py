@@ -14,7 +14,7 @@ from edge_sampler.models.denoiser import Preconditioned, per_sample
 from edge_sampler.models.networks.text_encoder import PAD
 from edge_sampler.models.precond import DDPM_SIGMAS
 from edge_sampler.models.prompts import EMBEDS
-from edge_sampler.runtime.inputs import CLASSES
+from edge_sampler.runtime.condition import CLASSES
 
 LABEL_DROPOUT = 0.1  # of labels hidden, so that the network knows the unconditional branch of guidance (2207.12598)
 

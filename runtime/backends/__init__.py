@@ -16,9 +16,23 @@ BACKENDS = {backend.name: backend for backend in sorted(_FOUND, key=lambda backe
 
 
 def choose(bundle: Bundle, name: str = "auto", precision: str | None = None) -> Backend:
-    """The backend of that name, or the first that can run the bundle here. Raises UserError saying what is missing.
+    """The backend of that name, or the first that can run the bundle here.
 
-    ``precision`` None leaves it to the backend: an engine's fastest, ONNX Runtime's float32.
+    Args:
+        bundle: an opened one.
+        name: one of ``BACKENDS``, or "auto".
+        precision: one that the bundle has; None leaves it to the backend: an engine's fastest, ONNX Runtime's float32.
+
+    Returns:
+        The backend. Nothing is loaded yet.
+
+    Raises:
+        UserError: for an unknown name, and where none can run it; it says what each lacks.
+
+    Examples:
+        >>> from edge_sampler.runtime.backends import choose
+        >>> choose(edge_sampler.Bundle.open("shrink"), "onnxrt").gpu
+        False
     """
     if name != "auto" and name not in BACKENDS:
         raise UserError(f"unknown backend {name!r}; known: auto, {', '.join(BACKENDS)}")

@@ -15,7 +15,18 @@ from edge_sampler.runtime.manifest import MANIFEST
 
 @dataclass(frozen=True)
 class Spans:
-    """Seconds of one run on a GPU, by its own clock."""
+    """Seconds of one run on a GPU, by its own clock.
+
+    Args:
+        host_to_device: copying what it is given.
+        compute: the sampler.
+        device_to_host: copying what it made.
+
+    Examples:
+        >>> from edge_sampler.runtime.backends.base import Spans
+        >>> Spans(1e-4, 1e-2, 1e-4).compute
+        0.01
+    """
 
     host_to_device: float
     compute: float
@@ -23,17 +34,45 @@ class Spans:
 
 
 class Session(Protocol):
-    """A sampler, loaded; a context manager that frees it. ``run`` may be called from several threads."""
+    """A sampler, loaded; a context manager that frees it. ``run`` may be called from several threads.
 
-    description: str  # what runs, for people
+    ``description`` tells people what runs, ``precision`` in what, and ``largest_batch`` how many samples go in one run
+    at most; None: any number.
+
+    Examples:
+        >>> from edge_sampler.runtime.backends import BACKENDS
+        >>> with BACKENDS["onnxrt"].open(edge_sampler.Bundle.open("shrink"), None, ["denoised_0"]) as session:
+        ...     made = session.run({"noise": np.zeros((2, 1, 8, 8), np.float32)})
+        >>> sorted(made), session.precision, session.largest_batch, session.spans({})
+        (['denoised_0', 'images'], 'fp32', None, None)
+    """
+
+    description: str
     precision: str
-    largest_batch: int | None  # how many images go in one run at most; None: any number
+    largest_batch: int | None
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrays by name, first dimension the batch, of any size: it is split and padded to what the engine takes."""
+        """Runs the sampler once. A batch of any size is split and padded to what an engine takes.
+
+        Args:
+            feed: ``noise`` float32 [n, *shape], and each condition [n, …], as ``bundle.inputs`` says.
+
+        Returns:
+            What the sampler makes, [n, …], and the inner values that were asked for, by name.
+
+        Raises:
+            UserError: for anything else, and where the library fails.
+        """
 
     def spans(self, feed: Mapping[str, np.ndarray]) -> Spans | None:
-        """One more run, timed inside; None where the library cannot tell."""
+        """One more run, timed inside.
+
+        Args:
+            feed: as of ``run``.
+
+        Returns:
+            Seconds; None where the library cannot tell.
+        """
 
     def __enter__(self) -> "Session": ...
 
@@ -42,24 +81,44 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run a bundle.
+    """A way to run a bundle. A file in runtime/backends/ with a tuple ``BACKENDS`` of these adds some.
 
-    ``lacks()`` says what this machine lacks for it, or None; ``unable(bundle, precision)``, asked where nothing is
-    lacking, why it cannot run that bundle so, or None. ``open(bundle, precision, outputs)`` loads the sampler;
-    ``outputs`` names inner values to return as well, where there are ``inner_values``. ``open_graph(bundle, file)``
-    loads another of the bundle's graphs, such as denoiser.onnx; None for a library that runs engines alone.
+    Args:
+        name: on command lines.
+        rank: "auto" takes the lowest that can run a bundle.
+        lacks: ``lacks()`` says what this machine lacks for it, or None.
+        unable: ``unable(bundle, precision)``, asked where nothing is lacking, says why it cannot run that bundle so,
+            or None.
+        open: ``open(bundle, precision, outputs)`` loads the sampler; ``outputs`` names inner values to return as well,
+            where there are ``inner_values``.
+        open_graph: ``open_graph(bundle, file)`` loads another of the bundle's graphs, such as denoiser.onnx; None for a
+            library that runs engines alone.
+        gpu: whether it computes there.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from edge_sampler.runtime.backends import BACKENDS
+        >>> mine = replace(BACKENDS["onnxrt"], name="mine", rank=99)
+        >>> mine.lacks(), mine.unable(edge_sampler.Bundle.open("shrink"), "fp32"), mine.inner_values
+        (None, None, True)
+        >>> mine.used_memory() > 0
+        True
     """
 
     name: str
-    rank: int  # the lowest that can run a bundle is the one that "auto" takes
+    rank: int
     lacks: Callable[[], str | None]
     unable: Callable[[Bundle, str | None], str | None]
     open: Callable[[Bundle, str | None, Sequence[str]], Session]
     open_graph: Callable[[Bundle, str], Session] | None
-    gpu: bool  # whether it computes there
+    gpu: bool
 
     def used_memory(self) -> int:
-        """Bytes, before and after to compare."""
+        """What is taken now, to be compared with another moment.
+
+        Returns:
+            Bytes of the GPU's memory, or of this process; 0 where the system does not tell.
+        """
         return cuda.used_memory() if self.gpu else resident_memory()
 
     @property

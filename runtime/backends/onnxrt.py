@@ -17,9 +17,10 @@ import numpy as np
 from edge_sampler.runtime import cuda
 from edge_sampler.runtime.backends.base import Backend, Spans, check_declared, check_inputs
 from edge_sampler.runtime.backends.onnxrt_module import INSTALL, library, threads, without_links
-from edge_sampler.runtime.bundle import Bundle, weights_beside
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.protobuf import declare_outputs
+from edge_sampler.runtime.verified import weights_beside
 
 CAPTURED = 16  # CUDA graphs of one session, as many as `serve` has sizes of a batch unless told
 UNCAPTURED = -1  # in place of a graph's number

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_sampler.runtime.bundle import weights_beside
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.verified import weights_beside
 
 INSTALL = "install onnxruntime"
 OLDEST = (1, 18)  # that reads our graphs

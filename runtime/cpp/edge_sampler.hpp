@@ -497,7 +497,7 @@ inline Bytes npy(Array const& array) {
     return content;
 }
 
-// ---- Bundles: runtime/bundle.py, inputs.py, engine_record.py ------------------------------------------------------
+// ---- Bundles: runtime/bundle.py, verified.py, inputs.py, engine_record.py -----------------------------------------
 
 constexpr std::int64_t SCHEMA = 3;
 

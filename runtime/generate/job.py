@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from edge_sampler.runtime.bundle import Bundle, file_sha256
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.json_file import ODD, read_json
 from edge_sampler.runtime.manifest import HASH
 from edge_sampler.runtime.output import writable
+from edge_sampler.runtime.verified import file_sha256
 
 FORMATS = {"webdataset": ".tar", "npz": ".npz"}
 RECORD = "shards.json"

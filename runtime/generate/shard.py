@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from edge_sampler.runtime.bundle import Bundle, file_sha256
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.generate.job import Job, Shard, manifest_sha256
 from edge_sampler.runtime.images import png, to_uint8
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.sampler import Sampler
+from edge_sampler.runtime.verified import file_sha256
 
 
 def make(part: Job, file: str) -> Shard:

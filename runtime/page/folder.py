@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from edge_sampler.runtime.bundle import Bundle, weights_beside
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.compare import denoised_name
+from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Condition
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.page.npm import Package, files_of
 from edge_sampler.runtime.protobuf import declare_outputs
 from edge_sampler.runtime.text import tokens
+from edge_sampler.runtime.verified import weights_beside
 
 FACTS = "edge-sampler-page.json"  # what the page reads; a folder that holds it is a page
 STATIC = ("index.html", "style.css", "page.js", "worker.js", "noise.js")
@@ -165,5 +166,5 @@ def probes(content: str, name: str, condition: Condition) -> list[list[Any]]:
 
 
 def described(content: bytes) -> dict[str, Any]:
-    """As ``runtime.bundle.describe_files`` does."""
+    """As ``runtime.verified.describe_files`` does."""
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}

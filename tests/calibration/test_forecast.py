@@ -16,8 +16,8 @@ from edge_sampler.calibration.forecast import (
     forecast_refit,
 )
 from edge_sampler.calibration.settings import Settings
-from edge_sampler.models.conditioned import Wrapped, conditioned
-from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.conditioned import conditioned
+from edge_sampler.models.denoiser import Denoiser, Wrapped
 from edge_sampler.models.mapped import size_of
 from tests.conftest import report_of
 

@@ -8,7 +8,7 @@ import pytest
 from edge_sampler import models
 from edge_sampler.calibration import ship
 from edge_sampler.calibration.settings import Settings
-from edge_sampler.export.assemble import check_fit
+from edge_sampler.export.form import check_fit
 from edge_sampler.models.shipped import plan_file, shipped_plan
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.own import Decoder, Encoder, adapt
-from edge_sampler.runtime.inputs import Condition, Output
+from edge_sampler.runtime.condition import Condition
+from edge_sampler.runtime.inputs import Output
 from edge_sampler.runtime.plan import Plan
 
 LENGTHS, MEMORY = (8, 16, 48), (2, 6, 12)

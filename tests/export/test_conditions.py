@@ -25,8 +25,8 @@ from edge_sampler.export.unroll import unroll
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.backends.onnxrt import Session
+from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Condition
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import Plan, sample
 from tests.conftest import relative

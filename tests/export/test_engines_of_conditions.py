@@ -20,9 +20,9 @@ from edge_sampler.export.save import save_checked
 from edge_sampler.export.unroll import unroll
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.backends.onnxrt import Session
+from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.engine_record import Batch, Engine
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Condition
 from tests.conftest import relative
 from tests.export.networks import LENGTHS, MEMORY, euler
 from tests.export.test_conditions import PLAN, SHAPES, case, case_of, drawn

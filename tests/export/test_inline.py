@@ -13,7 +13,8 @@ import torch
 from onnx import version_converter
 
 from edge_sampler import models
-from edge_sampler.export.assemble import Form, Graphs, export_bundle, export_graphs, write_graphs
+from edge_sampler.export.assemble import Graphs, export_bundle, export_graphs, write_graphs
+from edge_sampler.export.form import Form
 from edge_sampler.export.network_graph import export_denoiser
 from edge_sampler.export.roll import roll
 from edge_sampler.export.unroll import unroll
@@ -21,10 +22,11 @@ from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.own import with_examples
 from edge_sampler.runtime.backends.onnxrt import Session
-from edge_sampler.runtime.bundle import Bundle, describe_files
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.manifest import facts_of, write_manifest
 from edge_sampler.runtime.sampler import load
+from edge_sampler.runtime.verified import describe_files
 from tests.bundles import BUNDLES, TINY
 from tests.conftest import export
 from tests.export.networks import euler, frames

@@ -17,12 +17,13 @@ import pytest
 from edge_sampler.export.triton import main
 from edge_sampler.runtime import load
 from edge_sampler.runtime.backends.onnxrt import Session
-from edge_sampler.runtime.bundle import Bundle, describe_files
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.engine_record import Batch, Engine
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.manifest import facts_of, write_manifest
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.sampler import feed_of
+from edge_sampler.runtime.verified import describe_files
 from tests.conftest import run_main
 
 TYPES = {"TYPE_FP32": np.float32, "TYPE_INT64": np.int64, "TYPE_BOOL": np.bool_, "TYPE_UINT8": np.uint8}

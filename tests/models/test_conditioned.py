@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import edge_sampler
 from edge_sampler.calibration.arguments import add_model_arguments, load_model
 from edge_sampler.calibration.calibrate import calibrate
-from edge_sampler.models.conditioned import Guided
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.guidance import Guided
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import sample

@@ -18,7 +18,8 @@ from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.evaluate import network as networks
 from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.settings import Settings
-from edge_sampler.export.assemble import Form, export_bundle
+from edge_sampler.export.assemble import export_bundle
+from edge_sampler.export.form import Form
 from edge_sampler.models import onnx_graph
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
@@ -26,8 +27,8 @@ from edge_sampler.models.eager import make
 from edge_sampler.models.own import adapt, with_examples
 from edge_sampler.models.verify import verify
 from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Condition
 from tests.bundles import TINY, remake_manifest
 from tests.conftest import report_of
 from tests.export.networks import Policy, euler

@@ -16,9 +16,9 @@ from PIL import Image
 
 from edge_sampler import runtime
 from edge_sampler.runtime.__main__ import main
-from edge_sampler.runtime.bundle import describe_files
 from edge_sampler.runtime.manifest import write_manifest
 from edge_sampler.runtime.noise import SEEDS
+from edge_sampler.runtime.verified import describe_files
 from tests.bundles import facts
 from tests.conftest import run_main
 from tests.runtime.test_cpp_parts import FAKES, HEADERS, SANITIZED, compile_cpp, loaded, refused

@@ -16,13 +16,14 @@ import pytest
 from PIL import Image
 
 from edge_sampler.runtime import load
-from edge_sampler.runtime.bundle import Bundle, file_sha256
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.generate import command
 from edge_sampler.runtime.generate.job import RECORD, Job, manifest_sha256
 from edge_sampler.runtime.generate.shard import make, opened
 from edge_sampler.runtime.images import to_uint8
 from edge_sampler.runtime.lock import locked
+from edge_sampler.runtime.verified import file_sha256
 from tests.bundles import remake_manifest
 from tests.conftest import run_main
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_sampler.runtime.condition import Axis, Condition, class_labels
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Axis, Condition, Inputs, class_labels
+from edge_sampler.runtime.inputs import Inputs
 
 INPUTS = Inputs(
     ("length", 4),

@@ -19,11 +19,12 @@ from edge_sampler.runtime.backends.runtime_cache import RuntimeCache
 from edge_sampler.runtime.backends.tensorrt_module import Library, logger
 from edge_sampler.runtime.backends.tensorrt_module import library as library_of
 from edge_sampler.runtime.bench import UNROLLED, bench
-from edge_sampler.runtime.bundle import Bundle, describe_files
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.compare import BASELINE, PYTORCH, compare, within
 from edge_sampler.runtime.engine_record import LIBRARIES, Batch, Engine
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.manifest import facts_of, write_manifest
+from edge_sampler.runtime.verified import describe_files
 from tests.bundles import remake_manifest
 from tests.fakes.tensorrt import make
 

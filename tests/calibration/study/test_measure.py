@@ -4,7 +4,7 @@ import numpy as np
 
 from edge_sampler import models
 from edge_sampler.calibration.study.measure import captions, interval
-from edge_sampler.models.conditioned import guided
+from edge_sampler.models.guidance import guided
 from edge_sampler.models.zoo import CAPTIONS
 from edge_sampler.runtime.text import tokens
 

@@ -1,0 +1,70 @@
+"""What a bundle is to make, and whether a plan and a model go together."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_sampler.export.canvas import OUTPUTS
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import Output
+from edge_sampler.runtime.plan import Plan
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a bundle's graph is to be.
+
+    Args:
+        dtype: of what it makes: "float32", or "uint8" [batch, H, W, C] for pictures.
+        samples: how many are drawn in samples.png.
+        encode: whether the model's encoder is part of it; else the caller makes what that makes.
+        decode: the same of the decoder.
+
+    Raises:
+        UserError: for a value out of range.
+
+    Examples:
+        >>> form = edge_sampler.Form(dtype="uint8")
+        >>> edge_sampler.export_bundle(model, plan, "pictures", form).difference.finite
+        True
+        >>> edge_sampler.Bundle.open("pictures").dtype
+        'uint8'
+    """
+
+    dtype: str = OUTPUTS[0]
+    samples: int = 16
+    encode: bool = True
+    decode: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dtype not in OUTPUTS or self.samples < 1:
+            raise UserError(
+                f"output is {self.dtype!r} and samples {self.samples}; allowed: {', '.join(OUTPUTS)}, and 1 or more"
+            )
+
+
+def check_fit(model: Denoiser, plan: Plan) -> None:
+    """Raises UserError where the plan was fitted to another model, or its mean is of other data."""
+    spec, report = model.spec, plan.report
+    if report and report.fingerprint != spec.fingerprint:
+        raise UserError(
+            f"the plan was fitted to {report.model}, fingerprint {report.fingerprint[:12]}, and this is {spec.title}, "
+            f"fingerprint {spec.fingerprint[:12]}: fit it again"
+        )
+    if plan.afs and np.shape(plan.mean) != spec.shape:
+        raise UserError(f"the plan has a mean of {np.shape(plan.mean)} for data of {spec.shape}: fit it again")
+    if max(plan.sigmas) > spec.sigma_max * 1.001 or (not report and min(plan.sigmas) < spec.sigma_min * 0.999):
+        raise UserError(
+            f"the plan's noise levels, {max(plan.sigmas):.4g} to {min(plan.sigmas):.4g}, leave those of {spec.title}, "
+            f"{spec.sigma_max:.4g} to {spec.sigma_min:.4g}: fit it again"
+        )
+
+
+def output_of(model: Denoiser, form: Form) -> Output:
+    """What a sampler of this form makes. Raises UserError where it cannot be as ``form.dtype`` says."""
+    bare = model.decoder is not None and not form.decode
+    output = Output("samples", model.spec.inputs.shape, "the decoder's input") if bare else model.spec.output
+    if form.dtype == "uint8" and not output.is_image:
+        raise UserError(f"output uint8 is for pictures of 1 or 3 channels; {model.spec.name} makes {output.name}")
+    return output

@@ -1,0 +1,117 @@
+"""What a denoiser is, apart from the values of its weights; and its identity."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from edge_sampler.runtime.condition import CLASSES, Condition
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import Inputs, Output
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a denoiser is, apart from the values of its weights.
+
+    Args:
+        name: of the model, for people.
+        inputs: the shape of its data, and its conditions.
+        sigma_min: the lowest noise level to sample at, in the data's units.
+        sigma_max: the highest.
+        licence: of the weights.
+        architecture: a hash of all that decides its answers beside the weights and what is built in.
+        weights_sha256: of names, shapes and float32 values, so the same in every file format.
+        random_weights: True for a dry run, whose samples mean nothing.
+        output: what a sampler of it makes.
+        raw: conditions that its encoder takes from the caller, in place of those that it makes.
+        made: the names of those.
+        built_in: the conditions that are constants of the model, with their values (of arrays, a hash).
+        guidance: the scale S of classifier-free guidance that is built in; 1: none.
+        branches: evaluations of the network in one of the denoiser.
+        schedule: a name of calibration's schedules: its noise levels, unless others are asked for; "own" are those that
+            the model brings.
+
+    Examples:
+        >>> spec = edge_sampler.built_in(edge_sampler.load_model("edm-fashion-cond"), "class_labels", 7).spec
+        >>> spec.title, spec.shape, spec.classes, list(spec.called_with.conditions)
+        ('edm-fashion-cond, class 7', (1, 28, 28), 0, [])
+        >>> len(spec.fingerprint), spec.record()["sigma_max"]
+        (64, 80.0)
+    """
+
+    name: str
+    inputs: Inputs
+    sigma_min: float
+    sigma_max: float
+    licence: str
+    architecture: str
+    weights_sha256: str
+    random_weights: bool
+    output: Output
+    raw: Mapping[str, Condition] = field(default_factory=dict)
+    made: tuple[str, ...] = ()
+    built_in: Mapping[str, Any] = field(default_factory=dict)
+    guidance: float = 1.0
+    branches: int = 1
+    schedule: str = "edm"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample of the data, axes with names at their usual size."""
+        return self.inputs.sized()
+
+    @property
+    def classes(self) -> int:
+        """How many classes the caller may name; 0: none."""
+        condition = self.inputs.conditions.get(CLASSES)
+        return condition.choices if condition else 0
+
+    @property
+    def called_with(self) -> Inputs:
+        """What the caller of a whole sampler gives: the encoder's inputs, and the conditions that it does not make."""
+        kept = {name: one for name, one in self.inputs.conditions.items() if name not in self.made}
+        return replace(self.inputs, conditions={**self.raw, **kept})
+
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 of whatever decides this denoiser's answers: what caches, plans and bundles ask."""
+        facts = [self.architecture, self.weights_sha256, dict(self.built_in), self.guidance, self.branches]
+        return digest([*facts, self.inputs.record(), self.sigma_min, self.sigma_max])
+
+    @property
+    def title(self) -> str:
+        """The name, and what is built in: "edm-fashion-cond, class 7, guidance 2"."""
+        built_in = [f"{'class' if name == CLASSES else name} {value}" for name, value in self.built_in.items()]
+        built_in += [f"guidance {self.guidance:g}"] if self.guidance != 1 else []
+        return ", ".join([self.name, *built_in])
+
+    def record(self) -> dict[str, Any]:
+        """JSON values, for a bundle's manifest.
+
+        Returns:
+            Each field by name, and the fingerprint.
+        """
+        facts = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        facts |= {"inputs": self.inputs.record(), "raw": {name: one.record() for name, one in self.raw.items()}}
+        return facts | {"output": asdict(self.output), "fingerprint": self.fingerprint}
+
+
+def check_alike(one: ModelSpec, other: ModelSpec) -> None:
+    """Raises UserError where one model cannot stand for the other: of other data, conditions or noise levels."""
+
+    def told(spec: ModelSpec) -> tuple[Any, ...]:
+        conditions = {name: (given.shape, given.dtype) for name, given in spec.inputs.conditions.items()}
+        return spec.inputs.shape, spec.inputs.axes, conditions, spec.sigma_min, spec.sigma_max
+
+    if told(one) != told(other):
+        raise UserError(
+            f"{one.title} cannot stand for {other.title}: shape, axes, conditions and noise levels are {told(one)} and "
+            f"{told(other)}"
+        )
+
+
+def digest(facts: Any) -> str:
+    """SHA-256 of JSON values in their canonical form."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,162 @@
+"""A named input of a sampler, and an axis whose size a call chooses."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.text import Text
+
+DTYPES = {"float32": "fiu", "int64": "iu", "bool": "b"}  # NumPy's kinds that each may be given as
+CLASSES = "class_labels"  # the condition that class-conditional models share
+Shape = tuple[int | str, ...]
+
+
+def parse_sizes(text: str) -> tuple[int, int, int]:
+    """Least, usual and largest of ``8``, which is all of them, or of ``1:4:16``. Raises UserError for anything else."""
+    if not re.fullmatch(r"\d+(:\d+:\d+)?", text):
+        raise UserError(f"size {text!r} is neither a number nor MIN:OPT:MAX, such as 1:4:16")
+    sizes = [int(size) for size in text.split(":")]
+    least, usual, largest = sizes if len(sizes) == 3 else sizes * 3
+    return least, usual, largest
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The sizes that an axis with a name may have.
+
+    Args:
+        least: the least, 1 or more.
+        usual: for which engines are tuned, and of which fits are.
+        largest: the largest.
+
+    Raises:
+        UserError: where they are not in order.
+
+    Examples:
+        >>> from edge_sampler.runtime.condition import Axis
+        >>> Axis.parse("16:64:256").sizes
+        (16, 64, 256)
+    """
+
+    least: int
+    usual: int
+    largest: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.usual <= self.largest:
+            raise UserError(
+                f"an axis has sizes {self.least}, {self.usual}, {self.largest}; they must be at least 1, and in order"
+            )
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Least, usual and largest."""
+        return self.least, self.usual, self.largest
+
+    @classmethod
+    def parse(cls, text: str) -> "Axis":
+        """An axis as command lines have it.
+
+        Args:
+            text: ``64``, or ``16:64:256``.
+
+        Returns:
+            The axis.
+
+        Raises:
+            UserError: for anything else.
+        """
+        return cls(*parse_sizes(text))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A named input that stays the same at every evaluation of one sample.
+
+    Args:
+        shape: of one sample's value. A name in it is an axis, of the same size wherever the name stands.
+        dtype: float32, int64 or bool.
+        null: the value that means "nothing", which guidance needs: of ``shape``, or one that broadcasts to it.
+        choices: values are whole numbers below this, or ``null``; 0: anything goes.
+        description: one sentence for people.
+        text: how text becomes the value, which is int64 [length] then; None: it is not of text.
+
+    Raises:
+        UserError: for another dtype, for choices below 0, and for text of another shape or dtype.
+
+    Examples:
+        >>> label = edge_sampler.Condition((), "int64", null=-1, choices=10, description="the class of the image")
+        >>> label.wanted()
+        'int64 [], 0 to 9 or -1'
+        >>> edge_sampler.Condition.read(label.record()) == label
+        True
+    """
+
+    shape: Shape = ()
+    dtype: str = "float32"
+    null: Any = field(default=None, compare=False)
+    choices: int = 0
+    description: str = ""
+    text: Text | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.choices < 2**63:
+            raise UserError(f"a condition has {self.choices} choices; it must be a number from 0 on, below 2^63")
+        if self.dtype not in DTYPES:
+            raise UserError(f"a condition's dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
+        if self.text and (self.dtype != "int64" or len(self.shape) != 1 or not isinstance(self.shape[0], int)):
+            raise UserError(f"a condition of text is int64 [length], of so many tokens, and not {self.wanted()}")
+
+    def record(self) -> dict[str, Any]:
+        """As a manifest holds it.
+
+        Returns:
+            JSON values. Of a null that is no single number, only that there is one.
+        """
+        single = isinstance(self.null, int | float)
+        return {
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "null": self.null if single or self.null is None else True,
+            "choices": self.choices,
+            "description": self.description,
+            **({"text": self.text.record()} if self.text else {}),
+        }
+
+    @classmethod
+    def read(cls, recorded: Mapping[str, Any]) -> "Condition":
+        """The condition of a manifest.
+
+        Args:
+            recorded: what ``record`` made.
+
+        Returns:
+            The condition.
+
+        Raises:
+            UserError: for anything else, or one of ``json_file.ODD``.
+        """
+        return cls(
+            tuple(recorded["shape"]),
+            recorded["dtype"],
+            recorded["null"],
+            int(recorded["choices"]),
+            str(recorded["description"]),
+            Text.read(recorded["text"]) if "text" in recorded else None,
+        )
+
+    def wanted(self) -> str:
+        """As messages say it.
+
+        Returns:
+            ``int64 []``, ``float32 [length, 80]``, ``text or int64 [77]``.
+        """
+        of = f", 0 to {self.choices - 1}{f' or {self.null}' if self.null is not None else ''}" if self.choices else ""
+        return f"{'text or ' if self.text else ''}{self.dtype} [{', '.join(map(str, self.shape))}]{of}"
+
+
+def class_labels(classes: int, null: int | None = -1) -> dict[str, Condition]:
+    """The condition of a model with so many classes; none for 0. ``null`` means "no class"; None: nothing does."""
+    return {CLASSES: Condition((), "int64", null, classes, "the class of the image")} if classes else {}

@@ -1,0 +1,120 @@
+"""The files of a bundle, held against its manifest."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.manifest import MANIFEST
+from edge_sampler.runtime.signature import SIGNATURE
+
+WEIGHTS = "weights.data"
+PIECE = 2**20  # bytes of a file that are hashed at a time
+
+
+def weights_beside(graph: Path) -> tuple[Path, Path]:
+    """Where a graph's weights are, if they are not in it: in a file of its own, or in one with those of the others."""
+    return graph.with_name(f"{graph.name}.data"), graph.with_name(WEIGHTS)
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size of every file below ``folder``, the manifest and its signature left out."""
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (MANIFEST, SIGNATURE)
+    }
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A folder and its manifest. Files are verified when they are asked for, before anything reads them.
+
+    Args:
+        folder: where it is.
+        manifest: what manifest.json says.
+
+    Examples:
+        >>> bundle = edge_sampler.Bundle.open("shrink")
+        >>> str(bundle.file("plan.json").name), bundle.read("plan.json")[:1]
+        ('plan.json', b'{')
+        >>> bundle.graph("sampler.onnx").name
+        'sampler.onnx'
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    def file(self, name: str) -> Path:
+        """One of the bundle's files, verified.
+
+        Args:
+            name: as the manifest lists it.
+
+        Returns:
+            Its path.
+
+        Raises:
+            UserError: when it is missing or not listed, or its size or SHA-256 differ.
+        """
+        path, recorded = self._listed(name)
+        if path.stat().st_size != recorded["bytes"] or file_sha256(path) != recorded["sha256"]:
+            raise _other_file(path)
+        return path
+
+    def read(self, name: str) -> bytes:
+        """As ``file``, for its content: these very bytes are verified, whatever happens to the file meanwhile.
+
+        Args:
+            name: as the manifest lists it.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            UserError: as ``file``.
+        """
+        path, recorded = self._listed(name)
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != recorded["sha256"]:
+            raise _other_file(path)
+        return content
+
+    def _listed(self, name: str) -> tuple[Path, Mapping[str, Any]]:
+        path, recorded = self.folder / name, self.manifest["files"].get(name)
+        if recorded is None:
+            raise UserError(f"{self.folder} holds no {name}")
+        if not path.is_file():
+            raise UserError(f"{path} is missing, though the manifest lists it: copy the whole bundle again")
+        return path, recorded
+
+    def graph(self, name: str) -> Path:
+        """As ``file``, for an ONNX graph: its external data, where it has some, is verified as well.
+
+        Args:
+            name: of the graph, as the manifest lists it.
+
+        Returns:
+            Its path.
+
+        Raises:
+            UserError: as ``file``.
+        """
+        beside = [file.name for file in weights_beside(Path(name)) if file.name in self.manifest["files"]]
+        for data in beside[:1]:
+            self.file(data)
+        return self.file(name)
+
+
+def _other_file(path: Path) -> UserError:
+    return UserError(f"{path} is not the file the manifest describes (its SHA-256 differs): copy or export again")

@@ -45,7 +45,7 @@ class Forecast:
 
     def __str__(self) -> str:
         minutes = math.ceil(self.seconds / 60)
-        took = f"{minutes} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
+        took = f"{minutes} minute{'s' * (minutes != 1)}" if minutes < 100 else f"{minutes / 60:.1f} hours"
         slow = self.device == "cpu" and self.seconds > TOO_LONG
         advice = "; take a GPU, with --device cuda, or fewer noises" if slow else ""
         return (

@@ -108,11 +108,11 @@ def main() -> None:
         profile_of(model.spec.called_with.axes, additions.axes)
     if stored:
         check_fit(model, stored)
-    with bar("graph", 1) as advance:
-        graphs = export_graphs(model)  # first: what cannot be exported need not be fitted
-        advance(1)
     if wanted:
         wanted = afford(model, wanted, arguments.budget)
+    with bar("graph", 1) as advance:
+        graphs = export_graphs(model)  # before the fit: what cannot be exported need not be fitted
+        advance(1)
     plan = calibrate(model, wanted, bar, cache(arguments), towards) if wanted else stored
     assert plan is not None
     show(plan)

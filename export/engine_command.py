@@ -46,7 +46,8 @@ def main() -> None:
         raise UserError(f"{bundle.folder} holds {additions.engine.file} already; add --force to build it again")
     table = add(bundle, additions, sign=signer(arguments.sign) if arguments.sign else None)
     Console().print(table)
-    print(f"{bundle.folder}: run it with `{sample_command(bundle)}`")
+    alone = "" if additions.engine else f" --precision {additions.precision}"  # ONNX Runtime takes fp32 unasked
+    print(f"{bundle.folder}: run it with `{sample_command(bundle)}{alone}`")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The examples, as a user runs them, with fewer noises: a policy with stages, and a sequence of any length."""
+"""The examples, as a user runs them, with fewer noises. Those that tutorials run are tests/test_tutorials.py's."""
 
 import importlib.util
 import os
@@ -15,14 +15,16 @@ import pytest
 import torch
 
 import edge_sampler
+from edge_sampler.calibration.solvers.base import base_step
 from edge_sampler.export.assemble import export_graphs, write_graphs
 from edge_sampler.export.unroll import unroll
 from edge_sampler.models.python_file import neighbours_first
 from edge_sampler.runtime.backends.onnxrt import Session
+from edge_sampler.runtime.command_line import run_command
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import sample
-from tests.conftest import export, relative
+from tests.conftest import export, relative, run_main
 from tests.export.test_conditions import flops
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -260,3 +262,50 @@ def test_an_engine_of_any_length_is_built(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             export(*what, "--force", "--engine", "tensorrt-rtx", "--axis", axis)
+
+
+def test_a_solver_of_ones_own_is_exact_where_it_should_be() -> None:
+    """Two-step Adams-Bashforth: of slopes that are linear in σ, after its first step and before its last."""
+    solver, sigmas, states = example("solver").AB2, [10.0, 7.0, 3.0, 1.0, 0.4, 0.0], []
+
+    def denoise(x: np.ndarray, sigma: float) -> np.ndarray:
+        states.append(x)
+        return x - sigma * (2 * sigma - 5)
+
+    solver.run(denoise, np.array([4.0]), sigmas, base_step, 0)
+    moved = np.diff(np.concatenate(states))
+    exact = np.diff([sigma**2 - 5 * sigma for sigma in sigmas[:-1]])
+    np.testing.assert_allclose(moved[1:], exact[1:])
+    assert abs(moved[0] - exact[0]) > 1  # Euler's
+
+
+def test_a_solver_of_ones_own_is_judged_and_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_main(example("solver").main, "--nfe", "3", "--noises", "4", "--out", str(tmp_path / "ab2.json"))
+    errors = dict(re.findall(r"^([\w-]+) +([\d.]+)$", capsys.readouterr().out, re.MULTILINE))
+    assert list(errors) == ["ab2", "ddim", "dpmpp-2m", "ipndm"]
+    assert len(set(errors.values())) == 4
+    plan = edge_sampler.Plan.load(tmp_path / "ab2.json")
+    assert (plan.solver, plan.nfe) == ("ab2", 3)
+
+
+def test_the_gate_lets_through_what_is_whole_right_and_fast(
+    made: Path, copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = example("gate")
+
+    def status(folder: Path, milliseconds: str) -> int:
+        with pytest.raises(SystemExit) as stopped:
+            run_main(lambda: run_command(gate.main), str(folder), "--milliseconds", milliseconds, "--runs", "3")
+        return int(str(stopped.value.code))
+
+    assert status(made, "60000") == 0
+    assert re.search("^whole: .*\nright: .*\nfast: ", capsys.readouterr().out)
+    assert status(made, "0.001") == 1
+    assert "\nSLOW: " in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(gate, "within", lambda found, tolerance: False)
+        assert status(made, "60000") == 1
+    assert "\nWRONG: " in capsys.readouterr().out
+    (copy / "samples.png").write_bytes(b"")
+    assert status(copy, "60000") == 2
+    assert "samples.png" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from edge_sampler.calibration.solvers.base import Scheme
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
-from tests.conftest import report_of
+from tests.conftest import export, report_of
 
 
 @pytest.mark.parametrize("budget", [1_000_000, 300_000, 100_000, 30_000, 10_000])
@@ -107,3 +107,9 @@ def test_the_paper_keeps_what_heldout_noises_reject() -> None:
     )
     assert ours == [False, False, False, False]
     assert papers == [False, True, True, False]
+
+
+def test_a_budget_that_is_too_small_is_refused_before_the_graph_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_sampler.export.command.export_graphs", lambda model: pytest.fail("it is drawn"))
+    with pytest.raises(UserError, match="a budget of 10 evaluations is too small"):
+        export("--model", "edm-digits", "--nfe", "4", "--budget", "10")

@@ -89,3 +89,9 @@ def test_a_gpu_is_advised_where_a_cpu_takes_too_long() -> None:
     assert "--device cuda" in str(Forecast(1000, 1.1 * TOO_LONG, 10**9, "cpu"))
     assert "--device cuda" not in str(Forecast(1000, 0.9 * TOO_LONG, 10**9, "cpu"))
     assert "--device cuda" not in str(Forecast(1000, 1.1 * TOO_LONG, 10**9, "cuda"))
+
+
+def test_a_minute_is_one() -> None:
+    told = [str(Forecast(1000, seconds, 10**9, "cuda")) for seconds in (59.0, 61.0)]
+    assert "up to 1 minute and" in told[0]
+    assert "up to 2 minutes and" in told[1]

@@ -146,8 +146,8 @@ def export_bundle(
         form: what the graph makes, and which stages are part of it.
         graphs: of ``export_graphs``, where they are there already.
         judgement: how good the images are, for the report; ``judge`` measures it.
-        sign: what signs the bundle, as ``signer`` makes it; None: nothing does.
         force: whether a bundle that is there is replaced.
+        sign: what signs the bundle, as ``signer`` makes it; None: nothing does.
         progress: what shows how far it is: ``edge_sampler.models.progress.bar``, or by default nothing.
 
     Returns:

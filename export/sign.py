@@ -48,9 +48,21 @@ def add_sign(parser: argparse._ActionsContainer) -> None:
 
 
 def signer(key: str | Path) -> Signer:
-    """What signs bundles with minisign's secret key in that file; its password is asked for here, once.
+    """Opens minisign's secret key; its password is asked for here, once.
 
-    Raises UserError for a file that is no such key, and for a wrong password.
+    Args:
+        key: the file of it, which `minisign -G` makes.
+
+    Returns:
+        What signs the bundle in a folder, as the argument ``sign`` of ``export_bundle`` and ``add_engine``.
+
+    Raises:
+        UserError: for a file that is no such key, and for a wrong password.
+
+    Examples:
+        >>> edge_sampler.signer("fleet.key")
+        Traceback (most recent call last):
+        edge_sampler.runtime.errors.UserError: cannot read the secret key fleet.key: No such file or directory
     """
     secret = secret_key(Path(key))
 

@@ -17,6 +17,10 @@ class Lora:
     Args:
         path: a .safetensors file, as diffusers, PEFT or Kohya's scripts save it.
         scale: a factor of the changes that it brings.
+
+    Examples:
+        >>> edge_sampler.Lora.parse("style.safetensors:0.8").scale
+        0.8
     """
 
     path: Path
@@ -24,7 +28,17 @@ class Lora:
 
     @classmethod
     def parse(cls, text: str) -> "Lora":
-        """``FILE.safetensors`` or ``FILE.safetensors:SCALE``. Raises UserError for anything else."""
+        """Reads what ``--lora`` is given.
+
+        Args:
+            text: ``FILE.safetensors`` or ``FILE.safetensors:SCALE``.
+
+        Returns:
+            The file and its scale.
+
+        Raises:
+            UserError: for anything else.
+        """
         name, suffix, scale = text.rpartition(".safetensors")
         number = re.fullmatch(r"(?::([-+]?[\d.]+))?", scale)
         try:

@@ -117,10 +117,11 @@ def drawn_once() -> Iterator[None]:
 
     Those that something is built into are exported each time, as are all where a test asks for the export itself.
     """
-    from edge_sampler.export import assemble, network_graph
+    from edge_sampler.export import assemble
+    from edge_sampler.export.network_graph import export_denoiser as export
     from edge_sampler.models.denoiser import Preconditioned
 
-    export, known = network_graph.export_denoiser, dict[str, "ir.Model"]()
+    known = dict[str, "ir.Model"]()
 
     def remembered(model: "Denoiser") -> "ir.Model":
         if type(model) is not Preconditioned or model.spec.name not in SHIPPED:

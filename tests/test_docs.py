@@ -32,8 +32,7 @@ def commands(page: Path) -> Iterator[str]:
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     spans = [span.replace("\n", " ") for span in re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", prose)]
     for line in (*blocks.splitlines(), *spans):
-        for part in re.split(r"&&|\||;", re.sub(r"\s#\s.*", "", line)):
-            part = re.sub(r"\s\d?>.*", "", part)  # what is printed goes elsewhere
+        for part in re.split(r"&&|\||;|\d?>", re.sub(r"\s#\s.*", "", line)):
             found = re.search(r"python -m ((?:edge_sampler\.)?(?:" + "|".join(ROOMS) + r")\b.*)", part)
             if found and "…" not in part:
                 yield found[1].strip()

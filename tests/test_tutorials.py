@@ -54,19 +54,20 @@ def test_what_is_not_run_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @posix
 def test_a_page_is_run_from_top_to_bottom(tmp_path: Path) -> None:
-    """What is saved is there afterwards, what needs a GPU is not run, and what is printed is written on request."""
+    """In one shell: what is saved, set and entered stays. What needs a GPU is not run; what is new is written."""
     page, first, second = tmp_path / "page.md", tmp_path / "first", tmp_path / "second"
     saved = "```python\n# grey.py\nfrom PIL import Image\nImage.new('L', (4, 4), 128).save('grey.png')\n```\n"
     skipped = "```sh\n# needs a GPU\nexit 1\n```\n"
-    run = "```sh\npython grey.py\nseq 3\n```\n\n```text\n…\n2\n```\n\n![grey](grey.png)\n"
-    page.write_text(saved + skipped + run)
+    shell = "```sh\npython grey.py\nmkdir own\ncd own\nexport WORD='a b'\n```\n"
+    run = '```sh\necho one\necho $WORD $(basename "$PWD")\n```\n\n```text\n…\n2\n```\n\n![grey](grey.png)\n'
+    page.write_text(saved + skipped + shell + run)
     for folder in (first, second):
         folder.mkdir()
     said = differences(page, first, write=True)
     assert len(said) == 2
-    assert "now it prints\n…\n3\n" in said[0]
+    assert "now it prints\n…\na b own\n" in said[0]
     assert "grey.png" in said[1]
-    assert page.read_text() == saved + skipped + run.replace("…\n2", "…\n3")
+    assert page.read_text() == saved + skipped + shell + run.replace("…\n2", "…\na b own")
     assert not differences(page, second)
 
 

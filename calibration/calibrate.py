@@ -10,7 +10,7 @@ from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.candidates import best_candidate, grid_of, noises_of, scheme_of
 from edge_sampler.calibration.chosen_levels import choice_cost, choose
 from edge_sampler.calibration.evaluate.distributed import total
-from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
+from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, local_cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import rms
 from edge_sampler.calibration.refinement import derivative_cost, iteration_cost, refine, refine_over
@@ -57,10 +57,9 @@ class Task:
 
     def candidate_cost(self, solver: Solver, noises: int, heldout: int) -> int:
         """Evaluations of one sample for one candidate of so many noises."""
-        fits, settings = solver.history is not None, self.settings
-        return (
-            settings.nfe * (1 + settings.fine_steps * (fits and self.target == "local")) * (noises if fits else heldout)
-        )
+        fits, settings, steps = solver.history is not None, self.settings, solver.steps(self.settings.nfe + self.afs)
+        local = local_cost(solver, steps, settings.fine_steps) if fits and self.target == "local" else 0
+        return (settings.nfe + local) * (noises if fits else heldout)
 
     def cost(self) -> int:
         """Evaluations of one sample, at the most; those of all processes."""

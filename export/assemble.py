@@ -29,7 +29,7 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.manifest import MANIFEST, write_manifest
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
-from edge_sampler.runtime.sampler import Sampler
+from edge_sampler.runtime.sampler import Sampler, usual_batch
 from edge_sampler.runtime.verified import WEIGHTS, describe_files
 
 CPU = "onnxrt"  # bundles are checked by the baseline, whatever else the machine has
@@ -236,7 +236,8 @@ def without_unused(model: ir.Model) -> ir.Model:
 def write_samples(bundle: Bundle, count: int) -> None:
     """samples.png, made by sampler.onnx in ONNX Runtime with the bundle's examples of conditions."""
     with Sampler(bundle, CPU) as sampler:
-        made = sampler.sample(range(count), 16, 1.0, **bundle.examples(count))
+        batch = min(16, usual_batch(bundle.inputs.sized()))
+        made = sampler.sample(range(count), batch, 1.0, **bundle.examples(count))
     draw(made, bundle, bundle.folder / "samples.png")
 
 

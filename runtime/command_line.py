@@ -17,13 +17,13 @@ from typing import Any, NoReturn
 
 from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.output import FULL
 
 COMMANDS = ("export", "calibration", "models", "runtime")  # of `python -m` and edge-sampler
 MOST_NUMBERS = 1_000_000
 NEEDED = (
     "calibration and export need: pip install 'edge-sampler[cpu]', engines of finished bundles 'edge-sampler[engine]'"
 )
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 UNUSABLE = (*FULL, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, errno.ELOOP, errno.EMFILE)
 
 

@@ -12,7 +12,7 @@ from edge_sampler.runtime.bundle import REFERENCE_INPUT, Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import as_floats
 from edge_sampler.runtime.plan import Plan, sample
-from edge_sampler.runtime.sampler import checked, feed_of, made_of, shape_made
+from edge_sampler.runtime.sampler import checked, feed_of, made_of, shape_made, usual_batch
 
 HALF_LEVEL = 0.5 / 127.5  # what rounding to uint8 may change
 Feed = Mapping[str, np.ndarray]
@@ -135,7 +135,8 @@ def run_sampler(bundle: Bundle, feed: Feed, backend: Backend, precision: str | N
     if backend.open_graph is not None:
         stages, made = [denoised_name(k) for k in range(bundle.plan.nfe)], bundle.inner_output
     with backend.open(bundle, precision, [*stages, *([made] if made != bundle.output.name else [])]) as session:
-        found = session.run(feed)
+        ran = [session.run(part) for part in parts(feed)]
+        found = {name: np.concatenate([one[name] for one in ran]) for name in ran[0]}
         precision, by = session.precision, session.description
     made_of(bundle, feed, found)
     for stage in stages:
@@ -149,14 +150,22 @@ def run_sampler(bundle: Bundle, feed: Feed, backend: Backend, precision: str | N
 
 def run_baseline(bundle: Bundle, feed: Feed, open_graph: Callable[[Bundle, str], Session], plan: Plan) -> Trajectory:
     """The plan's loop on the host, one call of denoiser.onnx an evaluation, and the stages around it."""
-    denoised: list[np.ndarray] = []
+    denoised, made = list[np.ndarray](), list[np.ndarray]()
     with Baseline(bundle, open_graph, plan) as baseline:
+        for part in parts(feed):
+            answers = list[np.ndarray]()
+            made.append(baseline.run(part, answers.append))
+            denoised.append(np.stack(answers))
+    return Trajectory(plan, np.concatenate(denoised, 1), np.concatenate(made), bundle.tolerance())
 
-        def record(x: np.ndarray) -> None:
-            denoised.append(x)
 
-        made = baseline.run(feed, record)
-    return Trajectory(plan, np.stack(denoised), made, bundle.tolerance())
+def parts(feed: Feed) -> list[Feed]:
+    """Of as many samples as go in one run."""
+    count = usual_batch(feed["noise"].shape[1:])
+    return [
+        {name: rows[start : start + count] for name, rows in feed.items()}
+        for start in range(0, len(feed["noise"]), count)
+    ]
 
 
 class Baseline:

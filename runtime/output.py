@@ -5,7 +5,6 @@ holds by a lock. It takes its place in one step. The next writer of that place r
 """
 
 import ctypes
-import errno
 import os
 import re
 import secrets
@@ -20,7 +19,6 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.lock import release, take
 from edge_sampler.runtime.manifest import MANIFEST
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.new")  # as ``temporary`` names them
 LOCK, OLD = ".lock", ".old"  # in them
 TRIES = 5  # to lock what a sweeper may see before its lock
@@ -55,19 +53,14 @@ def writable(
 
     Whatever happens inside, nothing half-written stays, and what was there stays until the new is whole. ``tidy``
     removes what other writers of it that died left; where there are very many files beside it, ``sweep`` does so once.
-    Raises what ``check_writable`` raises, and OSError that names ``target`` for a full disk.
+    Raises what ``check_writable`` raises.
     """
     check_writable(target, force, kind, marker)
     place = Path(os.path.abspath(target))
     if tidy:
         sweep(place.parent, place.name)
     with temporary(place) as folder:
-        try:
-            yield folder / place.name
-        except OSError as error:
-            if error.errno in FULL and error.filename is None:  # writing into an open file does not name it
-                raise OSError(error.errno, error.strerror, str(target)) from error
-            raise
+        yield folder / place.name
         interrupt.check()
         if place.exists() and not force:
             raise UserError(f"{target} was made meanwhile, by another process; choose another name or add --force")

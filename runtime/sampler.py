@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import sizes_of
 from edge_sampler.runtime.noise import unit_noise
 
-DEFAULT_BATCH = 64
+DEFAULT_BATCH, VALUES = 64, 2**18  # in one run, unless told: samples, and values of their states
 
 
 class Sampler:
@@ -50,7 +51,7 @@ class Sampler:
 
         Args:
             seeds: whole numbers, 0 to 2^63 - 1.
-            batch: samples made in one run; by default as many as an engine takes, or 64.
+            batch: samples made in one run; by default as many as an engine takes, or as ``usual_batch`` says.
             temperature: scales the noise; 1 is what the sampler was fitted for.
             conditions: ``bundle.inputs`` by name, one value, or one for each seed, [n, …]; of those made of text, a
                 text or a list of them. An axis with a name that no condition sizes is given by its name, as
@@ -67,14 +68,14 @@ class Sampler:
         if self._closed:
             raise UserError("the sampler is closed: sample inside its with block")
         largest = self._session.largest_batch
-        batch = batch if batch is not None else largest or DEFAULT_BATCH
-        if batch < 1 or (largest and batch > largest):
+        if batch is not None and (batch < 1 or (largest and batch > largest)):
             raise UserError(f"batch is {batch}; it must be at least 1{f' and at most {largest}' if largest else ''}")
         if not 0 < temperature < float("inf"):
             raise UserError(f"temperature is {temperature}; it must be above 0 and finite")
         seeds = checked_seeds(seeds)
         values, sizes = self.bundle.inputs.check(self.bundle.tokenized(conditions), len(seeds))
         shape, made = self.bundle.inputs.sized(sizes=sizes), []
+        batch = batch or largest or usual_batch(shape)
         for start in range(0, len(seeds), batch):
             rows = slice(start, start + batch)
             noise = unit_noise(seeds[rows], shape) * np.float32(temperature)
@@ -89,6 +90,14 @@ class Sampler:
         if not self._closed:
             self._closed = True
             self._session.__exit__(*exception)
+
+
+def usual_batch(shape: Sequence[int]) -> int:
+    """How many samples go in one run where no engine says it: 64 of 3×32×32, and one of 3×256×256.
+
+    What a network computes with is some thousand times as large as a state; without a bound it would fill the memory.
+    """
+    return max(1, min(DEFAULT_BATCH, VALUES // prod(shape)))
 
 
 def made_of(bundle: Bundle, feed: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> np.ndarray:

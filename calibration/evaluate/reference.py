@@ -14,7 +14,7 @@ from edge_sampler.calibration.evaluate.noise_sets import Noises
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.schedules import subdivide
 from edge_sampler.calibration.solvers import find
-from edge_sampler.calibration.solvers.base import Solver, base_step
+from edge_sampler.calibration.solvers.base import Denoise, Solver, base_step
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.errors import UserError
 
@@ -113,7 +113,20 @@ def solution(noises: Noises, levels: Iterable[float], steps: int, cache: Cache) 
 
 
 def local_target(
-    solver: Solver, network: Network, x: Tensor, sigma: float, sigma_next: float, fine_steps: int
+    solver: Solver, network: Denoise, x: Tensor, sigma: float, sigma_next: float, fine_steps: int
 ) -> Tensor:
     """Where the solver itself, run in ``fine_steps`` of [σ', σ], takes x: the target of arXiv 2304.11328."""
     return solver.run(network, x, subdivide([sigma, sigma_next], fine_steps), base_step, history=0)
+
+
+def local_cost(solver: Solver, steps: int, fine_steps: int) -> int:
+    """Network evaluations that ``local_target`` spends on one sample over so many steps, the last of them to 0."""
+    asked = list[float]()
+
+    def count(x: Tensor, sigma: float) -> Tensor:
+        asked.append(sigma)
+        return x
+
+    for sigma in range(steps, 0, -1):
+        local_target(solver, count, torch.zeros(1), float(sigma), sigma - 1.0, fine_steps)
+    return len(asked)

@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument("--condition", action="append", default=[], metavar="NAME=VALUE", help=condition_help)
     parser.add_argument("--class-labels", type=whole_numbers, help="such as 0-9: taken in turn")
     parser.add_argument("--temperature", type=float, default=1.0, help="scales the noise (default: 1)")
-    parser.add_argument("--batch", type=int, help="samples in one run (default: an engine's largest, or 64)")
+    parser.add_argument("--batch", type=int, help="samples in one run (default: an engine's largest, or up to 64)")
     parser.add_argument("--backend", default="auto", help=f"auto (default), {', '.join(BACKENDS)}")
     parser.add_argument("--precision", help="of the network, such as fp16")
     arguments = parser.parse_args()

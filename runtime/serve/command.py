@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8000, help="(default: 8000)")
     parser.add_argument("--backend", default="auto", help="auto (default), or as `python -m runtime sample` has it")
     parser.add_argument("--precision", help="of the network, such as fp16 (default: an engine's fastest; fp32)")
-    parser.add_argument("--batch", type=int, help="most images in one run (default: an engine's largest, or 16)")
+    parser.add_argument("--batch", type=int, help="most images in one run (default: an engine's largest, or up to 16)")
     parser.add_argument("--wait", type=float, default=5, help="milliseconds that a run waits to be full (default: 5)")
     parser.add_argument("--queue", type=int, default=256, help="most images that wait; more get 429 (default: 256)")
     parser.add_argument("--max-body", type=int, default=16, help="most MB of a request (default: 16)")

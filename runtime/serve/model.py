@@ -17,7 +17,7 @@ from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import sizes_of
 from edge_sampler.runtime.noise import SEEDS, unit_noise
-from edge_sampler.runtime.sampler import made_of
+from edge_sampler.runtime.sampler import made_of, usual_batch
 from edge_sampler.runtime.serve.batches import Batches, Row, Start
 from edge_sampler.runtime.serve.metrics import Metrics
 from edge_sampler.runtime.serve.protocol import BYTES, NAMES, Asked, Tensor
@@ -49,7 +49,7 @@ class Model:
         largest = self._session.largest_batch
         if batch is not None and largest is not None and batch > largest:
             raise UserError(f"--batch is {batch}, and the engine of {self.name} takes {largest} at most")
-        batch = batch or largest or DEFAULT_BATCH
+        batch = batch or largest or min(DEFAULT_BATCH, usual_batch(self.bundle.inputs.sized()))
         self.batches = Batches(self._run, self._thread, batch, self._room, self._patience, self.metrics)
         for count in dict.fromkeys((batch, 1)):
             try:

@@ -28,6 +28,8 @@ SMALL = {"batch": 4, "heldout": 2, "fine_steps": 4}
     "settings",
     [
         Settings(2, "iia-ipndm", **SMALL),  # type: ignore[arg-type]
+        Settings(2, "iia-ddim", afs=True, **SMALL),  # type: ignore[arg-type]  # a step more than evaluations
+        Settings(3, "iia-edm", **SMALL),  # type: ignore[arg-type]  # whose steps take two
         Settings(3, "heun", afs=True, refine=1, **SMALL),  # type: ignore[arg-type]
         Settings(2, "iia-ddim", schedule="chosen", target="global", **SMALL),  # type: ignore[arg-type]
     ],

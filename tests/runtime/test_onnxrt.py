@@ -3,7 +3,7 @@
 import ctypes
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +13,10 @@ import onnxruntime
 import pytest
 
 from edge_sampler import runtime
+from edge_sampler.runtime import sampler
 from edge_sampler.runtime.backends import onnxrt
 from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -129,6 +131,29 @@ def test_captured_runs_keep_their_buffers_and_mix_no_shapes(made: Path, monkeypa
             np.testing.assert_array_equal(images, session.run({"noise": noise})["images"])
         assert numbers == ["1", "2", "1", "-1", "-1", "2"]
         assert len(captured._bound) == 2
+
+
+def test_unless_told_a_run_has_as_many_samples_as_memory_holds(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `sample`, `compare` and its loop: what a network computes with would fill the memory else."""
+    assert [sampler.usual_batch(shape) for shape in ((3, 32, 32), (3, 256, 256), (1,))] == [64, 1, 64]
+    monkeypatch.setattr(sampler, "VALUES", 2 * 64 + 1)  # two of edm-digits' samples
+    bundle, sizes, run = Bundle.open(made), list[int](), onnxrt.Session.run
+
+    def spied(session: onnxrt.Session, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        sizes.append(len(feed["noise"] if "noise" in feed else feed["x"]))
+        return run(session, feed)
+
+    monkeypatch.setattr(onnxrt.Session, "run", spied)
+    with sampler.Sampler(bundle, "onnxrt") as loaded:
+        images = loaded.sample(range(5))
+        assert sizes == [2, 2, 1]
+        np.testing.assert_allclose(loaded.sample(range(5), batch=5), images, atol=1e-4)
+        assert sizes[3:] == [5]
+    sizes.clear()
+    found = compare(bundle, seeds=[0, 1, 2], backends=["onnxrt"])
+    assert sizes == [2, 1] + [2] * bundle.plan.nfe + [1] * bundle.plan.nfe
+    assert len(found) == bundle.plan.nfe + 1
+    assert within(found, None)
 
 
 def test_the_callers_thread_keeps_its_denormals(made: Path) -> None:

@@ -56,11 +56,11 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(objectives.OF_PRECONDITIONING, "EDMPrecond", killed)
     with pytest.raises(KeyboardInterrupt):
         train("edm-digits", short, tmp_path / "cut", save_every=2)
-    for run, file in (("cut", "state.pt"), ("whole", "edm-digits.safetensors")):
+    for run in ("cut", "whole"):  # its state, and its weights, are larger
         before = contents(tmp_path / run)
-        with full_disk(10**6), pytest.raises(OSError, match=f"File too large: .*{run}/{file}"):
+        with full_disk(10**6), pytest.raises(OSError, match="File too large"):
             train("edm-digits", short, tmp_path / run, save_every=2)
-        assert contents(tmp_path / run) == before, file
+        assert contents(tmp_path / run) == before, run
     resumed = safetensors.torch.load_file(train("edm-digits", short, tmp_path / "cut", save_every=2))
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name

@@ -33,6 +33,7 @@ from edge_sampler.runtime.lock import locked
 from edge_sampler.runtime.manifest import FILE, MANIFEST, facts_of, read_manifest, write_manifest
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
+from edge_sampler.runtime.scratch import scratch
 
 ENGINES = "engines/"
 NEW, JOINING, LOCK = ".new-", ".joining", ".lock"  # in a bundle, while something is added to it
@@ -228,8 +229,8 @@ def precision_error(bundle: Bundle, precision: str) -> dict[str, float]:
     rounded = ir.load(bundle.graph("sampler.onnx"))
     round_activations(rounded, precision)
     drop_unused(rounded.graph)
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "rounded.onnx"
+    with scratch() as folder:
+        path = folder / "rounded.onnx"
         save_checked(rounded, path)
         return image_error(bundle, path, optimise=False)  # optimised, it would round less
 

@@ -50,9 +50,14 @@ def grid_of(model: Denoiser, schedule: str) -> Grid:
 
 
 def scheme_of(solver: Solver, grid: Grid, settings: Settings, mean: Tensor | None = None) -> Scheme:
-    """The solver on the noise levels that ``settings.nfe`` evaluations pay for, one more with a ``mean`` for AFS."""
+    """The solver on the noise levels that ``settings.nfe`` evaluations pay for, one more with a ``mean`` for AFS.
+
+    For a solver that clips, the mean lies within its bound: a table has no second column for it.
+    """
     history = solver.history if settings.history is None or solver.history is None else settings.history
     answers = settings.nfe + (mean is not None)
+    if mean is not None and solver.clip:
+        mean = mean.clip(-solver.clip, solver.clip)
     return Scheme(solver, grid(solver.steps(answers)), answers, history or 0, mean)
 
 

@@ -52,6 +52,7 @@ def trace(scheme: Scheme, gammas: Sequence[Sequence[float]] = ()) -> Plan:
     images = over_vectors.run(record, scheme.sigmas[0] * units[0], corrected_by(gammas) if gammas else base_step)
     assert len(told) == nfe, f"{name} evaluates {len(told)} times instead of {nfe}"
     mean, last = nested(scheme.mean) if afs else (), np.asarray(images)
+    assert not (afs and clip) or np.abs(mean).max() <= clip, f"the mean that {name} starts from is not clipped"
     return Plan(name + AFS * afs, tuple(told), (*rows, tuple(last.tolist())), mean=mean, clip=clip)
 
 

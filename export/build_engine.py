@@ -4,7 +4,6 @@ TensorRT-RTX builds without a GPU, for any of the compute capabilities that it k
 run on. Precision is what the graph says: networks are strongly typed, and TF32 is off, so that fp32 means float32.
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from edge_sampler.runtime.backends.tensorrt_module import Library, library, logg
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.engine_record import Batch, Engine
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.scratch import scratch
 
 if TYPE_CHECKING:
     import tensorrt
@@ -132,8 +132,8 @@ def parsed(
     builder = lib.Builder(log)
     network = builder.create_network(strongly_typed(lib))
     parser = lib.OnnxParser(network, log)
-    with tempfile.TemporaryDirectory() as folder:  # until the end: the network's weights point into the file
-        path = Path(folder) / "sampler.onnx"
+    with scratch() as folder:  # until the end: the network's weights point into the file
+        path = folder / "sampler.onnx"
         save_checked(graph, path)
         if not parser.parse_from_file(str(path)):
             problems = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))

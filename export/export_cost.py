@@ -9,7 +9,6 @@ import json
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
@@ -32,6 +31,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser, run_command, whole_numbers
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.scratch import scratch
 
 BARE = 0  # stands for the bare export where a number of evaluations is expected
 KIB = 1024  # ru_maxrss counts in these
@@ -71,20 +71,20 @@ def measure(model: Denoiser, nfe: int, additions: Additions | None) -> dict[str,
     """Seconds from the loaded model to the files, and what came of it; ``BARE`` for PyTorch's exporter alone."""
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     plan = calibrate(model, Settings(nfe, "ddim")) if nfe else None
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         started = time.perf_counter()
         if plan is None:
-            bare_export(model, Path(folder) / "bare.onnx")
+            bare_export(model, folder / "bare.onnx")
             result: dict[str, Any] = {}
         else:
             graphs = export_graphs(model)
-            written = write_graphs(graphs, plan, Path(folder))
+            written = write_graphs(graphs, plan, folder)
             size = written.sampler_bytes
             result = {"bytes": size, "size": size / written.denoiser_bytes, "nodes": written.nodes / nfe}
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
         if plan and additions and additions.engine:
-            exported = export_bundle(model, plan, Path(folder) / "bundle", graphs=graphs)
+            exported = export_bundle(model, plan, folder / "bundle", graphs=graphs)
             result |= measure_engine(Bundle.open(exported.folder), additions.engine, weights)
     return result | {"seconds": seconds, "memory": peak / weights, "peak": peak}
 

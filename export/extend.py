@@ -34,6 +34,7 @@ from edge_sampler.runtime.json_file import read_json
 from edge_sampler.runtime.manifest import FILE, MANIFEST, facts_of, read_manifest, write_manifest
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
+from edge_sampler.runtime.scratch import scratch
 from edge_sampler.runtime.signature import SIGNATURE
 from edge_sampler.runtime.verified import describe_files
 
@@ -239,8 +240,8 @@ def precision_error(bundle: Bundle, precision: str) -> dict[str, float]:
     rounded = ir.load(bundle.graph("sampler.onnx"))
     round_activations(rounded, precision)
     drop_unused(rounded.graph)
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "rounded.onnx"
+    with scratch() as folder:
+        path = folder / "rounded.onnx"
         save_checked(rounded, path)
         return image_error(bundle, path, optimise=False)  # optimised, it would round less
 

@@ -1,7 +1,6 @@
 """A bundle's sampler in eight bits: ranges measured, the plan refitted, layers that cost too much left out, the result
 measured."""
 
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from edge_sampler.runtime.errors import BoundError
 from edge_sampler.runtime.noise import CALIBRATION_STREAM
 from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.sampler import feed_of
+from edge_sampler.runtime.scratch import scratch
 
 BUDGET = 0.25  # of the layers may stay out of eight bits
 Refit = Callable[[Bundle, str, Mapping[str, float]], Plan]  # of a precision and its ranges
@@ -49,9 +49,9 @@ def write_quantised(
     layers = layers_of(ir.load(bundle.graph("sampler.onnx")).graph)
     largest, ranges_from = ranges_of(bundle, precision, layers, one_scale)
     exact, refitted = bundle.graph("sampler.onnx"), dict[str, Any]()
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         if refit is not None:
-            plan, exact = refit(bundle, precision, largest), Path(folder) / "sampler.onnx"
+            plan, exact = refit(bundle, precision, largest), folder / "sampler.onnx"
             plan.save(path.with_name(bundle.plan_name(precision)))
             write_sampler(bundle, plan, exact)
 
@@ -131,8 +131,8 @@ def effects_of(bundle: Bundle, exact: Path, precision: str, largest: Mapping[str
     The mean of the samples' RMS differences: of their squares a few samples would decide.
     """
     feed = feed_to_fit(bundle, RANKED_VALUES)
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "switched.onnx"
+    with scratch() as folder:
+        path = folder / "switched.onnx"
         model = ir.load(exact)
         switches = switched(model, precision, largest)
         drop_unused(model.graph)

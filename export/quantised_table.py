@@ -10,7 +10,6 @@ RMSE and the median of the images' own, and in brackets their ratio to fp32's; F
 """
 
 import argparse
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from edge_sampler.runtime.command_line import Parser, run_command
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.images import save_grid
 from edge_sampler.runtime.output import check_writable, writable
+from edge_sampler.runtime.scratch import scratch
 
 BATCH = 64
 SHOWN = 8  # images of each sampler in the picture
@@ -80,8 +80,8 @@ def rows(
     judge, fitting = judging(model, noises, cache, bar), partial(refitted, model, cache) if refit else None
     exact: tuple[float, float] | None = None
     shown = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, path in samplers(bundle, Path(folder), precisions, fitting, max_error):
+    with scratch() as folder:
+        for name, path in samplers(bundle, folder, precisions, fitting, max_error):
             images = made(bundle, path, judge)
             squares = (images - judge.goal).square().flatten(1).mean(1)
             errors = float(squares.mean().sqrt()), float(squares.median().sqrt())

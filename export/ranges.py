@@ -4,10 +4,8 @@ The plan says which states each evaluation sees, so that ranges are measured whe
 once for its states; then each evaluation's nodes run alone, so that only one evaluation's values are in memory.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +20,7 @@ from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.compare import denoised_name
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.scratch import scratch
 
 BINS = 4096
 CLIPS = np.linspace(0.1, 1, 91)  # parts of the largest value that are tried
@@ -87,8 +86,8 @@ def observe(
     for evaluation, state in zip(names, states, strict=True):
         wanted = list(names[evaluation])
         found |= {name: Histogram() for name in wanted}
-        with tempfile.TemporaryDirectory() as folder:
-            part = Path(folder) / "part.onnx"
+        with scratch() as folder:
+            part = folder / "part.onnx"
             save_checked(one_evaluation(ir.load(path), evaluation), part)
             with Session(part, wanted) as session:
                 rows, count = slice(0, 1), len(reached[state])

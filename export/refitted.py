@@ -1,10 +1,8 @@
 """The plan of a quantised sampler: the bundle's, refined with the rounding in the loop (``calibrate.refit``)."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from edge_sampler.calibration.calibrate import refit
 from edge_sampler.calibration.evaluate.results import Cache
@@ -20,6 +18,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan
+from edge_sampler.runtime.scratch import scratch
 
 NOISES, HELDOUT, ITERATIONS = 128, 128, 2
 
@@ -32,8 +31,8 @@ def refitted(model: Denoiser, cache: Cache, bundle: Bundle, precision: str, larg
     fitted = bundle.plan.report.settings if bundle.plan.report else {}
     kept = {name: fitted[name] for name in ("seed", "temperature") if name in fitted}
     settings = Settings(bundle.plan.nfe, batch=NOISES, heldout=HELDOUT, refine=ITERATIONS, **kept)
-    with tempfile.TemporaryDirectory() as folder:
-        evaluations = quantised_evaluations(bundle, model, QUANTISED[precision], largest, Path(folder))
+    with scratch() as folder:
+        evaluations = quantised_evaluations(bundle, model, QUANTISED[precision], largest, folder)
         announce_refit(model, evaluations, bundle.plan, settings)
         plan = refit(model, evaluations, bundle.plan, settings, bar, cache)
     assert plan.report

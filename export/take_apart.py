@@ -1,15 +1,14 @@
 """Sorts the denoiser's nodes: constants, those that a call computes once, and those that every evaluation repeats."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from edge_sampler.export.canvas import Canvas, Values
 from edge_sampler.runtime.backends.onnxrt import Session
+from edge_sampler.runtime.scratch import scratch
 
 Sources = dict[ir.Value, frozenset[str]]
 STATE, LEVEL, GIVEN = "x", "sigma", "given"  # what a value may depend on; the last are conditions and sizes of inputs
@@ -91,8 +90,8 @@ def evaluate(graph: ir.Graph, names: Sequence[str], sigmas: Sequence[float]) -> 
     if not computed:
         return feeds
     part = ir.convenience.extract(graph, [LEVEL], computed)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "constants.onnx"
+    with scratch() as folder:
+        path = folder / "constants.onnx"
         ir.save(ir.Model(part, ir_version=10), path)
         with Session(path) as session:
             return {sigma: feed | session.run(feed) for sigma, feed in feeds.items()}

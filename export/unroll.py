@@ -126,11 +126,11 @@ def add_shifts_to_biases(graph: ir.Graph) -> None:
             if shift.shape != (1, weight.shape[0], *ones):
                 continue
             bias = ir.node("Squeeze", [shift])
-            bias.outputs[0].name = f"{shift.name}_flat"
+            bias.outputs[0].name = f"{convolved.name}_shift"  # by what it joins: one shift may join several
             graph.insert_before(convolution, bias)
             if len(convolution.inputs) == 3:  # the exporter leaves out a bias of zeros
                 bias = ir.node("Add", [convolution.inputs[2], bias.outputs[0]])
-                bias.outputs[0].name = f"{shift.name}_bias"
+                bias.outputs[0].name = f"{convolved.name}_bias"
                 graph.insert_before(convolution, bias)
             convolution.resize_inputs(3)
             convolution.replace_input_with(2, bias.outputs[0])

@@ -71,21 +71,27 @@ ALL = (
         "tests/export/test_lower.py",
     ),
     Mutation("onnx-check", "export/save.py", "    _check(skeleton, large)\n", "", "tests/export"),
-    Mutation("interrupted", "runtime/command_line.py", "130)", "0)", "tests/test_command_line.py tests/test_words.py"),
+    Mutation(
+        "interrupted",
+        "runtime/command_line.py",
+        "return 130,",
+        "return 0,",
+        "tests/test_command_line.py tests/test_words.py",
+    ),
     Mutation("settle", "runtime/bench.py", "time.sleep(SETTLE)", "pass", "tests/runtime/test_bundle.py"),
     Mutation(
         "auto-by-rms",
         "calibration/calibrate.py",
         "key=lambda candidate: candidate.error)",
         "key=lambda candidate: candidate.rms_error)",
-        "tests/calibration/test_fit.py",
+        "tests/calibration/test_fit.py::test_auto_takes_what_errs_least_by_the_mean_of_images_errors",
     ),
     Mutation(
         "reference-steps",
         "calibration/calibrate.py",
         "return max(REFERENCE_STEPS,",
         "return min(REFERENCE_STEPS,",
-        "tests/calibration/test_fit.py tests/calibration/test_forecast.py",
+        "tests/calibration/test_fit.py::test_the_fine_trajectory_has_steps_enough",
     ),
     Mutation(
         "two-passes",
@@ -96,7 +102,7 @@ ALL = (
     ),
     Mutation(
         "nan-samples",
-        "runtime/__main__.py",
+        "runtime/command.py",
         "if not np.isfinite(made).all():",
         "if False:",
         "tests/runtime/test_bundle.py",
@@ -202,7 +208,7 @@ def killed(mutation: Mutation, folder: Path) -> bool:
     sound = path.read_text(encoding="utf-8")
     assert sound.count(mutation.old) == 1, f"{mutation.name}: its place stands {sound.count(mutation.old)} times"
     path.write_text(sound.replace(mutation.old, mutation.new), encoding="utf-8")
-    tests = [name for name in mutation.tests.split() if (folder / name).exists()]
+    tests = [name for name in mutation.tests.split() if (folder / name.partition("::")[0]).exists()]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     try:

@@ -6,7 +6,6 @@ import io
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.output import sweep, temporary
 from edge_sampler.runtime.verified import weights_beside
 
 INSTALL = "install onnxruntime"
@@ -63,11 +63,13 @@ def without_links(path: Path) -> Iterator[Path]:
     if len(files) == 1 or not any(map(Path.is_symlink, files)):
         yield path
         return
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_folder(), ignore_cleanup_errors=True) as folder:
+    place = cache_folder() / "linked"
+    place.mkdir(parents=True, exist_ok=True)
+    sweep(place)
+    with temporary(place / "graph") as folder:
         for file in files:
             try:
-                os.link(file.resolve(), Path(folder) / file.name)
+                os.link(file.resolve(), folder / file.name)
             except OSError:
-                shutil.copyfile(file, Path(folder) / file.name)
-        yield Path(folder) / path.name
+                shutil.copyfile(file, folder / file.name)
+        yield folder / path.name

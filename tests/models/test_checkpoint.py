@@ -8,7 +8,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from edge_sampler.models import checkpoint
@@ -126,3 +128,108 @@ def test_missing_and_unknown_files(tmp_path: Path) -> None:
     (tmp_path / "a.h5").touch()
     with pytest.raises(UserError, match="unknown weights format"):
         checkpoint.read(tmp_path / "a.h5")
+
+
+def unpickled(content: Any) -> Any:
+    return checkpoint._EDMUnpickler(io.BytesIO(pickle.dumps(content))).load()
+
+
+def test_a_row_of_float32_beside_a_network_is_read_and_no_other_array() -> None:
+    assert unpickled(np.array([0.5, -2.0], "<f4")).numbers().tolist() == [0.5, -2.0]
+    assert unpickled(np.zeros(0, "<f4")).numbers().shape == (0,)
+    for other in (np.zeros(2), np.zeros(2, ">f4"), np.zeros(2, "<i4"), np.zeros((1, 2), "<f4")):
+        with pytest.raises(UserError, match="no row of float32"):
+            unpickled(other).numbers()
+    for built in (None, (1, (2,), None, False, bytes(8)), (1, (2,), unpickled(np.dtype("<f4")), False, [0.5, 1.0])):
+        array: Any = checkpoint._Array()
+        array.built = built
+        with pytest.raises(UserError, match="no row of float32"):
+            array.numbers()
+    bare = checkpoint._Holder("f4")  # a dtype that says nothing of its order
+    array.built = (1, (2,), bare, False, bytes(8))
+    with pytest.raises(UserError, match="no row of float32"):
+        array.numbers()
+
+
+def test_what_a_reader_raises_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: Path) -> None:
+        raise ValueError("first " + "a" * 300 + "\nsecond\nthird")
+
+    monkeypatch.setattr(checkpoint, "_read_safetensors", fails)
+    (tmp_path / "a.safetensors").touch()
+    with pytest.raises(UserError) as raised:
+        checkpoint.read(tmp_path / "a.safetensors")
+    told = f"{tmp_path / 'a.safetensors'}: damaged or not a .safetensors weights file (ValueError: first {'a' * 194})"
+    assert str(raised.value) == told
+
+    def full(path: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoint, "_read_safetensors", full)
+    with pytest.raises(MemoryError):
+        checkpoint.read(tmp_path / "a.safetensors")
+
+
+def test_hashes_are_of_names_shapes_and_values() -> None:
+    one = {"b": torch.ones(2, 3), "a": torch.zeros(1)}
+    turned = {"a": torch.zeros(1), "b": torch.ones(3, 2).T}
+    assert checkpoint.weights_sha256(one) == checkpoint.weights_sha256(turned)
+    assert checkpoint.weights_sha256(one) == checkpoint.weights_sha256({**one, "b": torch.ones(2, 3).double()})
+    assert checkpoint.shapes_sha256(one) == checkpoint.shapes_sha256({**one, "a": torch.ones(1)})
+    for other in ({"b": one["b"], "c": one["a"]}, {**one, "b": torch.ones(3, 2)}, {**one, "a": torch.ones(1)}):
+        assert checkpoint.weights_sha256(one) != checkpoint.weights_sha256(other)
+    for other in ({"b": one["b"], "c": one["a"]}, {**one, "b": torch.ones(3, 2)}):
+        assert checkpoint.shapes_sha256(one) != checkpoint.shapes_sha256(other)
+
+
+def test_what_a_safetensors_file_says_of_its_network(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(3.0)}
+    safetensors.torch.save_file(tensors, tmp_path / "a.safetensors", {"architecture": '{"x": 1}', "b": "c"})
+    found = checkpoint.read(tmp_path / "a.safetensors")
+    assert found.architecture == {"x": 1}
+    assert found.metadata == {"architecture": '{"x": 1}', "b": "c"}
+    safetensors.torch.save_file(tensors, tmp_path / "b.safetensors")
+    found = checkpoint.read(tmp_path / "b.safetensors")
+    assert (found.architecture, found.metadata) == (None, {})
+    assert torch.equal(found.tensors["a"], tensors["a"])
+
+
+@pytest.mark.parametrize("key", ["", "ema", "state_dict"])
+def test_a_state_dict_is_found_bare_or_under_a_name(key: str, tmp_path: Path) -> None:
+    state = {"a": torch.arange(3.0)}
+    torch.save({key: state, "step": 3} if key else state, tmp_path / "a.pt")
+    assert checkpoint.read(tmp_path / "a.pt").tensors.keys() == {"a"}
+
+
+@pytest.mark.parametrize("content", [{}, {"a": 1.0, "b": torch.zeros(1)}, [torch.zeros(1)], {"ema": {}}, 3])
+def test_what_holds_no_tensors_by_name_is_no_state_dict(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="not a state dict: expected tensors by name"):
+        checkpoint.read(tmp_path / "a.pt")
+
+
+def test_a_modules_tensors_are_those_that_it_keeps() -> None:
+    def holder(**state: Any) -> Any:
+        made = checkpoint._Holder()
+        made.state = state
+        return made
+
+    one, other, gone = torch.zeros(1), torch.ones(1), torch.ones(2)
+    inner = holder(_parameters={"w": other, "none": None})
+    outer = holder(
+        _parameters={"b": one},
+        _buffers={"kept": other, "gone": gone},
+        _non_persistent_buffers_set={"gone"},
+        _modules={"in": inner, "none": None},
+    )
+    assert dict(checkpoint._walk(outer)) == {"b": one, "kept": other, "in.w": other}
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "offset", "stored"),
+    [((2, 2), (2,), 0, 4), ((2,), (-1,), 1, 4), ((2,), (1,), -1, 4), ((True,), (1,), 0, 4), ((2.0,), (1,), 0, 4)],
+)
+def test_a_view_of_odd_numbers_is_none(size: Any, stride: Any, offset: int, stored: int) -> None:
+    with pytest.raises(UserError, match="has an offset and strides that are none"):
+        checkpoint.check_view(offset, size, stride, stored)
+    checkpoint.check_view(99, (0, 3), (7, 7), 0)  # of no values

@@ -60,6 +60,10 @@ def framed(size: int, content: bytes) -> bytes:
     return pickle.PROTO + b"\x04" + pickle.FRAME + size.to_bytes(8, "little") + content
 
 
+class Loaded(BaseException):
+    """No error that a reader would take for a damaged file."""
+
+
 BOMBS = {
     "tuples that are shared": pickle.dumps(doubled(40, (1,), lambda part: (part, part))),
     "lists that are shared": pickle.dumps(doubled(40, [1], lambda part: [part, part])),
@@ -71,7 +75,6 @@ BOMBS = {
     "a length beyond the file's": pickle.BINBYTES8 + (2**40).to_bytes(8, "little") + pickle.STOP,
     "a frame beyond the file's": pickle.PROTO + b"\x04" + pickle.FRAME + (2**40).to_bytes(8, "little") + b"N.",
     "a frame that ends within an operation": framed(3, b"\x8c\x03abc."),
-    "a frame that ends early": framed(6, b"K\x01K\x020."),
     "a frame within a frame": framed(20, framed(2, b"K\x01")[2:] + b"0" * 8 + b"."),
     "a frame beyond the end": framed(30, b"K\x01."),
     "a memo of many places": b"N" + pickle.LONG_BINPUT + (2**31).to_bytes(4, "little") + pickle.STOP,
@@ -87,7 +90,7 @@ def test_bombs_are_refused_before_they_are_loaded(
     bomb: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: Any, **__: Any) -> None:
-        raise AssertionError("it is loaded")
+        raise Loaded
 
     path = tmp_path / "bomb.pkl"
     if suffix == "nested":  # a storage of an EDM snapshot
@@ -107,6 +110,14 @@ def test_bombs_are_refused_before_they_are_loaded(
     monkeypatch.setattr(checkpoint._EDMUnpickler, "load", never)
     with pytest.raises(UserError, match=r"bomb\.(pkl|pt): (refused|damaged)"):
         checkpoint.read(path)
+
+
+@pytest.mark.parametrize("size", [2, 4, 5, 6])
+def test_a_frame_that_ends_between_operations_passes(size: int) -> None:
+    """Python's unpickler goes on behind it as the walk does."""
+    content = framed(size, b"K\x01K\x020.")
+    pickle_bounds.check(io.BytesIO(content))
+    assert pickle.loads(content) == 1
 
 
 def test_operations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from edge_sampler.runtime.condition import Axis, Condition, class_labels
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Inputs
+from edge_sampler.runtime.inputs import MOST_VALUES, Inputs, Output, parse_sizes, sizes_of
+from edge_sampler.runtime.text import Text
 
+TEXT = Text("tokenizer.json", "")
 INPUTS = Inputs(
     ("length", 4),
     {
@@ -49,6 +51,25 @@ def test_one_value_serves_every_seed() -> None:
     assert values["class_labels"].tolist() == [-1] * 3
 
 
+def test_one_for_each_seed_is_not_two_for_three() -> None:
+    for rows in (1, 3):
+        values, _ = INPUTS.check(fitting(rows, 3) | {"class_labels": [4] * rows}, 3)
+        assert values["class_labels"].tolist() == [4, 4, 4]
+        assert values["memory"].shape == (3, 3, 3)
+    with pytest.raises(UserError, match="one or 3, one for each seed"):
+        INPUTS.check(fitting(2, 3), 3)
+
+
+def test_every_class_is_taken_and_no_other() -> None:
+    told = Inputs((1,), class_labels(5))
+    assert told.check({"class_labels": [0, 1, 4, -1]}, 4)[0]["class_labels"].tolist() == [0, 1, 4, -1]
+    for classes, wrong in ((class_labels(5, None), -1), (class_labels(5, None), 5), (class_labels(5, 7), 6)):
+        with pytest.raises(UserError, match=f"holds {wrong}, which is out of range"):
+            Inputs((1,), classes).check({"class_labels": wrong}, 1)
+    assert Inputs((1,), class_labels(5, 7)).check({"class_labels": 7}, 1)[0]["class_labels"] == 7
+    assert class_labels(0) == {}
+
+
 def test_an_axis_that_no_condition_sizes_is_given_by_its_name_or_usual() -> None:
     inputs = Inputs(("length",), {}, {"length": Axis(1, 4, 9)})
     assert inputs.check({}, 1)[1] == {"length": 4}
@@ -67,10 +88,15 @@ def test_an_axis_that_no_condition_sizes_is_given_by_its_name_or_usual() -> None
         ({"memory": np.zeros((2, 3, 4))}, r"memory has shape \[2, 3, 4\]; memory must be float32 \[rows, 3\]"),
         ({"memory": np.zeros((3, 3, 3))}, r"memory has shape \[3, 3, 3\]"),
         ({"memory": np.zeros(3)}, r"memory has shape \[3\]"),
+        ({"memory": np.zeros((1, 2, 3, 3))}, r"memory has shape \[1, 2, 3, 3\]"),
         ({"memory": np.zeros((2, 5, 3))}, "memory has 5 of rows; this sampler takes 1 to 4"),
         ({"memory": np.full((2, 3, 3), np.nan)}, "memory holds NaN"),
         ({"length": 7}, "length is 7 of length, and another condition has 6"),
-        ({"class_labels": [0, 5]}, "class_labels holds 5, which is out of range"),
+        (
+            {"class_labels": [0, 5]},
+            r"class_labels holds 5, which is out of range; .* int64 \[\], 0 to 4 or -1, one or 2",
+        ),
+        ({"class_labels": [-2, 4]}, "class_labels holds -2"),
         ({"class_labels": [0.0, 1.0]}, "class_labels is float64"),
         ({"class_labels": True}, "class_labels is bool"),
     ],
@@ -95,8 +121,49 @@ def test_json_keeps_them() -> None:
         (lambda: Inputs(("T",)), "axis 'T' has no sizes"),
         (lambda: Inputs((1,), {"noise": Condition()}), "called 'noise', which is taken"),
         (lambda: Inputs((1,), {"temperature": Condition()}), "called 'temperature', which is taken"),
+        (lambda: Axis(0, 1, 1), "must be at least 1, and in order"),
+        (lambda: Axis(1, 3, 2), "must be at least 1, and in order"),
+        (lambda: Condition((), "int64", choices=-1), "has -1 choices"),
+        (lambda: Condition((), "int64", choices=2**63), "below 2.63"),
+        (lambda: Inputs((0,)), "a shape has the size 0; it must be 1 or more"),
+        (lambda: Inputs((True,)), "a shape has the size True"),
+        (lambda: Inputs((4.0,)), "a shape has the size 4.0"),  # type: ignore[arg-type]
+        (lambda: Inputs((MOST_VALUES + 1,)), f"a shape has the size {MOST_VALUES + 1}"),
+        (lambda: Inputs((MOST_VALUES, 2)), "are more than .* values of one sample"),
+        (lambda: Inputs((1,), {"T": Condition()}, {"T": Axis(1, 1, 1)}), "called 'T', which is taken"),
+        (lambda: Condition((4,), "float32", text=TEXT), r"is int64 \[length\], .* not text or float32 \[4\]"),
+        (lambda: Condition((), "int64", text=TEXT), "is int64"),
+        (lambda: Condition((4, 4), "int64", text=TEXT), "is int64"),
+        (lambda: Condition(("T",), "int64", text=TEXT), "is int64"),
+        (lambda: parse_sizes("1:4"), "size '1:4' is neither a number nor MIN:OPT:MAX"),
+        (lambda: parse_sizes("1:2:3:4"), "neither"),
+        (lambda: parse_sizes("-1"), "neither"),
+        (lambda: Output("seeds"), "an output is called 'seeds'"),
+        (lambda: Output("a b"), "an output is called 'a b'"),
     ],
 )
 def test_what_cannot_be_declared(make: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_what_can_be_declared_at_the_limits() -> None:
+    assert parse_sizes("8") == (8, 8, 8)
+    assert parse_sizes("1:4:16") == (1, 4, 16)
+    assert Axis.parse("3").sizes == (3, 3, 3)
+    assert Condition((), "int64", choices=2**63 - 1).wanted() == f"int64 [], 0 to {2**63 - 2}"
+    assert Condition((2, "T")).wanted() == "float32 [2, T]"
+    assert Inputs((np.int64(1), MOST_VALUES)).sized() == (1, MOST_VALUES)
+
+
+def test_pictures_are_grey_or_colour() -> None:
+    assert [Output(shape=shape).is_image for shape in ((1, 4, 4), (3, 4, 5), (2, 4, 4), (3, 4), (3, 4, 4, 4))] == [
+        True, True, False, False, False
+    ]  # fmt: skip
+    assert Output("actions_2").name == "actions_2"
+
+
+def test_sizes_are_those_of_the_names() -> None:
+    assert sizes_of(("a", 3, "b"), (2, 3, 5)) == {"a": 2, "b": 5}
+    with pytest.raises(ValueError, match="zip"):
+        sizes_of(("a",), (1, 2))

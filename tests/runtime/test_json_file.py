@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, strategies
 
 from edge_sampler.runtime import json_file
-from edge_sampler.runtime.json_file import parse_json, read_json
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.json_file import parse_json, read_json, read_object
 
 SCALARS = strategies.none() | strategies.booleans() | strategies.integers() | strategies.text()
 NUMBERS = strategies.floats(allow_nan=False, allow_infinity=False)
@@ -31,6 +32,8 @@ def test_what_json_writes_is_read(value: object) -> None:
         ("[" * 100_000, "nested too deep"),
         ("1" * 5000, "digits"),
         ("{", "Expecting"),
+        (r'["\ud83d"]', "surrogates not allowed"),
+        (r'{"\uDE00": 1}', "surrogates not allowed"),
     ],
 )
 def test_what_misleads_is_refused(text: str, told: str) -> None:
@@ -45,3 +48,22 @@ def test_a_huge_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(json_file, "LARGEST", 5)
     with pytest.raises(ValueError, match="6 bytes, more than"):
         read_json(path)
+
+
+def test_a_character_of_two_halves_and_infinity_are_read() -> None:
+    assert parse_json(r'["\ud83d\ude00", "\u00e9"]') == ["\U0001f600", "\u00e9"]
+    assert parse_json("[Infinity, -Infinity]") == [float("inf"), -float("inf")]
+
+
+def test_only_a_file_is_read_and_only_its_members_are_an_object(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="it is no file"):
+        read_json(tmp_path)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"a": "b" * 100}))
+    assert read_object(path) == read_json(path) == {"a": "b" * 100}
+    for text, told in (("[1]", "it holds a list"), ("{", "Expecting"), ('{"a": NaN}', "NaN is no number")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=rf"a\.json: not a readable JSON object \(.*{told}"):
+            read_object(path)
+    with pytest.raises(UserError, match=r"absent: not a readable JSON object \(.*No such file"):
+        read_object(tmp_path / "absent")

@@ -10,7 +10,7 @@ import pytest
 
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport, FittedStep
-from edge_sampler.runtime.plan import Plan, nested, sample
+from edge_sampler.runtime.plan import Plan, is_array, nested, sample, terms_before, weighted_sum
 
 PLAN = Plan("test", (2.0, 0.5), ((2.0,), (1.5, 0.25), (0.0, -0.5, 1.5)), None)
 WITH_MEAN = Plan("test", (2.0,), ((2.0, 0.5), (0.0, -0.25, 1.5)), mean=(((1.0, -2.0),),))
@@ -49,6 +49,36 @@ def test_a_mean_is_one_more_column(library: str) -> None:
     mean = make([[[1.0, -2.0]]])
     x0 = 2.0 * noise + 0.5 * mean
     np.testing.assert_allclose(images, -0.25 * mean + 1.5 * (x0 * x0 + 2.0))
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_an_answer_that_is_clipped_is_one_more_column(library: str) -> None:
+    make = array_of(library)
+    noise = make([[3.0, -1.0, 0.25]])
+    plan = Plan("test", (2.0, 0.5), ((1.0,), (0.5, 0.25, 2.0), (0.0, 1.0, -1.0, 0.5, 4.0)), clip=0.75)
+    images = sample(lambda x, sigma: x * sigma, noise, plan)
+    first = 2.0 * noise
+    second = 0.5 * (0.5 * noise + 0.25 * first + 2.0 * first.clip(-0.75, 0.75))
+    expected = first - first.clip(-0.75, 0.75) + 0.5 * second + 4.0 * second.clip(-0.75, 0.75)
+    np.testing.assert_allclose(images, expected)
+
+
+def test_sums_of_what_is_weighed() -> None:
+    terms = [np.array([1.0, np.nan]), np.array([2.0, 3.0]), np.array([5.0, 7.0])]
+    np.testing.assert_array_equal(weighted_sum([0.0, 2.0, -1.0], terms), [-1.0, -1.0])  # no 0 times NaN
+    np.testing.assert_array_equal(weighted_sum([0.0, 0.0], [np.array([4.0, 5.0]), np.array([1.0])]), [0.0, 0.0])
+    with pytest.raises(ValueError, match="zip"):
+        weighted_sum([1.0], terms)
+
+
+def test_what_is_weighed_before_any_evaluation() -> None:
+    noise = np.ones((2, 1, 1, 2), np.float16)
+    assert terms_before(noise, PLAN) == [noise]
+    (_, mean), (_, told) = terms_before(noise, WITH_MEAN), terms_before(noise, WITH_MEAN, lambda image: image.shape)
+    assert (mean.shape, mean.dtype, told) == ((1, 1, 1, 2), np.float16, (1, 1, 1, 2))
+    assert [is_array(one) for one in ((1.0,), ((1.0, 2.0), (3.0, 4.0)), 1.0, (np.inf,), ((1.0,), (1.0, 2.0)))] == [
+        True, True, False, False, False
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("plan", [PLAN, WITH_MEAN], ids=["plain", "with a mean"])
@@ -191,3 +221,20 @@ def test_damaged_files_are_refused(damage: Any, tmp_path: Path) -> None:
 def test_a_missing_plan_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.json"):
         Plan.load(tmp_path / "absent.json")
+
+
+def test_a_plan_of_no_such_shape_says_which_it_needs() -> None:
+    for clip, mean, told in ((0.0, (), "rows of 1 to 3"), (1.0, (), "rows of 1 to 5"), (1.0, (1.0,), "rows of 2 to 6")):
+        with pytest.raises(UserError, match=f"a plan of 2 evaluations needs 3 {told} numbers"):
+            Plan("test", (2.0, 1.0), ((1.0,),), mean=mean, clip=clip)
+    for wrong in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(UserError, match=r"clip is .*; it must be a finite number, 0 or above"):
+            Plan("test", (1.0,), ((1.0,), (1.0, 1.0)), clip=wrong)
+
+
+def test_the_hash_is_of_what_decides_and_stays() -> None:
+    """Bundles, caches and shipped plans name it: of plans without a mean or a clip it is as it always was."""
+    clipping = Plan("test", (1.0,), ((1.0,), (0.5, 0.25, 0.25)), clip=1.0)
+    assert PLAN.sha256 == "cef3ecd40643b948d014d60c275bd218d23ade1199253b36f59d2b77fde2b0a1"
+    assert WITH_MEAN.sha256 == "5c8ccca9de7cac6d436e0d162843ec45ba4146edac4b64709600fc66d97156f6"
+    assert clipping.sha256 == "45c6cc1c2e6567400106eb73c6c9f5c15eefbd9835e82ed9959c80d654c37c75"

@@ -1,8 +1,6 @@
 """This project's own fit, as ``python -m calibration`` makes it by itself: with an empty cache, and so at full cost."""
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +9,7 @@ from edge_sampler.calibration.evaluate.distributed import processes
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.study.rivals.contest import Contest
 from edge_sampler.runtime.plan import Plan, nested
+from edge_sampler.runtime.scratch import scratch
 
 
 def auto(contest: Contest) -> Plan:
@@ -27,8 +26,8 @@ def made(contest: Contest, iterations: int) -> Plan:
     settings = replace(contest.settings, solver="auto", target=None, refine=iterations)
 
     def fit() -> dict[str, np.ndarray]:
-        with tempfile.TemporaryDirectory() as folder:
-            plan = fitted(model, settings, cache=Cache(Path(folder)))
+        with scratch() as folder:
+            plan = fitted(model, settings, cache=Cache(folder))
         assert plan.report
         contest.noises.network.meter.evaluations += plan.report.evaluations // processes()
         rows = {str(k): np.array(row) for k, row in enumerate(plan.table)}

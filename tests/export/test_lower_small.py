@@ -1,0 +1,260 @@
+"""Rewrites on graphs of a few nodes: what is rewritten computes the same, and what is only nearly so is left alone."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx_ir.passes.common import ShapeInferencePass
+
+from edge_sampler.export.lower import (
+    compute_in_single_precision,
+    drop_unused,
+    fix_batch,
+    keep_batch_in_reshapes,
+    lower_group_norm,
+    lower_opset,
+    prepare_for_tensorrt,
+    raise_group_norm,
+    transpose_keys_at_once,
+    widen_scalars,
+)
+from edge_sampler.export.save import save_checked
+from edge_sampler.runtime.backends.onnxrt import Session
+from tests.conftest import relative
+
+IMAGES = "float[batch, 4, 2, 3] x"
+SCALE = "float[4] scale = {1, -2, 0.5, 3}, float[4] bias = {0, 1, -1, 2}"
+LOWERED = {  # a group norm of two groups, as ``lower_group_norm`` leaves it
+    "to": "int64[3] to = {0, 2, 12}",
+    "back": "int64[4] back = {0, 4, 2, 3}",
+    "ones": f"float[12] ones = {{{', '.join('1' * 12)}}}",
+    "scale": "float[4, 1, 1] scale = {1, -2, 0.5, 3}",
+    "bias": "float[4, 1, 1] bias = {0, 1, -1, 2}",
+}
+NODES = """g = Reshape(x, to) n = LayerNormalization<axis = 2, epsilon = 0.001>(g, ones) r = Reshape(n, back)
+    m = Mul(r, scale) made = Add(m, bias)"""
+
+
+def parsed(nodes: str, weights: str = "", inputs: str = IMAGES, made: str = "float[batch, 4, 2, 3] made") -> ir.Model:
+    text = f'<ir_version: 10, opset_import: ["" : 21]> toy ({inputs}) => ({made}) <{weights}> {{ {nodes} }}'
+    proto = onnx.parser.parse_model(text if weights else text.replace(" <>", ""))
+    for value in proto.graph.input:
+        value.type.tensor_type.shape.SetInParent()
+    model = ir.serde.deserialize_model(proto)
+    ShapeInferencePass()(model)
+    return model
+
+
+def made_by(model: ir.Model, folder: Path, **feed: np.ndarray) -> np.ndarray:
+    save_checked(model, folder / "a.onnx")
+    with Session(folder / "a.onnx") as session:
+        return session.run(feed)["made"]
+
+
+def images(count: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).normal(1, 2, size=(count, 4, 2, 3)).astype(np.float32)
+
+
+def group_norm(x: np.ndarray, groups: int, epsilon: float) -> np.ndarray:
+    """Wu and He, arXiv 1803.08494, eq. 1 to 7, with the weights above."""
+    grouped = x.reshape(len(x), groups, -1)
+    centred = grouped - grouped.mean(2, keepdims=True)
+    normal = (centred / np.sqrt(grouped.var(2, keepdims=True) + epsilon)).reshape(x.shape)
+    scale, bias = np.array([1, -2, 0.5, 3]), np.array([0, 1, -1, 2])
+    shape = (4, *[1] * (x.ndim - 2))
+    return normal * scale.reshape(shape) + bias.reshape(shape)
+
+
+def count(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_group_norm_goes_down_and_up_again(groups: int, tmp_path: Path) -> None:
+    model = parsed(f"made = GroupNormalization<num_groups = {groups}, epsilon = 0.5>(x, scale, bias)", SCALE)
+    lower_group_norm(model)
+    assert count(model) == {"Reshape": 2, "LayerNormalization": 1, "Mul": 1, "Add": 1}
+    expected = group_norm(images(), groups, 0.5)
+    assert relative(made_by(model, tmp_path, x=images()), expected) < 1e-5
+    keep_batch_in_reshapes(model)
+    prepare_for_tensorrt(model, 3)
+    assert count(model)["GroupNormalization"] == (groups > 1)  # TensorRT computes another thing of one group
+    assert relative(made_by(model, tmp_path, x=images()), expected) < 1e-5
+    assert model.graph.inputs[0].shape == ir.Shape([3, 4, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [("batch, 4, T", (7,)), ("batch, 4, 2, T", (2, 5)), ("batch, 4, T, U", (3, 5))]
+)
+def test_where_a_call_chooses_sizes_it_is_an_instance_norm_of_groups(
+    shape: str, size: tuple[int, ...], tmp_path: Path
+) -> None:
+    model = parsed(
+        "made = GroupNormalization<num_groups = 2, epsilon = 0.5>(x, scale, bias)",
+        SCALE,
+        f"float[{shape}] x",
+        f"float[{shape}] made",
+    )
+    lower_group_norm(model)
+    assert count(model)["InstanceNormalization"] == 1
+    assert count(model)["Shape"] == (shape.count("T") + shape.count("U") > 1)
+    x = np.random.default_rng(0).normal(1, 2, size=(3, 4, *size)).astype(np.float32)
+    assert relative(made_by(model, tmp_path, x=x), group_norm(x, 2, 0.5)) < 1e-5
+
+
+OTHERS = {  # what is only nearly a group norm of images
+    "one group": {"to": "int64[3] to = {0, 1, 24}", "ones": f"float[24] ones = {{{', '.join('1' * 24)}}}"},
+    "scales of its own": {"ones": f"float[12] ones = {{{', '.join('1' * 11)}, 2}}"},
+    "scales for places": {"scale": "float[1, 2, 3] scale = {1, -2, 0.5, 3, 1, 2}"},
+    "one bias for all": {"bias": "float[1, 1, 1] bias = {2}"},
+    "part of a channel": {"to": "int64[3] to = {0, 8, 3}", "ones": "float[3] ones = {1, 1, 1}"},
+    "groups of two axes": {
+        "to": "int64[4] to = {0, 2, 3, 4}", "axis = 2": "axis = -1", "ones": "float[4] ones = {1, 1, 1, 1}"
+    },
+    "a bias within": {"(g, ones)": "(g, ones, ones)"},
+    "read twice": {"made = Add(m, bias)": "twice = Add(m, bias) made = Mul(twice, r)"},
+    "read by others": {"made = Add(m, bias)": "twice = Add(m, bias) made = Mul(twice, m)"},
+    "the weight first": {"Mul(r, scale)": "Mul(scale, r)"},
+    "a difference": {"Add(m, bias)": "Sub(m, bias)"},
+    "another shape": {
+        "back": "int64[4] back = {0, 4, 3, 2}",
+        "made = Add(m, bias)": "k = Add(m, bias) made = Transpose<perm = [0, 1, 3, 2]>(k)",
+    },
+    "a scale of the state": {"Mul(r, scale)": "Mul(r, x)"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["", *OTHERS])
+def test_only_a_group_norm_of_images_is_raised(kind: str, tmp_path: Path) -> None:
+    change = OTHERS.get(kind, {})
+    nodes = NODES
+    for old, new in change.items():
+        nodes = nodes.replace(old, new) if old not in LOWERED else nodes
+    weights = ", ".join({**LOWERED, **{name: new for name, new in change.items() if name in LOWERED}}.values())
+    model = parsed(nodes, weights)
+    expected = made_by(model, tmp_path, x=images())
+    raise_group_norm(model.graph)
+    assert count(model)["GroupNormalization"] == (not kind)
+    assert relative(made_by(model, tmp_path, x=images()), expected) < 1e-5
+    if not kind:
+        assert relative(expected, group_norm(images(), 2, 0.001)) < 1e-5
+
+
+def test_doubles_are_floats_but_where_the_level_alone_decides(tmp_path: Path) -> None:
+    model = parsed(
+        """d = Cast<to = 11>(x) l = Cast<to = 11>(sigma) e = Exp(l) h = Mul(d, e) k = Mul(h, w) f = Cast<to = 1>(k)
+        a = Cast<to = 1>(e) b = Mul(f, a) made = Add(b, x)""",
+        "double[1] w = {0.1}",
+        f"{IMAGES}, float sigma",
+    )
+    feed = {"x": images(), "sigma": np.array(0.5, np.float32)}
+    expected = made_by(model, tmp_path, **feed)
+    compute_in_single_precision(model.graph)
+    ShapeInferencePass()(model)
+    assert relative(made_by(model, tmp_path, **feed), expected) < 1e-6
+    dtypes = {str(value.name): value.dtype for node in model.graph for value in node.outputs}
+    doubles = {name for name, dtype in dtypes.items() if dtype == ir.DataType.DOUBLE}
+    assert doubles == {"l", "e"}
+    assert count(model)["Cast"] == 3  # of the level, to its double, and twice back
+    assert not {"d", "f"} & dtypes.keys()  # casts of a float to a float
+
+
+KEYS = """s = Shape(k) flat = Reshape(k, {flat}) t = Transpose<perm = [{perm}]>(flat) back = Reshape(t, {back})
+    made = Mul(back, two)"""
+
+
+@pytest.mark.parametrize(
+    ("flat", "perm", "back", "once"),
+    [
+        ("{-1, 3, 5}", "0, 2, 1", "{2, 4, 5, 3}", True),
+        ("{8, 3, 5}", "0, 2, 1", "{2, 4, 5, 3}", True),
+        ("{-1, 3, 5}", "0, 2, 1", "{4, 2, 5, 3}", False),
+        ("{8, 3, 5}", "2, 1, 0", "{2, 4, 5, 3}", False),
+        ("{-1, 5, 3}", "0, 2, 1", "{2, 4, 5, 3}", False),
+        ("{-1, 3, 5}", "0, 2, 1", "{8, 1, 5, 3}", False),
+    ],
+)
+def test_keys_are_transposed_at_once(flat: str, perm: str, back: str, once: bool, tmp_path: Path) -> None:
+    sizes = [int(size) for size in back.strip("{}").split(",")]
+    model = parsed(
+        KEYS.format(flat="one", perm=perm, back="other"),
+        f"int64[3] one = {flat}, int64[4] other = {back}, float two = {{2}}",
+        "float[2, 4, 3, 5] k",
+        f"float{sizes} made",
+    )
+    k = np.random.default_rng(0).normal(size=(2, 4, 3, 5)).astype(np.float32)
+    expected = made_by(model, tmp_path, k=k)
+    transpose_keys_at_once(model)
+    assert (count(model)["Reshape"] == 0) == once
+    assert count(model)["Transpose"] == 1
+    np.testing.assert_array_equal(made_by(model, tmp_path, k=k), expected)
+
+
+def test_keys_whose_sizes_are_computed_are_transposed_at_once(tmp_path: Path) -> None:
+    model = parsed(
+        """s = Shape(k) n = Shape<start = 0, end = 1>(k) h = Slice(s, i1, i2) r = Slice(s, i2, i3) c = Slice(s, i3, i4)
+        f = Concat<axis = 0>(minus, r, c) flat = Reshape(k, f) t = Transpose<perm = [0, 2, 1]>(flat)
+        b = Concat<axis = 0>(n, h, c, r) back = Reshape(t, b) made = Mul(back, two)""",
+        "int64[1] i1 = {1}, int64[1] i2 = {2}, int64[1] i3 = {3}, int64[1] i4 = {4}, int64[1] minus = {-1}, "
+        "float two = {2}",
+        "float[batch, 4, T, 5] k",
+        "float[batch, 4, 5, T] made",
+    )
+    k = np.random.default_rng(0).normal(size=(2, 4, 3, 5)).astype(np.float32)
+    transpose_keys_at_once(model)
+    assert count(model) == {"Transpose": 1, "Mul": 1}
+    np.testing.assert_array_equal(made_by(model, tmp_path, k=k), 2 * k.swapaxes(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("target", "made", "kept"),
+    [("{-1, 2, 12}", "batch, 2, 12", True), ("{-1, 12}", "rows, 12", False), ("{0, 24}", "batch, 24", False)],
+)
+def test_reshapes_that_keep_the_batch_say_so(target: str, made: str, kept: bool, tmp_path: Path) -> None:
+    rank = made.count(",") + 1
+    nodes, weights = "made = Reshape<allowzero = 1>(x, to)", f"int64[{rank}] to = {target}"
+    if not kept and "0" in target.split(",")[0]:
+        nodes = "made = Reshape(x, to)"
+    model = parsed(nodes, weights, made=f"float[{made}] made")
+    expected = made_by(model, tmp_path, x=images())
+    keep_batch_in_reshapes(model)
+    (node,) = model.graph
+    assert node.inputs[1] is not None
+    assert node.inputs[1].const_value is not None
+    assert (node.inputs[1].name != "to") == kept
+    if kept:
+        assert node.inputs[1].const_value.numpy().tolist() == [0, 2, 12]
+    np.testing.assert_array_equal(made_by(model, tmp_path, x=images()), expected)
+
+
+def test_scalars_have_as_many_dimensions_as_what_they_change(tmp_path: Path) -> None:
+    model = parsed(
+        "a = Mul(x, s) b = Add(one, a) c = Mul(b, each) made = Sub(c, s)",
+        "float s = {2}, float[1] one = {3}, float[4, 1, 1] each = {1, 2, 3, 4}",
+    )
+    expected = made_by(model, tmp_path, x=images())
+    widen_scalars(model.graph)
+    shapes = [
+        [len(value.shape) for value in node.inputs if value is not None and value.shape is not None]
+        for node in model.graph
+    ]
+    assert shapes == [[4, 4], [4, 4], [4, 3], [4, 0]]
+    np.testing.assert_array_equal(made_by(model, tmp_path, x=images()), expected)
+    drop_unused(model.graph)
+    assert "one" not in model.graph.initializers
+    assert "each" in model.graph.initializers
+    assert all(value.shape is None for node in list(model.graph)[:-1] for value in node.outputs)
+
+
+def test_a_batch_is_fixed_and_an_opset_goes_down_alone() -> None:
+    model = parsed("made = Identity(x)", inputs="float[batch, 4, T, 3] x", made="float[batch, 4, T, 3] made")
+    fix_batch(model, 7)
+    assert [str(size) for size in model.graph.outputs[0].shape or ()] == ["7", "4", "T", "3"]
+    for opset, found in ((20, 20), (22, 20)):
+        lower_opset(model, opset)
+        assert model.opset_imports[""] == found
+    with pytest.raises(AssertionError):
+        lower_opset(parsed("made = GroupNormalization<num_groups = 2>(x, scale, bias)", SCALE), 20)

@@ -1,0 +1,248 @@
+"""Mistakes that a machine makes in a file, and whether its tests notice: python -m tests.mutate FILE… [--sample 40]
+
+Cosmic Ray makes them (`pip install cosmic-ray`): another operator, another number, a condition turned round, a loop
+that runs no time. Of each place in a file the seed draws one, and of the places so many. They are tried one after the
+other in a copy of the checkout, by the tests that HOLDERS names. What survives is printed; its first word is its name,
+which `--only` takes. Left out is what no test could tell: annotations, `is` in place of `==`, what does not compile.
+"""
+
+import argparse
+import ast
+import compileall
+import os
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from tests.mutations import LEFT_OUT, ROOT
+
+HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs them
+    "calibration/fit.py": "tests/calibration/test_fit_steps.py "
+    "tests/calibration/test_fit.py -k 'steps or solve_finds or singular or gram or pulls'",
+    "calibration/trace.py": "tests/calibration/test_trace.py",
+    "runtime/plan.py": "tests/runtime/test_plan.py",
+    "runtime/manifest.py": "tests/runtime/test_manifest.py",
+    "runtime/output.py": "tests/runtime/test_output.py tests/test_dying.py -k 'not engine'",
+    "runtime/npz.py": "tests/runtime/test_npz.py",
+    "runtime/json_file.py": "tests/runtime/test_json_file.py",
+    "runtime/inputs.py": "tests/runtime/test_inputs.py",
+    "runtime/sampler.py": "tests/runtime/test_sampler.py",
+    "export/unroll.py": "tests/export/test_unroll_small.py",
+    "export/lower.py": "tests/export/test_lower_small.py",
+    "models/checkpoint.py": "tests/models/test_checkpoint.py tests/models/test_pickle_bounds.py -k 'not nested'",
+    "models/pickle_bounds.py": "tests/models/test_pickle_bounds.py -k 'not nested'",
+}
+SAME = ("Eq_Is", "Is_Eq", "NotEq_IsNot", "IsNot_NotEq")  # of what Python keeps once, as it does small numbers
+FIRST = (
+    "torch",
+    "numpy",
+    "scipy.optimize",
+    "onnxruntime",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "safetensors",
+    "hypothesis",
+)
+OPTIONS = ("-q", "-x", "--tb=line", "--assert=plain", "-p", "no:xdist", "-p", "no:cacheprovider")
+BUNDLES = "EDGE_SAMPLER_BUNDLES"  # names those that tests share, which are made first where it names none
+PATIENCE = 10  # seconds, beside three times what sound tests take
+MOST_BYTES = 12_000_000_000  # of address space
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """The ``occurrence``-th place in its file where Cosmic Ray's ``operator`` could change something."""
+
+    line: int
+    column: int
+    operator: str
+    occurrence: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.line}:{self.column}:{self.operator}:{self.occurrence}"
+
+    def code(self, sound: str) -> str:
+        """The whole file; as it was, where this is no change that Python understands."""
+        from cosmic_ray import plugins
+        from cosmic_ray.mutating import mutate_code
+
+        made = None
+        with suppress(AttributeError):  # of `except a.b`, which Cosmic Ray cannot change
+            made = mutate_code(sound.encode(), plugins.get_operator(f"core/{self.operator}")(), self.occurrence)
+        return made if made and compiles(made) else sound
+
+
+def told(sound: str, changed: str) -> str:
+    """The line that was changed, as it is then."""
+    old, new = sound.splitlines(), changed.splitlines()
+    differ = [after for before, after in zip(old, new, strict=False) if before != after]
+    return differ[0].strip() if len(old) == len(new) else "a line is gone"
+
+
+def annotations(sound: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where they start and end: line and column."""
+    lines = sound.splitlines()
+
+    def place(line: int, byte: int) -> tuple[int, int]:
+        return line, len(lines[line - 1].encode()[:byte].decode())
+
+    found = []
+    for node in ast.walk(ast.parse(sound)):
+        one = getattr(node, "returns", None) or getattr(node, "annotation", None)
+        if isinstance(one, ast.expr) and one.end_lineno and one.end_col_offset:
+            found.append((place(one.lineno, one.col_offset), place(one.end_lineno, one.end_col_offset)))
+    return found
+
+
+def compiles(code: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            compile(code, "mutant", "exec")
+        except SyntaxError:
+            return False
+    return True
+
+
+def mutants(sound: str) -> Iterator[Mutant]:
+    """All of a file of that content."""
+    from cosmic_ray import plugins
+    from cosmic_ray.ast import ast_nodes, get_ast
+
+    nodes, left_out = list(ast_nodes(get_ast(sound))), annotations(sound)
+    for name in plugins.operator_names():
+        kind = plugins.get_operator(name)
+        if kind.arguments() or name.endswith(SAME):
+            continue
+        places = [start for node in nodes for start, _ in kind().mutation_positions(node)]
+        for occurrence, place in enumerate(places):
+            if not any(start <= place < end for start, end in left_out):
+                yield Mutant(place[0], place[1], name.removeprefix("core/"), occurrence)
+
+
+def drawn(of: list[Mutant], number: int, seed: str, sound: str) -> dict[Mutant, str]:
+    """With the code of each: one of each place that has one which compiles, of so many places."""
+    random_ = random.Random(seed)
+    random_.shuffle(of)
+    found, codes = set[tuple[int, int]](), dict[Mutant, str]()
+    for mutant in of:
+        place = mutant.line, mutant.column
+        if len(codes) < number and place not in found and (code := mutant.code(sound)) != sound:
+            found.add(place)
+            codes[mutant] = code
+    return codes
+
+
+def tests_pass(folder: Path, tests: list[str], seconds: float) -> bool:
+    """Whether they do, in a child of this process, which has loaded the large libraries already. In time, too."""
+    child = os.fork()
+    if not child:
+        status = 2
+        try:
+            import resource
+
+            import pytest
+
+            os.setsid()
+            resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+            for number in (1, 2):
+                os.dup2(os.open(folder / ".output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+            status = int(pytest.main([*OPTIONS, *tests]))
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    ends = time.monotonic() + seconds
+    try:
+        while time.monotonic() < ends:
+            if (done := os.waitpid(child, os.WNOHANG))[0]:
+                return os.waitstatus_to_exitcode(done[1]) == 0
+            time.sleep(0.05)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def interval(part: int, whole: int) -> tuple[float, float]:
+    """Wilson's, of 95 %, of a share."""
+    z, share = 1.96, part / whole
+    middle, half = share + z * z / (2 * whole), z * (share * (1 - share) / whole + z * z / (4 * whole**2)) ** 0.5
+    return (middle - half) / (1 + z * z / whole), (middle + half) / (1 + z * z / whole)
+
+
+def tried(name: str, folder: Path, arguments: argparse.Namespace) -> int:
+    """How many mutants of the file survive in ``folder``, a copy of the checkout; tells of each."""
+    path, tests = folder / name, shlex.split(HOLDERS[name])
+    sound = path.read_text(encoding="utf-8")
+    starts = time.monotonic()
+    assert tests_pass(folder, tests, 600), f"{name}: its tests fail as it is:\n{(folder / '.output').read_text()}"
+    took = time.monotonic() - starts
+    known = list(mutants(sound))
+    if arguments.only:
+        chosen = {mutant: mutant.code(sound) for mutant in known if mutant.name in arguments.only}
+    else:
+        chosen = drawn(known, arguments.sample, f"{name} {arguments.seed}", sound)
+    places = len({(mutant.line, mutant.column) for mutant in known})
+    print(f"{name}: {len(chosen)} of {places} places are tried; its tests take {took:.1f} s", flush=True)
+    survived = 0
+    for mutant in sorted(chosen, key=lambda mutant: (mutant.line, mutant.column)):
+        path.write_text(chosen[mutant], encoding="utf-8")
+        try:
+            if tests_pass(folder, tests, 3 * took + PATIENCE):
+                survived += 1
+                print(f"  {mutant.name} survives: {told(sound, chosen[mutant])}", flush=True)
+        finally:
+            path.write_text(sound, encoding="utf-8")
+    died, of = len(chosen) - survived, len(chosen)
+    low, high = interval(died, of)
+    print(f"{name}: {died} of {of} die, {died / of:.0%} (95 % interval: {low:.0%} to {high:.0%})", flush=True)
+    return survived
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", metavar="FILE", help=f"of {', '.join(HOLDERS)}; all, if none is given")
+    parser.add_argument("--sample", type=int, default=40, metavar="N", help="places of each file")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", action="append", help="a mutant's name; again for each")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.files) - set(HOLDERS):
+        parser.error(f"no tests are known to hold {', '.join(sorted(unknown))}")
+    os.environ.update(PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")  # a mutant's bytecode may pass for another's
+    sys.dont_write_bytecode = True
+    for name in FIRST:
+        if find_spec(name.partition(".")[0]):
+            import_module(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "copy"
+        shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
+        os.environ["PYTHONPATH"] = str(folder)
+        compileall.compile_dir(folder, quiet=2)  # what is not mutated
+        if BUNDLES not in os.environ:
+            os.environ[BUNDLES] = f"{place}/bundles"
+            subprocess.run([sys.executable, "-m", "tests.bundles", os.environ[BUNDLES]], cwd=folder, check=True)
+        os.chdir(folder)
+        sys.path.insert(0, str(folder))
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "edge_sampler")]:
+            del sys.modules[name]  # so that children import the copy's
+        survived = sum(tried(name, folder, arguments) for name in arguments.files or HOLDERS)
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""Writes that take their place whole, step by step; ``tests/test_dying.py`` kills whole writers."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edge_sampler.runtime import interrupt, output
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.lock import locked, release, take
+from edge_sampler.runtime.output import LOCK, OLD, check_writable, exchanged, put, restore, sweep, temporary, writable
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs locks that a process can meet itself at")
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def leftover(folder: Path, name: str, number: str = "0123abcd") -> Path:
+    made = folder / f".{name}.{number}.new"
+    made.mkdir()
+    (made / "part").write_text("half")
+    return made
+
+
+def write(path: Path, text: str, force: bool = False) -> None:
+    with writable(path, force) as new:
+        assert new.name == path.name
+        assert new.parent.parent == path.parent
+        new.write_text(text)
+
+
+def test_what_is_written_is_there_afterwards_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "in" / "deep" / "a.txt"
+    write(path, "one")
+    with pytest.raises(UserError, match=r"a\.txt exists; choose another name or add --force"):
+        write(path, "two")
+    assert path.read_text() == "one"
+    write(path, "two", force=True)
+    assert path.read_text() == "two"
+    assert listed(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_was_there_stays_where_the_writer_fails(error: type[BaseException], tmp_path: Path) -> None:
+    write(tmp_path / "a", "one")
+
+    def fails() -> None:
+        with writable(tmp_path / "a", force=True) as new:
+            new.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fails()
+    assert (tmp_path / "a").read_text() == "one"
+    assert listed(tmp_path) == ["a"]
+
+
+def test_an_interruption_that_the_work_swallowed_still_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def heard() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interrupt, "check", heard)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "a", "one")
+    assert listed(tmp_path) == []
+
+
+def test_what_another_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def late(force: bool) -> None:
+        with writable(tmp_path / "a", force) as new:
+            new.write_text("mine")
+            (tmp_path / "a").write_text("another's")
+
+    with pytest.raises(UserError, match="was made meanwhile, by another process"):
+        late(False)
+    assert (tmp_path / "a").read_text() == "another's"
+    late(True)
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*file: (Not a directory|File exists)"):
+        check_writable(tmp_path / "file" / "a", False)
+    check_writable(tmp_path / "a", False)
+    assert listed(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["", "a"])
+def test_leftovers_of_the_dead_go(name: str, tmp_path: Path) -> None:
+    for other in ("a", "b", "a.b"):
+        leftover(tmp_path, other)
+    leftover(tmp_path, "a", "ffffffff")
+    kept = [".a.0123abc.new", ".a.0123abcg.new", ".a.0123abcd.new.x", "a.0123abcd.new"]
+    for one in kept:
+        (tmp_path / one).mkdir()
+    (tmp_path / ".a.00000000.new").touch()  # a file is nobody's
+    sweep(tmp_path, name)
+    others = [] if not name else [".a.b.0123abcd.new", ".b.0123abcd.new"]
+    assert listed(tmp_path) == sorted([*kept, ".a.00000000.new", *others])
+    sweep(tmp_path / "absent")
+
+
+def test_a_writer_sweeps_its_own_name_unless_told(tmp_path: Path) -> None:
+    for tidy in (False, True):
+        (tmp_path / "a").unlink(missing_ok=True)
+        sweep(tmp_path)
+        leftover(tmp_path, "a")
+        with writable(tmp_path / "a", tidy=tidy) as new:
+            new.touch()
+        assert listed(tmp_path) == ([".a.0123abcd.new"] if not tidy else []) + ["a"]
+
+
+def test_what_the_living_hold_is_kept(tmp_path: Path) -> None:
+    with temporary(tmp_path / "a") as folder:
+        (folder / "part").touch()
+        sweep(tmp_path)
+        assert listed(folder) == [LOCK, "part"]
+        assert folder.parent == tmp_path
+        with temporary(tmp_path / "a") as other:
+            assert other != folder
+    assert listed(tmp_path) == []
+
+
+def test_on_a_disk_without_locks_the_last_try_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(output, "take", lambda path: tried.append(path))
+    with temporary(tmp_path / "a") as folder:
+        assert listed(tmp_path) == [folder.name]  # those of the first tries are gone
+        (folder / "part").touch()
+    assert len(tried) == output.TRIES + 1
+    assert listed(tmp_path) == []
+
+
+def folder(path: Path, text: str) -> Path:
+    path.mkdir()
+    (path / "file").write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_folder_takes_the_place_of_a_folder(together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not together:
+        monkeypatch.setattr(output, "exchanged", lambda *_: False)
+    old, new = folder(tmp_path / "a", "old"), folder(tmp_path / "new", "new")
+    put(new, old, tmp_path / OLD)
+    assert (old / "file").read_text() == "new"
+    assert (tmp_path / ("new" if together and exchanged(old, old) else OLD) / "file").read_text() == "old"
+
+
+def test_what_was_moved_away_comes_back_where_the_new_cannot_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "exchanged", lambda *_: False)
+    old, new, rename = folder(tmp_path / "a", "old"), folder(tmp_path / "new", "new"), Path.rename
+
+    def fails(path: Path, target: Path) -> Path:
+        if path == new:
+            raise OSError("full")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="full"):
+        put(new, old, tmp_path / OLD)
+    assert (old / "file").read_text() == "old"
+    assert listed(tmp_path) == ["a", "new"]
+
+
+def test_what_a_dead_writer_moved_away_is_put_back(tmp_path: Path) -> None:
+    def dead(name: str, moved: bool = True) -> Path:
+        made = leftover(tmp_path, name)
+        folder(made / name, "new")
+        if moved:
+            folder(made / OLD, "old")
+        return made
+
+    dead("a")
+    restore(tmp_path / "a")
+    assert (tmp_path / "a" / "file").read_text() == "old"
+    dead("b", moved=False)
+    restore(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    made = dead("c")
+    held = take(made / LOCK)
+    assert held is not None
+    restore(tmp_path / "c")  # the writer lives, and is about to put its own there
+    assert not (tmp_path / "c").exists()
+    release(made / LOCK, held)
+    folder(tmp_path / "c", "there")
+    restore(tmp_path / "c")
+    assert (tmp_path / "c" / "file").read_text() == "there"
+
+
+def test_one_lock_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+
+    def enter() -> None:
+        with locked(path, "another has it"):
+            pass
+
+    with locked(path, "another has it"):
+        with pytest.raises(UserError, match="another has it"):
+            enter()
+        assert take(path) is None
+    assert not path.exists()
+    enter()
+    with (
+        pytest.raises(UserError, match=r"cannot write .*absent/lock: No such file"),
+        locked(tmp_path / "absent/lock", ""),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_lock_that_was_just_let_go_is_none(replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening and locking, its file may be gone, or another's."""
+    path, really, opened = tmp_path / "lock", os.open, list[int]()
+
+    def slow(name: Path, *arguments: int) -> int:
+        opened.append(really(name, *arguments))
+        path.unlink()
+        if replaced:
+            os.close(really(path, *arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(os, "open", slow)
+    assert take(path) is None
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(opened[0])

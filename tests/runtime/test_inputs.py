@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sampler.runtime.condition import Axis, Condition, class_labels
+from edge_sampler.runtime.condition import Axis, Condition, class_labels, parse_sizes
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import MOST_VALUES, Inputs, Output, parse_sizes, sizes_of
+from edge_sampler.runtime.inputs import MOST_VALUES, Inputs, Output, sizes_of
 from edge_sampler.runtime.text import Text
 
 TEXT = Text("tokenizer.json", "")

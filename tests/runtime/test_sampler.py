@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from edge_sampler.runtime import sampler as module
-from edge_sampler.runtime.bundle import Bundle, describe_files
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.manifest import MANIFEST, write_manifest
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.sampler import DEFAULT_BATCH, Sampler, checked_seeds, feed_of, load, shape_made
+from edge_sampler.runtime.verified import describe_files
 from tests.bundles import facts
 
 PLAN = Plan("ddim", (1.0,), ((1.0,), (0.5, 0.5)))

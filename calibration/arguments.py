@@ -14,7 +14,7 @@ from edge_sampler.calibration.settings import CHOSEN, OWN, TARGETS, Settings
 from edge_sampler.models.checkpoint import FORMATS
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
-from edge_sampler.models.families.base import Options
+from edge_sampler.models.families.base import Lora, Options
 from edge_sampler.models.loading import load
 from edge_sampler.models.onnx_denoiser import SUFFIX
 from edge_sampler.models.own import is_named, with_examples
@@ -65,6 +65,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--size", metavar="HEIGHTxWIDTH", help=size_help)
     vae_help = "a decoder to take instead of the pipeline's own, or for EDM2's latents"
     group.add_argument("--vae", type=Path, metavar="FOLDER", help=vae_help)
+    lora_help = "LoRA weights to merge into a pipeline, times SCALE (default: 1); again for each"
+    group.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]", help=lora_help)
     guidance_help = "S of classifier-free guidance, two network calls an evaluation (default: 1, none)"
     group.add_argument("--guidance", type=float, default=1.0, metavar="S", help=guidance_help)
     passes_help = "guidance calls the network twice, instead of once on twice as many images, which takes more memory"
@@ -94,7 +96,7 @@ def load_model(arguments: argparse.Namespace) -> Denoiser:
     name = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.weights and arguments.random_weights:
         raise UserError("--weights and --random-weights exclude each other")
-    options = Options(parse_size(arguments.size), arguments.vae)
+    options = Options(parse_size(arguments.size), arguments.vae, tuple(map(Lora.parse, arguments.lora)))
     model = load(arguments.model, arguments.weights, arguments.random_weights, options=options)
     one_batch, values = not arguments.two_passes, given(arguments.set)
     model = conditioned(model, arguments.class_label, arguments.guidance, one_batch, values, arguments.null_class)

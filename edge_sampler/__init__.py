@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edge_sampler.export.assemble import Form, export_bundle
     from edge_sampler.models.conditioned import Branch, Guided, Pinned, built_in, guided
     from edge_sampler.models.denoiser import Denoiser
+    from edge_sampler.models.families.base import Lora
     from edge_sampler.models.own import Decoder, Encoder, adapt, with_examples
     from edge_sampler.runtime.bundle import Bundle
     from edge_sampler.runtime.compare import compare
@@ -41,6 +42,7 @@ HOMES = {
     "Encoder": "models.own",
     "Form": "export.assemble",
     "Guided": "models.conditioned",
+    "Lora": "models.families.base",
     "Output": "runtime.inputs",
     "Pinned": "models.conditioned",
     "Plan": "runtime.plan",
@@ -68,6 +70,7 @@ __all__ = [
     "Encoder",
     "Form",
     "Guided",
+    "Lora",
     "Output",
     "Pinned",
     "Plan",

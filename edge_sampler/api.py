@@ -1,6 +1,6 @@
 """What the command lines do, as functions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edge_sampler.calibration.calibrate import calibrate
@@ -10,7 +10,7 @@ from edge_sampler.export.build_engine import engine_for
 from edge_sampler.export.extend import Additions, add
 from edge_sampler.export.precisions import QUANTISED
 from edge_sampler.models.denoiser import Denoiser
-from edge_sampler.models.families.base import Options
+from edge_sampler.models.families.base import Lora, Options
 from edge_sampler.models.loading import load
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.bundle import Bundle
@@ -27,17 +27,18 @@ def load_model(
     random_weights: bool = False,
     size: tuple[int, int] | None = None,
     vae: str | Path | None = None,
+    loras: Sequence[Lora] = (),
 ) -> Denoiser:
     """A denoiser by name, file, folder, address or FILE.py:FUNCTION, in evaluation mode, on the CPU, float32.
 
     ``python -m models list`` shows the names. ``weights`` is the checkpoint to load instead of the model's own;
     ``random_weights`` makes a dry run. ``size``, height and width in pixels, and ``vae``, a folder, are chosen for a
-    text-to-image pipeline, ``vae`` for EDM2's latents too. ``adapt`` makes a denoiser of a network that is there.
-    ``guided`` and ``built_in`` build guidance, a class or another condition into it; ``with_examples`` gives it texts
-    and other conditions to be fitted on. Raises UserError for an unknown name, a bad file, or weights of another
-    architecture.
+    text-to-image pipeline, ``vae`` for EDM2's latents too; ``loras`` are merged into a pipeline's weights. ``adapt``
+    makes a denoiser of a network that is there. ``guided`` and ``built_in`` build guidance, a class or another
+    condition into it; ``with_examples`` gives it texts and other conditions to be fitted on. Raises UserError for an
+    unknown name, a bad file, or weights of another architecture.
     """
-    return load(name, weights, random_weights, options=Options(size, Path(vae) if vae else None))
+    return load(name, weights, random_weights, options=Options(size, Path(vae) if vae else None, tuple(loras)))
 
 
 def fit(

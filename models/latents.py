@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from edge_sampler.models.checkpoint import weights_sha256
 from edge_sampler.models.denoiser import Preconditioned, digest
-from edge_sampler.models.families.parts import class_of, factor_of, load
+from edge_sampler.models.families.libraries import class_of, load
+from edge_sampler.models.families.parts import factor_of
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Output
 

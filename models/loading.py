@@ -52,30 +52,28 @@ def load(
 
     Raises UserError for an unknown name, a bad file, or weights of another architecture.
     """
+    options = options or Options()
     if own.is_named(model):
+        options.only(model=model)
         if weights is not None or random_weights:
             raise UserError(f"{model} brings its own weights; leave --weights and --random-weights out")
         return own.load(model)
     if graph := onnx_denoiser.find(model):
-        if weights is not None or random_weights or options not in (None, Options()):
-            raise UserError(
-                f"{model} is a graph, whole as it is; leave --weights, --random-weights, --size and --vae out"
-            )
+        options.only(model=model)
+        if weights is not None or random_weights:
+            raise UserError(f"{model} is a graph, whole as it is; leave --weights and --random-weights out")
         return onnx_denoiser.load(graph)
     folder = _folder(model)
     if folder and (family := families.find(folder)):
         if weights is not None or random_weights:
             raise UserError(f"{model} brings its own weights; leave --weights and --random-weights out")
-        found = family.load(folder, options or Options())
+        found = family.load(folder, options)
         found.spec = replace(found.spec, name=Path(model).resolve().name)  # a repository's folder is named by a hash
         return found
-    options = options or Options()
     origin = _find(model, folder)
     architecture = origin.architecture()
     of_latents = architecture.get("latents")
-    for option, value in (("--size", options.size), ("--vae", None if of_latents else options.vae)):
-        if value is not None:
-            raise UserError(f"{option} does not apply to {model}, which is no folder of a pipeline; leave it out")
+    options.only(*["vae"] if of_latents else [], model=model)
     if random_weights:
         network = build(architecture, origin.name)
         randomise(network, seed)

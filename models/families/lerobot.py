@@ -53,8 +53,7 @@ def load(folder: Path, options: Options) -> Denoiser:
 
     Raises UserError for another policy than a DiffusionPolicy, and for files that are missing or do not fit.
     """
-    if options != Options():
-        raise UserError(f"{folder} is a robot policy, which makes no images; leave --size and --vae out")
+    options.only(model=str(folder))
     config = read_object(folder / CONFIG)
     if config.get("type") != "diffusion":
         raise UserError(

@@ -1,22 +1,21 @@
 """The parts of a diffusers pipeline's folder, each loaded by the library that saved it; nothing in it is executed."""
 
-import contextlib
 import importlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from edge_sampler.models.checkpoint import weights_sha256
 from edge_sampler.models.denoiser import Denoiser, Levels, Preconditioned
-from edge_sampler.models.families.base import Options
-from edge_sampler.models.mapped import move_widened
+from edge_sampler.models.families.base import Lora, Options
+from edge_sampler.models.families.libraries import VAES, class_of, load
+from edge_sampler.models.families.lora import merge
 from edge_sampler.models.own import Encoder
 from edge_sampler.models.precond import BETA_SCHEDULES, Preconditioning, ddpm, discrete_sigmas, flow
 from edge_sampler.models.scheduler_settings import (
@@ -27,7 +26,7 @@ from edge_sampler.models.scheduler_settings import (
 )
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Condition, Inputs, Output
-from edge_sampler.runtime.json_file import read_json, read_object
+from edge_sampler.runtime.json_file import read_object
 from edge_sampler.runtime.text import Text
 
 MORE_DISCRETE_SCHEDULERS = (
@@ -40,35 +39,38 @@ MORE_DISCRETE_SCHEDULERS = (
 )
 GUIDANCE = Condition((), description="the guidance that the network is told; --set guidance_scale=3.5 builds it in")
 Shift = Callable[[int, Any], dict[str, Any]]
-VAES = ("AutoencoderKL", "AutoencoderTiny")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")  # without which it is made up
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A pipeline's folder and its model_index.json."""
+    """A pipeline's folder, its model_index.json, the LoRA weights to merge, and the parts that are loaded by now."""
 
     folder: Path
     index: Mapping[str, Any]
+    loras: Sequence[Lora] = ()
+    loaded: dict[str, nn.Module] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path, index: Mapping[str, Any]) -> "Parts":
-        """Raises UserError where LoRA weights lie beside the pipeline, which they would change."""
-        if lora := next((path for path in folder.glob("*lora*.safetensors")), None):
-            raise UserError(
-                f"{lora} holds LoRA weights: merge them into the pipeline first, with diffusers' load_lora_weights, "
-                "fuse_lora, unload_lora_weights and save_pretrained"
-            )
+    def of(cls, folder: Path, index: Mapping[str, Any], loras: Sequence[Lora] = ()) -> "Parts":
+        """Raises UserError where LoRA weights lie beside the pipeline that are not among ``loras``."""
+        named = {lora.path.resolve() for lora in loras}
+        for path in folder.glob("*lora*.safetensors"):
+            if path.resolve() not in named:
+                raise UserError(f"{path} holds LoRA weights: merge them with --lora {path}, or move them elsewhere")
         if (index.get("safety_checker") or [None])[0]:
             print(f"note: the safety checker of {folder} is left out", file=sys.stderr)
-        return cls(folder, index)
+        return cls(folder, index, loras)
 
     def load(self, name: str, *classes: str) -> Any:
         """A part, ready to use in float32. Raises UserError where it is missing, damaged, or of another class."""
         library, found = self.index.get(name) or (None, None)
         if found not in classes:
             raise UserError(f"{self.folder}: its {name} is {found or 'missing'}; supported: {', '.join(classes)}")
-        return load(self.folder / name, str(library), str(found))
+        part = load(self.folder / name, str(library), str(found))
+        if isinstance(part, nn.Module):
+            self.loaded[name] = part
+        return part
 
     def tokens(
         self, name: str, encoder: Any, largest: int | None = None, follows: str = "", lower: bool = False
@@ -149,6 +151,7 @@ class Parts:
         ``shift`` is what a scheduler of flow matching is told for so many steps.
         """
         preconditioning, levels = self.noise(shift)
+        merge(self.index["_class_name"], self.loaded, self.loras)
         model = Preconditioned(network, preconditioning, inputs)
         weights = weights_sha256(model.state_dict())
         model.decoder = Decode(vae).eval().requires_grad_(False)
@@ -162,66 +165,6 @@ class Parts:
             model.spec = replace(model.spec, raw=encoder.inputs, made=encoder.makes)
         model.own_levels, model.spec = levels, replace(model.spec, schedule="own")
         return model
-
-
-def load(folder: Path, library: str, name: str) -> Any:
-    """What diffusers or transformers make of a part's folder, of the class ``name``. Raises UserError where none."""
-    if library not in ("diffusers", "transformers"):
-        raise UserError(f"{folder} is of {library}, and only what diffusers and transformers load is supported")
-    made = getattr(module(library), name, None)
-    if made is None or not folder.is_dir():
-        raise UserError(f"{folder} is missing" if made else f"{folder}: this version of {library} has no {name}")
-    network = issubclass(made, nn.Module)
-    settings = {"torch_dtype" if library == "diffusers" else "dtype": torch.float32, "use_safetensors": True}
-    settings |= {"variant": variant_of(folder)}
-    try:
-        with quiet(library):
-            found = made.from_pretrained(folder, local_files_only=True, **(settings if network else {}))
-    except Exception as error:  # each of the two libraries raises its own
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{folder} cannot be loaded as {name}: {reason}") from error
-    if network:
-        move_widened(found.eval().requires_grad_(False), folder)
-    return found
-
-
-def variant_of(folder: Path) -> str | None:
-    """``fp16`` of weights called model.fp16.safetensors, where there are no others; None for the usual ones."""
-    files = [path.name.split(".") for path in folder.glob("*.safetensors")]
-    return None if any(len(name) == 2 for name in files) or not files else files[0][1].split("-")[0]
-
-
-def module(library: str) -> Any:
-    """diffusers or transformers. Raises UserError where it is not installed."""
-    try:
-        return importlib.import_module(library)
-    except ImportError as error:
-        raise UserError(f"pipelines of diffusers need: pip install 'edge-sampler[diffusers]' ({error})") from error
-
-
-@contextlib.contextmanager
-def quiet(library: str) -> Iterator[None]:
-    """Without the library's warnings and progress bars."""
-    logging = importlib.import_module(f"{library}.utils.logging")
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
-        logging.set_verbosity(level)
-
-
-def class_of(folder: Path) -> str:
-    """Of a VAE's folder. Raises UserError for another."""
-    try:
-        name = read_json(folder / "config.json").get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"--vae {folder}: no folder of a VAE ({error})") from error
-    if name not in VAES:
-        raise UserError(f"--vae {folder} is {name}; supported: {', '.join(VAES)}")
-    return str(name)
 
 
 def factor_of(vae: Any) -> int:

@@ -222,7 +222,7 @@ def load(folder: Path, options: Options) -> Denoiser:
     if name not in PIPELINES:
         known = ", ".join(("DDPMPipeline", "DDIMPipeline", *PIPELINES))
         raise UserError(f"{folder} is a {name}, which is not supported; supported: {known}")
-    return PIPELINES[name](Parts.of(folder, index), options)
+    return PIPELINES[name](Parts.of(folder, index, options.loras), options)
 
 
 FAMILY = Family(

@@ -146,7 +146,7 @@ def test_only_a_group_norm_of_images_is_raised(kind: str, tmp_path: Path) -> Non
 def test_doubles_are_floats_but_where_the_level_alone_decides(tmp_path: Path) -> None:
     model = parsed(
         """d = Cast<to = 11>(x) l = Cast<to = 11>(sigma) e = Exp(l) h = Mul(d, e) k = Mul(h, w) f = Cast<to = 1>(k)
-        a = Cast<to = 1>(e) b = Mul(f, a) made = Add(b, x)""",
+        a = Cast<to = 1>(e) b = Mul(f, a) i = Cast<to = 6>(x) j = Cast<to = 1>(i) c = Add(b, j) made = Add(c, x)""",
         "double[1] w = {0.1}",
         f"{IMAGES}, float sigma",
     )
@@ -158,7 +158,7 @@ def test_doubles_are_floats_but_where_the_level_alone_decides(tmp_path: Path) ->
     dtypes = {str(value.name): value.dtype for node in model.graph for value in node.outputs}
     doubles = {name for name, dtype in dtypes.items() if dtype == ir.DataType.DOUBLE}
     assert doubles == {"l", "e"}
-    assert count(model)["Cast"] == 3  # of the level, to its double, and twice back
+    assert count(model)["Cast"] == 5  # of the level, to its double, and twice back; to whole numbers and back
     assert not {"d", "f"} & dtypes.keys()  # casts of a float to a float
 
 
@@ -175,6 +175,7 @@ KEYS = """s = Shape(k) flat = Reshape(k, {flat}) t = Transpose<perm = [{perm}]>(
         ("{8, 3, 5}", "2, 1, 0", "{2, 4, 5, 3}", False),
         ("{-1, 5, 3}", "0, 2, 1", "{2, 4, 5, 3}", False),
         ("{-1, 3, 5}", "0, 2, 1", "{8, 1, 5, 3}", False),
+        ("{-1, 3, 5}", "0, 2, 1", "{1, 8, 5, 3}", False),
     ],
 )
 def test_keys_are_transposed_at_once(flat: str, perm: str, back: str, once: bool, tmp_path: Path) -> None:
@@ -215,13 +216,14 @@ def test_keys_whose_sizes_are_computed_are_transposed_at_once(tmp_path: Path) ->
 )
 def test_reshapes_that_keep_the_batch_say_so(target: str, made: str, kept: bool, tmp_path: Path) -> None:
     rank = made.count(",") + 1
-    nodes, weights = "made = Reshape<allowzero = 1>(x, to)", f"int64[{rank}] to = {target}"
+    nodes, weights = "made = Reshape<allowzero = 1>(k, to)", f"int64[{rank}] to = {target}"
     if not kept and "0" in target.split(",")[0]:
-        nodes = "made = Reshape(x, to)"
+        nodes = "made = Reshape(k, to)"
+    nodes = f"k = Identity(x) {nodes}"
     model = parsed(nodes, weights, made=f"float[{made}] made")
     expected = made_by(model, tmp_path, x=images())
     keep_batch_in_reshapes(model)
-    (node,) = model.graph
+    _, node = model.graph
     assert node.inputs[1] is not None
     assert node.inputs[1].const_value is not None
     assert (node.inputs[1].name != "to") == kept

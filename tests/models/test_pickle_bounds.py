@@ -120,6 +120,20 @@ def test_a_frame_that_ends_between_operations_passes(size: int) -> None:
     assert pickle.loads(content) == 1
 
 
+@pytest.mark.parametrize(
+    ("operation", "count"),
+    [
+        (pickle.TUPLE1, 1), (pickle.TUPLE2, 2), (pickle.TUPLE3, 3), (pickle.REDUCE, 2), (pickle.NEWOBJ, 2),
+        (pickle.NEWOBJ_EX, 3), (pickle.BINPERSID, 1), (pickle.APPEND, 2), (pickle.SETITEM, 3), (pickle.BUILD, 2),
+        (pickle.STACK_GLOBAL, 2), (pickle.DUP, 1), (pickle.POP, 1),
+    ],
+)  # fmt: skip
+def test_an_operation_takes_as_many_objects_as_pythons(operation: bytes, count: int) -> None:
+    pickle_bounds.check(io.BytesIO(b"]" * count + operation + b"."))
+    with pytest.raises(ValueError, match="finds nothing on the stack"):
+        pickle_bounds.check(io.BytesIO(b"]" * (count - 1) + operation + b"."))
+
+
 def test_operations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     content = pickle.dumps(list(range(100)))
     pickle_bounds.check(io.BytesIO(content))

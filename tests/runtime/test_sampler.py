@@ -118,6 +118,7 @@ def test_a_closed_sampler_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         (lambda noise: {"other": noise}, "makes other, and no images: export the bundle again"),
         (lambda noise: {"images": noise.astype(float)}, r"images float64 \[2, 1, 2, 3\], not float32 \[2, 1, 2, 3\]"),
+        (lambda noise: {"images": noise.astype(np.float16)}, "images float16"),
         (lambda noise: {"images": noise[:1]}, r"images float32 \[1, 1, 2, 3\], not float32 \[2, 1, 2, 3\]"),
         (lambda noise: {"images": noise[..., :2]}, r"images float32 \[2, 1, 2, 2\]"),
     ],

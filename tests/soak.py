@@ -42,7 +42,8 @@ class Asked:
         self.sampler = sampler
         self.condition = next(iter(sampler.bundle.inputs.conditions), None)
         self.values = VALUES[self.condition] if self.condition else (None,)
-        self.made([0] * LARGEST, [0] * LARGEST, LARGEST)  # libraries make their room as large as it will be
+        for count in range(LARGEST, 0, -1):  # libraries make their room as large as it will be
+            self.made([0] * count, [0] * count, count)
         self.alone = {(s, v): self.made([s], [v], 1)[0] for s in range(SEEDS) for v in range(len(self.values))}
 
     def made(self, seeds: Sequence[int], values: Sequence[int | None], batch: int | None) -> np.ndarray:

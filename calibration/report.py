@@ -27,5 +27,6 @@ def show(plan: Plan) -> None:
         console.print("refinement, mean error held out: " + " → ".join(f"{e:.4f}" for e in report.refinement))
     console.print(
         f"RMS error of what it makes {report.heldout_rms_error:.4f} on {report.heldout} held-out noises; "
-        f"{report.evaluations} evaluations of one sample, {report.seconds:.0f} s"
+        + (f"fitted in {report.seconds:.0f} s" if report.seconds else "fitted beforehand")
+        + f" by {report.evaluations} evaluations of one sample"
     )

@@ -88,7 +88,11 @@ def main() -> None:
         raise UserError(f"--check is {arguments.check}; it must be at least 0")
     shipped = arguments.plan == SHIPPED
     if (arguments.plan is None or shipped) == (arguments.nfe is None):
-        raise UserError(f"name either --nfe (to fit a plan) or --plan (to take one); with --plan {SHIPPED}, both")
+        if arguments.nfe is not None:
+            raise UserError(
+                f"--nfe {arguments.nfe} is for a fit: --plan {arguments.plan} has its own number; leave it out"
+            )
+        raise UserError(f"name --nfe to fit a plan, --plan FILE to take one, or --plan {SHIPPED} with --nfe")
     for option in ("towards", "budget"):
         if arguments.plan and getattr(arguments, option):
             raise UserError(f"--{option} is for a fit, and --plan is fitted already")

@@ -20,6 +20,8 @@ REPORT = "report.html"
 CELL, LABEL, LEVELS = 58, 64, 620  # of the drawings, in pixels: a cell's width, a row's label, the noise levels' width
 WITH_NUMBERS = 12  # evaluations; of more, a cell's number is shown when it is pointed at
 
+WHERE = "<p>Run them in the folder that holds this bundle.</p>"
+
 
 def report_page(bundle: Bundle, folder: Path) -> str:
     """The page of ``bundle``, whose folder gives the name to show; plan and picture are read in ``folder``."""
@@ -33,7 +35,7 @@ def report_page(bundle: Bundle, folder: Path) -> str:
         precisions(bundle),
         engines(bundle),
         inputs(bundle),
-        section("Commands", "".join(command(one) for one in commands(bundle))),
+        section("Commands", WHERE + "".join(command(one) for one in commands(bundle))),
         files(bundle),
     ]
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")

@@ -129,7 +129,7 @@ def conditioned(
     classes = model.spec.classes
     for argument, label in (("class-label", class_label), ("null-class", null_class)):
         if label is not None and not 0 <= label < classes:
-            has = f"classes 0 to {classes - 1}" if classes else "none"
+            has = f"classes 0 to {classes - 1}" if classes else "no classes"
             raise UserError(f"{argument} is {label}; {model.spec.name} has {has}")
     if null_class is not None:
         model = NullClass(model, null_class)

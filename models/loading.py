@@ -143,6 +143,10 @@ def _find(model: str, folder: Path | None) -> _Origin:
         return _Origin(path.stem, lambda: architecture, lambda: found, (found.metadata or {}).get("licence", "unknown"))
     if folder:
         return _Origin(path.resolve().name, lambda: pipeline.architecture(folder), lambda: pipeline.read(folder))
+    if path.suffix == ".py":
+        raise UserError(f"--model {model} names no function: FILE.py:FUNCTION makes a model, as in {model}:make")
+    if len(path.parts) > 1 or model.endswith("/"):
+        raise UserError(f"there is no file or folder {model}, and no model of that name")
     near = difflib.get_close_matches(model, ZOO, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(ZOO)}."
     files = "/".join(checkpoint.FORMATS)

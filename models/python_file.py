@@ -52,7 +52,9 @@ def file_and_function(name: str) -> tuple[Callable[..., Any], bytes]:
     with as_a_file(path, name):
         content = path.read_bytes()
         spec.loader.exec_module(module)
-        called = getattr(module, function)
+        called = getattr(module, function, None)
+    if not callable(called):
+        raise UserError(f"{path} has no function {function}")
 
     def as_there(*arguments: Any) -> Any:
         with as_a_file(path, name):

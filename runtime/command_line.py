@@ -17,12 +17,10 @@ from typing import Any, NoReturn
 
 from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.install import install
 
 COMMANDS = ("export", "calibration", "models", "runtime")  # of `python -m` and edge-sampler
 MOST_NUMBERS = 1_000_000
-NEEDED = (
-    "calibration and export need: pip install 'edge-sampler[cpu]', engines of finished bundles 'edge-sampler[engine]'"
-)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 UNUSABLE = (*FULL, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, errno.ELOOP, errno.EMFILE)
 
@@ -109,7 +107,8 @@ def outcome(main: Callable[[], int | None]) -> tuple[int, str]:
     except UserError as error:
         status, message = error.status, str(error)
     except ModuleNotFoundError as error:
-        status, message = 2, f"{error.name} is not installed; {NEEDED}"
+        needed = f"calibration and export need: {install('cpu')}, engines of finished bundles: {install('engine')}"
+        status, message = 2, f"{error.name} is not installed; {needed}"
     except BrokenPipeError:  # whoever reads the output, such as head, has enough
         forget_output()
         return 141, ""  # as a shell has it

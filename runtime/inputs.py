@@ -150,7 +150,9 @@ class Inputs:
         values = {}
         for name, condition in self.conditions.items():
             if given.get(name) is None:
-                raise UserError(f"{name} is missing: pass {name}={condition.wanted()}, one or one for each seed")
+                raise UserError(
+                    f"{name} is missing: give {condition.wanted()}, one or one for each seed (--condition {name}=…)"
+                )
             values[name] = self._checked(name, condition, given[name], count, sizes)
         for name in self.axes:
             if given.get(name) is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.install import install
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -118,9 +119,7 @@ def library() -> Any:
     try:
         return importlib.import_module("tokenizers")
     except ImportError as error:
-        raise UserError(
-            f"text needs the library tokenizers, token ids do not: pip install 'edge-sampler[text]' ({error})"
-        ) from error
+        raise UserError(f"text needs the library tokenizers, token ids do not: {install('text')} ({error})") from error
 
 
 @lru_cache(maxsize=8)

@@ -11,6 +11,7 @@ from edge_sampler.runtime.backends.onnxrt_module import THREADS
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.generate.job import Job, Shard
 from edge_sampler.runtime.generate.shard import make
+from edge_sampler.runtime.install import install
 
 
 def on_ray(tasks: Iterator[tuple[Job, str]], workers: int, address: str) -> Iterator[Shard]:
@@ -18,7 +19,7 @@ def on_ray(tasks: Iterator[tuple[Job, str]], workers: int, address: str) -> Iter
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise UserError("--ray needs Ray: pip install 'edge-sampler[ray]'") from error
+        raise UserError(f"--ray needs Ray: {install('ray')}") from error
     started_here = not ray.is_initialized()
     if started_here:
         reachable(address)

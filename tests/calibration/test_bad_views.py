@@ -60,7 +60,7 @@ def test_names_of_views(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent.py:see: there is no such file"):
         Settings(3, refine_on="absent.py:see")
     name = file_of(tmp_path, "return images").replace(":see", ":other")
-    with pytest.raises(UserError, match=r"AttributeError.*other"):
+    with pytest.raises(UserError, match="has no function other"):
         viewer(name, toy())
 
 
@@ -95,5 +95,5 @@ def test_lpips_that_is_not_there_is_said_in_a_line(perceptual: Path, monkeypatch
     with pytest.raises(UserError, match=r"AlexNet's weights at .*downloads nothing by itself: fetch https://"):
         viewer("lpips", model)
     monkeypatch.setattr("edge_sampler.models.networks.lpips.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'edge-sampler\[perceptual\]'"):
+    with pytest.raises(UserError, match=r"pip install .*\[perceptual\]'"):
         viewer("lpips", model)

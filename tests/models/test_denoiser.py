@@ -134,7 +134,7 @@ def test_what_is_built_in_one_by_one_is_told_as_what_is_built_in_at_once(fashion
 
 
 def test_classes_and_guidance_that_cannot_be(tiny: Denoiser, digits: Denoiser) -> None:
-    for model, allowed in ((tiny, "classes 0 to"), (digits, "has none")):
+    for model, allowed in ((tiny, "classes 0 to"), (digits, "has no classes")):
         with pytest.raises(UserError, match=f"class-label is 99; .*{allowed}"):
             conditioned(model, 99)
     with pytest.raises(UserError, match="guidance 2 needs a condition with a null"):

@@ -81,7 +81,7 @@ def test_an_axis_that_no_condition_sizes_is_given_by_its_name_or_usual() -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"memory": None}, r"memory is missing: pass memory=float32 \[rows, 3\]"),
+        ({"memory": None}, r"memory is missing: give float32 \[rows, 3\].*--condition memory="),
         ({"memry": 1}, "unknown condition 'memry' .did you mean 'memory'"),
         ({"prompt": 1}, "unknown condition 'prompt': this sampler takes memory, mask, class_labels, length, rows"),
         ({"mask": np.ones((2, 6), np.float32)}, r"mask is float32; mask must be bool \[length\]"),

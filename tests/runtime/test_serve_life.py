@@ -175,5 +175,5 @@ def test_mistakes_on_the_command_line(copy: Path, tmp_path: Path, monkeypatch: p
     for module in ("app", "server"):
         monkeypatch.delitem(sys.modules, f"edge_sampler.runtime.serve.{module}")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(UserError, match=r"uvicorn is not installed.*pip install 'edge-sampler\[serve\]'"):
+    with pytest.raises(UserError, match=r"uvicorn is not installed.*pip install .*\[serve\]'"):
         command(tmp_path, "copy")

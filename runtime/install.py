@@ -1,0 +1,13 @@
+"""How a library that is missing comes into this installation."""
+
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]  # if it is one
+
+
+def install(*extras: str) -> str:
+    """The command that installs what these extras bring: of the checkout that runs, or of the package."""
+    names = f"[{','.join(extras)}]"
+    if not (CHECKOUT / "pyproject.toml").is_file():
+        return f"pip install 'edge-sampler{names}'"
+    return f"pip install -e '{'.' if Path.cwd() == CHECKOUT else CHECKOUT}{names}'"

@@ -74,8 +74,8 @@ ALL = (
     Mutation(
         "interrupted",
         "runtime/command_line.py",
-        "return 130,",
-        "return 0,",
+        'status, message = 130, "interrupted"',
+        'status, message = 0, "interrupted"',
         "tests/test_command_line.py tests/test_words.py",
     ),
     Mutation("settle", "runtime/bench.py", "time.sleep(SETTLE)", "pass", "tests/runtime/test_bundle.py"),

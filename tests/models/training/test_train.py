@@ -180,6 +180,7 @@ def test_the_average_is_of_what_was_learnt_and_not_of_the_start(tmp_path: Path) 
     train("edm-digits", short, tmp_path)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     torch.manual_seed(short.seed)
-    learnt = [(state["model"][name] - value).norm() for name, value in state["averaged"].items()]
-    moved = [value.norm() for name, value in state["model"].items() if name in state["averaged"]]
-    assert sum(learnt) < 0.2 * sum(moved)
+    first = untrained("edm-digits")[0].state_dict()
+    left = [(state["model"][name] - value).norm() for name, value in state["averaged"].items()]
+    moved = [(state["model"][name] - value).norm() for name, value in first.items()]
+    assert sum(left) < 0.5 * sum(moved)

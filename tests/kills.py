@@ -12,7 +12,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import sys
 import time
 import traceback
@@ -21,6 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+
+from tests.children import status_within
 
 DIGITS = "export --model edm-digits --plan shipped --check 0 --samples 1 --out {place}/b --force --nfe"
 FIT = (
@@ -126,18 +127,9 @@ def start(words: list[str], place: Path) -> int:
 
 def killed(words: list[str], place: Path, seconds: float) -> bool:
     """Whether a command was killed after that time, with all that it started; False: it had come to its end."""
-    child, ends = start(words, place), time.monotonic() + seconds
-    try:
-        while time.monotonic() < ends:
-            if (done := os.waitpid(child, os.WNOHANG))[0]:
-                assert done[1] == 0, f"{' '.join(words)}: {(place.parent / 'output').read_text()[-2000:]}"
-                return False
-            time.sleep(0.002)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return True
+    status = status_within(start(words, place), seconds, pause=0.002)
+    assert not status, f"{' '.join(words)}: {(place.parent / 'output').read_text()[-2000:]}"
+    return status is None
 
 
 def run(words: str, place: Path) -> float:

@@ -13,7 +13,6 @@ import os
 import random
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from tests.children import status_within
 from tests.mutations import LEFT_OUT, ROOT
 
 HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs them
@@ -165,17 +165,7 @@ def tests_pass(folder: Path, tests: list[str], seconds: float) -> bool:
         finally:
             sys.stdout.flush()
             os._exit(status)
-    ends = time.monotonic() + seconds
-    try:
-        while time.monotonic() < ends:
-            if (done := os.waitpid(child, os.WNOHANG))[0]:
-                return os.waitstatus_to_exitcode(done[1]) == 0
-            time.sleep(0.05)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
+    return status_within(child, seconds, pause=0.05) == 0
 
 
 def interval(part: int, whole: int) -> tuple[float, float]:

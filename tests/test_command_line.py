@@ -9,7 +9,6 @@ import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import cast
 
@@ -17,17 +16,12 @@ import numpy as np
 import pytest
 
 from edge_sampler import console
-from edge_sampler.calibration.__main__ import OTHERS
 from edge_sampler.calibration.arguments import file_name
 from edge_sampler.calibration.judge import error_against_converged
-from edge_sampler.export.__main__ import VERBS
 from edge_sampler.models import load
-from edge_sampler.runtime.command import ROOMS
 from edge_sampler.runtime.command_line import Parser, run_command, whole_numbers
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
-from tests.conftest import run_main
 
 ROOT = Path(__file__).parent.parent
 FAST = ("--solver", "ddim", "--check", "0")
@@ -205,25 +199,6 @@ def test_calibration_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
     assert not (tmp_path / "tall").exists()
 
 
-@pytest.mark.parametrize("force", [False, True])
-def test_nothing_half_written_stays(force: bool, tmp_path: Path) -> None:
-    target = tmp_path / "bundle"
-    if force:
-        target.mkdir()
-        (target / "manifest.json").write_text("old")
-
-    def fill(folder: Path) -> None:
-        folder.mkdir()
-        (folder / "manifest.json").write_text("new")
-        raise OSError(28, "No space left on device", str(folder))
-
-    with pytest.raises(OSError, match="No space"), writable(target, force, "bundle") as path:
-        fill(path)
-    assert [path.name for path in tmp_path.iterdir()] == (["bundle"] if force else [])
-    if force:
-        assert (target / "manifest.json").read_text() == "old"
-
-
 def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
         raise OSError(28, "No space left on device", "sampler.onnx")
@@ -274,59 +249,6 @@ def test_a_missing_library_is_one_line(tmp_path: Path) -> None:
         assert_one_line(run(tmp_path, room, "--help"), "rich is not installed")
 
 
-def parsing(room: Path) -> list[str]:
-    """The modules of a room that read a command line."""
-    found = (path for path in room.rglob("*.py") if " = Parser(" in path.read_text("utf-8"))
-    return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in found]
-
-
-def help_of(module: str, capsys: pytest.CaptureFixture[str], *verb: str) -> str:
-    with pytest.raises(SystemExit) as ended:
-        run_main(import_module(f"edge_sampler.{module}").main, *verb, "--help")
-    assert not ended.value.code
-    return capsys.readouterr().out
-
-
-@pytest.mark.parametrize("room", ["calibration", "export", "models", "runtime"])
-def test_a_help_begins_with_six_options_at_most(room: str, capsys: pytest.CaptureFixture[str]) -> None:
-    modules = parsing(ROOT / room)
-    assert f"{room}.command" in modules
-    helps = {module: help_of(module, capsys) for module in modules}
-    if room == "runtime":
-        helps |= {verb: help_of("runtime.command", capsys, verb) for verb in ("sample", "compare", "bench", "inspect")}
-    for command, text in helps.items():
-        first = text.partition("\nmore")[0]
-        shown = re.findall(r"^  (?:-h, )?--?(\S+)", first, re.MULTILINE)
-        assert len([name for name in shown if name.strip(",") not in ("h", "help")]) <= 6, command
-        assert len(shown) == len(set(shown)), command
-        for option in re.findall(r"^  (--[\w-]+)", text, re.MULTILINE):
-            assert len(re.findall(rf"^  {option}\b(?!-)", text, re.MULTILINE)) == 1, (command, option)
-
-
-def test_the_help_of_a_room_names_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    for room, verbs in (("calibration", OTHERS), ("export", VERBS), ("runtime", ROOMS)):
-        text = help_of(f"{room}.__main__", capsys)
-        assert [verb for verb in verbs if f"python -m {room} {verb}" not in text] == []
-
-
-def test_the_common_options_come_first_and_none_is_lost() -> None:
-    parser = Parser("p", common=("--often", "--second"))
-    parser.add_argument("--rarely", help="seldom")
-    group = parser.add_argument_group("of a kind")
-    group.add_argument("--second")
-    group.add_argument("--third")
-    parser.add_argument("--often", required=True)
-    parser.add_argument("file")
-    text = parser.format_help()
-    places = [text.index(f"\n  {word}") for word in ("file", "--often", "--second", "--third", "-h", "--rarely")]
-    assert places == sorted(places)
-    heads = [text.index(head) for head in ("\noptions:", "\nmore: of a kind:", "\nmore:\n")]
-    assert places[0] < heads[0] < places[1]
-    assert places[2] < heads[1] < places[3] < heads[2] < places[4]
-    assert text.count("\n  --second") == 1
-    assert text.startswith("usage: p --often OFTEN [--second SECOND] file\n")
-
-
 def test_lists_of_numbers() -> None:
     assert whole_numbers("0-3,7,-1") == [0, 1, 2, 3, 7, -1]
 
@@ -347,23 +269,6 @@ def test_files_are_called_as_their_model(
     (tmp_path / "ddpm-v1.5").mkdir()
     monkeypatch.chdir(tmp_path / "ddpm-v1.5")
     assert file_name(model) == name
-
-
-def test_of_two_that_write_one_file_the_second_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two containers have the same process id."""
-    monkeypatch.setattr(os, "getpid", lambda: 7)
-    target = tmp_path / "plan.json"
-
-    def write_both() -> None:
-        with writable(target) as late:
-            late.write_text("late")
-            with writable(target) as early:
-                early.write_text("early")
-
-    with pytest.raises(UserError, match="made meanwhile"):
-        write_both()
-    assert target.read_text() == "early"
-    assert list(tmp_path.iterdir()) == [target]
 
 
 TERMINATED = """

@@ -82,6 +82,42 @@ def test_what_another_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "mine"
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_nothing_half_written_stays(force: bool, tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    if force:
+        target.mkdir()
+        (target / "manifest.json").write_text("old")
+
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "manifest.json").write_text("new")
+        raise OSError(28, "No space left on device", str(folder))
+
+    with pytest.raises(OSError, match="No space"), writable(target, force, "bundle") as path:
+        fill(path)
+    assert [path.name for path in tmp_path.iterdir()] == (["bundle"] if force else [])
+    if force:
+        assert (target / "manifest.json").read_text() == "old"
+
+
+def test_of_two_that_write_one_file_the_second_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two containers have the same process id."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    target = tmp_path / "plan.json"
+
+    def write_both() -> None:
+        with writable(target) as late:
+            late.write_text("late")
+            with writable(target) as early:
+                early.write_text("early")
+
+    with pytest.raises(UserError, match="made meanwhile"):
+        write_both()
+    assert target.read_text() == "early"
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write to .*file: (Not a directory|File exists)"):

@@ -30,7 +30,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.condition import Axis
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import BoundError, UserError
-from edge_sampler.runtime.install import install
+from edge_sampler.runtime.install import install_command
 from edge_sampler.runtime.json_file import read_json
 from edge_sampler.runtime.manifest import FILE, MANIFEST, facts_of, read_manifest, write_manifest
 from edge_sampler.runtime.output import writable
@@ -218,8 +218,8 @@ def refit_alone(bundle: Bundle) -> Refit:
         from edge_sampler.export.refitted import refit_of
     except ModuleNotFoundError as error:
         raise UserError(
-            f"--refit fits with PyTorch, and {error.name} is not installed: {install('cpu')}, or name --refit where "
-            "the bundle is exported"
+            f"--refit fits with PyTorch, and {error.name} is not installed: {install_command('cpu')}, or name --refit "
+            "where the bundle is exported"
         ) from error
     return refit_of(bundle)
 

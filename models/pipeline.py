@@ -16,7 +16,7 @@ from edge_sampler.models.scheduler_settings import (
     check_scheduler,
 )
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.install import install
+from edge_sampler.runtime.install import install_command
 from edge_sampler.runtime.json_file import read_object
 
 HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
@@ -128,7 +128,7 @@ def download(name: str) -> Path:
     try:
         from diffusers import DiffusionPipeline
     except (ImportError, RuntimeError) as error:  # of its own, or of a library that it finds
-        raise UserError(f"pipelines of the hub need diffusers: {install('diffusers')} ({error})") from error
+        raise UserError(f"pipelines of the hub need diffusers: {install_command('diffusers')} ({error})") from error
     try:
         return Path(DiffusionPipeline.download(name))
     except Exception as error:  # of the hub, the network, or what lies there

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.install import install
+from edge_sampler.runtime.install import install_command
 
 COMMANDS = ("export", "calibration", "models", "runtime")  # of `python -m` and edge-sampler
 MOST_NUMBERS = 1_000_000
@@ -107,7 +107,8 @@ def outcome(main: Callable[[], int | None]) -> tuple[int, str]:
     except UserError as error:
         status, message = error.status, str(error)
     except ModuleNotFoundError as error:
-        needed = f"calibration and export need: {install('cpu')}, engines of finished bundles: {install('engine')}"
+        fits, engines = install_command("cpu"), install_command("engine")
+        needed = f"calibration and export need: {fits}, engines of finished bundles: {engines}"
         status, message = 2, f"{error.name} is not installed; {needed}"
     except BrokenPipeError:  # whoever reads the output, such as head, has enough
         forget_output()

@@ -5,7 +5,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]  # if it is one
 
 
-def install(*extras: str) -> str:
+def install_command(*extras: str) -> str:
     """The command that installs what these extras bring: of the checkout that runs, or of the package."""
     names = f"[{','.join(extras)}]"
     if not (CHECKOUT / "pyproject.toml").is_file():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.install import install
+from edge_sampler.runtime.install import install_command
 from edge_sampler.runtime.json_file import read_bytes
 
 SIGNATURE = "manifest.json.minisig"
@@ -20,7 +20,7 @@ def minisign() -> Any:
     try:
         import minisign
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed, and signatures need it: {install('sign')}") from error
+        raise UserError(f"{error.name} is not installed, and signatures need it: {install_command('sign')}") from error
     return minisign
 
 

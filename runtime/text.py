@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.install import install
+from edge_sampler.runtime.install import install_command
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -119,7 +119,9 @@ def library() -> Any:
     try:
         return importlib.import_module("tokenizers")
     except ImportError as error:
-        raise UserError(f"text needs the library tokenizers, token ids do not: {install('text')} ({error})") from error
+        raise UserError(
+            f"text needs the library tokenizers, token ids do not: {install_command('text')} ({error})"
+        ) from error
 
 
 @lru_cache(maxsize=8)

@@ -12,7 +12,7 @@ from torch import nn
 
 from edge_sampler.models.mapped import move_widened
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.install import install
+from edge_sampler.runtime.install import install_command
 from edge_sampler.runtime.json_file import read_json
 
 VAES = ("AutoencoderKL", "AutoencoderTiny")
@@ -50,7 +50,7 @@ def module(library: str) -> Any:
     try:
         return importlib.import_module(library)
     except ImportError as error:
-        raise UserError(f"pipelines of diffusers need: {install('diffusers')} ({error})") from error
+        raise UserError(f"pipelines of diffusers need: {install_command('diffusers')} ({error})") from error
 
 
 @contextlib.contextmanager

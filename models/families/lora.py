@@ -13,7 +13,7 @@ from torch import nn
 from edge_sampler.models.families.base import Lora
 from edge_sampler.models.families.libraries import module, quiet
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.install import install
+from edge_sampler.runtime.install import install_command
 
 # By the names of PEFT, Kohya's scripts and diffusers. Other methods bring more tensors, which diffusers leaves out.
 KNOWN = re.compile(r"lora(_[AB]|_up|_down|\.up|\.down|_linear_layer\.(up|down))\.(weight|bias)$|alpha$")
@@ -32,7 +32,7 @@ def merge(pipeline: str, parts: Mapping[str, nn.Module], loras: Sequence[Lora]) 
     if not hasattr(made, "load_lora_weights"):
         raise UserError(f"--lora {loras[0].path}: diffusers merges no LoRA weights into a {pipeline}")
     if importlib.util.find_spec("peft") is None:
-        raise UserError(f"--lora needs PEFT: {install('diffusers')}")
+        raise UserError(f"--lora needs PEFT: {install_command('diffusers')}")
     changed = {name: part for name, part in parts.items() if name in made._lora_loadable_modules}
     needed = [name for name, one in inspect.signature(made).parameters.items() if one.default is one.empty]
     for lora in loras:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edge_sampler.models import checkpoint
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.install import install
+from edge_sampler.runtime.install import install_command
 
 ALEXNET, SHA256 = "alexnet-owt-7be5be79.pth", "7be5be79"  # torchvision's name ends in how its hash starts
 SMALLEST = 31  # side of an image of which AlexNet's poolings leave something
@@ -70,7 +70,7 @@ def load(shape: Sequence[int], device: torch.device) -> tuple[Callable[[Tensor],
         )
     package = find_spec("lpips")
     if package is None or not package.submodule_search_locations:
-        raise UserError(f"lpips needs the package of that name: {install('perceptual')}")
+        raise UserError(f"lpips needs the package of that name: {install_command('perceptual')}")
     folder = Path(package.submodule_search_locations[0])
     path = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
     if not path.is_file():

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.install import install
+from edge_sampler.runtime.install import install_command
 
 
 class UNet2D(nn.Module):
@@ -21,7 +21,9 @@ class UNet2D(nn.Module):
         try:
             from diffusers import UNet2DModel
         except ImportError as error:
-            raise UserError(f"networks of diffusers need that package: {install('diffusers')} ({error})") from error
+            raise UserError(
+                f"networks of diffusers need that package: {install_command('diffusers')} ({error})"
+            ) from error
         for argument, allowed in (("time_embedding_type", "positional"), ("class_embed_type", None)):
             if config.get(argument, allowed) != allowed:
                 raise ValueError(f"{argument} is {config[argument]!r}; allowed: {allowed!r}")

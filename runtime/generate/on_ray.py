@@ -11,7 +11,7 @@ from edge_sampler.runtime.backends.onnxrt_module import THREADS
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.generate.job import Job, Shard
 from edge_sampler.runtime.generate.shard import make
-from edge_sampler.runtime.install import install
+from edge_sampler.runtime.install import install_command
 
 
 def on_ray(tasks: Iterator[tuple[Job, str]], workers: int, address: str) -> Iterator[Shard]:
@@ -19,7 +19,7 @@ def on_ray(tasks: Iterator[tuple[Job, str]], workers: int, address: str) -> Iter
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise UserError(f"--ray needs Ray: {install('ray')}") from error
+        raise UserError(f"--ray needs Ray: {install_command('ray')}") from error
     started_here = not ray.is_initialized()
     if started_here:
         reachable(address)

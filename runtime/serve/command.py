@@ -18,7 +18,7 @@ from pathlib import Path
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser, add_verify_key
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.install import install
+from edge_sampler.runtime.install import install_command
 
 KEY = "EDGE_SAMPLER_API_KEY"
 LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -45,7 +45,7 @@ def main() -> int:
     try:
         from edge_sampler.runtime.serve.server import serve
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed, and serving needs it: {install('serve')}") from error
+        raise UserError(f"{error.name} is not installed, and serving needs it: {install_command('serve')}") from error
     _check(arguments)
     bundles = _named(arguments.bundles, arguments.verify_key)
     key = _key()

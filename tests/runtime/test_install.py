@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from edge_sampler.runtime import install as module
-from edge_sampler.runtime.install import install
+from edge_sampler.runtime.install import install_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[2]
 def test_a_checkout_is_installed_from_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No index need have this project's version; and without -e a checkout's code would be copied."""
     monkeypatch.chdir(ROOT)
-    assert install("sign") == "pip install -e '.[sign]'"
+    assert install_command("sign") == "pip install -e '.[sign]'"
     monkeypatch.chdir(tmp_path)
-    assert install("cpu", "text") == f"pip install -e '{ROOT}[cpu,text]'"
+    assert install_command("cpu", "text") == f"pip install -e '{ROOT}[cpu,text]'"
 
 
 def test_a_package_is_installed_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "CHECKOUT", tmp_path)
-    assert install("sign") == "pip install 'edge-sampler[sign]'"
+    assert install_command("sign") == "pip install 'edge-sampler[sign]'"

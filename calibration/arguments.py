@@ -3,6 +3,7 @@
 import argparse
 import re
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -24,6 +25,23 @@ from edge_sampler.runtime.command_line import given
 from edge_sampler.runtime.errors import UserError
 
 DEFAULTS = Settings(nfe=1)
+
+
+class OfEngines(argparse.Action):
+    """An option that engines alone have: a fit's is another one."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.error(f"{self.option_strings[0]} is an engine's: a fit has --fit-{self.dest}")
+
+
+def add_fit_batch_argument(group: argparse._ActionsContainer) -> None:
+    batch_help = f"noises to fit on (default: {DEFAULTS.batch})"
+    group.add_argument("--fit-batch", type=int, default=DEFAULTS.batch, metavar="B", help=batch_help)
+
+
+def refuse_engines_options(parser: argparse.ArgumentParser, *names: str) -> None:
+    for name in names:
+        parser.add_argument(name, action=OfEngines, help=argparse.SUPPRESS)
 
 
 def add_cache_argument(group: argparse._ActionsContainer) -> None:
@@ -151,11 +169,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = False) -> None:
-    """``exporting``: a plan may come from elsewhere, and ``--target`` and ``--batch`` are an engine's."""
-
-    def names(name: str) -> list[str]:
-        return [f"--fit-{name}"] if exporting else [f"--{name}", f"--fit-{name}"]
-
+    """``exporting``: a plan may come from elsewhere, and an engine's ``--target`` and ``--batch`` are beside."""
     group = parser.add_argument_group("calibration")
     group.add_argument("--nfe", type=int, required=not exporting, help="number of network evaluations")
     group.add_argument(
@@ -168,7 +182,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         f"{CHOSEN} for auto; else edm, flow for flow models, {OWN} for pipelines of latents)",
     )
     target_help = "where a step should end: local, the paper's, or global (default: local; global for auto)"
-    group.add_argument(*names("target"), dest="fit_target", help=target_help)
+    group.add_argument("--fit-target", metavar="TARGET", help=target_help)
     group.add_argument("--history", type=int, metavar="R", help="past steps to weigh (default: the paper's, by solver)")
     group.add_argument(
         "--fine-steps",
@@ -177,10 +191,9 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         metavar="M",
         help="fine steps in a step, for the local target (default: 10)",
     )
-    batch_help = "noises to fit on (default: 256)"
-    group.add_argument(
-        *names("batch"), dest="fit_batch", type=int, default=DEFAULTS.batch, metavar="B", help=batch_help
-    )
+    add_fit_batch_argument(group)
+    if not exporting:
+        refuse_engines_options(parser, "--batch", "--target")
     group.add_argument(
         "--heldout",
         type=int,

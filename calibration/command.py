@@ -1,7 +1,7 @@
 """Fits a sampler's coefficients and writes its plan. Before a fit of minutes it says what that takes at the most.
 
 python -m calibration --model edm-digits --solver iia-ipndm --nfe 10
-python -m calibration --model edm-digits --solver iia-ipndm --nfe 6 --target global --refine
+python -m calibration --model edm-digits --solver iia-ipndm --nfe 6 --fit-target global --refine
 python -m calibration --model edm-cifar10 --nfe 10 --budget 20m
 python -m calibration --model edm-cifar10 --solver iia-edm --nfe 11 --paper
 python -m calibration --model BUNDLE/denoiser.onnx --nfe 6 --refine

@@ -5,11 +5,12 @@
     python -m runtime sample mel --seeds 0-3 --condition text.npz --out mel.npz
     python -m export engine mel --engine tensorrt-rtx --target sm89 --axis length=16:64:256
 
-From Python the length is that of the condition:
+From Python the length is that of the condition. Saved as text.npz, ``told`` is what the third command asks for:
 
     with edge_sampler.load("mel") as sampler:
         told = {"text": np.zeros((120, 8), np.float32), "mask": np.ones(120, bool), "speaker": np.zeros(16, np.float32)}
         mel = sampler.sample([0], **told)    # [1, 120, 20]
+        np.savez("text.npz", **told)
 """
 
 import numpy as np

@@ -1,7 +1,8 @@
 """A Stable Diffusion pipeline of few random weights, in a folder as diffusers saves it: to try every step in seconds.
 
     python examples/toy_pipeline.py my-pipeline
-    python -m export --model my-pipeline --nfe 4 --guidance 5 --solver ddim --check 0 --out hearts
+    printf '%s\n' 'a red heart' 'a cat' > prompts.txt
+    python -m export --model my-pipeline --prompts prompts.txt --nfe 4 --guidance 5 --solver ddim --check 0 --out hearts
 
 It draws nothing that anyone could name. Its tokens are single letters, and a prompt has at most 14 of them. Images are
 16×16 pixels, and so are the latents.

@@ -92,7 +92,8 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
     for option in ("target", "batch", "axis"):
         value = getattr(arguments, option)
         if value and arguments.engine is None:
-            raise UserError(f"--{option} {value} is for an engine: name it with --engine (a fit's: --fit-{option})")
+            of_fit = "" if option == "axis" else f" (a fit's: --fit-{option})"
+            raise UserError(f"--{option} {value} is for an engine: name it with --engine{of_fit}")
     engine = None
     if arguments.engine:
         batch = Batch.parse("1" if arguments.batch is None else arguments.batch)

@@ -131,6 +131,19 @@ class Bundle(Verified):
         recorded = self.manifest["precisions"][precision]
         return 3 * float(recorded.get("of_same_plan", recorded)["relative_error"])
 
+    def rms_tolerance(self, precision: str = "fp32") -> float:
+        """How far the median sample may be, RMS, from what exact arithmetic gives: three times the RMS of all samples
+        when it was measured. One sample whose path parts from the exact one does not move a median.
+
+        Args:
+            precision: one that the bundle has.
+
+        Returns:
+            In the samples' units; infinity for fp32, and for bundles that do not tell.
+        """
+        recorded = {} if precision == "fp32" else self.manifest["precisions"][precision]
+        return 3 * float(recorded.get("of_same_plan", recorded).get("rms_error", np.inf))
+
     @cached_property
     def engines(self) -> tuple[Engine, ...]:
         """Those that were built, in the order of the manifest."""

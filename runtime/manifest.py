@@ -67,7 +67,7 @@ FORM = {
             "rms_error": float,
             "largest_error": float,
             "relative_error": float,
-            "of_same_plan?": {"relative_error": float},
+            "of_same_plan?": {"relative_error": float, "rms_error?": float},
             "plan_sha256?": SHA256,
             "layers?": int,
             "kept?": {"*": float},

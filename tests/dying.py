@@ -5,6 +5,7 @@ ends with "-without-exchange" for systems that cannot exchange two folders at on
 written must be old or new, and whole; the next writer must leave nothing but its own. Prints how many steps there were.
 """
 
+import argparse
 import os
 import shutil
 import sys
@@ -30,6 +31,7 @@ CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 ENGINE = Engine("engines/tensorrt-fp32-sm86-b1.engine", "tensorrt", "10.0", ("sm86",), "fp32", Batch(1, 1, 1))
 INPUTS = {"shape": [1, 2, 2], "conditions": {}, "axes": {}}
 PLAN = Plan("ddim", (1.0,), ((1.0,), (0.5, 0.5)))
+HOWS = [f"{how}{where}" for how in ("killed", "interrupted") for where in ("", "-without-exchange")]
 
 
 def sample(place: Path, word: str) -> None:
@@ -151,7 +153,12 @@ def dies(writer: Callable[[Path, str], None], place: Path, step: int, killed: bo
 
 
 def main() -> None:
-    base, name, how = Path(sys.argv[1]).resolve(), sys.argv[2], sys.argv[3]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("writer", choices=WRITERS)
+    parser.add_argument("how", choices=HOWS)
+    arguments = parser.parse_args()
+    base, name, how = arguments.folder.resolve(), arguments.writer, arguments.how
     writer = WRITERS[name]
     if how.endswith("-without-exchange"):
         output.exchanged = lambda *_: False

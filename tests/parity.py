@@ -21,6 +21,7 @@ are small, or of full depth where a row says so; weights are random. A differenc
 largest value; of decoded images it is absolute, in [0, 1]. Tests hold the bounds, and this command writes the page:
 
 ```sh
+# takes minutes
 python -m tests.parity --out docs/parity.md --force
 ```
 

@@ -180,7 +180,7 @@ def test_the_verbs_work(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_calibration_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
-    fit = ("--batch", "8", "--heldout", "4", "--fine-steps", "2", "--afs")
+    fit = ("--fit-batch", "8", "--heldout", "4", "--fine-steps", "2", "--afs")
     done = run(tmp_path, "calibration", "--model", "edm-digits", "--solver", "iia-ddim", "--nfe", "2", *fit)
     assert done.returncode == 0, done.stderr
     plan = "edm-digits-iia-ddim-afs-nfe2.json"
@@ -197,6 +197,21 @@ def test_calibration_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
     refused = run_here(tmp_path, "export", "--model", "edm-digits", "--plan", "tall.json", "--out", "tall")
     assert_one_line(refused, "(1, 1, 2) for data of (1, 8, 8)")
     assert not (tmp_path / "tall").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("--solver", "ddim", "--target", "global"), "target"),
+        (("--solver", "ddim", "--batch", "8"), "batch"),
+        (("study", "--batch", "8"), "batch"),
+        (("ablation", "--batch", "8"), "batch"),
+    ],
+)
+def test_a_fit_has_no_option_of_an_engine(arguments: tuple[str, ...], option: str, tmp_path: Path) -> None:
+    """Such as it once had: the same word would mean another thing in ``export``."""
+    failed = run_here(tmp_path, "calibration", *arguments, "--model", "edm-digits", "--nfe", "2")
+    assert_one_line(failed, f"--{option} is an engine's: a fit has --fit-{option}")
 
 
 def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

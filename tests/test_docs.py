@@ -3,42 +3,30 @@
 import argparse
 import doctest
 import re
-import shlex
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge_sampler.export import plan_pictures
+from edge_sampler.runtime.command_line import COMMANDS
 from edge_sampler.runtime.errors import UserError
 from tests.conftest import run_main
+from tests.pages import ROOT, commands, main_of, of_block
 
-ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-ROOMS = ("calibration", "export", "models", "runtime")
+PROGRAMS = [
+    path for room in COMMANDS for path in (ROOT / room).rglob("*.py") if " = Parser(" in path.read_text("utf-8")
+]
 STAND_INS = {"N": "4", "K": "1", "S": "2", "MIN:OPT:MAX": "1:2:4", "NAME=VALUE": "a=1", "NAME=FILE.npy": "a=1"}
+STAND_INS |= {"WRITER": "plan", "HOW": "killed"}
 
 
 class ParsedError(Exception):
     """The arguments are parsed; nothing more is to be run."""
 
 
-def commands(page: Path) -> Iterator[str]:
-    """Those of ours that a page gives, in blocks or within a sentence, but for those that it cuts short."""
-    text = page.read_text("utf-8")
-    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
-    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    spans = [span.replace("\n", " ") for span in re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", prose)]
-    for line in (*blocks.splitlines(), *spans):
-        for part in re.split(r"&&|\||;|\d?>", re.sub(r"\s#\s.*", "", line)):
-            found = re.search(r"python -m ((?:edge_sampler\.)?(?:" + "|".join(ROOMS) + r")\b.*)", part)
-            if found and "…" not in part:
-                yield found[1].strip()
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *PROGRAMS], ids=lambda page: page.name)
 def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the parsers that would run them."""
     original = argparse.ArgumentParser.parse_args
@@ -48,20 +36,28 @@ def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise ParsedError
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-    for command in dict.fromkeys(commands(page)):
-        name, *arguments = (STAND_INS.get(word, word) for word in shlex.split(command))
-        name = name.removeprefix("edge_sampler.")
-        module = import_module(f"edge_sampler.{name}" if "." in name else f"edge_sampler.{name}.__main__")
-        mentioned = all(re.fullmatch("[a-z-]+", word) for word in arguments)  # a command's name alone
+    monkeypatch.chdir(ROOT)
+    for command in commands(page):
+        name, *arguments = (STAND_INS.get(word, word) for word in command.words)
         try:
-            run_main(module.main, *arguments)
+            run_main(main_of(name), *arguments)
         except (ParsedError, SystemExit):  # the latter of --help
             continue
         except UserError as error:
-            if mentioned and "required" in str(error):
+            if command.is_name and "required" in str(error):
                 continue
-            raise AssertionError(f"{command}: {error}") from error
-        raise AssertionError(f"{command}: nothing was parsed")
+            raise AssertionError(f"{command.text}: {error}") from error
+        raise AssertionError(f"{command.text}: nothing was parsed")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_command_of_a_block_is_overlooked(page: Path) -> None:
+    """Or cut short."""
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        ours = re.findall(
+            rf"-m (?:edge_sampler\.)?(?:{'|'.join(COMMANDS)}|tests)\b|\bedge-sampler |python examples/", block
+        )
+        assert len(ours) == len([*of_block(block)]), block
 
 
 @pytest.mark.parametrize(

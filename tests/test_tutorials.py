@@ -42,7 +42,7 @@ def test_what_is_not_run_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
         line
         for page in PAGES
         for _, code, _ in BLOCK.findall(page.read_text("utf-8"))
-        if code.startswith("# needs ")
+        if code.startswith(("# needs ", "# takes "))
         for line in code.replace("\\\n", " ").splitlines()[1:]
     ]
     words = [shlex.split(line) for line in lines]

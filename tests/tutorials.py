@@ -1,9 +1,9 @@
 """Runs a tutorial as its reader would: python -m tests.tutorials docs/tutorials/NAME.md [--write]
 
 Its blocks of ``sh`` and ``python`` run from top to bottom in one new folder and one shell. A block that begins with
-``# NAME.py`` is saved under that name, and one that begins with ``# needs`` (a GPU, a download, minutes) is left out. A
-block of ``text`` is what the block before it prints; if it begins with ``…``, as many of the last lines as it has. A
-picture is a file that some block makes. What differs is said; ``--write`` puts it into the page.
+``# NAME.py`` is saved under that name, and one that begins with ``# needs`` (a GPU, a download) or ``# takes``
+(minutes) is left out. A block of ``text`` is what the block before it prints; if it begins with ``…``, as many of the
+last lines as it has. A picture is a file that some block makes. What differs is said; ``--write`` puts it in.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def differences(page: Path, folder: Path, write: bool = False) -> list[str]:
 
     def fresh(block: re.Match[str]) -> str:
         language, code, shown = block.groups()
-        printed = "" if code.startswith("# needs ") else run(code, language, folder)
+        printed = "" if code.startswith(("# needs ", "# takes ")) else run(code, language, folder)
         if shown is None or same(cut(printed, shown), shown):
             return block[0]
         found.append(f"{page}: after\n{code}it says\n{shown}and now it prints\n{cut(printed, shown)}")
@@ -108,10 +108,14 @@ def differences(page: Path, folder: Path, write: bool = False) -> list[str]:
     return found
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         print("\n".join(differences(arguments.page, Path(name), arguments.write)) or "it is as it says")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,10 +12,12 @@ from pathlib import Path
 from edge_sampler.calibration.arguments import (
     DEFAULTS,
     add_cache_argument,
+    add_fit_batch_argument,
     add_model_arguments,
     cache,
     file_name,
     load_model,
+    refuse_engines_options,
 )
 from edge_sampler.calibration.evaluate.distributed import written
 from edge_sampler.calibration.settings import Settings
@@ -31,14 +33,15 @@ def main() -> None:
         prog="python -m calibration ablation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        common=("--model", "--nfe", "--also", "--noises", "--batch", "--out"),
+        common=("--model", "--nfe", "--also", "--noises", "--fit-batch", "--out"),
     )
     add_model_arguments(parser)
     group = parser.add_argument_group("ablation")
     group.add_argument("--nfe", type=whole_numbers, default="5,10", help="numbers of evaluations (default: 5,10)")
     group.add_argument("--also", default="", help="other models, with commas, to try each other's fits on")
     group.add_argument("--noises", type=int, default=1024, help="noises that judge (default: 1024)")
-    group.add_argument("--batch", type=int, default=DEFAULTS.batch, help="noises to fit on (default: 256)")
+    add_fit_batch_argument(group)
+    refuse_engines_options(parser, "--batch")
     group.add_argument(
         "--heldout", type=int, default=DEFAULTS.heldout, help="noises held out of the fit (default: 128)"
     )
@@ -48,7 +51,7 @@ def main() -> None:
     nfes = sorted(set(arguments.nfe))
     if nfes[0] < 2 or arguments.noises < 2:
         raise UserError(f"--nfe {nfes} and --noises {arguments.noises}: both take at least 2")
-    settings = Settings(nfes[0], "iia-ipndm", target="global", batch=arguments.batch, heldout=arguments.heldout)
+    settings = Settings(nfes[0], "iia-ipndm", target="global", batch=arguments.fit_batch, heldout=arguments.heldout)
     out = arguments.out or Path(f"ablation-{file_name(arguments.model)}.md")
     kept, first = cache(arguments), load_model(arguments)
     models = [first, *(load(name).to(first.device) for name in arguments.also.split(",") if name)]

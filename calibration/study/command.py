@@ -12,11 +12,13 @@ from pathlib import Path
 from edge_sampler.calibration.arguments import (
     DEFAULTS,
     add_cache_argument,
+    add_fit_batch_argument,
     add_model_arguments,
     add_refine_on_argument,
     cache,
     file_name,
     load_model,
+    refuse_engines_options,
 )
 from edge_sampler.calibration.evaluate.distributed import written
 from edge_sampler.calibration.refinement import ITERATIONS
@@ -60,7 +62,8 @@ def main() -> None:
         "--refined", type=whole_numbers, help="those of --nfe at which to refine (default: those of 5,6,8,10)"
     )
     group.add_argument("--noises", type=int, default=1024, help="noises that judge (default: 1024)")
-    group.add_argument("--batch", type=int, default=DEFAULTS.batch, help="noises to fit on (default: 256)")
+    add_fit_batch_argument(group)
+    refuse_engines_options(parser, "--batch")
     group.add_argument(
         "--heldout", type=int, default=DEFAULTS.heldout, help="noises held out of the fit (default: 128)"
     )
@@ -83,7 +86,7 @@ def main() -> None:
     settings = Settings(
         nfe=nfes[0],
         target="global",
-        batch=arguments.batch,
+        batch=arguments.fit_batch,
         heldout=arguments.heldout,
         seed=arguments.seed,
         refine=arguments.iterations,

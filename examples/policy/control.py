@@ -1,5 +1,6 @@
 """The policy in its control loop, as a robot runs it: NumPy and the bundle, no PyTorch.
 
+    python -m export --model examples/policy/model.py:make --nfe 4 --out policy
     python examples/policy/control.py policy --rate 200
 
 In every control period the robot carries out one action. After eight it looks, and plans the next chunk within that

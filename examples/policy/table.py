@@ -1,6 +1,6 @@
 """Success and latency of the policy: fitted at few evaluations, and with DDIM as lerobot runs it.
 
-    python examples/policy/table.py --out docs/policy.md
+    python examples/policy/table.py --out docs/policy.md    # takes minutes
 
 Trains, fits, exports a bundle for each row and runs all of them in the same episodes, on ONNX Runtime. In a page that
 has the two lines of ``MARKS`` the table stands between them.

@@ -170,7 +170,20 @@ def test_the_command_takes_a_file_that_has_neighbours(tmp_path: Path) -> None:
     (tmp_path / "neighbour.py").write_text("KEPT = 5\n")
     body = "import neighbour\n    return images.flatten(1)[:, : neighbour.KEPT]"
     view = file_of(tmp_path, body)
-    small = ("--model", MIXTURE, "--solver", "ddim", "--nfe", "2", "--batch", "4", "--heldout", "3", "--refine", "1")
+    small = (
+        "--model",
+        MIXTURE,
+        "--solver",
+        "ddim",
+        "--nfe",
+        "2",
+        "--fit-batch",
+        "4",
+        "--heldout",
+        "3",
+        "--refine",
+        "1",
+    )
     out = tmp_path / "plan.json"
     paths = sys.path[:]
     run_main(command.main, *small, "--refine-on", view, "--cache", str(tmp_path / "cache"), "--out", str(out))

@@ -192,6 +192,9 @@ def test_lower_precision_may_err_three_times_what_was_measured(made: Path) -> No
     assert measured.tolerance("fp16") == pytest.approx(0.03)
     assert measured.tolerance("int8") == pytest.approx(0.06)
     assert measured.tolerance() == 1e-4
+    assert measured.rms_tolerance() == measured.rms_tolerance("fp16") == np.inf  # they do not tell
+    told["int8"] |= {"rms_error": 0.5, "of_same_plan": {"relative_error": 0.02, "rms_error": 0.004}}
+    assert measured.rms_tolerance("int8") == pytest.approx(0.012)
 
 
 def test_paths_settle_and_warm_up_before_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,8 @@ from edge_sampler.calibration.views import PIXELS
 from tests.calibration.toys import MIXTURE, mixture
 from tests.conftest import run_main
 
-FIT = ("--solver", "iia-ipndm", "--target", "global", "--batch", "64", "--heldout", "64", "--fine-steps", "4")
-FEW = ("--batch", "16", "--heldout", "8", "--noises", "9")
+FIT = ("--solver", "iia-ipndm", "--fit-target", "global", "--fit-batch", "64", "--heldout", "64", "--fine-steps", "4")
+FEW = ("--fit-batch", "16", "--heldout", "8", "--noises", "9")
 FEW_TRIALS = {
     "study.ablation.BATCHES": (),
     "study.ablation.SEEDS": 1,

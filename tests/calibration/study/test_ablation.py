@@ -24,7 +24,7 @@ def test_tables(mixture: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     out = tmp_path / "tables.md"
     run_main(
         ablation_command.main, "--model", MIXTURE, "--also", f"{tmp_path}/classes.py:of_classes", "--nfe", "3",
-        "--batch", "8", "--heldout", "4", "--noises", "8", "--cache", str(tmp_path / "cache"), "--out", str(out),
+        "--fit-batch", "8", "--heldout", "4", "--noises", "8", "--cache", str(tmp_path / "cache"), "--out", str(out),
     )  # fmt: skip
     text = out.read_text()
     cells = {cells[1].strip(): cells[2].strip() for line in text.splitlines() if len(cells := line.split("|")) > 3}

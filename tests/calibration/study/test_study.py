@@ -30,7 +30,20 @@ from tests.calibration.toys import MIXTURE
 from tests.conftest import run_main
 
 RIVALS = "edge_sampler.calibration.study.rivals"
-SMALL = ["--nfe", "3,4", "--refined", "3", "--noises", "24", "--batch", "32", "--heldout", "16", "--iterations", "3"]
+SMALL = [
+    "--nfe",
+    "3,4",
+    "--refined",
+    "3",
+    "--noises",
+    "24",
+    "--fit-batch",
+    "32",
+    "--heldout",
+    "16",
+    "--iterations",
+    "3",
+]
 SMALL += ["--rivals", "best-fixed,gits,bns"]
 
 
@@ -112,7 +125,7 @@ def test_the_best_rival_may_be_of_any_kind(found: Path) -> None:
 
 def test_of_rivals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few_rivals(monkeypatch)
-    few = ["--nfe", "2,3", "--refined", "3", "--noises", "4", "--batch", "8", "--heldout", "4", "--solvers", "none"]
+    few = ["--nfe", "2,3", "--refined", "3", "--noises", "4", "--fit-batch", "8", "--heldout", "4", "--solvers", "none"]
     few += ["--cache", str(tmp_path / "cache"), "--model", MIXTURE]
     run_main(study_command.main, *few, "--rivals", "gits,best-fixed", "--out", str(tmp_path / "out"))
     rows = json.loads((tmp_path / "out" / "study.json").read_text())["rows"]
@@ -124,7 +137,7 @@ def test_of_rivals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_of_named_solvers_alone(tmp_path: Path) -> None:
-    few = ["--nfe", "3", "--noises", "4", "--batch", "8", "--heldout", "4", "--iterations", "0"]
+    few = ["--nfe", "3", "--noises", "4", "--fit-batch", "8", "--heldout", "4", "--iterations", "0"]
     few += ["--rivals", "none", "--cache", str(tmp_path / "cache")]
     out = tmp_path / "out"
     run_main(study_command.main, "--model", MIXTURE, *few, "--solvers", "heun,iia-edm, heun", "--out", str(out))

@@ -1,17 +1,20 @@
 """How far samplers end from the converged solution, on noises that no fit has seen."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.candidates import grid_of, scheme_of
-from edge_sampler.calibration.evaluate.noise_sets import to_judge
+from edge_sampler.calibration.evaluate.noise_sets import Noises, to_judge
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import rms
-from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.schedules import SCHEDULES
+from edge_sampler.calibration.settings import OWN, Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.trace import trace
 from edge_sampler.models.denoiser import Denoiser
@@ -28,19 +31,18 @@ class Judgement:
     Args:
         noises: how many.
         error: RMS of the sampler's, in the data's units.
-        others: the same by solver, on the model's usual noise levels.
-        schedule: the name of those.
+        others: the same by solver, on the model's usual noise levels; and of the best of them on the levels that serve
+            it best, with an analytical first step where that helps.
 
     Examples:
         >>> from edge_sampler.calibration.judge import Judgement
-        >>> Judgement(128, 0.03, {"ddim": 0.2}, "edm").record()["rms_error"]
+        >>> Judgement(128, 0.03, {"ddim on edm levels": 0.2}).record()["rms_error"]
         0.03
     """
 
     noises: int
     error: float
     others: dict[str, float]
-    schedule: str
 
     def record(self) -> dict[str, Any]:
         """As a manifest holds it.
@@ -48,18 +50,15 @@ class Judgement:
         Returns:
             JSON values.
         """
-        return {
-            "noises": self.noises,
-            "rms_error": self.error,
-            "fixed_solvers": self.others,
-            "schedule": self.schedule,
-        }
+        return {"noises": self.noises, "rms_error": self.error, "fixed_solvers": self.others}
 
 
 def judge(
     model: Denoiser, plan: Plan, count: int, progress: ProgressBars = silent, cache: Cache = NO_CACHE
 ) -> Judgement:
     """Judges a plan beside DDIM, DPM-Solver++ (2M) and iPNDM, on noises that no fit has seen.
+
+    The levels that serve the best of the three best are chosen on these very noises, which flatters it.
 
     Args:
         model: the denoiser that it was fitted for.
@@ -74,14 +73,38 @@ def judge(
     Examples:
         >>> from edge_sampler.calibration.judge import judge
         >>> found = judge(model, plan, 4)
-        >>> found.error == found.others["ddim"], list(found.others)
-        (True, ['ddim', 'dpmpp-2m', 'ipndm'])
+        >>> found.error == found.others["ddim on edm levels"], [*found.others][:2]
+        (True, ['ddim on edm levels', 'dpmpp-2m on edm levels'])
     """
-    grid, settings = grid_of(model, model.spec.schedule), Settings(plan.nfe)
-    fixed = {name: trace(scheme_of(find(name), grid, settings)) for name in USUAL}
-    error, *others = errors_against_converged(model, [plan, *fixed.values()], count, progress, cache)
-    known = {name: other for name, other in zip(fixed, others, strict=True) if np.isfinite(other)}
-    return Judgement(count, error, known, model.spec.schedule)
+    noises = to_judge(model, count)
+    with progress("converged solution", cost(1, REFERENCE_STEPS) * count) as noises.network.meter.progress:
+        goal = solution(noises, [model.spec.sigma_max], REFERENCE_STEPS, cache)[0.0]
+    fixed = fixed_plans(model, plan.nfe, noises)
+    with progress("fixed solvers", plan.nfe * (1 + len(fixed)) * count) as noises.network.meter.progress:
+        error = error_of(plan, noises, goal)
+        errors = {name: error_of(one, noises, goal) for name, one in fixed.items()}
+    known = {name: other for name, other in errors.items() if np.isfinite(other)}
+    usual = [on_levels(solver, model.spec.schedule) for solver in USUAL]
+    shown = {*usual, min(known, key=lambda name: known[name], default="")}
+    return Judgement(count, error, {name: known[name] for name in known if name in shown})
+
+
+def fixed_plans(model: Denoiser, nfe: int, noises: Noises) -> dict[str, Plan]:
+    """The usual solvers on every schedule, the model's usual one first, with and without an analytical first step."""
+    schedules = [model.spec.schedule, *SCHEDULES, *([OWN] if model.own_levels else [])]
+    mean = mean_image(replace(noises, fitting=len(noises)), NO_CACHE)
+    return {
+        on_levels(solver, schedule) + afs: trace(
+            scheme_of(find(solver), grid_of(model, schedule), Settings(nfe), image)
+        )
+        for afs, image in (("", None), (" with AFS", mean))
+        for schedule in dict.fromkeys(schedules)
+        for solver in USUAL
+    }
+
+
+def on_levels(solver: str, schedule: str) -> str:
+    return f"{solver} on {schedule} levels"
 
 
 def error_against_converged(
@@ -98,5 +121,10 @@ def errors_against_converged(
     noises = to_judge(model, count)
     spent = (cost(1, REFERENCE_STEPS) + sum(plan.nfe for plan in plans)) * count
     with progress("converged solution", spent) as noises.network.meter.progress:
-        fine = solution(noises, [model.spec.sigma_max], REFERENCE_STEPS, cache)
-        return [rms(sample(noises.network, noises.noise, plan) - fine[0.0]) for plan in plans]
+        goal = solution(noises, [model.spec.sigma_max], REFERENCE_STEPS, cache)[0.0]
+        return [error_of(plan, noises, goal) for plan in plans]
+
+
+def error_of(plan: Plan, noises: Noises, goal: Tensor) -> float:
+    """RMS of the plan's images, of which ``goal`` [n or more, …] are the converged ones."""
+    return rms(sample(noises.network, noises.noise, plan) - goal[: len(noises)])

@@ -165,7 +165,7 @@ def summary(model: Denoiser, plan: Plan, exported: Exported, judgement: Judgemen
 
 
 def measured(plan: Plan, judgement: Judgement | None) -> str:
-    """By the fit on its held-out noises, and on others beside the usual fixed solver that errs least."""
+    """By the fit on its held-out noises, and on others beside the fixed solver that errs least on its best levels."""
     told = []
     if plan.report:
         told.append(f"{plan.report.heldout_rms_error:.4f} RMS, {plan.report.heldout} samples held out of the fit")
@@ -173,5 +173,5 @@ def measured(plan: Plan, judgement: Judgement | None) -> str:
         told.append(f"{judgement.error:.4f} RMS, {judgement.noises} other samples")
         if judgement.others:
             best = min(judgement.others, key=lambda name: judgement.others[name])
-            told.append(f"{best} on {judgement.schedule}'s noise levels: {judgement.others[best]:.4f}")
+            told.append(f"{judgement.others[best]:.4f} RMS, the best fixed solver on these: {best}")
     return "\n".join(told) or "not measured"

@@ -58,7 +58,7 @@ def judged(bundle: Bundle) -> tuple[str, dict[str, float]] | None:
         return None
     note = (
         f"RMS error against the converged solution from the same noise, {told['noises']} noises that no fit has seen. "
-        f"The other rows are fixed solvers on the model's usual noise levels ({told['schedule']}), with as many "
-        "evaluations."
+        "The other rows are fixed solvers with as many evaluations, on the model's usual noise levels, and the best of "
+        "them on the levels that serve it best, chosen on these noises."
     )
     return note, {bundle.manifest["solver"]: told["rms_error"], **told["fixed_solvers"]}

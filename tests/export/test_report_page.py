@@ -70,7 +70,9 @@ def test_a_report_has_what_the_manifest_and_the_plan_have(made: Path) -> None:
     assert found.row("licence") == [manifest["model"]["licence"]]
     assert found.row("weights") == [manifest["model"]["weights_sha256"]]
     errors = {bundle.plan.solver: manifest["judged"]["rms_error"], **manifest["judged"]["fixed_solvers"]}
-    assert set(errors) == {"iia-ipndm", "ddim", "dpmpp-2m", "ipndm"}
+    usual = [f"{solver} on edm levels" for solver in ("ddim", "dpmpp-2m", "ipndm")]
+    assert [*errors][:4] == ["iia-ipndm", *usual]
+    assert len(errors) == 5
     for solver, error in errors.items():
         assert found.row(solver)[0] == f"{error:.4g}"
     assert f"RMS error {report.heldout_rms_error:.4g}" in found.shown
@@ -95,7 +97,7 @@ def test_the_errors_are_those_of_the_samplers(made: Path) -> None:
     plans = {"iia": bundle.plan, "dpmpp-2m": calibrate(model, Settings(4, "dpmpp-2m"))}
     found = {name: judge.error_against_converged(model, plan, judged["noises"]) for name, plan in plans.items()}
     assert judged["rms_error"] == pytest.approx(found["iia"], rel=1e-3)
-    assert judged["fixed_solvers"]["dpmpp-2m"] == pytest.approx(found["dpmpp-2m"], rel=1e-3)
+    assert judged["fixed_solvers"]["dpmpp-2m on edm levels"] == pytest.approx(found["dpmpp-2m"], rel=1e-3)
 
 
 def test_nothing_is_run_or_fetched_whatever_a_model_is_called(made: Path) -> None:

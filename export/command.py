@@ -168,9 +168,12 @@ def measured(plan: Plan, judgement: Judgement | None) -> str:
     """By the fit on its held-out noises, and on others beside the fixed solver that errs least on its best levels."""
     told = []
     if plan.report:
-        told.append(f"{plan.report.heldout_rms_error:.4f} RMS, {plan.report.heldout} samples held out of the fit")
+        told.append(
+            f"{plan.report.heldout_rms_error:.4f} RMS on the {plan.report.heldout} samples that chose this plan"
+        )
     if judgement:
-        told.append(f"{judgement.error:.4f} RMS, {judgement.noises} other samples")
+        new = "new " if plan.report else ""
+        told.append(f"{judgement.error:.4f} RMS on {judgement.noises} {new}samples")
         if judgement.others:
             best = min(judgement.others, key=lambda name: judgement.others[name])
             told.append(f"{judgement.others[best]:.4f} RMS, the best fixed solver on these: {best}")

@@ -29,7 +29,7 @@ from edge_sampler.runtime.backends import BACKENDS
 from edge_sampler.runtime.bench import EAGER, UNROLLED, bench
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser, add_verify_key, given, whole_numbers
-from edge_sampler.runtime.compare import BASELINE, PYTORCH, compare, within
+from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.images import save_grid
 from edge_sampler.runtime.output import check_writable, writable
@@ -164,9 +164,9 @@ def parity(arguments: argparse.Namespace) -> int:
             f"{d.stage:<13}{d.first:<{width}}{d.second:<{width}}{d.max:>10.1e}{d.rms:>10.1e}{d.relative:>10.1e}{verdict}"
         )
     passed = within(found, arguments.tolerance)
-    low = {d.first: d.precisions[0] for d in found if d.precisions[0] != "fp32"}
-    for name, precision in low.items():
-        print(f"{name} runs {precision}; the {BASELINE} and {PYTORCH} are in fp32")
+    ran = {name: precision for d in found for name, precision in zip((d.first, d.second), d.precisions, strict=True)}
+    if {*ran.values()} != {"fp32"}:
+        print("; ".join(f"{name} in {precision}" for name, precision in ran.items()))
     allowed = f"{max(d.expected for d in found) if arguments.tolerance is None else arguments.tolerance:.1e}"
     medians = (
         [d.expected_median for d in found if np.isfinite(d.expected_median)] if arguments.tolerance is None else []

@@ -46,7 +46,9 @@ def refuse_engines_options(parser: argparse.ArgumentParser, *names: str) -> None
 
 def add_cache_argument(group: argparse._ActionsContainer) -> None:
     group.add_argument(
-        "--cache", type=Path, help="a folder from which a killed run goes on (default: the user's cache)"
+        "--cache",
+        type=Path,
+        help="folder of what was computed, from which a killed run goes on (default: the user's cache)",
     )
     limit_help = f"most bytes of it, such as 5G; results not used for longest go first (default: {LIMIT // 10**9}G)"
     group.add_argument("--cache-limit", type=size_in_bytes, default=LIMIT, metavar="SIZE", help=limit_help)
@@ -103,7 +105,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--conditions", type=Path, help=conditions_help)
     prompts_help = "FILE.txt with texts to fit and to judge on, one a line"
     group.add_argument("--prompts", type=Path, help=prompts_help)
-    group.add_argument("--device", default="auto", help="where PyTorch calibrates: auto (default), cpu, cuda, …")
+    group.add_argument("--device", default="auto", help="where PyTorch runs the fit: auto (default), cpu, cuda, …")
 
 
 def file_name(model: str) -> str:

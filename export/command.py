@@ -61,7 +61,7 @@ def main() -> None:
     add_model_arguments(parser)
     add_settings_arguments(parser, exporting=True)
     group = parser.add_argument_group("export")
-    plan_help = "a plan of `python -m calibration`, in place of a fit; shipped: the model's own for --nfe"
+    plan_help = "a file of `python -m calibration`, in place of a fit; or the word shipped: the model's own for --nfe"
     group.add_argument("--plan", metavar="FILE", help=plan_help)
     group.add_argument(
         "--output",
@@ -70,7 +70,7 @@ def main() -> None:
         help="what the graph makes; uint8 is [batch, H, W, C] (default: float32)",
     )
     group.add_argument("--samples", type=int, default=16, help="images in samples.png (default: 16)")
-    check_help = f"number of noises to measure the error on, and fixed solvers' (default: {CHECKED}; 0: none)"
+    check_help = f"noises on which the error is measured, and fixed solvers' (default: {CHECKED}; 0: it is not)"
     group.add_argument("--check", type=int, metavar="N", help=check_help)
     group.add_argument(
         "--no-encode", dest="encode", action="store_false", help="leave the model's encoder out: the caller runs it"

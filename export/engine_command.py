@@ -68,7 +68,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="precision of the network (default: fp32)",
     )
     max_error_help = (
-        "exit 1 if the images differ from fp32's by more, RMS; eight bits first leave out layers; judged after --refit"
+        "most that the precision may change the images, RMS; beyond it nothing is added, and the status is 1. Eight "
+        "bits first leave layers out; with --refit the refitted sampler is judged"
     )
     group.add_argument("--max-error", type=float, help=max_error_help)
     one_scale_help = "int8 and fp8: the same scales in all evaluations, to compare with"

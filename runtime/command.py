@@ -1,4 +1,4 @@
-"""Runs a bundle on this machine.
+"""Runs a bundle on this machine. `python -m runtime sample --help` and so on tell the options.
 
 python -m runtime sample BUNDLE --seeds 0-63 --out grid.png
 python -m runtime sample BUNDLE --condition prompt="a red heart" --out hearts.png
@@ -82,7 +82,7 @@ def main() -> int:
     command.add_argument("--out", type=Path, required=True, help=".png for a grid, .npz for arrays")
     command.add_argument("--force", action="store_true", help="replace an existing file")
 
-    command = verb("compare", "compare each backend's sampler, the baseline loop and PyTorch's recorded output")
+    command = verb("compare", "compare a backend's images with a loop over denoiser.onnx and with PyTorch's record")
     command.add_argument(
         "--seeds", type=whole_numbers, help="other seeds than the recorded ones; PyTorch's output is then left out"
     )
@@ -90,7 +90,7 @@ def main() -> int:
     command.add_argument("--tolerance", type=float, help=f"largest relative difference (default: {expected})")
 
     first = ("--batch", "--rounds", "--backend", "--precision", "--json", "--force")
-    help = "time the unrolled graph, the baseline loop, PyTorch's, and the limit, in alternation"
+    help = "time the graph in turn with a loop over denoiser.onnx, PyTorch's loop, and the network's bare calls"
     command = verb("bench", help, *first)
     command.add_argument("--batch", type=whole_numbers, default=[1], help="such as 1,16 (default: 1)")
     command.add_argument("--rounds", type=int, default=20, help="times that each is run (default: 20)")

@@ -159,10 +159,13 @@ def serve(words: Sequence[str], requests: Sequence[str]) -> tuple[int, str]:
     return status or len(wrong), "\n".join([said, *wrong])
 
 
-def failures(page: Path, wanted: Callable[[list[str]], list[str]], status: Mapping[str, int]) -> list[str]:
+def failures(
+    page: Path, wanted: Callable[[list[str]], list[str]], status: Mapping[str, int], known: set[str]
+) -> list[str]:
     """The commands of ``page`` that fail here, and what they say, run in this folder from top to bottom.
 
-    ``wanted`` puts a reader's words for the page's; ``status`` is what a command ends with where that is not 0.
+    ``wanted`` puts a reader's words for the page's; ``status`` is what a command ends with where that is not 0. An
+    export without ``--out`` is not run if it is ``known``, from a page before: nothing on a page needs it.
     """
     text = page.read_text("utf-8")
     for code, name in SAVED.findall(text):
@@ -170,8 +173,11 @@ def failures(page: Path, wanted: Callable[[list[str]], list[str]], status: Mappi
     requests = re.findall(r"^curl .*", text.replace("\\\n", " "), re.MULTILINE)
     failed = []
     for command in commands(page):
-        if command.mark or command.is_name:
+        if command.mark or command.is_name or command.text in known:
             continue
+        known |= (
+            {command.text} if command.words[:2] == ["export", "--model"] and "--out" not in command.words else set()
+        )
         words = wanted(command.words)
         ended, said = serve(words, requests) if words[:2] == ["runtime", "serve"] else run(words)
         if ended != status.get(" ".join(words[:2]), 0):

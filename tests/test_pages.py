@@ -180,12 +180,12 @@ def test_every_command_of_every_page_runs(
     prepared: Path, cheap: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this system")
-    failed = []
+    failed, known = [], set[str]()
     for page in PAGES:
         folder = tmp_path / "-".join(page.relative_to(ROOT).parts)
         shutil.copytree(prepared, folder)
         monkeypatch.chdir(folder)
-        failed += failures(page, readers, STATUS)
+        failed += failures(page, readers, STATUS, known)
     assert not failed, "\n".join(failed)
 
 
@@ -226,11 +226,13 @@ def test_a_mistake_on_a_page_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
         ("models list --not", "needs a download", True),
         ("models list", "", True),
     ]
-    (failed,) = failures(page, list, {})
+    (failed,) = failures(page, list, {}, set())
     assert failed.startswith("page.md: models verify edm-digit: status 2: error: unknown model 'edm-digit'")
-    assert failures(page, list, {"models verify": 2})[0].startswith("page.md: models verify edm-digits: status 0")
+    assert failures(page, list, {"models verify": 2}, set())[0].startswith(
+        "page.md: models verify edm-digits: status 0"
+    )
     page.write_text(PAGE + "\nThe commands on this\npage take hours.\n")
-    assert not failures(page, list, {})
+    assert not failures(page, list, {}, set())
 
 
 def test_a_server_is_asked_what_its_page_asks(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

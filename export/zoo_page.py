@@ -28,6 +28,7 @@ PAGE = """# The models that are known by name
 of an export at NFE {nfe} (seconds, peak memory of the process, size) are from
 
 ```sh
+# takes minutes
 python -m export.zoo_page --nfe {nfe} --out docs/models.md --force
 ```
 

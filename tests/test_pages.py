@@ -23,6 +23,7 @@ pytest.importorskip("torch")
 import edge_sampler
 from edge_sampler.calibration import arguments
 from edge_sampler.export import network_graph
+from edge_sampler.models import loading
 from edge_sampler.models.zoo import ZOO
 from tests.conftest import export
 from tests.export.test_sign import PUBLIC, SECRET
@@ -135,7 +136,7 @@ def cheap(coarse_reference: None, monkeypatch: pytest.MonkeyPatch, tmp_path_fact
     """The stand-ins that the head of this file names."""
     names: dict[str, Any] = {}
     exec(SMALL, names)
-    settings, load = arguments.settings, arguments.load
+    settings, load = arguments.settings, loading.load
 
     def few(told: Any) -> edge_sampler.Settings:
         return replace(settings(told), batch=8, heldout=4)

@@ -58,8 +58,8 @@ class Bundle(Verified):
         (3, True, 'plan-int8.json')
         >>> bundle.inputs.shape, bundle.loop_inputs.shape, bundle.output.name, bundle.inner_output, bundle.dtype
         ((1, 8, 8), (1, 8, 8), 'images', 'images', 'float32')
-        >>> bundle.graph_name("fp16"), bundle.tolerance(), bundle.random_weights
-        ('sampler-fp16.onnx', 0.0001, False)
+        >>> bundle.graph_name("fp16"), bundle.tolerance(), bundle.rms_tolerance(), bundle.random_weights
+        ('sampler-fp16.onnx', 0.0001, inf, False)
         >>> bundle.reference()["made"].shape, bundle.examples(2), bundle.tokenized({}), bundle.engines
         ((4, 1, 8, 8), {}, {}, ())
     """

@@ -108,6 +108,7 @@ def main() -> None:
         stored = shipped_plan(arguments.model, arguments.nfe) if shipped else Plan.load(Path(arguments.plan))
     model, towards = load_model(arguments), aim(arguments)
     output_of(model, form)  # each of these says at once what cannot be
+    model.draw_raw([0])
     if additions:
         profile_of(model.spec.called_with.axes, additions.axes)
     if stored:

@@ -114,6 +114,18 @@ def test_export_mistakes(arguments: tuple[str, ...], message: str, tmp_path: Pat
     assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "artifacts"] == before
 
 
+def test_a_condition_without_examples_is_refused_before_the_graph(tmp_path: Path) -> None:
+    """Which takes long. It is asked for even where nothing is fitted: the bundle records what PyTorch makes of some."""
+    (tmp_path / "mine.py").write_text(
+        "import edge_sampler, torch\n\n\nclass Told(torch.nn.Module):\n    def forward(self, x, sigma, hint):\n"
+        "        return x * hint.mean()\n\n\ndef make():\n    hint = {'hint': edge_sampler.Condition((3,))}\n"
+        "    return edge_sampler.adapt(Told(), (1, 8, 8), conditions=hint)\n"
+    )
+    failed = run_here(tmp_path, "export", "--model", "mine.py:make", "--nfe", "2", *FAST)
+    assert_one_line(failed, "mine has no examples of its condition hint")
+    assert not [*tmp_path.rglob("*.onnx")]
+
+
 def assert_one_line(failed: subprocess.CompletedProcess[str], message: str) -> None:
     assert failed.returncode == 2, failed.stdout + failed.stderr
     lines = failed.stderr.strip().splitlines()

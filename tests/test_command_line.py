@@ -22,16 +22,17 @@ from edge_sampler.models import load
 from edge_sampler.runtime.command_line import Parser, run_command, whole_numbers
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan
+from tests import warm
 
 ROOT = Path(__file__).parent.parent
 FAST = ("--solver", "ddim", "--check", "0")
 
 
-def run(folder: Path, room: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``python -m ROOM …`` in that folder, in a process of its own, which imports all that it needs."""
+def run(folder: Path, room: str, *arguments: str, python: str | None = None) -> subprocess.CompletedProcess[str]:
+    """``python -m ROOM …`` in that folder, in a process of its own, which imports all that is ours."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "EDGE_SAMPLER_CACHE": str(folder / "cache"), "no_proxy": "*"}
     return subprocess.run(
-        [sys.executable, "-m", room, *arguments],
+        [python or warm.python(), "-m", room, *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -246,7 +247,7 @@ def test_a_bug_is_not_dressed_up_as_bad_input() -> None:
 def test_a_missing_library_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "rich.py").write_text("raise ModuleNotFoundError(\"No module named 'rich'\", name='rich')")
     for room in ("export", "calibration"):
-        assert_one_line(run(tmp_path, room, "--help"), "rich is not installed")
+        assert_one_line(run(tmp_path, room, "--help", python=sys.executable), "rich is not installed")
 
 
 def test_lists_of_numbers() -> None:

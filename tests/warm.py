@@ -132,6 +132,8 @@ def become(request: dict[str, Any]) -> int:
     os.environ.clear()
     os.environ.update(request["environment"])
     kind, *arguments = request["arguments"]
+    if kind == "-u":  # as torchrun says
+        kind, *arguments = arguments
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     try:
         if kind == "-m":

@@ -39,8 +39,9 @@ def run(code: str, language: str, folder: Path) -> str:
     if language == "python" and named:
         (folder / named[1]).write_text(code, encoding="utf-8")
         return ""
+    programs = (warm.python(), sys.executable)  # beside the latter is polygraphy
     environment = os.environ | {
-        "PATH": os.pathsep.join([*(str(Path(one).parent) for one in (warm.python(), sys.executable)), os.environ["PATH"]]),
+        "PATH": os.pathsep.join([*(str(Path(one).parent) for one in programs), os.environ["PATH"]]),
         "PYTHONPATH": str(ROOT),
         "EDGE_SAMPLER_CACHE": str(folder / ".cache"),
         "HF_HUB_OFFLINE": "1",

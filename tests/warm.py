@@ -1,8 +1,8 @@
 """A Python that has imported PyTorch already, for tests that start programs: ``python()`` is what they start.
 
-A process that imports PyTorch and its exporter takes 4 seconds for that, as often as a test starts one. Here one process
-imports them, and then waits: every program is a fork of it, with the arguments, folder, environment
-and streams that it was started with. It imports all of our own code itself, as well as whatever is not in ``warm_up``.
+A process takes 4 seconds to import PyTorch and its exporter, as often as a test starts one. Here one process imports
+them, and then waits: every program is a fork of it, with the arguments, folder, environment and streams that it was
+started with. It imports all of our own code itself, as well as whatever is not in ``warm_up``.
 Streams that are not UTF-8, options of Python, and HF_… beside libraries that are warm are for ``sys.executable``.
 """
 
@@ -22,6 +22,7 @@ import threading
 import traceback
 from contextlib import redirect_stderr, suppress
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,7 +48,7 @@ def python() -> str:
     assert server.stdout
     assert server.stdout.readline()
     program = Path(folder, "python")
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" "{folder}" "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" "{folder}" "$@"\n', "utf-8")
     program.chmod(0o755)
 
     def end() -> None:
@@ -102,7 +103,10 @@ def serve(folder: str) -> dict[str, Any]:
 
 
 def watched(connection: socket.socket) -> dict[str, Any] | None:
-    """In a fork that is to be the program, returns the request; here, when it has ended, None. It dies with its asker."""
+    """In a fork that is to be the program, returns the request; here, when that has ended, None.
+
+    It is killed when its asker is gone.
+    """
     with connection, connection.makefile("rw") as stream:
         _, streams, _, _ = socket.recv_fds(connection, 1, 3)
         request: dict[str, Any] = json.loads(stream.readline(MOST_BYTES))
@@ -126,8 +130,8 @@ def watched(connection: socket.socket) -> dict[str, Any] | None:
 
 def become(request: dict[str, Any]) -> int:
     """This process runs what was asked for, as Python runs it, and returns its exit status."""
-    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
-    sys.stderr = open(2, "w", 1, errors="backslashreplace", closefd=False)
+    sys.stdin, sys.stdout = stream(0, "r"), stream(1, "w")
+    sys.stderr = stream(2, "w", buffering=1, errors="backslashreplace")
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -157,6 +161,11 @@ def become(request: dict[str, Any]) -> int:
     return 0
 
 
+def stream(number: int, mode: str, **how: Any) -> Any:
+    """A standard stream: what the server had for it knew another file."""
+    return open(number, mode, encoding="utf-8", closefd=False, **how)
+
+
 def warm_up() -> None:
     """Imports what a first export imports, and reads PyTorch's library of operators once (tests/conftest.py).
 
@@ -164,10 +173,10 @@ def warm_up() -> None:
     """
     import torch
     from torch.onnx._internal.exporter._registration import ONNXRegistry
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
     ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
-    with patch.object(tqdm, "monitor_interval", 0), open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+    with patch.object(tqdm, "monitor_interval", 0), StringIO() as nowhere, redirect_stderr(nowhere):
         logging.disable()
         torch.onnx.export(torch.nn.Linear(1, 1).eval(), (torch.zeros(2, 1),), dynamo=True, verbose=False)
         logging.disable(logging.NOTSET)
@@ -183,4 +192,4 @@ if __name__ == "__main__":
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
-    os._exit(status & 0xFF)  # what Python would do yet, to take all of its modules apart, takes longer than most programs
+    os._exit(status & 0xFF)  # Python would take all modules apart yet: that takes longer than most programs

@@ -9,7 +9,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +43,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, on as many cores
         torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 DATA = Path(__file__).parent / "data"
-SHIPPED = ("edm-digits", "edm-fashion", "edm-fashion-cond", "flow-emoji", "official-format-tiny")
+SHIPPED = ("edm-digits", "edm-fashion", "edm-fashion-cond", "flow-digits", "flow-emoji", "official-format-tiny")
 GOLDEN = tuple(sorted(path.stem for path in DATA.glob("*cond.npz")))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Neighbours go to one worker, which makes their module's fixtures once; one that is done takes over another's."""
+    from xdist.scheduler import WorkStealingScheduling  # type: ignore[import-untyped]
+
+    return WorkStealingScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.name != "test_tutorials.py")
 
 
 @dataclass(frozen=True)
@@ -75,10 +90,8 @@ def digits() -> "Denoiser":
 
 
 @pytest.fixture(scope="session")
-def digits_graph(digits: "Denoiser") -> "ir.Model":
-    from edge_sampler.export.network_graph import export_denoiser
-
-    return export_denoiser(digits)
+def digits_graph(digits: "Denoiser", drawn_once: Callable[["Denoiser"], "ir.Model"]) -> "ir.Model":
+    return drawn_once(digits)
 
 
 @pytest.fixture(scope="session")
@@ -112,27 +125,51 @@ def coarse_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=HAS_PYTORCH)
-def drawn_once() -> Iterator[None]:
-    """Bundles of networks that ship take PyTorch's export of them from the last time: it takes seconds.
+def drawn_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[["Denoiser"], "ir.Model"]]:
+    """Bundles of networks that ship, or are the original's, take PyTorch's export of them from the first time.
 
-    Those that something is built into are exported each time, as are all where a test asks for the export itself.
+    It takes seconds, and whichever worker made it writes it down for all. Networks that something is built into are
+    exported each time, as are all where a test asks for the export itself.
     """
+    import onnx_ir as ir
+
     from edge_sampler.export import assemble
     from edge_sampler.export.network_graph import export_denoiser as export
     from edge_sampler.models.denoiser import Preconditioned
 
-    known = dict[str, "ir.Model"]()
-
     def remembered(model: "Denoiser") -> "ir.Model":
-        if type(model) is not Preconditioned or model.spec.name not in SHIPPED:
+        if type(model) is not Preconditioned or model.spec.name not in (*SHIPPED, *GOLDEN):
             return export(model)
-        if model.spec.fingerprint not in known:
-            known[model.spec.fingerprint] = export(model)
-        return known[model.spec.fingerprint].clone()
+        name = f"{model.spec.fingerprint}.onnx"
+        return ir.load(once(name, lambda path: ir.save(export(model), path), tmp_path_factory))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assemble, "export_denoiser", remembered)
+        yield remembered
+
+
+@pytest.fixture(scope="session", autouse=HAS_PYTORCH)
+def operators_read_once() -> Iterator[None]:
+    """PyTorch's exporter reads the source of all operators each time: of a small network that is half the work."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
         yield
+
+
+@pytest.fixture(scope="session")
+def quantised(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of digits with int8, int8+fp16 and fp8. Do not change it."""
+    from edge_sampler.export.engine_command import main
+    from edge_sampler.export.precisions import QUANTISED
+
+    def make(folder: Path) -> None:
+        shutil.copytree(made, folder)
+        for precision in QUANTISED:
+            run_main(main, str(folder), "--precision", precision)
+
+    return once("quantised", make, tmp_path_factory)
 
 
 def run_main(main: Callable[[], object], *arguments: str) -> None:
@@ -149,20 +186,31 @@ def export(*arguments: str) -> None:
     run_main(main, *arguments)
 
 
+def once(name: str, make: Callable[[Path], object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file or folder that ``make`` makes, once for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    lock: AbstractContextManager[Any] = nullcontext()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from filelock import FileLock  # which devices may not have
+
+        folder = folder.parent
+        lock = FileLock(folder / f"{name}.lock")
+    out, new = folder / "once" / name, folder / "making" / name
+    with lock:
+        if not out.exists():
+            for path in (out, new):
+                path.parent.mkdir(exist_ok=True)
+            make(new)
+            new.rename(out)  # whole, or not there
+    return out
+
+
 def bundle(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made once, for all workers."""
     if elsewhere := os.environ.get("EDGE_SAMPLER_BUNDLES"):
         return Path(elsewhere) / name
     pytest.importorskip("torch")
-    from filelock import FileLock
-
-    base = tmp_path_factory.getbasetemp()
-    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out = folder / "bundles" / name
-    with FileLock(folder / f"{name}.lock"):
-        if not out.exists():  # whole, as bundles are, or not there
-            export(*BUNDLES[name], "--out", str(out))
-    return out
+    return once(name, lambda out: export(*BUNDLES[name], "--out", str(out)), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

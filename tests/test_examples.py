@@ -9,6 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch
 
 import edge_sampler
 from edge_sampler.calibration.solvers.base import base_step
-from edge_sampler.export.assemble import export_graphs, write_graphs
+from edge_sampler.export.assemble import Graphs, export_graphs, write_graphs
 from edge_sampler.export.unroll import unroll
 from edge_sampler.models.python_file import neighbours_first
 from edge_sampler.runtime.backends.onnxrt import Session
@@ -56,12 +57,24 @@ def policy() -> edge_sampler.Denoiser:
 
 
 @pytest.fixture(scope="module")
+def policy_graphs(policy: edge_sampler.Denoiser) -> Graphs:
+    return export_graphs(policy)
+
+
+@pytest.fixture(scope="module")
 def policy_bundle(
-    policy: edge_sampler.Denoiser, tmp_path_factory: pytest.TempPathFactory
+    policy: edge_sampler.Denoiser, policy_graphs: Graphs, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[edge_sampler.Plan, Path]:
     plan, out = edge_sampler.fit(policy, FIT), tmp_path_factory.mktemp("policy") / "bundle"
-    edge_sampler.export_bundle(policy, plan, out)
+    edge_sampler.export_bundle(policy, plan, out, graphs=policy_graphs)
     return plan, out
+
+
+@pytest.fixture(scope="module")
+def sequence() -> tuple[ModuleType, edge_sampler.Denoiser, Graphs]:
+    module = example("sequence")
+    model = module.make()
+    return module, model, export_graphs(model)
 
 
 def test_a_policy_makes_the_actions_of_its_observation(
@@ -147,10 +160,14 @@ def test_the_table_says_how_sure_it_is() -> None:
 
 
 def test_the_stages_may_be_left_to_the_caller(
-    policy: edge_sampler.Denoiser, policy_bundle: tuple[edge_sampler.Plan, Path], tmp_path: Path
+    policy: edge_sampler.Denoiser,
+    policy_graphs: Graphs,
+    policy_bundle: tuple[edge_sampler.Plan, Path],
+    tmp_path: Path,
 ) -> None:
     plan, out = policy_bundle
-    edge_sampler.export_bundle(policy, plan, tmp_path / "bare", edge_sampler.Form(encode=False, decode=False))
+    form = edge_sampler.Form(encode=False, decode=False)
+    edge_sampler.export_bundle(policy, plan, tmp_path / "bare", form, graphs=policy_graphs)
     bundle = edge_sampler.Bundle.open(tmp_path / "bare")
     assert within(compare(bundle), 1e-4)
     assert {path.name for path in bundle.folder.glob("*.onnx")} == {"sampler.onnx", "denoiser.onnx"}
@@ -162,11 +179,12 @@ def test_the_stages_may_be_left_to_the_caller(
     assert relative(policy.decode(torch.from_numpy(states)), expected) < 1e-4
 
 
-def test_a_sequence_is_as_long_as_its_conditions(tmp_path: Path) -> None:
-    module = example("sequence")
-    model, out = module.make(), tmp_path / "mel"
+def test_a_sequence_is_as_long_as_its_conditions(
+    sequence: tuple[ModuleType, edge_sampler.Denoiser, Graphs], tmp_path: Path
+) -> None:
+    (module, model, graphs), out = sequence, tmp_path / "mel"
     plan = edge_sampler.fit(model, FIT)
-    edge_sampler.export_bundle(model, plan, out)
+    edge_sampler.export_bundle(model, plan, out, graphs=graphs)
     assert within(compare(edge_sampler.Bundle.open(out)), 1e-4)
     with edge_sampler.load(out) as sampler:
         for length in (16, 37, 200):
@@ -185,12 +203,11 @@ def test_a_sequence_is_as_long_as_its_conditions(tmp_path: Path) -> None:
                 sampler.sample([0], **told)
 
 
-def test_a_sequence_is_what_eulers_steps_make_of_it(tmp_path: Path) -> None:
+def test_a_sequence_is_what_eulers_steps_make_of_it(sequence: tuple[ModuleType, Any, Graphs], tmp_path: Path) -> None:
     """Those of Matcha-TTS and F5-TTS, from noise at t = 0 to data at 1, at three lengths by one graph."""
-    module = example("sequence")
-    model, out = module.make(), tmp_path / "mel"
+    (module, model, graphs), out = sequence, tmp_path / "mel"
     network: torch.nn.Module = model.model
-    edge_sampler.export_bundle(model, edge_sampler.fit(model, nfe=4, solver="ddim"), out)
+    edge_sampler.export_bundle(model, edge_sampler.fit(model, nfe=4, solver="ddim"), out, graphs=graphs)
     with edge_sampler.load(out) as sampler:
         for length in (16, 90, 256):
             told = module.examples([0, 1], length)

@@ -3,10 +3,11 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import warm
 
 ROOT = Path(__file__).parent.parent
 TOYS = {
@@ -82,7 +83,7 @@ def test_a_toy_of_each_runs(copied: Path, tmp_path: Path) -> None:
     said = ""
     for command in COMMANDS:
         room, *arguments = command.split()
-        line = [sys.executable, "-m", f"edge_sampler.{room}", *arguments]
+        line = [warm.python(), "-m", f"edge_sampler.{room}", *arguments]
         done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         said += done.stdout

@@ -63,7 +63,8 @@ def test_polygraphy_is_fed_the_conditions(conditional: Path) -> None:
 @pytest.mark.parametrize("graph", ["sampler.onnx", "sampler-fp16.onnx"])
 def test_polygraphy_reads_and_builds_our_graphs(copy: Path, graph: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx has no wheel for this system")
-    run_main(engine_main, str(copy), "--precision", "fp16")
+    if graph != "sampler.onnx":  # which is there
+        run_main(engine_main, str(copy), "--precision", "fp16")
     inspected = polygraphy(copy, "inspect", "model", graph)
     assert "noise [dtype=float32, shape=('batch', 1, 8, 8)]" in inspected.stdout
     capable = polygraphy(copy, "inspect", "capability", graph)

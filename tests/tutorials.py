@@ -4,6 +4,7 @@ Its blocks of ``sh`` and ``python`` run from top to bottom in one new folder and
 ``# NAME.py`` is saved under that name, and one that begins with ``# needs`` (a GPU, a download) or ``# takes``
 (minutes) is left out. A block of ``text`` is what the block before it prints; if it begins with ``…``, as many of the
 last lines as it has. A picture is a file that some block makes. What differs is said; ``--write`` puts it in.
+``python`` is that of ``tests/warm.py``: each command is a process of its own.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from tests import warm
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
@@ -36,8 +39,9 @@ def run(code: str, language: str, folder: Path) -> str:
     if language == "python" and named:
         (folder / named[1]).write_text(code, encoding="utf-8")
         return ""
+    programs = (warm.python(), sys.executable)  # beside the latter is polygraphy
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([*(str(Path(one).parent) for one in programs), os.environ["PATH"]]),
         "PYTHONPATH": str(ROOT),
         "EDGE_SAMPLER_CACHE": str(folder / ".cache"),
         "HF_HUB_OFFLINE": "1",

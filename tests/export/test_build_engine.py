@@ -98,10 +98,9 @@ FP8 = pytest.param("fp8", marks=pytest.mark.skipif(OLD, reason="ONNX Runtime 1.2
 
 
 @pytest.mark.parametrize("precision", ["int8", "int8+fp16", FP8])
-def test_layers_of_eight_bits_are_read_as_such(copy: Path, precision: str) -> None:
+def test_layers_of_eight_bits_are_read_as_such(quantised: Path, precision: str) -> None:
     """Each of the network's inner convolutions multiplies what a dequantization restores, twice."""
-    add(copy, "--precision", precision)
-    dtype, nfe = {"fp8": rtx.fp8}.get(precision, rtx.int8), Bundle.open(copy).plan.nfe
+    dtype, nfe = {"fp8": rtx.fp8}.get(precision, rtx.int8), Bundle.open(quantised).plan.nfe
 
     def look(network: Any) -> None:
         layers = [network.get_layer(index) for index in range(network.num_layers)]
@@ -117,11 +116,12 @@ def test_layers_of_eight_bits_are_read_as_such(copy: Path, precision: str) -> No
         assert len({weight.name for _, weight in inner}) == 33
         assert sum(layer.type == rtx.LayerType.QUANTIZE for layer in layers) <= 33 * nfe
 
-    network_of(copy, precision, "1", look)
+    network_of(quantised, precision, "1", look)
 
 
-def test_evaluations_share_kernels_though_not_scales(copy: Path) -> None:
+def test_evaluations_share_kernels_though_not_scales(quantised: Path, tmp_path: Path) -> None:
     """An engine of eight bits is little larger: with a scale in each kernel's source it was eight times as large."""
+    copy = Path(shutil.copytree(quantised, tmp_path / "b"))
     for precision in ("fp32", "int8+fp16"):
         add(copy, "--engine", RTX, "--target", "sm89", "--precision", precision)
     sizes = [len(Bundle.open(copy).read(engine.file)) for engine in Bundle.open(copy).engines]

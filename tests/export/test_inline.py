@@ -27,8 +27,8 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.manifest import facts_of, write_manifest
 from edge_sampler.runtime.sampler import load
 from edge_sampler.runtime.verified import describe_files
-from tests.bundles import BUNDLES, TINY
-from tests.conftest import export
+from tests.bundles import TINY
+from tests.conftest import bundle, export
 from tests.export.networks import euler, frames
 from tests.graphs import X, graph, put
 
@@ -89,12 +89,11 @@ def test_two_passes_share_the_weights(conditional: Path, tmp_path: Path) -> None
     np.testing.assert_allclose(images[0], images[1], atol=1e-4)
 
 
-def test_a_text_bundle_is_exported_from_its_graphs(tmp_path: Path) -> None:
+def test_a_text_bundle_is_exported_from_its_graphs(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Encoder, tokenizer and guidance are those of the first bundle."""
-    first, second, prompts = tmp_path / "first", tmp_path / "second", tmp_path / "prompts.txt"
+    first, second, prompts = bundle("hearts", tmp_path_factory), tmp_path / "second", tmp_path / "prompts.txt"
     prompts.write_text("a red heart\na cat\na blue star\na dog\n")
     arguments = ["--nfe", "2", "--solver", "ddim", "--check", "0", "--samples", "1"]
-    export(*BUNDLES["hearts"], "--samples", "1", "--out", str(first))
     export("--model", str(first / "denoiser.onnx"), *arguments, "--prompts", str(prompts), "--out", str(second))
     manifest = Bundle.open(second).manifest
     assert manifest["stages"] == ["encoder"]

@@ -52,16 +52,6 @@ def number(value: ir.Value | None) -> np.ndarray:
     return value.const_value.numpy()
 
 
-@pytest.fixture(scope="module")
-def quantised(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of digits with int8, int8+fp16 and fp8. Do not change it."""
-    folder = tmp_path_factory.mktemp("quantised") / "digits"
-    shutil.copytree(made, folder)
-    for precision in QUANTISED:
-        add(folder, "--precision", precision)
-    return folder
-
-
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_inner_layers_are_of_eight_bits_and_nothing_else_is(quantised: Path, precision: str) -> None:
     path = quantised / f"sampler-{precision}.onnx"

@@ -2,7 +2,9 @@
 
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,13 @@ def refit_bundle(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@cache
+def largest_of(folder: Path, precision: str) -> Mapping[str, float]:
+    """What the bundle's layers are quantised by."""
+    bundle = Bundle.open(folder)
+    return ranges_of(bundle, precision, layers_of(ir.load(bundle.graph("sampler.onnx")).graph), one_scale=False)[0]
+
+
 def few(patch: pytest.MonkeyPatch, cache: Path) -> None:
     """A refit of seconds."""
     patch.setenv("EDGE_SAMPLER_CACHE", str(cache))
@@ -70,8 +79,7 @@ def test_a_function_is_its_evaluation_in_the_unrolled_graph(
     """To the bit where no kernel is fused: in one that is, a sum in another order makes roundings fall another way."""
     bundle, eight = Bundle.open(request.getfixturevalue(bundle_of)), replace(QUANTISED[precision], rest="fp32")
     model, graph = of_bundle(bundle), ir.load(bundle.graph("sampler.onnx"))
-    layers = layers_of(graph.graph)
-    largest, _ = ranges_of(bundle, precision, layers, one_scale=False)
+    largest = largest_of(bundle.folder, precision)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(QUANTISED, precision, eight)
         quantise(graph, precision, largest)
@@ -224,7 +232,7 @@ def test_a_killed_refit_is_taken_up(made: Path, tmp_path: Path, monkeypatch: pyt
     """All that it asks of networks is kept, by what it is asked of."""
     few(monkeypatch, tmp_path)
     bundle = Bundle.open(made)
-    largest, _ = ranges_of(bundle, "int8", layers_of(ir.load(bundle.graph("sampler.onnx")).graph), one_scale=False)
+    largest = largest_of(made, "int8")
     first = refitted.refit_of(bundle)(bundle, "int8", largest)
     second = refitted.refit_of(bundle)(bundle, "int8", largest)
     assert first.sha256 == second.sha256

@@ -20,6 +20,7 @@ from edge_sampler.calibration.settings import Settings
 from edge_sampler.models.precond import PRECONDITIONINGS
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import sample
+from tests import warm
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "your-model.md").read_text()
@@ -32,7 +33,7 @@ def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
     for line in commands[0].splitlines():
         small = ["--fit-batch", "8", "--heldout", "4", "--samples", "1"] if " export " in line else []
-        command = [sys.executable, *line.split()[1:], *small]
+        command = [warm.python(), *line.split()[1:], *small]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
@@ -130,7 +131,7 @@ class UNet(torch.nn.Module):
 def run(folder: Path, *command: str) -> str:
     """Output of ``python COMMAND …`` in that folder, with this checkout on the path."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "EDGE_SAMPLER_CACHE": str(folder / "cache")}
-    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run([warm.python(), *command], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -4,21 +4,22 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests import warm
 from tests.calibration.evaluate import jobs
 
 ROOT = Path(__file__).parents[3]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def run(command: list[str], folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+def torchrun(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHON_EXEC": warm.python()}
+    command = [warm.python(), *TORCHRUN, *arguments]
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300, check=False
     )
@@ -37,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
         jobs.run(name, one)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "PORTS": ",".join(free_port() for _ in jobs.JOBS)}
-    command = [sys.executable, "-m", "tests.calibration.evaluate.jobs", str(two)]
+    command = [warm.python(), "-m", "tests.calibration.evaluate.jobs", str(two)]
     started = [
         subprocess.Popen(
             command,
@@ -106,7 +107,7 @@ def test_the_first_process_writes_what_all_made_and_none_leaves_before(tmp_path:
     """As torchrun starts them, which ends all when one fails."""
     script = tmp_path / "writes.py"
     script.write_text(WRITES)
-    done = run([*TORCHRUN, str(script), str(tmp_path / "written")], tmp_path)
+    done = torchrun(str(script), str(tmp_path / "written"), folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "written").read_text() == "3.0"
     assert done.stdout.count("wrote") == 1
@@ -128,6 +129,6 @@ with joined(torch.device("cpu")):
 def test_a_process_that_dies_is_reported(tmp_path: Path) -> None:
     script = tmp_path / "dies.py"
     script.write_text(DIES)
-    done = run([*TORCHRUN, str(script)], tmp_path)
+    done = torchrun(str(script), folder=tmp_path)
     assert done.returncode != 0
     assert "process 0 of 2 lost another one" in done.stderr

@@ -22,6 +22,7 @@ from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.plan import Plan, sample
 
 USUAL = ("ddim", "dpmpp-2m", "ipndm")  # what people run without a fit
+TRIED, FINAL = 4, 6  # noises on which each of them is tried on each schedule, and how many of these are tried on all
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,15 @@ def judge(
     noises = to_judge(model, count)
     with progress("converged solution", cost(1, REFERENCE_STEPS) * count) as noises.network.meter.progress:
         goal = solution(noises, [model.spec.sigma_max], REFERENCE_STEPS, cache)[0.0]
-    fixed = fixed_plans(model, plan.nfe, noises)
-    with progress("fixed solvers", plan.nfe * (1 + len(fixed)) * count) as noises.network.meter.progress:
-        error = error_of(plan, noises, goal)
-        errors = {name: error_of(one, noises, goal) for name, one in fixed.items()}
-    known = {name: other for name, other in errors.items() if np.isfinite(other)}
+    fixed, few = fixed_plans(model, plan.nfe, noises), noises.first(TRIED)
     usual = [on_levels(solver, model.spec.schedule) for solver in USUAL]
+    spent = plan.nfe * (len(fixed) * min(TRIED, count) + (1 + len(usual) + FINAL) * count)
+    with progress("fixed solvers", spent) as noises.network.meter.progress:
+        tried = {name: error_of(one, few, goal) for name, one in fixed.items()}
+        final = sorted(tried, key=lambda name: tried[name] if np.isfinite(tried[name]) else np.inf)[:FINAL]
+        errors = {name: error_of(fixed[name], noises, goal) for name in dict.fromkeys([*usual, *final])}
+        error = error_of(plan, noises, goal)
+    known = {name: other for name, other in errors.items() if np.isfinite(other)}
     shown = {*usual, min(known, key=lambda name: known[name], default="")}
     return Judgement(count, error, {name: known[name] for name in known if name in shown})
 

@@ -177,7 +177,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         metavar="M",
         help="fine steps in a step, for the local target (default: 10)",
     )
-    batch_help = "noises to fit on (default: 256)"
+    batch_help = f"noises to fit on (default: {DEFAULTS.batch})"
     group.add_argument(
         *names("batch"), dest="fit_batch", type=int, default=DEFAULTS.batch, metavar="B", help=batch_help
     )
@@ -185,7 +185,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         "--heldout",
         type=int,
         default=DEFAULTS.heldout,
-        help="noises held out of the fit, which judge it (default: 128)",
+        help=f"noises held out of the fit, which judge it (default: {DEFAULTS.heldout})",
     )
     group.add_argument(
         "--ridge",

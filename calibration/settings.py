@@ -58,8 +58,8 @@ class Settings:
     target: str | None = None
     history: int | None = None
     fine_steps: int = 10
-    batch: int = 256
-    heldout: int = 128
+    batch: int = 128
+    heldout: int = 64
     ridge: float = RIDGE
     seed: int = 0
     temperature: float = 1.0

@@ -76,7 +76,9 @@ class Task:
             spent += choice_cost(self.numbers, fitting + heldout, fitting)
         else:
             spent += cost(sum(self.numbers), self.steps) * (fitting + heldout)
-        spent += self.race_cost(heldout) + max(self.candidate_cost(solver, fitting + heldout, heldout) for solver in self.solvers)
+        spent += self.race_cost(heldout) + max(
+            self.candidate_cost(solver, fitting + heldout, heldout) for solver in self.solvers
+        )
         entries = [1 + self.afs + earlier for earlier in range(self.settings.nfe)]
         spent += self.settings.refine * iteration_cost(entries, fitting, heldout)
         return spent + 2 * self.settings.nfe * heldout * (self.settings.refine > 0)

@@ -122,7 +122,7 @@ def race(schemes: Sequence[Scheme], noises: Noises, fine: States, cache: Cache =
     ground = Ground.of(noises.heldout, fine.part(slice(noises.fitting, None)))
     key = {"race": ground.noises.key, "schemes": [[one.solver.name, one.history] for one in schemes]}
     key |= {"levels": [list(one.sigmas) for one in schemes], "fine": [digest(fine[sigma]) for sigma in fine]}
-    key |= {"means": [None if one.mean is None else digest(one.mean) for one in schemes]}
+    key |= {"means": [digest(one.mean) for one in schemes if one.mean is not None]}
     return cache.recall_together(
         key, lambda: {"errors": np.array([attempt(scheme, ground).error for scheme in schemes])}
     )["errors"].tolist()

@@ -83,8 +83,8 @@ def search(
     """The best noise levels that are found from the best of ``starts`` on, by moving one at a time.
 
     They are levels of ``fine``, the same-noise solution [n or more, …] of ``noises``, for ``scout``, which evaluates
-    once a step; with a ``mean`` its first step is analytical. The search ends with ``SHIFTS``, or before its evaluations
-    are more than ``search_cost``.
+    once a step; with a ``mean`` its first step is analytical. The search ends with ``SHIFTS``, or before it has spent
+    more than ``search_cost``.
     """
     levels, steps = sorted(fine, reverse=True), len(starts[0]) - 1
     fitting = int(total(np.array([len(noises)], float))[0])

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edge_sampler.calibration.evaluate.distributed import total
+from edge_sampler.calibration.evaluate.distributed import gathered, total
 from edge_sampler.calibration.evaluate.noise_sets import Noises
 from edge_sampler.calibration.evaluate.reference import REFERENCE, States
 from edge_sampler.calibration.evaluate.results import Cache
@@ -31,7 +31,6 @@ SURVEYED = 64  # levels, uniform in log σ, at which Euler's error is measured
 COUNTS = (48, 64)  # of levels, or twice the number of steps
 STRIDE = 3  # levels that an Euler step goes down whose error is followed
 EVEN = 0.05  # of the mean density is everywhere
-LEAST = 1e-9  # an image's error below this counts as this
 TOLERATED = 0.2  # of a sampler's error: the fine solution's, in an image as they mostly are
 
 
@@ -63,8 +62,8 @@ def pilot(noises: Noises, numbers: Iterable[int], cache: Cache) -> Pilot:
         for count in finer:
             better = solve(first, placed(density, count, first))
             erred = solved.sampler_errors(first, left, wanted[-1])
-            if share(image_errors(better.states[-1] - solved.states[-1]), erred) <= TOLERATED:
-                break
+            if median(image_errors(better.states[-1] - solved.states[-1])) <= TOLERATED * median(erred):
+                break  # not the mean: a few images, whose paths part, move much however fine the solve
             solved, left = better, better.left(first)
         return {"levels": np.array(solved.levels), "products": solved.products(), "left": left}
 
@@ -90,14 +89,9 @@ def pilot_cost(numbers: Iterable[int], noises: int) -> int:
     return min(NOISES, noises) * (SURVEYED + 2 * sum(tried) + steps * (len(tried) - 1))
 
 
-def share(moved: Tensor, erred: Tensor) -> float:
-    """The geometric mean over the images of all processes of ``moved`` / ``erred``, [n] each.
-
-    A few images, whose paths part, move much however fine the solve; they shall not decide.
-    """
-    logs = moved.clamp_min(LEAST).log() - erred.clamp_min(LEAST).log()
-    summed, count = total(np.array([logs.sum().item(), len(logs)]))
-    return float(np.exp(summed / count))
+def median(errors: Tensor) -> float:
+    """Of those of all processes' images, [n] each."""
+    return float(np.median(gathered(errors.cpu().numpy())))
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class States(Mapping[float, Tensor]):
     def __len__(self) -> int:
         return len(self.levels)
 
-    def part(self, rows: slice) -> "States":
+    def part(self, rows: slice | Sequence[int]) -> "States":
         """Of some of the samples."""
         return States(self.levels, self.held[:, rows], self.like)
 

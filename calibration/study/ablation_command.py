@@ -38,9 +38,14 @@ def main() -> None:
     group.add_argument("--nfe", type=whole_numbers, default="5,10", help="numbers of evaluations (default: 5,10)")
     group.add_argument("--also", default="", help="other models, with commas, to try each other's fits on")
     group.add_argument("--noises", type=int, default=1024, help="noises that judge (default: 1024)")
-    group.add_argument("--batch", type=int, default=DEFAULTS.batch, help=f"noises to fit on (default: {DEFAULTS.batch})")
     group.add_argument(
-        "--heldout", type=int, default=DEFAULTS.heldout, help=f"noises held out of the fit (default: {DEFAULTS.heldout})"
+        "--batch", type=int, default=DEFAULTS.batch, help=f"noises to fit on (default: {DEFAULTS.batch})"
+    )
+    group.add_argument(
+        "--heldout",
+        type=int,
+        default=DEFAULTS.heldout,
+        help=f"noises held out of the fit (default: {DEFAULTS.heldout})",
     )
     add_cache_argument(group)
     group.add_argument("--out", type=Path, help="a new Markdown file (default: ablation-MODEL.md)")

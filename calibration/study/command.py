@@ -60,9 +60,14 @@ def main() -> None:
         "--refined", type=whole_numbers, help="those of --nfe at which to refine (default: those of 5,6,8,10)"
     )
     group.add_argument("--noises", type=int, default=1024, help="noises that judge (default: 1024)")
-    group.add_argument("--batch", type=int, default=DEFAULTS.batch, help=f"noises to fit on (default: {DEFAULTS.batch})")
     group.add_argument(
-        "--heldout", type=int, default=DEFAULTS.heldout, help=f"noises held out of the fit (default: {DEFAULTS.heldout})"
+        "--batch", type=int, default=DEFAULTS.batch, help=f"noises to fit on (default: {DEFAULTS.batch})"
+    )
+    group.add_argument(
+        "--heldout",
+        type=int,
+        default=DEFAULTS.heldout,
+        help=f"noises held out of the fit (default: {DEFAULTS.heldout})",
     )
     group.add_argument(
         "--iterations",

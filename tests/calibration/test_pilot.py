@@ -11,8 +11,8 @@ from edge_sampler.calibration import pilot as piloting
 from edge_sampler.calibration.evaluate.noise_sets import to_fit
 from edge_sampler.calibration.evaluate.reference import solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE
-from edge_sampler.calibration.fit import RIDGE, gram, mean_error, solve
-from edge_sampler.calibration.pilot import pilot, pilot_cost, share, shortest, two_step_errors
+from edge_sampler.calibration.fit import RIDGE, gram, image_errors, mean_error, solve
+from edge_sampler.calibration.pilot import pilot, pilot_cost, shortest, two_step_errors
 from edge_sampler.calibration.schedules import logarithmic
 from edge_sampler.calibration.trace import correct
 from edge_sampler.models.denoiser import Denoiser
@@ -93,3 +93,17 @@ def test_there_are_as_many_levels_as_the_error_asks_for(mixture: Denoiser, monke
     monkeypatch.setattr(piloting, "TOLERATED", 1e-4)
     assert len(pilot(noises, [6], NO_CACHE).levels) > len(levels)
     assert len(pilot(noises, [80], NO_CACHE).levels) == 161  # twice as many as steps, and 0
+
+
+def test_an_image_whose_path_parts_does_not_decide_how_many_levels_there_are(
+    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may move a thousand times as far as the others when the solve gets finer."""
+    noises, levels = to_fit(mixture, 8, 4, 0), []
+    errors = image_errors
+    for parting in (1, 5):
+        factors = torch.tensor([1000.0] * parting + [1.0] * (8 - parting))
+        monkeypatch.setattr(piloting, "image_errors", lambda difference, by=factors: by * errors(difference))
+        monkeypatch.setattr(piloting, "density_of", lambda noises: np.ones(63))
+        levels.append(len(pilot(noises, [5], NO_CACHE).levels) - 1)
+    assert levels == [48, 64]

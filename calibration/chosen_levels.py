@@ -11,6 +11,7 @@ of a few noises are not those of others.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache as once
+from itertools import product
 
 import numpy as np
 from torch import Tensor
@@ -25,9 +26,10 @@ from edge_sampler.calibration.solvers.base import Scheme, Solver
 from edge_sampler.models.progress import ProgressBars, silent
 
 Grid = Callable[[int], list[float]]  # number of steps → noise levels, the last 0
-TRIED = (16, 64)  # noises that a move is tried on, one number after the other
+TRIED = (16, 128)  # noises that a move is tried on, one number after the other
+POWERS = (1.0, 1.5)  # of what is left of an error: Euler carries it, and a better solver leaves less
 SHIFTS = (2, 1, 1)  # the search moves each level by so many places, up and down, in turn
-ALLOWED = 1000  # evaluations for each step that a search may take
+ALLOWED = 950  # evaluations for each step that a search may take
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Choice:
         def best(steps: int) -> list[float]:
             spent = search_cost(steps, self.noises.fitting)
             with self.progress(f"search for {steps} levels", spent) as fitting.network.meter.progress:
-                starts = [self.told.grid(steps, afs) for afs in {False, mean is not None}]
+                kinds = product({False, mean is not None}, POWERS)
+                starts = [self.told.grid(steps, afs, power) for afs, power in kinds]
                 return search(starts, fitting, self.fine, self.cache, mean, scout)
 
         return best
@@ -98,12 +101,12 @@ def search(
 
     def descend() -> dict[str, np.ndarray]:
         nonlocal left
-        tries = []
-        for start in starts:
-            places = [levels.index(sigma) for sigma in start]
-            tries.append((places, [run(ground, places) for ground in grounds]))
-            left -= asked * sum(counts)
-        places, best = min(tries, key=lambda one: one[1][-1].error)
+        begun = [([levels.index(sigma) for sigma in start], list[Attempt]()) for start in starts]
+        for ground, count in zip(grounds, counts, strict=True):  # the better half goes on
+            left -= asked * count * len(begun)
+            begun = [(places, [*tried, run(ground, places)]) for places, tried in begun]
+            begun = sorted(begun, key=lambda one: one[1][-1].error)[: -(-len(begun) // 2)]
+        places, best = begun[0]
         for shift in SHIFTS:
             for index in range(1, steps):
                 for place in (places[index] - shift, places[index] + shift):
@@ -126,7 +129,7 @@ def search(
         "searched": noises.key,
         "from": [list(start) for start in starts],
         "levels": levels,
-        "race": [scout.name, counts, SHIFTS, ALLOWED],
+        "search": [scout.name, counts, SHIFTS, ALLOWED],
     }
     if mean is not None:
         key["mean"] = digest(mean)

@@ -45,9 +45,12 @@ class Pilot:
     products: np.ndarray
     left: np.ndarray
 
-    def grid(self, steps: int, afs: bool) -> list[float]:
-        """Noise levels of the best path in so many steps; with ``afs``, where the first answer is the mean."""
-        errors = two_step_errors(self.products, self.levels, afs) * self.left**2
+    def grid(self, steps: int, afs: bool, power: float = 1.0) -> list[float]:
+        """Noise levels of the best path in so many steps; with ``afs``, where the first answer is the mean.
+
+        What an error leaves in the image is taken to this ``power``.
+        """
+        errors = two_step_errors(self.products, self.levels, afs) * self.left ** (2 * power)
         return [self.levels[place] for place in shortest(errors, steps)]
 
 

@@ -29,7 +29,7 @@ Grid = Callable[[int], list[float]]  # number of steps → noise levels, the las
 TRIED = (16, 128)  # noises that a move is tried on, one number after the other
 POWERS = (1.0, 1.5)  # of what is left of an error: Euler carries it, and a better solver leaves less
 SHIFTS = (2, 1, 1)  # the search moves each level by so many places, up and down, in turn
-ALLOWED = 950  # evaluations for each step that a search may take
+ALLOWED, LEAST = 950, 11  # evaluations that a search may take for each step, and for how many steps at the least
 
 
 @dataclass(frozen=True)
@@ -148,4 +148,4 @@ def stages(fitting: int) -> list[int]:
 
 def search_cost(steps: int, fitting: int) -> int:
     """Network evaluations that ``search`` spends at the most."""
-    return min(ALLOWED * steps, sum(stages(fitting)) * (2 * steps + len(SHIFTS) * steps * (steps - 1)))
+    return min(ALLOWED * max(steps, LEAST), sum(stages(fitting)) * (2 * steps + len(SHIFTS) * steps * (steps - 1)))

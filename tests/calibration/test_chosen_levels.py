@@ -75,13 +75,13 @@ def test_a_search_that_runs_out_of_evaluations_keeps_what_it_has(
     noises, fine = prepared(mixture)
     levels, errors = sorted(fine, reverse=True), []
     start = [levels[place] for place in (0, 1, 4, 6, 8, 24)]
-    for allowed in (20, 100, 1000):
+    for allowed in (8, 40, 400):
         monkeypatch.setattr(chosen_levels, "ALLOWED", allowed)
         before = noises.network.meter.evaluations
         errors.append(error(found := search([start], noises, fine, NO_CACHE), noises, fine))
         spent = noises.network.meter.evaluations - before - 5 * 16  # without that of ``error``
-        assert spent <= search_cost(5, 16) <= 5 * allowed
-        assert (found == start) == (allowed == 20)  # enough to try the start
+        assert spent <= search_cost(5, 16) <= 11 * allowed
+        assert (found == start) == (allowed == 8)  # enough to try the start
     assert errors[0] > errors[1] > errors[2]
 
 

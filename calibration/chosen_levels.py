@@ -129,7 +129,7 @@ def search(
         "searched": noises.key,
         "from": [list(start) for start in starts],
         "levels": levels,
-        "search": [scout.name, counts, SHIFTS, ALLOWED],
+        "search": [scout.name, counts, SHIFTS, left],
     }
     if mean is not None:
         key["mean"] = digest(mean)

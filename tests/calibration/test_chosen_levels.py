@@ -69,19 +69,20 @@ def test_search_lowers_what_the_scouts_images_err(mixture: Denoiser, tmp_path: P
 
 
 def test_a_search_that_runs_out_of_evaluations_keeps_what_it_has(
-    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch
+    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The more it may spend, the better its levels; it never spends more."""
+    """The more it may spend, the better its levels; it never spends more. What little found is not kept for much."""
     noises, fine = prepared(mixture)
     levels, errors = sorted(fine, reverse=True), []
     start = [levels[place] for place in (0, 1, 4, 6, 8, 24)]
-    for allowed in (8, 40, 400):
+    for allowed, steps in ((8, 11), (8, 55), (400, 11)):
         monkeypatch.setattr(chosen_levels, "ALLOWED", allowed)
+        monkeypatch.setattr(chosen_levels, "LEAST", steps)
         before = noises.network.meter.evaluations
-        errors.append(error(found := search([start], noises, fine, NO_CACHE), noises, fine))
+        errors.append(error(found := search([start], noises, fine, Cache(tmp_path)), noises, fine))
         spent = noises.network.meter.evaluations - before - 5 * 16  # without that of ``error``
-        assert spent <= search_cost(5, 16) <= 11 * allowed
-        assert (found == start) == (allowed == 8)  # enough to try the start
+        assert spent <= search_cost(5, 16) <= steps * allowed
+        assert (found == start) == (allowed * steps == 88)  # enough to try the start
     assert errors[0] > errors[1] > errors[2]
 
 

@@ -10,7 +10,7 @@ from edge_sampler.calibration.budget import Budget
 from edge_sampler.calibration.evaluate.results import LIMIT, Cache
 from edge_sampler.calibration.refinement import ITERATIONS
 from edge_sampler.calibration.schedules import SCHEDULES
-from edge_sampler.calibration.settings import CHOSEN, OWN, Settings
+from edge_sampler.calibration.settings import CHOSEN, OWN, TO_REFINE, Settings
 from edge_sampler.models.checkpoint import FORMATS
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
@@ -177,15 +177,12 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         metavar="M",
         help="fine steps in a step, for the local target (default: 10)",
     )
-    batch_help = f"noises to fit on (default: {DEFAULTS.batch})"
-    group.add_argument(
-        *names("batch"), dest="fit_batch", type=int, default=DEFAULTS.batch, metavar="B", help=batch_help
-    )
+    batch_help = f"noises to fit on (default: {DEFAULTS.batch}, to refine {TO_REFINE['batch']})"
+    group.add_argument(*names("batch"), dest="fit_batch", type=int, metavar="B", help=batch_help)
     group.add_argument(
         "--heldout",
         type=int,
-        default=DEFAULTS.heldout,
-        help=f"noises held out of the fit, which judge it (default: {DEFAULTS.heldout})",
+        help=f"noises held out, which judge the fit (default: {DEFAULTS.heldout}, to refine {TO_REFINE['heldout']})",
     )
     group.add_argument(
         "--ridge",
@@ -222,6 +219,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
     """Raises UserError for values out of range."""
     if arguments.refine_on != DEFAULTS.refine_on and not arguments.refine:
         raise UserError(f"--refine-on {arguments.refine_on} changes nothing without --refine: add that")
+    noises = TO_REFINE if arguments.refine else {"batch": DEFAULTS.batch, "heldout": DEFAULTS.heldout}
     asked = Settings(
         nfe=arguments.nfe,
         solver=arguments.solver,
@@ -229,8 +227,8 @@ def settings(arguments: argparse.Namespace) -> Settings:
         target=arguments.fit_target,
         history=arguments.history,
         fine_steps=arguments.fine_steps,
-        batch=arguments.fit_batch,
-        heldout=arguments.heldout,
+        batch=noises["batch"] if arguments.fit_batch is None else arguments.fit_batch,
+        heldout=noises["heldout"] if arguments.heldout is None else arguments.heldout,
         ridge=arguments.ridge,
         seed=arguments.seed,
         temperature=arguments.temperature,

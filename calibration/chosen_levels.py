@@ -28,8 +28,9 @@ from edge_sampler.models.progress import ProgressBars, silent
 Grid = Callable[[int], list[float]]  # number of steps → noise levels, the last 0
 TRIED = (16, 128)  # noises that a move is tried on, one number after the other
 POWERS = (1.0, 1.5)  # of what is left of an error: Euler carries it, and a better solver leaves less
+STARTS = 2 * len(POWERS)  # of a search: with an analytical first step in mind, and without
 SHIFTS = (2, 1, 1)  # the search moves each level by so many places, up and down, in turn
-ALLOWED, LEAST = 950, 11  # evaluations that a search may take for each step, and for how many steps at the least
+ALLOWED, LEAST = 1300, 11  # evaluations that a search may take for each step, and for how many steps at the least
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,10 @@ def search(
 
     def descend() -> dict[str, np.ndarray]:
         nonlocal left
-        begun = [([levels.index(sigma) for sigma in start], list[Attempt]()) for start in starts]
-        for ground, count in zip(grounds, counts, strict=True):  # the better half goes on
-            left -= asked * count * len(begun)
-            begun = [(places, [*tried, run(ground, places)]) for places, tried in begun]
-            begun = sorted(begun, key=lambda one: one[1][-1].error)[: -(-len(begun) // 2)]
-        places, best = begun[0]
+        begun = [[levels.index(sigma) for sigma in start] for start in starts]
+        left -= asked * sum(counts) * len(begun)
+        tries = [(places, [run(ground, places) for ground in grounds]) for places in begun]
+        places, best = min(tries, key=lambda one: one[1][-1].error)
         for shift in SHIFTS:
             for index in range(1, steps):
                 for place in (places[index] - shift, places[index] + shift):
@@ -148,4 +147,4 @@ def stages(fitting: int) -> list[int]:
 
 def search_cost(steps: int, fitting: int) -> int:
     """Network evaluations that ``search`` spends at the most."""
-    return min(ALLOWED * max(steps, LEAST), sum(stages(fitting)) * (2 * steps + len(SHIFTS) * steps * (steps - 1)))
+    return min(ALLOWED * max(steps, LEAST), sum(stages(fitting)) * (STARTS * steps + len(SHIFTS) * steps * (steps - 1)))

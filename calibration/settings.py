@@ -14,6 +14,7 @@ TARGETS = ("local", "global")
 REFINED = "-refined"  # ends the name of a solver whose plan is refined
 CHOSEN = "chosen"  # the schedule that is measured, calibration/chosen_levels.py
 OWN = "own"  # the schedule that a model brings
+TO_REFINE = {"batch": 256, "heldout": 128}  # by default on command lines: a table has many more numbers than γ
 AUTO = ("iia-ipndm", "iia-ddim", "iia-dpmpp-2m", "ipndm")  # the best on chosen levels, docs/study.md
 
 
@@ -59,7 +60,7 @@ class Settings:
     history: int | None = None
     fine_steps: int = 10
     batch: int = 128
-    heldout: int = 64
+    heldout: int = 32
     ridge: float = RIDGE
     seed: int = 0
     temperature: float = 1.0

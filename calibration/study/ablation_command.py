@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from edge_sampler.calibration.arguments import (
-    DEFAULTS,
     add_cache_argument,
     add_model_arguments,
     cache,
@@ -18,7 +17,7 @@ from edge_sampler.calibration.arguments import (
     load_model,
 )
 from edge_sampler.calibration.evaluate.distributed import written
-from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.settings import TO_REFINE, Settings
 from edge_sampler.calibration.study.ablation import Answer, ablate, between_grids, between_models, markdown
 from edge_sampler.models import load
 from edge_sampler.models.progress import ProgressBars
@@ -39,13 +38,13 @@ def main() -> None:
     group.add_argument("--also", default="", help="other models, with commas, to try each other's fits on")
     group.add_argument("--noises", type=int, default=1024, help="noises that judge (default: 1024)")
     group.add_argument(
-        "--batch", type=int, default=DEFAULTS.batch, help=f"noises to fit on (default: {DEFAULTS.batch})"
+        "--batch", type=int, default=TO_REFINE["batch"], help=f"noises to fit on (default: {TO_REFINE['batch']})"
     )
     group.add_argument(
         "--heldout",
         type=int,
-        default=DEFAULTS.heldout,
-        help=f"noises held out of the fit (default: {DEFAULTS.heldout})",
+        default=TO_REFINE["heldout"],
+        help=f"noises held out of the fit (default: {TO_REFINE['heldout']})",
     )
     add_cache_argument(group)
     group.add_argument("--out", type=Path, help="a new Markdown file (default: ablation-MODEL.md)")

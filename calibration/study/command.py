@@ -20,7 +20,7 @@ from edge_sampler.calibration.arguments import (
 )
 from edge_sampler.calibration.evaluate.distributed import written
 from edge_sampler.calibration.refinement import ITERATIONS
-from edge_sampler.calibration.settings import AUTO, Settings
+from edge_sampler.calibration.settings import AUTO, TO_REFINE, Settings
 from edge_sampler.calibration.solvers import ALL_SOLVERS, find
 from edge_sampler.calibration.solvers.base import Solver
 from edge_sampler.calibration.study.rivals.entry import RIVALS, Rival
@@ -61,13 +61,13 @@ def main() -> None:
     )
     group.add_argument("--noises", type=int, default=1024, help="noises that judge (default: 1024)")
     group.add_argument(
-        "--batch", type=int, default=DEFAULTS.batch, help=f"noises to fit on (default: {DEFAULTS.batch})"
+        "--batch", type=int, default=TO_REFINE["batch"], help=f"noises to fit on (default: {TO_REFINE['batch']})"
     )
     group.add_argument(
         "--heldout",
         type=int,
-        default=DEFAULTS.heldout,
-        help=f"noises held out of the fit (default: {DEFAULTS.heldout})",
+        default=TO_REFINE["heldout"],
+        help=f"noises held out of the fit (default: {TO_REFINE['heldout']})",
     )
     group.add_argument(
         "--iterations",

@@ -43,7 +43,12 @@ def main() -> None:
             path = plan_file(name, nfe, arguments.out)
             if fits(path, model):
                 continue
-            plan = calibrate(model, Settings(nfe, refine=ITERATIONS, **TO_REFINE), bar, kept)
+            plan = calibrate(
+                model,
+                Settings(nfe, batch=TO_REFINE["batch"], heldout=TO_REFINE["heldout"], refine=ITERATIONS),
+                bar,
+                kept,
+            )
             assert plan.report is not None
             with writable(path, force=True) as new:
                 replace(plan, report=replace(plan.report, seconds=0.0)).save(new)  # what differs from run to run

@@ -11,7 +11,7 @@ from edge_sampler.calibration.budget import Budget
 from edge_sampler.calibration.evaluate.results import LIMIT, Cache
 from edge_sampler.calibration.refinement import ITERATIONS
 from edge_sampler.calibration.schedules import SCHEDULES
-from edge_sampler.calibration.settings import CHOSEN, OWN, Settings
+from edge_sampler.calibration.settings import CHOSEN, OWN, Settings, noises_for
 from edge_sampler.models.checkpoint import FORMATS
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
@@ -34,9 +34,15 @@ class OfEngines(argparse.Action):
         parser.error(f"{self.option_strings[0]} is an engine's: a fit has --fit-{self.dest}")
 
 
-def add_fit_batch_argument(group: argparse._ActionsContainer) -> None:
-    batch_help = f"noises to fit on (default: {DEFAULTS.batch})"
-    group.add_argument("--fit-batch", type=int, default=DEFAULTS.batch, metavar="B", help=batch_help)
+def add_noises_arguments(group: argparse._ActionsContainer, refined: bool = False) -> None:
+    """``refined``: whether the command refines always; else ``--refine`` decides on the default."""
+    for name, option, what in (
+        ("batch", "--fit-batch", "noises to fit on"),
+        ("heldout", "--heldout", "noises held out of the fit, which judge it"),
+    ):
+        few, many = noises_for(0)[name], noises_for(1)[name]
+        told = f"{what} (default: {many if refined else f'{few}; {many} to refine'})"
+        group.add_argument(option, type=int, default=many if refined else None, metavar="N", help=told)
 
 
 def refuse_engines_options(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -193,15 +199,9 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         metavar="M",
         help="fine steps in a step, for the local target (default: 10)",
     )
-    add_fit_batch_argument(group)
+    add_noises_arguments(group)
     if not exporting:
         refuse_engines_options(parser, "--batch", "--target")
-    group.add_argument(
-        "--heldout",
-        type=int,
-        default=DEFAULTS.heldout,
-        help="noises held out of the fit, which judge it (default: 128)",
-    )
     group.add_argument(
         "--ridge",
         type=float,
@@ -237,6 +237,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
     """Raises UserError for values out of range."""
     if arguments.refine_on != DEFAULTS.refine_on and not arguments.refine:
         raise UserError(f"--refine-on {arguments.refine_on} changes nothing without --refine: add that")
+    noises = noises_for(0 if arguments.paper else arguments.refine)
     asked = Settings(
         nfe=arguments.nfe,
         solver=arguments.solver,
@@ -244,8 +245,8 @@ def settings(arguments: argparse.Namespace) -> Settings:
         target=arguments.fit_target,
         history=arguments.history,
         fine_steps=arguments.fine_steps,
-        batch=arguments.fit_batch,
-        heldout=arguments.heldout,
+        batch=noises["batch"] if arguments.fit_batch is None else arguments.fit_batch,
+        heldout=noises["heldout"] if arguments.heldout is None else arguments.heldout,
         ridge=arguments.ridge,
         seed=arguments.seed,
         temperature=arguments.temperature,

@@ -1,6 +1,6 @@
 """The best fit that a budget of evaluations, or of time, allows. It first leaves out what matters least.
 
-The order is what the ablation found (docs/study.md): noises down to 64, whose γ is nearly that of 256; iterations of
+The order is what the ablation found (docs/study.md): noises down to 64, whose γ is nearly that of 128; iterations of
 refinement; more noises; all solvers but one; and last chosen levels, in place of which comes a schedule.
 """
 

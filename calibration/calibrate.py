@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from edge_sampler.calibration.afs import mean_image
-from edge_sampler.calibration.candidates import best_candidate, grid_of, noises_of, scheme_of
-from edge_sampler.calibration.chosen_levels import choice_cost, choose
+from edge_sampler.calibration.candidates import grid_of, make_candidate, noises_of, race, scheme_of
+from edge_sampler.calibration.chosen_levels import choice_cost, choose, scout_of
 from edge_sampler.calibration.evaluate.distributed import total
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, local_cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import rms
 from edge_sampler.calibration.refinement import derivative_cost, iteration_cost, refine, refine_over
+from edge_sampler.calibration.scout import SCOUT
 from edge_sampler.calibration.settings import AUTO, CHOSEN, REFINED, TARGETS, Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Solver
@@ -61,19 +62,23 @@ class Task:
         local = local_cost(solver, steps, settings.fine_steps) if fits and self.target == "local" else 0
         return (settings.nfe + local) * (noises if fits else heldout)
 
+    def race_cost(self, heldout: int) -> int:
+        """Evaluations of one sample that tell which solver is best."""
+        return len(self.solvers) * self.settings.nfe * heldout if len(self.solvers) > 1 else 0
+
     def cost(self) -> int:
         """Evaluations of one sample, at the most; those of all processes."""
         if not self.evaluates:
             return 0
-        fitting, heldout, chosen = self.settings.batch, self.settings.heldout, self.schedule == CHOSEN
-        noises, grids = fitting + heldout, 3 if chosen else 1
+        fitting, heldout = self.settings.batch, self.settings.heldout
         spent = fitting if self.afs else 0
-        spent += (
-            choice_cost(self.numbers, self.steps, noises, fitting)
-            if chosen
-            else cost(sum(self.numbers), self.steps) * noises
+        if self.schedule == CHOSEN:
+            spent += choice_cost(self.numbers, fitting + heldout, fitting)
+        else:
+            spent += cost(sum(self.numbers), self.steps) * (fitting + heldout)
+        spent += self.race_cost(heldout) + max(
+            self.candidate_cost(solver, fitting + heldout, heldout) for solver in self.solvers
         )
-        spent += sum(self.candidate_cost(solver, noises, heldout) for solver in self.solvers) * grids
         entries = [1 + self.afs + earlier for earlier in range(self.settings.nfe)]
         spent += self.settings.refine * iteration_cost(entries, fitting, heldout)
         return spent + 2 * self.settings.nfe * heldout * (self.settings.refine > 0)
@@ -130,20 +135,24 @@ def fitted(
     mean = mean_image(noises, cache, progress) if afs else None
     aims = noises if towards is None else noises.by(towards)
     if schedule == CHOSEN:
-        grids, fine = choose(aims, task.numbers, steps, cache, progress)
+        choice = choose(aims, task.numbers, cache, progress)
+        grid, fine = choice.grid(mean, scout_of(solvers[0]) if len(solvers) == 1 else SCOUT), choice.fine
     else:
-        grids = [grid_of(model, schedule)]
-        every = [scheme_of(solver, grids[0], settings, mean) for solver in solvers]
+        grid = grid_of(model, schedule)
+        every = [scheme_of(solver, grid, settings, mean) for solver in solvers]
         levels = {sigma for scheme in every for sigma in scheme.sigmas if sigma > 0}
         with progress("fine trajectory", cost(len(levels), steps) * len(noises)) as meter.progress:
             fine = solution(aims, levels, steps, cache)
 
-    candidates = []
-    for solver in solvers:
-        spent = task.candidate_cost(solver, len(noises), len(noises.heldout)) * len(grids)
-        with progress(f"{solver.name}, {settings.nfe} evaluations", spent) as meter.progress:
-            candidates.append(best_candidate(solver, grids, noises, fine, target, settings, cache, mean))
-    best = min(candidates, key=lambda candidate: candidate.error)
+    schemes, compared = [scheme_of(solver, grid, settings, mean) for solver in solvers], dict[str, float]()
+    if len(schemes) > 1:
+        with progress("which solver", task.race_cost(len(noises.heldout))) as meter.progress:
+            errors = race(schemes, noises, fine, cache)
+        compared = {trace(scheme).solver: error for scheme, error in zip(schemes, errors, strict=True)}
+        schemes = [schemes[int(np.argmin(errors))]]
+    spent = task.candidate_cost(schemes[0].solver, len(noises), len(noises.heldout))
+    with progress(f"{schemes[0].solver.name}, {settings.nfe} evaluations", spent) as meter.progress:
+        best = make_candidate(schemes[0], noises, fine, target, settings, cache)
     plan, error, errors = best.plan, best.rms_error, [best.error]
     if settings.refine:
         refined = refine(plan, noises, fine[0.0], settings.refine, cache, progress, view)
@@ -158,7 +167,7 @@ def fitted(
         heldout=settings.heldout,
         heldout_rms_error=error,
         steps=best.steps,
-        compared={candidate.plan.solver: candidate.error for candidate in candidates},
+        compared=compared or {best.plan.solver: best.error},
         refinement=tuple(errors),
         examples=examples_of(model),
         evaluations=int(total(np.array([meter.evaluations], float))[0]),

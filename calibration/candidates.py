@@ -9,10 +9,11 @@ from torch import Tensor
 from edge_sampler.calibration.chosen_levels import Grid
 from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.evaluate.noise_sets import Noises, digest, to_fit
-from edge_sampler.calibration.evaluate.reference import local_target
+from edge_sampler.calibration.evaluate.reference import States, local_target
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import Target, fit, mean_error, rms
 from edge_sampler.calibration.schedules import SCHEDULES
+from edge_sampler.calibration.scout import Ground, attempt
 from edge_sampler.calibration.settings import OWN, Settings
 from edge_sampler.calibration.solvers.base import Scheme, Solver, base_step
 from edge_sampler.calibration.trace import trace
@@ -116,17 +117,12 @@ def make_candidate(
     return Candidate(trace(scheme, [step.gamma for step in steps]), error, rms_error, tuple(steps))
 
 
-def best_candidate(
-    solver: Solver,
-    grids: Sequence[Grid],
-    noises: Noises,
-    fine: Mapping[float, Tensor],
-    target: str,
-    settings: Settings,
-    cache: Cache = NO_CACHE,
-    mean: Tensor | None = None,
-) -> Candidate:
-    """The solver on whichever of the grids its final images err least; with a ``mean``, by AFS."""
-    schemes = [scheme_of(solver, grid, settings, mean) for grid in grids]
-    candidates = [make_candidate(scheme, noises, fine, target, settings, cache) for scheme in schemes]
-    return min(candidates, key=lambda candidate: candidate.error)
+def race(schemes: Sequence[Scheme], noises: Noises, fine: States, cache: Cache = NO_CACHE) -> list[float]:
+    """The mean error of each scheme's images, fitted to half of the held-out noises, on which no search was."""
+    ground = Ground.of(noises.heldout, fine.part(slice(noises.fitting, None)))
+    key = {"race": ground.noises.key, "schemes": [[one.solver.name, one.history] for one in schemes]}
+    key |= {"levels": [list(one.sigmas) for one in schemes], "fine": [digest(fine[sigma]) for sigma in fine]}
+    key |= {"means": [digest(one.mean) for one in schemes if one.mean is not None]}
+    return cache.recall_together(
+        key, lambda: {"errors": np.array([attempt(scheme, ground).error for scheme in schemes])}
+    )["errors"].tolist()

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from edge_sampler.calibration.calibrate import refit_cost, task_of
-from edge_sampler.calibration.chosen_levels import intervals
 from edge_sampler.calibration.evaluate.distributed import BLOCK, processes, rank
 from edge_sampler.calibration.evaluate.network import CHUNK, CHUNK_BYTES, Live
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_judge
 from edge_sampler.calibration.evaluate.reference import IN_MEMORY
+from edge_sampler.calibration.pilot import most_levels
 from edge_sampler.calibration.refinement import parameters, refinement_bytes
 from edge_sampler.calibration.settings import CHOSEN, Settings
 from edge_sampler.models.denoiser import Denoiser
@@ -68,7 +68,7 @@ def forecast(model: Denoiser, settings: Settings) -> Forecast | None:
     seconds, sample_bytes = one_evaluation(model)
     evaluations, steps = task.cost(), max(task.numbers)
     noises = -(-(settings.batch + settings.heldout) // processes())
-    levels = intervals(task.numbers) if task.schedule == CHOSEN else sum(task.numbers)
+    levels = most_levels(task.numbers) if task.schedule == CHOSEN else sum(task.numbers)
     number = math.prod(model.spec.shape) * noises  # of values in a state of all samples
     solved = min(4 * levels * number, IN_MEMORY)
     block = 8 * 2 * levels * math.prod(model.spec.shape) * min(BLOCK, noises)  # of a fine solve, and of its end

@@ -12,7 +12,7 @@ from edge_sampler import models
 from edge_sampler.calibration.arguments import add_cache_argument, cache
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.refinement import ITERATIONS
-from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.settings import Settings, noises_for
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import bar
 from edge_sampler.models.shipped import PLANS, plan_file
@@ -43,7 +43,8 @@ def main() -> None:
             path = plan_file(name, nfe, arguments.out)
             if fits(path, model):
                 continue
-            plan = calibrate(model, Settings(nfe, refine=ITERATIONS), bar, kept)
+            wanted = Settings(nfe, refine=ITERATIONS, **noises_for(ITERATIONS))
+            plan = calibrate(model, wanted, bar, kept)
             assert plan.report is not None
             with writable(path, force=True) as new:
                 replace(plan, report=replace(plan.report, seconds=0.0)).save(new)  # what differs from run to run

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
-from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.settings import Settings, noises_for
 from edge_sampler.export.build_engine import engine_for
 from edge_sampler.export.extend import Additions, add
 from edge_sampler.export.precisions import PRECISIONS, QUANTISED
@@ -98,7 +98,7 @@ def fit(
     """
     if (settings is None) == (nfe is None):
         raise UserError("give either nfe or settings")
-    chosen = settings or Settings(nfe or 0, solver, refine=refine)
+    chosen = settings or Settings(nfe or 0, solver, refine=refine, **noises_for(refine))
     return calibrate(model, chosen, progress, Cache(Path(cache)) if cache else NO_CACHE, towards)
 
 

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from tests.children import status_within
 
@@ -86,12 +87,12 @@ COMMANDS = {
 
 def smaller_fits() -> None:
     """Those of `ship` take minutes: here of few noises. And all, of a coarser fine trajectory."""
-    from functools import partial
-
     from edge_sampler.calibration import calibrate, ship
     from edge_sampler.calibration.settings import Settings
 
-    few = partial(Settings, batch=8, heldout=4, schedule="edm", solver="iia-ddim")
+    def few(nfe: int, **asked: Any) -> Settings:
+        return Settings(nfe, **asked | {"batch": 8, "heldout": 4, "schedule": "edm", "solver": "iia-ddim"})
+
     for module, name, smaller in ((calibrate, "REFERENCE_STEPS", 24), (ship, "Settings", few)):
         setattr(module, name, smaller)
 

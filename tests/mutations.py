@@ -81,10 +81,24 @@ ALL = (
     Mutation("settle", "runtime/bench.py", "time.sleep(SETTLE)", "pass", "tests/runtime/test_bundle.py"),
     Mutation(
         "auto-by-rms",
-        "calibration/calibrate.py",
-        "key=lambda candidate: candidate.error)",
-        "key=lambda candidate: candidate.rms_error)",
+        "calibration/scout.py",
+        "self.errors.sum().item()",
+        "self.errors.square().sum().item()",
         "tests/calibration/test_fit.py::test_auto_takes_what_errs_least_by_the_mean_of_images_errors",
+    ),
+    Mutation(
+        "moves-do-not-race",
+        "calibration/chosen_levels.py",
+        "if not tried[-1].error < before.error:",
+        "if ground is grounds[-1] and not tried[-1].error < before.error:",
+        "tests/calibration/test_chosen_levels.py",
+    ),
+    Mutation(
+        "who-fits-by-place",
+        "calibration/scout.py",
+        "key=lambda place: noises.seeds[place] % 2)",
+        "key=lambda place: place % 2)",
+        "tests/calibration/test_chosen_levels.py",
     ),
     Mutation(
         "reference-steps",

@@ -45,7 +45,7 @@ class States(Mapping[float, Tensor]):
     def __len__(self) -> int:
         return len(self.levels)
 
-    def part(self, rows: slice) -> "States":
+    def part(self, rows: slice | Sequence[int]) -> "States":
         """Of some of the samples."""
         return States(self.levels, self.held[:, rows], self.like)
 
@@ -66,20 +66,23 @@ def room(shape: tuple[int, ...]) -> np.ndarray:
         ) from error
 
 
-def substeps(levels: int, steps: int) -> int:
-    """Into how many each interval is cut, for ``steps`` in all, or more, from so many ``levels`` down to 0."""
-    return max(2, -(-steps // levels))
+def substeps(levels: int, steps: int | None) -> int:
+    """Into how many each interval is cut, for ``steps`` in all, or more, from so many ``levels`` down to 0.
+
+    None: into none, since the levels are placed for a fine solve themselves (calibration/pilot.py).
+    """
+    return 1 if steps is None else max(2, -(-steps // levels))
 
 
-def cost(levels: int, steps: int) -> int:
+def cost(levels: int, steps: int | None) -> int:
     """Network evaluations that ``trajectory`` spends on one image."""
     return levels * substeps(levels, steps)
 
 
-def trajectory(network: Network, x: Tensor, levels: Iterable[float], steps: int) -> dict[float, Tensor]:
+def trajectory(network: Network, x: Tensor, levels: Iterable[float], steps: int | None) -> dict[float, Tensor]:
     """The same-noise solution at each noise level: {sigma: state [n, …]}, from x at the highest level down to 0.
 
-    Solved by at least so many ``steps`` of ``REFERENCE``, equally many between neighbouring levels.
+    Solved by at least so many ``steps`` of ``REFERENCE``, equally many between neighbouring levels; None: one.
     """
     grid = sorted({*levels, 0.0}, reverse=True)
     count = substeps(len(grid) - 1, steps)
@@ -92,11 +95,11 @@ def trajectory(network: Network, x: Tensor, levels: Iterable[float], steps: int)
             states.append(base)
         return base
 
-    REFERENCE.run(network, x, subdivide(grid, count), record, history=0)
+    REFERENCE.run(network, x, grid if count == 1 else subdivide(grid, count), record, history=0)
     return dict(zip(grid, states, strict=True))
 
 
-def solution(noises: Noises, levels: Iterable[float], steps: int, cache: Cache) -> States:
+def solution(noises: Noises, levels: Iterable[float], steps: int | None, cache: Cache) -> States:
     """``trajectory`` of unit noises from the highest of ``levels``, in float32's precision, kept block by block."""
     grid = sorted({*levels, 0.0}, reverse=True)
     count = substeps(len(grid) - 1, steps)

@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from edge_sampler.calibration.arguments import (
-    DEFAULTS,
     add_cache_argument,
-    add_fit_batch_argument,
     add_model_arguments,
+    add_noises_arguments,
     cache,
     file_name,
     load_model,
@@ -40,11 +39,8 @@ def main() -> None:
     group.add_argument("--nfe", type=whole_numbers, default="5,10", help="numbers of evaluations (default: 5,10)")
     group.add_argument("--also", default="", help="other models, with commas, to try each other's fits on")
     group.add_argument("--noises", type=int, default=1024, help="noises that judge (default: 1024)")
-    add_fit_batch_argument(group)
+    add_noises_arguments(group, refined=True)
     refuse_engines_options(parser, "--batch")
-    group.add_argument(
-        "--heldout", type=int, default=DEFAULTS.heldout, help="noises held out of the fit (default: 128)"
-    )
     add_cache_argument(group)
     group.add_argument("--out", type=Path, help="a new Markdown file (default: ablation-MODEL.md)")
     arguments = parser.parse_args()

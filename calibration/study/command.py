@@ -12,8 +12,8 @@ from pathlib import Path
 from edge_sampler.calibration.arguments import (
     DEFAULTS,
     add_cache_argument,
-    add_fit_batch_argument,
     add_model_arguments,
+    add_noises_arguments,
     add_refine_on_argument,
     cache,
     file_name,
@@ -62,11 +62,8 @@ def main() -> None:
         "--refined", type=whole_numbers, help="those of --nfe at which to refine (default: those of 5,6,8,10)"
     )
     group.add_argument("--noises", type=int, default=1024, help="noises that judge (default: 1024)")
-    add_fit_batch_argument(group)
+    add_noises_arguments(group, refined=True)
     refuse_engines_options(parser, "--batch")
-    group.add_argument(
-        "--heldout", type=int, default=DEFAULTS.heldout, help="noises held out of the fit (default: 128)"
-    )
     group.add_argument(
         "--iterations",
         type=int,

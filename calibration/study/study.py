@@ -1,6 +1,5 @@
 """Measures every solver, and its rivals, at every number of evaluations on noises that no fit has seen."""
 
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -8,11 +7,11 @@ import numpy as np
 import torch
 
 from edge_sampler.calibration.afs import mean_image
-from edge_sampler.calibration.candidates import Candidate, best_candidate, grid_of, noises_of, scheme_of
-from edge_sampler.calibration.chosen_levels import Grid, choose
+from edge_sampler.calibration.candidates import Candidate, grid_of, make_candidate, noises_of, scheme_of
+from edge_sampler.calibration.chosen_levels import Grid, choose, scout_of
 from edge_sampler.calibration.evaluate.distributed import gathered
 from edge_sampler.calibration.evaluate.noise_sets import Noises
-from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
+from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, States, cost, solution
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.refinement import refine
 from edge_sampler.calibration.settings import AUTO, Settings
@@ -97,7 +96,7 @@ def study(
     view = viewer(settings.refine_on, model)  # says at once what cannot be
     every = [replace(settings, nfe=nfe, target="global", history=None) for nfe in nfes]
     noises = noises_of(model, settings)
-    entrants, fine = prepared(noises, solvers, every, cache, progress) if solvers else ([], {})
+    entrants = prepared(noises, solvers, every, cache, progress) if solvers else []
 
     judge = judging(model, judged, cache, progress)
     meter = judge.noises.network.meter
@@ -118,20 +117,21 @@ def study(
                 rows[-1] = replace(rows[-1], of=entry.solver, evaluations=entry.evaluations, seconds=entry.seconds)
         if not entrants:
             continue
-        fits: list[Candidate] = []
+        fits: list[tuple[Candidate, torch.Tensor]] = []  # and the images that each aims at
         with progress(f"{s.nfe} evaluations", s.nfe * len(entrants) * len(judge.noises)) as meter.progress:
-            for solver, tried, image, how in entrants:
-                kind = ("fixed" if solver.history is None else "fitted") + how
+            for entrant in entrants:
+                kind = ("fixed" if entrant.solver.history is None else "fitted") + entrant.how
+                scheme = scheme_of(entrant.solver, entrant.grid, s, entrant.mean)
                 if kind == "fixed":
-                    measure(trace(scheme_of(solver, tried[0], s)), kind)
+                    measure(trace(scheme), kind)
                     continue
-                fit = best_candidate(solver, tried, noises, fine, "global", s, cache, image)
-                measure(named(fit.plan, bool(how)), kind, fit.steps)
-                if solver.history is not None:
-                    fits.append(fit)
+                fit = make_candidate(scheme, noises, entrant.fine, "global", s, cache)
+                measure(named(fit.plan, bool(entrant.how)), kind, fit.steps)
+                if entrant.solver.history is not None:
+                    fits.append((fit, entrant.fine[0.0]))
         if s.nfe in refined:
-            start = min(fits, key=lambda fit: fit.error).plan  # by the fit's own held-out noises
-            last = refine(start, noises, fine[0.0], settings.refine, cache, progress, view).plan
+            start, goal = min(fits, key=lambda fit: fit[0].error)  # by the fit's own held-out noises
+            last = refine(start.plan, noises, goal, settings.refine, cache, progress, view).plan
             measure(replace(last, solver="refined", report=None), "refined")
     judge.check(min(row.rmse for row in rows))
     return Study(
@@ -148,13 +148,21 @@ def study(
     )
 
 
-Entrant = tuple[Solver, Sequence[Grid], torch.Tensor | None, str]  # a mean for AFS, and what the kind adds
+@dataclass(frozen=True)
+class Entrant:
+    """A solver, its grids and the fine solution there; what its kind adds, ``how``; and the mean, for AFS."""
+
+    solver: Solver
+    grid: Grid
+    fine: States
+    how: str = ""
+    mean: torch.Tensor | None = None
 
 
 def prepared(
     noises: Noises, solvers: Sequence[Solver], every: Sequence[Settings], cache: Cache, progress: ProgressBars
-) -> tuple[list[Entrant], Mapping[float, torch.Tensor]]:
-    """Each solver on the model's own grid and on chosen ones, and the fine solution at all of their levels."""
+) -> list[Entrant]:
+    """Each solver on the model's own grid and on chosen ones."""
     model = noises.network.model
     own = grid_of(model, model.spec.schedule)
     levels = {sigma for s in every for solver in solvers for sigma in scheme_of(solver, own, s).sigmas if sigma > 0}
@@ -163,14 +171,14 @@ def prepared(
     with_afs = [solver for solver in solvers if solver.history is not None and solver.name in AUTO]
     numbers = {solver.steps(s.nfe) for solver in solvers for s in every}
     numbers |= {solver.steps(s.nfe + 1) for solver in with_afs for s in every}
-    grids, finer = choose(noises, numbers, REFERENCE_STEPS, cache, progress)
-    mean = mean_image(noises, cache, progress)
-    entrants: list[Entrant] = [
-        *((solver, [own], None, "") for solver in solvers),
-        *((solver, grids, None, ON_CHOSEN) for solver in solvers),
-        *((solver, grids, mean, ON_CHOSEN + WITH_AFS) for solver in with_afs),
+    choice, mean = choose(noises, numbers, cache, progress), mean_image(noises, cache, progress)
+    plain = {scout.name: choice.grid(None, scout) for scout in map(scout_of, solvers)}
+    analytical = choice.grid(mean)
+    return [
+        *(Entrant(solver, own, fine) for solver in solvers),
+        *(Entrant(solver, plain[scout_of(solver).name], choice.fine, ON_CHOSEN) for solver in solvers),
+        *(Entrant(solver, analytical, choice.fine, ON_CHOSEN + WITH_AFS, mean) for solver in with_afs),
     ]
-    return entrants, ChainMap[float, torch.Tensor](finer, fine)  # type: ignore[arg-type]  # nothing is written to it
 
 
 def named(plan: Plan, chosen: bool) -> Plan:

@@ -42,7 +42,7 @@ def test_a_smaller_budget_never_buys_more(mixture: Denoiser) -> None:
 
 
 def test_one_that_buys_nothing_says_what_the_least_takes(mixture: Denoiser) -> None:
-    with pytest.raises(UserError, match=r"a budget of 50 evaluations is too small: .*16 of 256 noises.* takes [\d,]+"):
+    with pytest.raises(UserError, match=r"a budget of 50 evaluations is too small: .*16 of 128 noises.* takes [\d,]+"):
         within(mixture, Settings(10), 50)
     with pytest.raises(UserError, match=r"too small: the smallest fit takes [\d,]+$"):
         within(mixture, Settings(3, "iia-ddim", "edm", batch=4, heldout=2), 5)
@@ -69,7 +69,7 @@ def test_what_is_left_out_is_told_before(mixture: Denoiser, capsys: pytest.Captu
     allowed = afford(mixture, Settings(2, "iia-ipndm"), Budget.read("9000"))
     told = capsys.readouterr().err
     assert told.startswith("budget of 9,000 evaluations: ")
-    assert f"{allowed.batch} of 256 noises" in told
+    assert f"{allowed.batch} of 128 noises" in told
     assert "the fit takes at most" in told
     assert report_of(calibrate(mixture, allowed)).evaluations <= 9000
 

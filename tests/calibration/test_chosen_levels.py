@@ -1,144 +1,119 @@
-"""Chosen grids: the shortest path is the shortest, and a model's own levels serve it better than EDM's."""
+"""Chosen grids: a search lowers what a sampler errs, and a model's own levels serve it better than EDM's."""
 
-from itertools import combinations, pairwise, product
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
+from edge_sampler.calibration import chosen_levels
+from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.calibrate import calibrate
-from edge_sampler.calibration.candidates import best_candidate, make_candidate, scheme_of
-from edge_sampler.calibration.chosen_levels import (
-    LEVELS,
-    choose,
-    remainders,
-    search,
-    search_cost,
-    shortest,
-    step_errors,
-)
-from edge_sampler.calibration.evaluate.noise_sets import to_fit
+from edge_sampler.calibration.chosen_levels import choose, search, search_cost
+from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
 from edge_sampler.calibration.evaluate.reference import States, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
-from edge_sampler.calibration.fit import RIDGE, fit, mean_error
 from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.calibration.schedules import logarithmic
+from edge_sampler.calibration.scout import SCOUT, Ground, attempt
 from edge_sampler.calibration.settings import Settings
-from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Scheme
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import silent
 
 
-class Gaussian(Denoiser):
-    """The exact denoiser of independent pixels of this deviation."""
-
-    def __init__(self, deviation: float, like: Denoiser) -> None:
-        super().__init__()
-        self.spec, self.deviation = like.spec, deviation
-
-    def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
-        return x * self.deviation**2 / (self.deviation**2 + sigma**2)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 6])
-def test_shortest_is_the_best_of_all_paths(steps: int) -> None:
-    size = 7
-    errors = np.triu(np.random.default_rng(steps).random((size, size)) ** 3, 1)
-    errors[np.tril_indices(size)] = np.inf
-
-    def cost(path: list[int]) -> float:
-        return float(sum(errors[pair] for pair in pairwise(path)))
-
-    paths = [[0, *inner, size - 1] for inner in combinations(range(1, size - 1), steps - 1)]
-    assert shortest(errors, steps) == min(paths, key=cost)
-
-
-def test_step_errors_are_those_of_euler_steps(mixture: Denoiser) -> None:
-    """On a made-up trajectory, entry by entry; noises that fill no whole block are all there, and no others."""
-    noises = to_fit(mixture, 40, 8, 0)
-    sigmas = [80.0, 3.0, 0.4, 0.0]
-    generator = torch.Generator().manual_seed(0)
-    states = torch.randn(len(sigmas), *noises.noise.shape, generator=generator)
-    fine = States(sigmas, states.numpy(), noises.noise)
-    errors = step_errors(noises.part(slice(noises.fitting)), fine, NO_CACHE)
-    for i, sigma in enumerate(sigmas):
-        for j, below in enumerate(sigmas):
-            if below >= sigma:
-                assert errors[i, j] == np.inf
-                continue
-            x = fine[sigma][:40]
-            moved = x + (below - sigma) / sigma * (x - noises.part(slice(40)).network(x, sigma))
-            each = (moved - fine[below][:40]).square().flatten(1).mean(1).sqrt()
-            assert errors[i, j] == pytest.approx(each.sum().item(), rel=1e-4)
-
-
-def test_what_is_left_of_an_error_is_what_the_flow_leaves(mixture: Denoiser) -> None:
-    """Of Gaussian data, x(σ) = x(0)·√(1 + σ²/s²): at every level, whatever the noise."""
-    noises = to_fit(Gaussian(0.5, mixture), 8, 4, 0)
-    sigmas = logarithmic(64, mixture.spec.sigma_min, mixture.spec.sigma_max)
-    growth = {sigma: (1 + (sigma / 0.5) ** 2) ** 0.5 for sigma in sigmas}
-    states = torch.stack([growth[sigma] * noises.noise for sigma in sigmas])
-    fine = States(sigmas, states.float().numpy(), noises.noise)
-    left = remainders(noises.part(slice(noises.fitting)), fine, NO_CACHE)
-    assert left[1:] == pytest.approx([1 / growth[sigma] for sigma in sigmas[1:]], rel=0.25)
-
-
-def test_grids_have_every_length_within_the_models_range(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 12)
-    numbers = (1, 2, 5, 8)
-    grids, fine = choose(to_fit(mixture, 4, 4, 0), numbers, 24, NO_CACHE, silent)
-    assert len(fine) == 2 * 8 + 1 < LEVELS  # twice as many as steps, and 0
-    for grid, steps in product(grids, numbers):
+@pytest.mark.parametrize("afs", [False, True])
+def test_grids_have_every_length_within_the_models_range(
+    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch, afs: bool
+) -> None:
+    monkeypatch.setattr("edge_sampler.calibration.pilot.COUNTS", (12,))
+    numbers, noises = (1, 2, 5, 8), to_fit(mixture, 4, 4, 0)
+    choice = choose(noises, numbers, NO_CACHE)
+    grid = choice.grid(mean_image(noises, NO_CACHE) if afs else None)
+    assert len(choice.fine) == 2 * 8 + 1  # twice as many as steps, and 0
+    for steps in numbers:
         levels = grid(steps)
         assert len(levels) == steps + 1
         assert levels == sorted(set(levels), reverse=True)
         assert levels[0] == mixture.spec.sigma_max
         assert levels[-1] == 0.0
-        assert set(levels) <= set(fine)
+        assert set(levels) <= set(choice.fine)
 
 
-def test_a_solver_takes_the_grid_that_serves_it_best(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_sampler.calibration.chosen_levels.LEVELS", 32)
-    settings = Settings(5, "iia-ipndm", "chosen", "global", batch=8, heldout=8)
-    noises = to_fit(mixture, settings.batch, settings.heldout, 0)
-    (chosen, *_), fine = choose(noises, [settings.nfe], 24, NO_CACHE, silent)
-    levels = sorted(fine, reverse=True)
-    grids = [chosen, lambda steps: [levels[round(place)] for place in np.linspace(0, len(levels) - 1, steps + 1)]]
-    schemes = [scheme_of(find("ipndm"), grid, settings) for grid in grids]
-    good, even = (make_candidate(scheme, noises, fine, "global", settings).error for scheme in schemes)
-    assert good < even
-    for order in (grids, grids[::-1]):
-        assert best_candidate(find("ipndm"), order, noises, fine, "global", settings).error == good
+def prepared(model: Denoiser) -> tuple[Noises, States]:
+    """Noises to search on, and their solution at 24 levels."""
+    noises = to_fit(model, 16, 8, 0)
+    fine = solution(noises, logarithmic(24, model.spec.sigma_min, model.spec.sigma_max), 48, NO_CACHE)
+    return noises.part(slice(noises.fitting)), fine
+
+
+def error(sigmas: Sequence[float], noises: Noises, fine: States) -> float:
+    return attempt(Scheme(SCOUT, sigmas, len(sigmas) - 1, 1), Ground.of(noises, fine)).error
 
 
 def test_search_lowers_what_the_scouts_images_err(mixture: Denoiser, tmp_path: Path) -> None:
     """From levels that are far from good, by as many evaluations as it says or fewer; what it found is kept."""
-    noises = to_fit(mixture, 16, 8, 0)
-    fine = solution(noises, logarithmic(24, mixture.spec.sigma_min, mixture.spec.sigma_max), 48, NO_CACHE)
-    levels, fitting = sorted(fine, reverse=True), noises.part(slice(noises.fitting))
+    noises, fine = prepared(mixture)
+    levels = sorted(fine, reverse=True)
     starts = [[*levels[:5], 0.0], [levels[place] for place in (0, 1, 4, 6, 8, 24)]]
-
-    def error(sigmas: list[float]) -> float:
-        scheme = Scheme(find("iia-ddim"), sigmas, 5, 1)
-        goals = [fine[sigma][:16] for sigma in sigmas[1:]]
-        x = sigmas[0] * fitting.noise
-        _, images = fit(scheme, fitting.network, x, lambda index, state: goals[index], 8, RIDGE)
-        return mean_error(images - goals[-1])
-
     meter, cache = noises.network.meter, Cache(tmp_path)
     before = meter.evaluations
-    found = search(starts, fitting, fine, cache)
-    spent = meter.evaluations - before
-    assert 0 < spent <= search_cost(5) * len(fitting)
+    found = search(starts, noises, fine, cache)
+    assert 0 < meter.evaluations - before <= search_cost(5, 16)
     assert found[0] == levels[0]
     assert found[-1] == 0.0
-    assert error(found) < 0.5 * min(map(error, starts))
+    assert error(found, noises, fine) < 0.5 * min(error(start, noises, fine) for start in starts)
     before = meter.evaluations
-    assert search(starts, fitting, fine, cache) == found
+    assert search(starts, noises, fine, cache) == found
     assert meter.evaluations == before
+
+
+def test_a_search_that_runs_out_of_evaluations_keeps_what_it_has(
+    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The more it may spend, the better its levels; it never spends more. What little found is not kept for much."""
+    noises, fine = prepared(mixture)
+    levels, errors = sorted(fine, reverse=True), []
+    start = [levels[place] for place in (0, 1, 4, 6, 8, 24)]
+    for allowed, steps in ((8, 11), (8, 55), (400, 11)):
+        monkeypatch.setattr(chosen_levels, "ALLOWED", allowed)
+        monkeypatch.setattr(chosen_levels, "LEAST", steps)
+        before = noises.network.meter.evaluations
+        errors.append(error(found := search([start], noises, fine, Cache(tmp_path)), noises, fine))
+        spent = noises.network.meter.evaluations - before - 5 * 16  # without that of ``error``
+        assert spent <= search_cost(5, 16) <= steps * allowed
+        assert (found == start) == (allowed * steps == 88)  # enough to try the start
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_a_move_that_does_not_pay_on_few_noises_is_not_tried_on_more(
+    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a grid that no move betters; most cost the evaluations of few noises alone."""
+    monkeypatch.setattr(chosen_levels, "TRIED", (4, 16))
+    monkeypatch.setattr(chosen_levels, "SHIFTS", (1,))
+    noises, fine = prepared(mixture)
+    levels = sorted(fine, reverse=True)
+    settled = [levels[place] for place in (0, 1, 4, 6, 8, 24)]
+    while settled != (better := search([settled], noises, fine, NO_CACHE)):
+        settled = better
+    start = noises.network.meter.evaluations
+    assert search([settled], noises, fine, NO_CACHE) == settled
+    moves = noises.network.meter.evaluations - start - 5 * 20
+    every = 2 * (4 + 3 + 2 + 1)  # evaluations of one noise, if all moves are tried on it
+    assert every * 4 <= moves < 0.75 * every * (4 + 16)
+
+
+def test_the_same_noises_fit_in_whatever_order_they_come(mixture: Denoiser) -> None:
+    """As when two processes share them."""
+    noises, fine = prepared(mixture)
+    sigmas = [sorted(fine, reverse=True)[place] for place in (0, 8, 12, 15, 24)]
+    parts = [error(sigmas, noises.some(order), fine.part(order)) for order in (range(16), [*range(1, 16), 0])]
+    assert parts[0] == pytest.approx(parts[1], rel=1e-9)
+    ground = Ground.of(noises, fine)
+    assert ground.noises.fitting == 8
+    assert all(seed % 2 == 0 for seed in ground.noises.seeds[:8])
+    assert torch.equal(ground.fine[0.0][8:], fine[0.0][1:16:2])
 
 
 def test_chosen_levels_beat_edms(mixture: Denoiser, tmp_path: Path) -> None:

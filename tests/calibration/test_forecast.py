@@ -39,7 +39,8 @@ def test_a_fit_takes_hardly_less_than_is_said_and_never_more(settings: Settings,
     said = forecast(mixture, settings)
     assert said is not None
     taken = report_of(calibrate(mixture, settings)).evaluations
-    assert 0.9 * said.evaluations <= taken <= said.evaluations
+    least = 0.7 if settings.schedule == "chosen" else 0.9  # where 48 levels are enough, and moves lead nowhere
+    assert least * said.evaluations <= taken <= said.evaluations
     assert said.seconds > 0
     assert said.memory > size_of(mixture)
 

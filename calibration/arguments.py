@@ -36,11 +36,8 @@ class OfEngines(argparse.Action):
 
 def add_noises_arguments(group: argparse._ActionsContainer, refined: bool = False) -> None:
     """``refined``: whether the command refines always; else ``--refine`` decides on the default."""
-    for name, option, what in (
-        ("batch", "--fit-batch", "noises to fit on"),
-        ("heldout", "--heldout", "noises held out of the fit, which judge it"),
-    ):
-        few, many = noises_for(0)[name], noises_for(1)[name]
+    options = {"--fit-batch": "noises to fit on", "--heldout": "noises held out of the fit, which judge it"}
+    for (option, what), few, many in zip(options.items(), noises_for(0), noises_for(1), strict=True):
         told = f"{what} (default: {many if refined else f'{few}; {many} to refine'})"
         group.add_argument(option, type=int, default=many if refined else None, metavar="N", help=told)
 
@@ -237,7 +234,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
     """Raises UserError for values out of range."""
     if arguments.refine_on != DEFAULTS.refine_on and not arguments.refine:
         raise UserError(f"--refine-on {arguments.refine_on} changes nothing without --refine: add that")
-    noises = noises_for(0 if arguments.paper else arguments.refine)
+    batch, heldout = noises_for(0 if arguments.paper else arguments.refine)
     asked = Settings(
         nfe=arguments.nfe,
         solver=arguments.solver,
@@ -245,8 +242,8 @@ def settings(arguments: argparse.Namespace) -> Settings:
         target=arguments.fit_target,
         history=arguments.history,
         fine_steps=arguments.fine_steps,
-        batch=noises["batch"] if arguments.fit_batch is None else arguments.fit_batch,
-        heldout=noises["heldout"] if arguments.heldout is None else arguments.heldout,
+        batch=batch if arguments.fit_batch is None else arguments.fit_batch,
+        heldout=heldout if arguments.heldout is None else arguments.heldout,
         ridge=arguments.ridge,
         seed=arguments.seed,
         temperature=arguments.temperature,

@@ -14,12 +14,12 @@ TARGETS = ("local", "global")
 REFINED = "-refined"  # ends the name of a solver whose plan is refined
 CHOSEN = "chosen"  # the schedule that is measured, calibration/chosen_levels.py
 OWN = "own"  # the schedule that a model brings
-FEW, MANY = {"batch": 128, "heldout": 32}, {"batch": 256, "heldout": 128}  # noises by default
+FEW, MANY = (128, 32), (256, 128)  # noises that fit, and that are held out, by default
 AUTO = ("iia-ipndm", "iia-ddim", "iia-dpmpp-2m", "ipndm")  # the best on chosen levels, docs/study.md
 
 
-def noises_for(refine: int) -> dict[str, int]:
-    """How many noises fit and are held out by default: more to refine, since a table has more numbers than γ."""
+def noises_for(refine: int) -> tuple[int, int]:
+    """How many noises fit, and are held out, by default: more to refine, since a table has more numbers than γ."""
     return MANY if refine else FEW
 
 
@@ -64,8 +64,8 @@ class Settings:
     target: str | None = None
     history: int | None = None
     fine_steps: int = 10
-    batch: int = FEW["batch"]
-    heldout: int = FEW["heldout"]
+    batch: int = FEW[0]
+    heldout: int = FEW[1]
     ridge: float = RIDGE
     seed: int = 0
     temperature: float = 1.0

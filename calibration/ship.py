@@ -43,8 +43,8 @@ def main() -> None:
             path = plan_file(name, nfe, arguments.out)
             if fits(path, model):
                 continue
-            wanted = Settings(nfe, refine=ITERATIONS, **noises_for(ITERATIONS))
-            plan = calibrate(model, wanted, bar, kept)
+            batch, heldout = noises_for(ITERATIONS)
+            plan = calibrate(model, Settings(nfe, batch=batch, heldout=heldout, refine=ITERATIONS), bar, kept)
             assert plan.report is not None
             with writable(path, force=True) as new:
                 replace(plan, report=replace(plan.report, seconds=0.0)).save(new)  # what differs from run to run

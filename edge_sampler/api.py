@@ -98,7 +98,8 @@ def fit(
     """
     if (settings is None) == (nfe is None):
         raise UserError("give either nfe or settings")
-    chosen = settings or Settings(nfe or 0, solver, refine=refine, **noises_for(refine))
+    batch, heldout = noises_for(refine)
+    chosen = settings or Settings(nfe or 0, solver, batch=batch, heldout=heldout, refine=refine)
     return calibrate(model, chosen, progress, Cache(Path(cache)) if cache else NO_CACHE, towards)
 
 

@@ -47,7 +47,7 @@ class FitReport:
     Examples:
         >>> report = edge_sampler.fit(model, nfe=1, solver="iia-ddim").report
         >>> report.model, report.target, report.schedule, report.settings["batch"]
-        ('Shrink', 'local', 'edm', 256)
+        ('Shrink', 'local', 'edm', 128)
         >>> type(report).read(report.record()) == report
         True
     """

@@ -32,8 +32,8 @@ ALL = (
     Mutation(
         "tolerance",
         "runtime/bundle.py",
-        "return 3 * float(",
-        "return 300 * float(",
+        'return 3 * float(recorded.get("of_same_plan", recorded)["relative_error"])',
+        'return 300 * float(recorded.get("of_same_plan", recorded)["relative_error"])',
         "tests/runtime tests/export/test_precision.py",
     ),
     Mutation(

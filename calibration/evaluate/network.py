@@ -96,22 +96,22 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self.known = set[int]()
+        self.made = set[int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.known.update(one.untyped_storage()._cdata for one in tensors((args, kwargs)))  # views of weights are none
+        given = {one.untyped_storage()._cdata for one in tensors((args, kwargs))}  # views of these count as these
         made = func(*args, **(kwargs or {}))
         for one in tensors(made):
             storage = one.untyped_storage()
-            if storage._cdata not in self.known:
-                self.known.add(storage._cdata)
+            if storage._cdata not in self.made | given:
+                self.made.add(storage._cdata)
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self.forget, storage._cdata, storage.nbytes()).atexit = False
         self.peak = max(self.peak, self.now)
         return made
 
     def forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
+        self.made.discard(key)
         self.now -= size
 
 

@@ -42,6 +42,16 @@ def test_live_counts_what_is_there_at_once_and_no_weights() -> None:
     assert live.now == made.nbytes
 
 
+def test_what_takes_an_inputs_place_in_memory_counts() -> None:
+    """A storage may have the address of one that is gone; then what a chunk may take would hang on chance."""
+    given = [torch.zeros(1000) for _ in range(50)]
+    with Live() as live:
+        while given:
+            given.pop().add_(1)
+        made = [torch.ones(1000) for _ in range(50)]
+    assert live.peak == sum(one.nbytes for one in made)
+
+
 def test_chunks_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     widening = Widening()
     model, x = models.adapt(widening, (10,)), torch.randn(12, 10, generator=torch.Generator().manual_seed(0)).double()
@@ -83,7 +93,7 @@ def test_a_fit_of_many_noises_needs_little_more_memory_than_one_of_few(
         with Live() as live:
             calibrate(model, settings)
         peaks.append(live.peak / one)
-    assert 2 <= peaks[0] <= peaks[1] < 4  # 2.5 that it may use, and states; 34 if all were computed at once
+    assert 2 <= peaks[0] <= peaks[1] < 3  # 2.5 that it may use, and states; 34 if all were computed at once
 
 
 def test_states_in_a_file_are_those_in_memory(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,18 +26,6 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "your-model.md").read_text()
 
 
-def test_the_page_works_as_it_stands(tmp_path: Path) -> None:
-    code = re.findall(r"```python\n(# mine\.py.*?)```", PAGE, re.S)
-    commands = re.findall(r"```sh\n(.*?)```", PAGE, re.S)
-    (tmp_path / "mine.py").write_text(code[0])
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
-    for line in commands[0].splitlines():
-        small = ["--fit-batch", "8", "--heldout", "4", "--samples", "1"] if " export " in line else []
-        command = [warm.python(), *line.split()[1:], *small]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-
 def test_the_page_names_every_preconditioning() -> None:
     told = set(re.findall(r'^\| `"([A-Z]\w+)"`', PAGE, re.M))
     assert told == PRECONDITIONINGS.keys() - {"iDDPMPrecond"}  # a name for EDM's files alone

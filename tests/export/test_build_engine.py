@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import onnxruntime
 import pytest
 
 from edge_sampler.export.build_engine import build, engine_for, parsed, read_graph
@@ -22,7 +21,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.engine_record import Batch, Engine
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.noise import unit_noise
-from tests.conftest import export, relative, run_main
+from tests.conftest import export, relative, run_main, runs_fp8
 
 ROOT = Path(__file__).parent.parent.parent
 RTX = "tensorrt-rtx"
@@ -93,8 +92,7 @@ def test_the_parsed_network_has_the_types_that_the_graph_says(
     network_of(folder, "fp16", "1:2:4", look)
 
 
-OLD = tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 24)
-FP8 = pytest.param("fp8", marks=pytest.mark.skipif(OLD, reason="ONNX Runtime 1.23 moves no fp8 values on a CPU"))
+FP8 = pytest.param("fp8", marks=pytest.mark.skipif(not runs_fp8(), reason="this ONNX Runtime moves no fp8 values"))
 
 
 @pytest.mark.parametrize("precision", ["int8", "int8+fp16", FP8])

@@ -115,7 +115,8 @@ def sample(arguments: argparse.Namespace) -> int:
     known = bundle.inputs.conditions
     seeds, conditions = arguments.seeds, given(arguments.condition, [name for name in known if known[name].text])
     if arguments.class_labels is not None:
-        conditions["class_labels"] = labels_of(seeds, arguments.class_labels)
+        labels = arguments.class_labels
+        conditions["class_labels"] = labels_of(seeds, labels) if "class_labels" in known else labels
     if arguments.out.suffix not in (".png", ".npz"):
         raise UserError(f"--out {arguments.out}: unknown format {arguments.out.suffix!r}; allowed: .png, .npz")
     with (

@@ -77,9 +77,7 @@ def judge(
         >>> found.error == found.others["ddim on edm levels"], [*found.others][:2]
         (True, ['ddim on edm levels', 'dpmpp-2m on edm levels'])
     """
-    noises = to_judge(model, count)
-    with progress("converged solution", cost(1, REFERENCE_STEPS) * count) as noises.network.meter.progress:
-        goal = solution(noises, [model.spec.sigma_max], REFERENCE_STEPS, cache)[0.0]
+    noises, goal = converged(model, count, progress, cache)
     fixed, few = fixed_plans(model, plan.nfe, noises), noises.first(TRIED)
     usual = [on_levels(solver, model.spec.schedule) for solver in USUAL]
     spent = plan.nfe * (len(fixed) * min(TRIED, count) + (1 + len(usual) + FINAL) * count)
@@ -122,11 +120,16 @@ def errors_against_converged(
     model: Denoiser, plans: Sequence[Plan], count: int, progress: ProgressBars = silent, cache: Cache = NO_CACHE
 ) -> list[float]:
     """``error_against_converged`` of each plan, on the same noises."""
-    noises = to_judge(model, count)
-    spent = (cost(1, REFERENCE_STEPS) + sum(plan.nfe for plan in plans)) * count
-    with progress("converged solution", spent) as noises.network.meter.progress:
-        goal = solution(noises, [model.spec.sigma_max], REFERENCE_STEPS, cache)[0.0]
+    noises, goal = converged(model, count, progress, cache)
+    with progress("samplers", sum(plan.nfe for plan in plans) * count) as noises.network.meter.progress:
         return [error_of(plan, noises, goal) for plan in plans]
+
+
+def converged(model: Denoiser, count: int, progress: ProgressBars, cache: Cache) -> tuple[Noises, Tensor]:
+    """``count`` noises that judge, and this process's images [n, …] of them by very many steps."""
+    noises = to_judge(model, count)
+    with progress("converged solution", cost(1, REFERENCE_STEPS) * count) as noises.network.meter.progress:
+        return noises, solution(noises, [model.spec.sigma_max], REFERENCE_STEPS, cache)[0.0]
 
 
 def error_of(plan: Plan, noises: Noises, goal: Tensor) -> float:

@@ -70,7 +70,7 @@ def pilot(noises: Noises, numbers: Iterable[int], cache: Cache) -> Pilot:
             solved, left = better, better.left(first)
         return {"levels": np.array(solved.levels), "products": solved.products(), "left": left}
 
-    key = {"pilot": first.key, "steps": wanted, "counts": COUNTS, "tolerated": TOLERATED}
+    key = {"pilot": first.key, "steps": wanted, "constants": [HIGHEST, SURVEYED, COUNTS, STRIDE, EVEN, TOLERATED]}
     found = cache.recall_together(key, survey)
     return Pilot(found["levels"].tolist(), found["products"], found["left"])
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from edge_sampler.export.facts import Command, commands, input_rows, judged
 from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.manifest import built_in
 from edge_sampler.runtime.plan import Plan
 
 REPORT = "report.html"
@@ -49,13 +50,11 @@ def title_of(bundle: Bundle) -> str:
 def header(bundle: Bundle, plan: Plan) -> str:
     model, manifest = bundle.manifest["model"], bundle.manifest
     alarm = '<p class="alarm">RANDOM WEIGHTS: what it makes means nothing.</p>' if bundle.random_weights else ""
-    built_in = [f"{name} = {value}" for name, value in model["built_in"].items()]
-    built_in += [f"guidance {model['guidance']:g}"] if model["guidance"] != 1 else []
     rows = [
         ("solver", plan.solver),
         ("makes", f"{bundle.output.name}: {bundle.dtype} {list(bundle.output.shape)}, {bundle.output.units}"),
         ("licence of the weights", model["licence"]),
-        ("built in", ", ".join(built_in)),
+        ("built in", ", ".join(built_in(model))),
         ("weights, SHA-256", model["weights_sha256"]),
         ("plan, SHA-256", manifest["plan_sha256"]),
         ("made with", ", ".join(f"{tool} {version}" for tool, version in manifest["tools"].items())),

@@ -15,12 +15,11 @@ python -m runtime doctor                          # what runs here: exit 0, 1 (n
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from edge_sampler.runtime.command_line import Parser, add_verify_key, given, who
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.images import save_grid
+from edge_sampler.runtime.manifest import built_in
 from edge_sampler.runtime.output import check_writable, writable
 from edge_sampler.runtime.sampler import Sampler
 
@@ -218,7 +218,8 @@ def inspect(arguments: argparse.Namespace) -> int:
         print(json.dumps(bundle.manifest, indent=1))
         return 0
     model = bundle.manifest["model"]
-    print(f"model: {', '.join([model['name'], *built_in(model)])}; {model['licence']}")
+    told = [model["name"], *built_in(model), *["RANDOM WEIGHTS"] * bundle.random_weights]
+    print(f"model: {', '.join(told)}; {model['licence']}")
     print(f"makes {bundle.output.name}: {bundle.dtype} {list(bundle.output.shape)}, {bundle.output.units}")
     for name, condition in bundle.inputs.conditions.items():
         print(f"takes {name}: {condition.wanted()}{condition.description and '; ' + condition.description}")
@@ -240,13 +241,6 @@ def inspect(arguments: argparse.Namespace) -> int:
     for name, recorded in bundle.manifest["files"].items():
         print(f"{recorded['bytes']:>12,} bytes  {name}  verified")
     return 0
-
-
-def built_in(model: Mapping[str, Any]) -> list[str]:
-    """What a manifest's model has in its graph besides the network, in words."""
-    told = [f"{name} {value}" for name, value in model["built_in"].items()]
-    told += [f"guidance {model['guidance']:g}"] if model["guidance"] != 1 else []
-    return told + ["RANDOM WEIGHTS"] * model["random_weights"]
 
 
 def diagnosis(arguments: argparse.Namespace) -> int:

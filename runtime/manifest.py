@@ -94,6 +94,12 @@ def facts_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in manifest.items() if name not in ("schema", "files", HASH)}
 
 
+def built_in(model: Mapping[str, Any]) -> list[str]:
+    """What a manifest's model has in its graph besides the network, in words."""
+    told = [f"{name} = {value}" for name, value in model["built_in"].items()]
+    return told + [f"guidance {model['guidance']:g}"] * (model["guidance"] != 1)
+
+
 def write_manifest(path: Path, facts: Mapping[str, Any], files: Mapping[str, Any]) -> None:
     """Closes a bundle: ``facts`` are what it is, ``files`` of ``describe_files``."""
     told = json.loads(json.dumps({"schema": SCHEMA, **facts_of(facts), "files": files}))

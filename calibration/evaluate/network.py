@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -12,10 +13,13 @@ from torch.backends.cudnn import flags
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from edge_sampler.calibration.evaluate.distributed import BLOCK
+from edge_sampler.calibration.evaluate.side_by_side import Replicas, run
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
 
-CHUNK, CHUNK_BYTES = 256, 4 * 2**30  # in one call of the network, at the most: samples, and what they take in memory
+CHUNK, CHUNK_BYTES = 256, 4 * 2**30  # computed at once, at the most: samples on a GPU, and what they take in memory
+LEAST = 4  # samples in a call, where several run side by side: fewer cost much more each
 
 
 @dataclass
@@ -47,6 +51,7 @@ class Network:
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
     evaluations: Sequence[Denoiser] = ()
+    replicas: Replicas = field(default_factory=Replicas)
 
     def at(self, evaluation: int) -> "Network":
         """The network of a sampler's k-th evaluation."""
@@ -62,32 +67,56 @@ class Network:
         return replace(self, conditions={name: value[rows] for name, value in self.conditions.items()})
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        denoised = torch.empty_like(x)
-        size = 1 if len(x) < 2 else max(1, min(CHUNK, CHUNK_BYTES // self.sample_bytes(x, sigma)))
-        for start in range(0, len(x), size):
-            rows = torch.arange(start, min(start + size, len(x)), device=x.device)
+        models, denoised = self.replicas.of(self.model), torch.empty_like(x)
+        size = self.samples_in_a_call(x, sigma, len(models))
+        parts = [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
+
+        def call(model: Denoiser, part: slice) -> Tensor:
+            rows = torch.arange(part.start, part.stop, device=x.device)
             told = {name: value[rows % len(value)] for name, value in self.conditions.items()}
-            denoised[start : start + size] = self._denoise(x[start : start + size].float(), sigma, told).double()
-            self.meter.count(len(rows), self.model.spec.branches)
+            return denoise(model, x[part], sigma, told)
+
+        with in_float32():
+            for part, made in zip(parts, run(call, models, parts), strict=True):
+                denoised[part] = made
+                self.meter.count(len(made), self.model.spec.branches)
         if not bool(torch.isfinite(denoised).all()):
             raise UserError(
                 f"the network returned NaN or infinity at noise level {sigma:.4g}; its weights are unusable"
             )
         return denoised
 
+    def samples_in_a_call(self, x: Tensor, sigma: float, calls: int) -> int:
+        """Of x, where so many calls run side by side."""
+        if len(x) < 2:
+            return 1
+        rounds = -(-len(x) // most_at_once(x.device))
+        even = max(LEAST, -(-len(x) // (rounds * calls)))
+        return max(1, min(even, CHUNK_BYTES // calls // self.sample_bytes(x, sigma)))
+
     def sample_bytes(self, x: Tensor, sigma: float) -> int:
         """What an evaluation of one sample takes in memory; measured once, by one that does not count."""
         if not self.meter.sample_bytes:
-            with Live() as live:
-                self._denoise(x[:1].float(), sigma, {name: value[:1] for name, value in self.conditions.items()})
+            with Live() as live, in_float32():
+                denoise(self.model, x[:1], sigma, {name: value[:1] for name, value in self.conditions.items()})
             self.meter.sample_bytes = max(1, live.peak) + self.model.spec.branches * self.model.outside_bytes
         return self.meter.sample_bytes
 
-    @torch.inference_mode()
-    @flags(enabled=True, deterministic=True, allow_tf32=False)
-    def _denoise(self, x: Tensor, sigma: float, conditions: Mapping[str, Tensor]) -> Tensor:
-        """In float32 on a GPU too, where cuDNN would round convolutions' inputs to ten bits."""
-        return self.model(x, sigma, **conditions)
+
+def most_at_once(device: torch.device) -> int:
+    """Samples that are computed at the same time. On a CPU more than ``BLOCK`` in a call are no faster."""
+    return BLOCK * torch.get_num_threads() if device.type == "cpu" else CHUNK
+
+
+@torch.inference_mode()
+def denoise(model: Denoiser, x: Tensor, sigma: float, conditions: Mapping[str, Tensor]) -> Tensor:
+    """float64, computed in the model's precision."""
+    return model(x.float(), sigma, **conditions).double()
+
+
+def in_float32() -> AbstractContextManager[None]:
+    """On a GPU too, where cuDNN would round convolutions' inputs to ten bits."""
+    return flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -17,6 +17,7 @@ from edge_sampler.calibration.arguments import file_name
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.evaluate import network as networks
 from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.calibration.evaluate.side_by_side import Replicas
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.export.assemble import export_bundle
 from edge_sampler.export.form import Form
@@ -306,6 +307,16 @@ def test_memory_inside_onnx_runtime_bounds_how_many_samples_run_at_once(
     assert networks.CHUNK_BYTES == 4 * 2**30
     network(torch.zeros(5, 1, 4, 4).double(), 1.0)
     assert model.outside_bytes == grown  # measured once
+
+
+def test_a_graph_has_threads_of_its_own(tmp_path: Path) -> None:
+    """Those of ONNX Runtime: its calls do not run side by side."""
+    before, model = torch.get_num_threads(), models.load(put(tmp_path, graph()))
+    torch.set_num_threads(2)
+    try:
+        assert Replicas().of(model) == [model]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_verify_tells_of_a_graph(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

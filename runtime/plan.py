@@ -106,7 +106,7 @@ class Plan:
         told = [self.sigmas, self.table, *([self.mean] if self.afs else []), *([self.clip] if self.clip else [])]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Writes JSON; floats keep every bit. The mean is in base64: 3×256×256 numbers would be as many lines.
 
         Args:
@@ -115,10 +115,10 @@ class Plan:
         fields = {"schema": SCHEMA, "solver": self.solver, "sigmas": self.sigmas, "table": self.table}
         fields |= {"clip": self.clip} if self.clip else {}
         fields |= {"report": self.report and self.report.record()} | ({"mean": packed(self.mean)} if self.afs else {})
-        path.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> "Plan":
+    def load(cls, path: str | Path) -> "Plan":
         """Reads a file that ``save`` wrote.
 
         Args:
@@ -131,7 +131,7 @@ class Plan:
             UserError: when the file is missing, damaged, or of another schema.
         """
         try:
-            data = read_json(path)
+            data = read_json(Path(path))
             if data["schema"] not in READ:
                 raise UserError(
                     f"{path}: plan schema {data['schema']!r}; this version reads {READ[0]} and {SCHEMA}: fit it again, "

@@ -19,7 +19,7 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
 
 CHUNK, CHUNK_BYTES = 256, 4 * 2**30  # computed at once, at the most: samples on a GPU, and what they take in memory
-LEAST = 4  # samples in a call, where several run side by side: fewer cost much more each
+LEAST = 2  # samples in a call, where several run side by side: one alone costs most
 
 
 @dataclass

@@ -26,11 +26,30 @@ from edge_sampler.calibration.solvers.base import Scheme, Solver
 from edge_sampler.models.progress import ProgressBars, silent
 
 Grid = Callable[[int], list[float]]  # number of steps → noise levels, the last 0
-TRIED = (16, 128)  # noises that a move is tried on, one number after the other
 POWERS = (1.0, 1.5)  # of what is left of an error: Euler carries it, and a better solver leaves less
 STARTS = 2 * len(POWERS)  # of a search: with an analytical first step in mind, and without
-SHIFTS = (2, 1, 1)  # the search moves each level by so many places, up and down, in turn
-ALLOWED, LEAST = 1300, 11  # evaluations that a search may take for each step, and for how many steps at the least
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a search tries."""
+
+    tried: tuple[int, ...] = (16, 128)  # noises that a move is tried on, one number after the other
+    shifts: tuple[int, ...] = (2, 1, 1)  # each level is moved by so many places, up and down, in turn
+    allowed: int = 1300  # evaluations that it may take for each step
+    least: int = 11  # so many steps count, where there are fewer
+
+    def stages(self, fitting: int) -> list[int]:
+        """On how many noises a move is tried, one number after the other, where so many fit."""
+        return sorted({min(count, fitting) for count in self.tried})
+
+    def cost(self, steps: int, fitting: int) -> int:
+        """Network evaluations that ``search`` spends at the most."""
+        every = STARTS * steps + len(self.shifts) * steps * (steps - 1)
+        return min(self.allowed * max(steps, self.least), sum(self.stages(fitting)) * every)
+
+
+USUAL = Effort()
 
 
 @dataclass(frozen=True)
@@ -52,7 +71,7 @@ class Choice:
 
         @once
         def best(steps: int) -> list[float]:
-            spent = search_cost(steps, self.noises.fitting)
+            spent = USUAL.cost(steps, self.noises.fitting)
             with self.progress(f"search for {steps} levels", spent) as fitting.network.meter.progress:
                 kinds = product({False, mean is not None}, POWERS)
                 starts = [self.told.grid(steps, afs, power) for afs, power in kinds]
@@ -72,7 +91,7 @@ def choose(noises: Noises, numbers: Iterable[int], cache: Cache, progress: Progr
 
 def choice_cost(numbers: Iterable[int], noises: int, fitting: int) -> int:
     """Evaluations of one sample that ``choose`` and a search for each of ``numbers`` spend at the most."""
-    searched = sum(search_cost(steps, fitting) for steps in {*numbers})
+    searched = sum(USUAL.cost(steps, fitting) for steps in {*numbers})
     return pilot_cost(numbers, fitting) + most_levels(numbers) * noises + searched
 
 
@@ -83,18 +102,19 @@ def search(
     cache: Cache,
     mean: Tensor | None = None,
     scout: Solver = SCOUT,
+    effort: Effort = USUAL,
 ) -> list[float]:
     """The best noise levels that are found from the best of ``starts`` on, by moving one at a time.
 
     They are levels of ``fine``, the same-noise solution [n or more, …] of ``noises``, for ``scout``, which evaluates
-    once a step; with a ``mean`` its first step is analytical. The search ends with ``SHIFTS``, or before it has spent
-    more than ``search_cost``.
+    once a step; with a ``mean`` its first step is analytical. The search ends with the last of the shifts, or
+    before it has spent more than ``effort.cost``.
     """
     levels, steps = sorted(fine, reverse=True), len(starts[0]) - 1
     fitting = int(total(np.array([len(noises)], float))[0])
-    counts, asked = stages(fitting), steps - (mean is not None)
+    counts, asked = effort.stages(fitting), steps - (mean is not None)
     grounds = [Ground.of(noises.first(count), fine) for count in counts]
-    left = search_cost(steps, fitting)
+    left = effort.cost(steps, fitting)
 
     def run(ground: Ground, places: Sequence[int], known: Sequence[Tensor] = ()) -> Attempt:
         sigmas = [levels[place] for place in places]
@@ -106,7 +126,7 @@ def search(
         left -= asked * sum(counts) * len(begun)
         tries = [(places, [run(ground, places) for ground in grounds]) for places in begun]
         places, best = min(tries, key=lambda one: one[1][-1].error)
-        for shift in SHIFTS:
+        for shift in effort.shifts:
             for index in range(1, steps):
                 for place in (places[index] - shift, places[index] + shift):
                     if not places[index - 1] < place < places[index + 1]:
@@ -128,7 +148,7 @@ def search(
         "searched": noises.key,
         "from": [list(start) for start in starts],
         "levels": levels,
-        "search": [scout.name, counts, SHIFTS, left],
+        "search": [scout.name, counts, effort.shifts, left],
     }
     if mean is not None:
         key["mean"] = digest(mean)
@@ -138,13 +158,3 @@ def search(
 def scout_of(solver: Solver) -> Solver:
     """Whose images tell which levels are better for ``solver``: a fixed one's own, where it evaluates once a step."""
     return solver if solver.history is None and solver.steps(2) == 2 else SCOUT
-
-
-def stages(fitting: int) -> list[int]:
-    """On how many noises a move is tried, one number after the other, where so many fit."""
-    return sorted({min(count, fitting) for count in TRIED})
-
-
-def search_cost(steps: int, fitting: int) -> int:
-    """Network evaluations that ``search`` spends at the most."""
-    return min(ALLOWED * max(steps, LEAST), sum(stages(fitting)) * (STARTS * steps + len(SHIFTS) * steps * (steps - 1)))

@@ -54,9 +54,9 @@ class Forecast:
         )
 
 
-def announce(model: Denoiser, settings: Settings) -> None:
-    """Says it in one line on standard error, where the fit is long."""
-    if rank() == 0 and (told := forecast(model, settings)) and told.seconds > TOLD:
+def announce(model: Denoiser, settings: Settings, longer: float = TOLD) -> None:
+    """Says it in one line on standard error, where the fit takes longer than so many seconds."""
+    if rank() == 0 and (told := forecast(model, settings)) and told.seconds > longer:
         print(told, file=sys.stderr)
 
 

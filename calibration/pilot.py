@@ -54,7 +54,7 @@ class Pilot:
         return [self.levels[place] for place in shortest(errors, steps)]
 
 
-def pilot(noises: Noises, numbers: Iterable[int], cache: Cache) -> Pilot:
+def pilot(noises: Noises, numbers: Iterable[int], cache: Cache, tolerated: float = TOLERATED) -> Pilot:
     """What the first of ``noises`` tell, for samplers of these numbers of steps."""
     first, wanted = noises.first(NOISES), sorted(set(numbers))
 
@@ -65,12 +65,12 @@ def pilot(noises: Noises, numbers: Iterable[int], cache: Cache) -> Pilot:
         for count in finer:
             better = solve(first, placed(density, count, first))
             erred = solved.sampler_errors(first, left, wanted[-1])
-            if median(image_errors(better.states[-1] - solved.states[-1])) <= TOLERATED * median(erred):
+            if median(image_errors(better.states[-1] - solved.states[-1])) <= tolerated * median(erred):
                 break  # not the mean: a few images, whose paths part, move much however fine the solve
             solved, left = better, better.left(first)
         return {"levels": np.array(solved.levels), "products": solved.products(), "left": left}
 
-    key = {"pilot": first.key, "steps": wanted, "constants": [HIGHEST, SURVEYED, COUNTS, STRIDE, EVEN, TOLERATED]}
+    key = {"pilot": first.key, "steps": wanted, "constants": [HIGHEST, SURVEYED, COUNTS, STRIDE, EVEN, tolerated]}
     found = cache.recall_together(key, survey)
     return Pilot(found["levels"].tolist(), found["products"], found["left"])
 

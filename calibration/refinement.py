@@ -64,6 +64,7 @@ def refine(
     cache: Cache,
     progress: ProgressBars = silent,
     view: View = PIXELS,
+    memory: int = MEMORY,
 ) -> Refinement:
     """Refines ``plan`` so that its images come near ``converged`` [n, …]; never worse than it on the held-out noises.
 
@@ -71,11 +72,11 @@ def refine(
     nearest; its plan is then judged by the noises held out. There are ``iterations``, or fewer: one that hardly gains,
     or that takes the held-out noises further off, is the last. Errors are those of what ``view`` shows of images.
 
-    In memory are noises and converged images, and beside them ``MEMORY``, or ``noise_bytes`` where that is more.
+    In memory are noises and converged images, and beside them ``memory``, or ``noise_bytes`` where that is more.
     """
     spec, meter = noises.network.model.spec, noises.network.meter
     damping, differ = DAMPING, bool(noises.network.evaluations)
-    at_once = noises_at_once(plan, converged, view)
+    at_once = noises_at_once(plan, converged, view, memory)
 
     def error(plan: Plan, some: slice) -> float:
         def sums() -> dict[str, np.ndarray]:
@@ -98,7 +99,7 @@ def refine(
     made = [(error(plan, heldout), plan)]
     for iteration in range(iterations):
         with progress(f"refinement {iteration + 1} of up to {iterations}", cost) as meter.progress:
-            matrix, slope = normal_equations(noises.part(fitting), converged[fitting], plan, view, cache)
+            matrix, slope = normal_equations(noises.part(fitting), converged[fitting], plan, view, cache, at_once)
             before = error(plan, fitting)
             tried = [(before, damping * 1000, plan)]  # staying is allowed, and damps more
             for factor in DAMPINGS:
@@ -144,14 +145,14 @@ def step(plan: Plan, matrix: np.ndarray, slope: np.ndarray, damping: float, limi
 
 
 def normal_equations(
-    noises: Noises, converged: Tensor, plan: Plan, view: View, cache: Cache
+    noises: Noises, converged: Tensor, plan: Plan, view: View, cache: Cache, at_once: int = BLOCK
 ) -> tuple[np.ndarray, np.ndarray]:
     """JᵀJ [p, p] and Jᵀr [p] of what ``view`` shows, r against that of ``converged`` [n, …]; kept block by block.
 
     Summed over what is seen of an image, over images, each weighed by the inverse of its error, or of its square where
-    evaluations differ from the model, and over processes.
+    evaluations differ from the model, and over processes. Derivatives are of so many noises ``at_once``.
     """
-    differ, at_once = bool(noises.network.evaluations), noises_at_once(plan, converged, view)
+    differ = bool(noises.network.evaluations)
 
     def products(few: Noises, goal: Tensor) -> np.ndarray:
         images, derivative = derivatives(few.network, few.noise, plan)
@@ -196,11 +197,11 @@ def refinement_bytes(numbers: int, nfe: int, values: int, seen: int) -> int:
     return max(one, min(BLOCK * one, MEMORY))
 
 
-def noises_at_once(plan: Plan, images: Tensor, view: View) -> int:
-    """Of how many noises derivatives fit ``MEMORY``, of images [n, …]; 1 at the least, ``BLOCK`` at the most."""
+def noises_at_once(plan: Plan, images: Tensor, view: View, memory: int = MEMORY) -> int:
+    """Of how many noises derivatives fit ``memory``, of images [n, …]; 1 at the least, ``BLOCK`` at the most."""
     one = images[:1]
     each = noise_bytes(len(parameters(plan)), plan.nfe, one.numel(), view(one).numel())
-    return max(1, min(BLOCK, MEMORY // each))
+    return max(1, min(BLOCK, memory // each))
 
 
 def pieces(noises: Noises, size: int) -> Iterator[tuple[slice, Noises]]:

@@ -24,9 +24,9 @@ def size_of(network: nn.Module) -> int:
     return graphs + sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
-def move_widened(network: nn.Module, folder: Path) -> None:
+def move_widened(network: nn.Module, folder: Path, large: int = LARGE) -> None:
     """``move_to_file`` of large weights that ``folder`` has in fewer bits; those in float32 are mapped from there."""
-    if size_of(network) >= LARGE and not all(map(in_float32, folder.glob("*.safetensors"))):
+    if size_of(network) >= large and not all(map(in_float32, folder.glob("*.safetensors"))):
         move_to_file(network)
 
 
@@ -59,12 +59,12 @@ def move_to_file(network: nn.Module) -> None:
         start += parameter.numel()
 
 
-def page_out(network: nn.Module) -> None:
+def page_out(network: nn.Module, large: int = LARGE) -> None:
     """Tells the system that large weights are not needed soon: pages of files leave memory, until they are read again.
 
     Linux alone knows how (madvise(2), MADV_PAGEOUT). Nothing is lost anywhere.
     """
-    if sys.platform != "linux" or size_of(network) < LARGE:
+    if sys.platform != "linux" or size_of(network) < large:
         return
     advise = ctypes.CDLL(None).madvise
     for tensor in network.state_dict().values():

@@ -64,15 +64,15 @@ def check_torch_file(content: Bytes, file: IO[bytes]) -> None:
                 check(io.BytesIO(archive.read(entry)))
 
 
-def check(file: Bytes) -> None:
+def check(file: Bytes, operations: int = OPERATIONS) -> None:
     """Reads one pickle from where ``file`` is to its end. Raises UserError, or ValueError where it is no pickle."""
     stack: list[_Object] = []
     memo: dict[Any, _Object] = {}
     made: list[_Object] = []
     frame = 0  # where the one that is open ends
     for count, (operation, argument, place) in enumerate(pickletools.genops(cast(IO[bytes], file))):
-        if count > OPERATIONS:
-            raise UserError(f"refused: the pickle has more than {OPERATIONS:,} operations")
+        if count > operations:
+            raise UserError(f"refused: the pickle has more than {operations:,} operations")
         frame = _frame(operation.name, argument, place or 0, frame)
         try:
             _step(operation.name, argument, stack, memo, made.append)

@@ -112,11 +112,16 @@ def inputs(target: Target, seed: int) -> Iterator[bytes]:
         yield changed(random_, random_.choice(target.sound), random_.choice(target.sound))
 
 
-def trial(target: Target, content: bytes, folder: Path) -> str | None:
+def trial(target: Target, content: bytes, folder: Path, seconds: int = SECONDS) -> str | None:
     """What went wrong, in a word; None where the reader returned or raised UserError."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"more than {seconds} s")
+
     path = folder / target.file
     path.write_bytes(content)
-    signal.alarm(SECONDS)
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
     try:
         target.read(path)
     except UserError as error:
@@ -125,11 +130,8 @@ def trial(target: Target, content: bytes, folder: Path) -> str | None:
         return f"{type(error).__name__}: {error}"[:300]
     finally:
         signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
     return None
-
-
-def late(*_: object) -> None:
-    raise TimeoutError(f"more than {SECONDS} s")
 
 
 def run(names: Mapping[str, Target], minutes: float, seed: int, out: Path) -> tuple[int, int]:
@@ -137,7 +139,6 @@ def run(names: Mapping[str, Target], minutes: float, seed: int, out: Path) -> tu
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
-    signal.signal(signal.SIGALRM, late)
     ends, tried, wrong = time.monotonic() + 60 * minutes, 0, 0
     streams = {name: inputs(target, seed) for name, target in names.items()}
     out.mkdir(parents=True, exist_ok=True)

@@ -38,13 +38,13 @@ def resident() -> int:
 class Asked:
     """A sampler, and what it made of each seed and value of its condition, one at a time."""
 
-    def __init__(self, sampler: Sampler) -> None:
-        self.sampler = sampler
+    def __init__(self, sampler: Sampler, seeds: int = SEEDS, largest: int = LARGEST) -> None:
+        self.sampler, self.seeds, self.largest = sampler, seeds, largest
         self.condition = next(iter(sampler.bundle.inputs.conditions), None)
         self.values = VALUES[self.condition] if self.condition else (None,)
-        for count in range(LARGEST, 0, -1):  # libraries make their room as large as it will be
+        for count in range(largest, 0, -1):  # libraries make their room as large as it will be
             self.made([0] * count, [0] * count, count)
-        self.alone = {(s, v): self.made([s], [v], 1)[0] for s in range(SEEDS) for v in range(len(self.values))}
+        self.alone = {(s, v): self.made([s], [v], 1)[0] for s in range(seeds) for v in range(len(self.values))}
 
     def made(self, seeds: Sequence[int], values: Sequence[int | None], batch: int | None) -> np.ndarray:
         told: dict[str, Any] = {self.condition: [self.values[v or 0] for v in values]} if self.condition else {}
@@ -52,10 +52,10 @@ class Asked:
 
     def wrong(self, chance: random.Random) -> tuple[int, int]:
         """How many samples a call made, and how many of them are others'."""
-        count = chance.randint(1, LARGEST)
-        seeds = [chance.randrange(SEEDS) for _ in range(count)]
+        count = chance.randint(1, self.largest)
+        seeds = [chance.randrange(self.seeds) for _ in range(count)]
         values = [chance.randrange(len(self.values)) for _ in seeds]
-        made = self.made(seeds, values, chance.choice([None, 1, *[chance.randint(1, LARGEST) for _ in range(6)]]))
+        made = self.made(seeds, values, chance.choice([None, 1, *[chance.randint(1, self.largest) for _ in range(6)]]))
         close = 1 if made.dtype == np.uint8 else CLOSE
         expected = [self.alone[one] for one in zip(seeds, values, strict=True)]
         far = [np.abs(found.astype(float) - known).max() > close for found, known in zip(made, expected, strict=True)]

@@ -74,10 +74,8 @@ def test_what_is_neither_old_nor_new_is_wrong() -> None:
 
 
 def test_another_seeds_sample_is_wrong(conditional: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.soak.SEEDS", 3)
-    monkeypatch.setattr("tests.soak.LARGEST", 5)
     with runtime.load(conditional) as sampler:
-        asked = Asked(sampler)
+        asked = Asked(sampler, seeds=3, largest=5)
         assert asked.wrong(random.Random(0))[1] == 0
         sample = sampler.sample
 

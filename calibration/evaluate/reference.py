@@ -50,9 +50,9 @@ class States(Mapping[float, Tensor]):
         return States(self.levels, self.held[:, rows], self.like)
 
 
-def room(shape: tuple[int, ...]) -> np.ndarray:
-    """float32, to be filled; beyond ``IN_MEMORY`` bytes in a file that goes with the process."""
-    if np.prod(shape, dtype=np.int64) * 4 <= IN_MEMORY:
+def room(shape: tuple[int, ...], in_memory: int) -> np.ndarray:
+    """float32, to be filled; beyond ``in_memory`` bytes in a file that goes with the process."""
+    if np.prod(shape, dtype=np.int64) * 4 <= in_memory:
         return np.empty(shape, np.float32)
     try:
         folder = cache_folder()
@@ -99,7 +99,9 @@ def trajectory(network: Network, x: Tensor, levels: Iterable[float], steps: int 
     return dict(zip(grid, states, strict=True))
 
 
-def solution(noises: Noises, levels: Iterable[float], steps: int | None, cache: Cache) -> States:
+def solution(
+    noises: Noises, levels: Iterable[float], steps: int | None, cache: Cache, in_memory: int = IN_MEMORY
+) -> States:
     """``trajectory`` of unit noises from the highest of ``levels``, in float32's precision, kept block by block."""
     grid = sorted({*levels, 0.0}, reverse=True)
     count = substeps(len(grid) - 1, steps)
@@ -109,7 +111,7 @@ def solution(noises: Noises, levels: Iterable[float], steps: int | None, cache: 
         return {"states": torch.stack([states[sigma] for sigma in grid]).float().cpu().numpy()}
 
     key = {"by": REFERENCE.name, "levels": grid, "substeps": count}
-    held = room((len(grid), *noises.noise.shape))
+    held = room((len(grid), *noises.noise.shape), in_memory)
     for rows, block in noises.blocks():
         held[:, rows] = cache.recall({"solution": block.key, **key}, partial(solve, block))["states"]
     return States(grid, held, noises.noise[:0])

@@ -6,6 +6,7 @@ Labels are classes [n], or a caption's tokens [n, length].
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -51,14 +52,14 @@ def log_normal(mean: float, deviation: float, images: Tensor) -> Tensor:
     return (torch.randn(len(images), device=images.device) * deviation + mean).exp()
 
 
-def ddpm(model: Preconditioned, images: Tensor, labels: Tensor) -> Tensor:
+def ddpm(model: Preconditioned, images: Tensor, labels: Tensor, sigmas: np.ndarray = DDPM_SIGMAS) -> Tensor:
     """|ε̂ - ε|² at a random step of DDPM's (arXiv 2006.11239, eq. 14), times max(1, σ²).
 
     That is the truncated SNR weight, λ = max(1/σ², 1) on denoised images (arXiv 2202.00512, section 4). The simple loss
     has no such factor and hardly sees what they err at high noise.
     """
-    steps = torch.randint(len(DDPM_SIGMAS), (len(images),), device=images.device)
-    sigma = torch.tensor(DDPM_SIGMAS, dtype=torch.float32, device=images.device)[steps]
+    steps = torch.randint(len(sigmas), (len(images),), device=images.device)
+    sigma = torch.tensor(sigmas, dtype=torch.float32, device=images.device)[steps]
     return weighted_error(model, images, labels, sigma, (sigma**2).clamp_min(1.0))
 
 

@@ -142,15 +142,15 @@ class Bound:
 
 
 class CapturedRuns:
-    """Runs of a session that captures: one CUDA graph for each combination of input shapes, the first ``CAPTURED``.
+    """Runs of a session that captures: one CUDA graph for each combination of input shapes, the first ``most``.
 
     ONNX Runtime captures at the first run of a graph's number and replays from then on. It frees a graph with its
     session only, so that later shapes run as they are. One thread at a time: replays share the session's scratch
     memory. Source: ONNX Runtime's CUDA provider, "Using CUDA Graphs".
     """
 
-    def __init__(self, session: Any, device: str = "cuda") -> None:
-        self._session, self._device = session, device
+    def __init__(self, session: Any, device: str = "cuda", most: int = CAPTURED) -> None:
+        self._session, self._device, self._most = session, device, most
         self._lock, self._bound = threading.Lock(), dict[tuple[tuple[str, tuple[int, ...]], ...], Bound]()
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -159,8 +159,8 @@ class CapturedRuns:
             bound = self._bound.get(shapes)
             if bound is None:
                 number = len(self._bound) + 1
-                bound = self._bind(feed, number if number <= CAPTURED else UNCAPTURED)
-                if number <= CAPTURED:
+                bound = self._bind(feed, number if number <= self._most else UNCAPTURED)
+                if number <= self._most:
                     self._bound[shapes] = bound
             for name, array in feed.items():
                 bound.inputs[name].update_inplace(np.ascontiguousarray(array))

@@ -48,7 +48,7 @@ def find_engine(bundle: Bundle, flavour: str, precision: str | None, capability:
 class Session:
     """One engine, loaded on the first GPU. Each thread that runs it at the same time gets an execution context."""
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, most_lanes: int = MOST_LANES) -> None:
         self._lib = library(engine.flavour)
         blob = bundle.read(engine.file)  # its hash is verified: deserialising an engine runs what is in it
         with ExitStack() as undo:
@@ -63,7 +63,7 @@ class Session:
             self.description = f"{engine.flavour} {engine.version}, {self._device.name}, {engine.file}"
             self._wanted = wanted_by(self._lib, self._engine)
             undo.pop_all()
-        self._batch, self.precision = engine.batch, engine.precision
+        self._batch, self.precision, self._most_lanes = engine.batch, engine.precision, most_lanes
         self.largest_batch: int | None = engine.batch.max
         self._lock, self._lanes, self._closed = threading.Lock(), list[Lane](), False
         self._idle: OrderedDict[Shapes, list[Lane]] = OrderedDict()  # the latest used last
@@ -116,7 +116,7 @@ class Session:
     def _drop_idle(self) -> None:
         """Makes room for one more lane: those go that nobody has used for longest."""
         for shapes in list(self._idle):
-            while len(self._lanes) >= MOST_LANES and self._idle[shapes]:
+            while len(self._lanes) >= self._most_lanes and self._idle[shapes]:
                 lane = self._idle[shapes].pop(0)
                 self._lanes.remove(lane)
                 lane.close()

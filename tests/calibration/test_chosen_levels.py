@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from edge_sampler.calibration import chosen_levels
 from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.calibrate import calibrate
-from edge_sampler.calibration.chosen_levels import choose, search, search_cost
+from edge_sampler.calibration.chosen_levels import USUAL, Effort, choose, search
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
 from edge_sampler.calibration.evaluate.reference import States, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
@@ -59,7 +58,7 @@ def test_search_lowers_what_the_scouts_images_err(mixture: Denoiser, tmp_path: P
     meter, cache = noises.network.meter, Cache(tmp_path)
     before = meter.evaluations
     found = search(starts, noises, fine, cache)
-    assert 0 < meter.evaluations - before <= search_cost(5, 16)
+    assert 0 < meter.evaluations - before <= USUAL.cost(5, 16)
     assert found[0] == levels[0]
     assert found[-1] == 0.0
     assert error(found, noises, fine) < 0.5 * min(error(start, noises, fine) for start in starts)
@@ -68,37 +67,30 @@ def test_search_lowers_what_the_scouts_images_err(mixture: Denoiser, tmp_path: P
     assert meter.evaluations == before
 
 
-def test_a_search_that_runs_out_of_evaluations_keeps_what_it_has(
-    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_search_that_runs_out_of_evaluations_keeps_what_it_has(mixture: Denoiser, tmp_path: Path) -> None:
     """The more it may spend, the better its levels; it never spends more. What little found is not kept for much."""
     noises, fine = prepared(mixture)
     levels, errors = sorted(fine, reverse=True), []
     start = [levels[place] for place in (0, 1, 4, 6, 8, 24)]
     for allowed, steps in ((8, 11), (8, 55), (400, 11)):
-        monkeypatch.setattr(chosen_levels, "ALLOWED", allowed)
-        monkeypatch.setattr(chosen_levels, "LEAST", steps)
-        before = noises.network.meter.evaluations
-        errors.append(error(found := search([start], noises, fine, Cache(tmp_path)), noises, fine))
+        effort, before = Effort(allowed=allowed, least=steps), noises.network.meter.evaluations
+        found = search([start], noises, fine, Cache(tmp_path), effort=effort)
+        errors.append(error(found, noises, fine))
         spent = noises.network.meter.evaluations - before - 5 * 16  # without that of ``error``
-        assert spent <= search_cost(5, 16) <= steps * allowed
+        assert spent <= effort.cost(5, 16) <= steps * allowed
         assert (found == start) == (allowed * steps == 88)  # enough to try the start
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_a_move_that_does_not_pay_on_few_noises_is_not_tried_on_more(
-    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_move_that_does_not_pay_on_few_noises_is_not_tried_on_more(mixture: Denoiser) -> None:
     """From a grid that no move betters; most cost the evaluations of few noises alone."""
-    monkeypatch.setattr(chosen_levels, "TRIED", (4, 16))
-    monkeypatch.setattr(chosen_levels, "SHIFTS", (1,))
-    noises, fine = prepared(mixture)
+    (noises, fine), effort = prepared(mixture), Effort(tried=(4, 16), shifts=(1,))
     levels = sorted(fine, reverse=True)
     settled = [levels[place] for place in (0, 1, 4, 6, 8, 24)]
-    while settled != (better := search([settled], noises, fine, NO_CACHE)):
+    while settled != (better := search([settled], noises, fine, NO_CACHE, effort=effort)):
         settled = better
     start = noises.network.meter.evaluations
-    assert search([settled], noises, fine, NO_CACHE) == settled
+    assert search([settled], noises, fine, NO_CACHE, effort=effort) == settled
     moves = noises.network.meter.evaluations - start - 5 * 20
     every = 2 * (4 + 3 + 2 + 1)  # evaluations of one noise, if all moves are tried on it
     assert every * 4 <= moves < 0.75 * every * (4 + 16)

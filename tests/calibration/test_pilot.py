@@ -76,7 +76,7 @@ def test_what_is_left_of_an_error_is_what_the_flow_leaves(mixture: Denoiser) -> 
     assert told.left[1:] == pytest.approx(expected[1:], rel=0.25)
 
 
-def test_there_are_as_many_levels_as_the_error_asks_for(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_as_many_levels_as_the_error_asks_for(mixture: Denoiser) -> None:
     """The fine solution's error is small beside a sampler's, for fewer evaluations than levels even in log σ take."""
     noises, spec = to_fit(mixture, 32, 4, 0), mixture.spec
     goal = solution(noises, [spec.sigma_max], 256, NO_CACHE)[0.0]
@@ -90,8 +90,7 @@ def test_there_are_as_many_levels_as_the_error_asks_for(mixture: Denoiser, monke
     assert error < 0.003  # a sampler's of five evaluations is 0.04
     even = logarithmic(len(levels) - 1, spec.sigma_min, spec.sigma_max)
     assert error < 0.7 * mean_error(solution(noises, even, None, NO_CACHE)[0.0] - goal)
-    monkeypatch.setattr(piloting, "TOLERATED", 1e-4)
-    assert len(pilot(noises, [6], NO_CACHE).levels) > len(levels)
+    assert len(pilot(noises, [6], NO_CACHE, tolerated=1e-4).levels) > len(levels)
     assert len(pilot(noises, [80], NO_CACHE).levels) == 161  # twice as many as steps, and 0
 
 

@@ -15,8 +15,14 @@ from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import image_errors
-from edge_sampler.calibration.refinement import noise_bytes, normal_equations, parameters, refine
-from edge_sampler.calibration.views import PIXELS, View, rows, viewer
+from edge_sampler.calibration.refinement import (
+    noise_bytes,
+    noises_at_once,
+    normal_equations,
+    parameters,
+    refine,
+)
+from edge_sampler.calibration.views import PIXELS, VALUES, View, rows, viewer
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.networks import classifier
 from edge_sampler.models.own import adapt
@@ -89,27 +95,27 @@ def test_maps_count_alike_whatever_their_sizes() -> None:
     torch.testing.assert_close(alone, maps[0].flatten(1).double())
 
 
-def test_a_view_is_shown_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_view_is_shown_few_images_at_a_time() -> None:
     counts = list[int]()
 
     def see(images: Tensor) -> Tensor:
         counts.append(len(images))
         assert images.dtype == torch.float32
-        return 2 * images.flatten(1)
+        return 2 * images[:, :9]
 
-    x = torch.randn(7, 1, 4, 4).double()
-    monkeypatch.setattr("edge_sampler.calibration.views.VALUES", 3 * 16)
-    torch.testing.assert_close(View("mine", see)(x), 2 * x.flatten(1), atol=1e-6, rtol=1e-6)
+    x = torch.randn(7, 1).double().expand(7, VALUES // 3)
+    torch.testing.assert_close(View("mine", see)(x), 2 * x[:, :9], atol=1e-6, rtol=1e-6)
     assert counts == [3, 3, 1]
 
 
 def test_derivatives_of_few_noises_at_a_time_add_up(
-    noises: Noises, converged: Tensor, plan: Plan, monkeypatch: pytest.MonkeyPatch
+    model: Denoiser, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of no more than memory holds: 5 noises, when it is for 2, are 2, 2 and 1; for less than 1 each is alone."""
-    few, goal, view = noises.part(slice(0, 5)), converged[:5], View("mine", lambda images: images.flatten(1)[:, :9])
-    whole = normal_equations(few, goal, plan, view, NO_CACHE)
-    before = refine(plan, noises, converged, 0, NO_CACHE, view=view)
+    noises, view = to_fit(model, 5, 40, 0), View("mine", lambda images: images.flatten(1)[:, :9])
+    few, converged = noises.part(slice(0, 5)), torch.tanh(0.7 * noises.noise)
+    whole = normal_equations(few, converged[:5], plan, view, NO_CACHE)
+    together = refine(plan, noises, converged, 0, NO_CACHE, view=view)
     sizes, derive = list[int](), refining.derivatives
 
     def counted(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -118,14 +124,15 @@ def test_derivatives_of_few_noises_at_a_time_add_up(
 
     monkeypatch.setattr(refining, "derivatives", counted)
     for room, expected in ((2.5, [2, 2, 1]), (0.5, [1] * 5)):
-        monkeypatch.setattr(refining, "MEMORY", int(room * noise_bytes(len(parameters(plan)), plan.nfe, 16, 9)))
-        sizes.clear()
-        found = normal_equations(few, goal, plan, view, NO_CACHE)
-        assert sizes == expected
+        memory = int(room * noise_bytes(len(parameters(plan)), plan.nfe, 16, 9))
+        at_once = noises_at_once(plan, converged, view, memory)
+        found = normal_equations(few, converged[:5], plan, view, NO_CACHE, at_once)
         for one, other in zip(found, whole, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(other).max())
-    monkeypatch.setattr(refining, "BLOCK", 1)  # held-out images, too
-    assert refine(plan, noises, converged, 0, NO_CACHE, view=view).errors == pytest.approx(before.errors, rel=1e-4)
+        refined = refine(plan, noises, converged, 1, NO_CACHE, view=view, memory=memory)
+        assert refined.errors[0] == pytest.approx(together.errors[0], rel=1e-4)  # the 40 held out come in pieces, too
+        assert sizes == 2 * expected
+        sizes.clear()
 
 
 def test_another_views_results_are_not_taken_over(

@@ -22,7 +22,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.manifest import facts_of, write_manifest
 from edge_sampler.runtime.page import folder, npm
 from edge_sampler.runtime.page.command import main
-from edge_sampler.runtime.page.folder import FACTS, ONNX_RUNTIME, STATIC, TOKENIZERS
+from edge_sampler.runtime.page.folder import FACTS, MOST_BYTES, ONNX_RUNTIME, STATIC, TOKENIZERS
 from tests.conftest import run_main
 
 PAGE = Path(folder.__file__).parent
@@ -227,12 +227,13 @@ def test_what_no_page_can_show_is_refused(
     assert not (tmp_path / "site").exists()
 
 
-def test_more_than_a_browser_holds_is_refused(
-    made: Path, tmp_path: Path, ort: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(folder, "MOST_BYTES", (made / "sampler.onnx").stat().st_size - 1)
+def test_more_than_a_browser_holds_is_refused(copy: Path, tmp_path: Path, ort: Path) -> None:
+    """By what the manifest says, before anything is read."""
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    files["sampler.onnx"]["bytes"] = MOST_BYTES + 1
+    change(copy, files=files)
     with pytest.raises(UserError, match="graph and weights"):
-        page(made, tmp_path / "site", "--onnxruntime-web", ort)
+        page(copy, tmp_path / "site", "--onnxruntime-web", ort)
 
 
 def test_a_damaged_graph_leaves_nothing(copy: Path, tmp_path: Path, ort: Path) -> None:

@@ -43,12 +43,12 @@ def graph(tmp_path: Path) -> Path:
     return path
 
 
-def opened(library: Any, graph: Path) -> trt.Session:
+def opened(library: Any, graph: Path, **options: int) -> trt.Session:
     """An engine of the fake library is the graph itself."""
     content = graph.read_bytes()
     files = {FILE: {"sha256": hashlib.sha256(content).hexdigest()}}
     bundle: Any = SimpleNamespace(read=lambda name: content, manifest={"files": files})
-    return trt.Session(bundle, Engine(FILE, library.flavour, "11.0", ("sm86",), "fp32", Batch(1, 2, 2)))
+    return trt.Session(bundle, Engine(FILE, library.flavour, "11.0", ("sm86",), "fp32", Batch(1, 2, 2)), **options)
 
 
 def feed_of(length: int, tokens: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -66,9 +66,8 @@ def test_every_size_runs_and_is_captured(library: Any, graph: Path) -> None:
         assert library.calls.count("execute") == 2 * 2 * 3  # to warm up and to capture; two batches, three sizes
 
 
-def test_few_lanes_are_kept(library: Any, graph: Path, monkeypatch: pytest.MonkeyPatch, fake_cuda: ctypes.CDLL) -> None:
-    monkeypatch.setattr(trt, "MOST_LANES", 2)
-    with opened(library, graph) as engine:
+def test_few_lanes_are_kept(library: Any, graph: Path, fake_cuda: ctypes.CDLL) -> None:
+    with opened(library, graph, most_lanes=2) as engine:
         live = []
         for length in (8, 9, 10, 11, 8, 12):
             engine.run(feed_of(length, 2))

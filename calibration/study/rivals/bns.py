@@ -24,7 +24,7 @@ RATES = (0.005, 0.015)
 ITERATIONS = 300
 
 
-def bns(contest: Contest) -> Plan:
+def bns(contest: Contest, iterations: int = ITERATIONS) -> Plan:
     start = trace(best_scheme(contest, afs=False))
     highest = start.sigmas[0]
     lesson = Lesson(
@@ -33,7 +33,7 @@ def bns(contest: Contest) -> Plan:
         start=parameters_of(start),
         loss=lambda errors: errors.clamp_min(1e-12).log().mean(),
         rates=RATES,
-        iterations=ITERATIONS,
+        iterations=iterations,
     )
     return learn(contest, lesson)
 

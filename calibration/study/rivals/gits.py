@@ -19,7 +19,7 @@ from edge_sampler.calibration.schedules import edm
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Scheme, base_step
 from edge_sampler.calibration.study.rivals.contest import Contest
-from edge_sampler.calibration.study.rivals.fixed import FIXED
+from edge_sampler.calibration.study.rivals.fixed import FIXED, once_a_step
 from edge_sampler.calibration.trace import trace
 from edge_sampler.runtime.plan import Plan
 
@@ -27,13 +27,13 @@ FINE = 61  # levels of the teacher
 TEACHER = find("ipndm")
 FACTORS = (1.0, 1.05, 1.1, 1.15, 1.2)
 MEASURES = ("distance", "departure")
-SOLVERS = tuple(solver for solver in FIXED if solver.steps(4) == 4)  # one evaluation a step
+SOLVERS = tuple(filter(once_a_step, FIXED))
 
 
-def gits(contest: Contest) -> Plan:
+def gits(contest: Contest, fine: int = FINE) -> Plan:
     spec = contest.noises.network.model.spec
-    levels = edm(FINE, spec.sigma_min, spec.sigma_max)[:-1]
-    spent = (FINE - 1) * contest.noises.fitting
+    levels = edm(fine, spec.sigma_min, spec.sigma_max)[:-1]
+    spent = (fine - 1) * contest.noises.fitting
     costs = contest.recall({"what": "errors of steps", "levels": levels}, spent, lambda: costs_of(contest, levels))
     plans: list[Plan] = []
     for mean in (None, contest.mean):

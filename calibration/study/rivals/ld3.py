@@ -23,7 +23,7 @@ ITERATIONS = 150
 RADIUS = 0.001  # times pixels, over the square of NFE
 
 
-def ld3(contest: Contest) -> Plan:
+def ld3(contest: Contest, iterations: int = ITERATIONS) -> Plan:
     scheme = best_scheme(contest, afs=True)
     lesson = Lesson(
         name="LD3",
@@ -31,7 +31,7 @@ def ld3(contest: Contest) -> Plan:
         start=parameters_of(scheme),
         loss=lambda errors: errors.clamp_min(1e-12).sqrt().mean(),
         rates=RATES,
-        iterations=ITERATIONS,
+        iterations=iterations,
         radius=RADIUS * contest.noises.noise[0].numel() / contest.nfe**2,
     )
     return learn(contest, lesson)

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from edge_sampler import models
 from edge_sampler.calibration.calibrate import calibrate
-from edge_sampler.calibration.evaluate import network, reference
-from edge_sampler.calibration.evaluate.network import Live, Network
+from edge_sampler.calibration.evaluate.network import CHUNK_BYTES, Live, Network
 from edge_sampler.calibration.evaluate.noise_sets import to_fit
 from edge_sampler.calibration.evaluate.reference import solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE
@@ -26,6 +25,7 @@ class Widening(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(100))
         self.called: list[int] = []
+        self.sample_bytes = 0  # outside of PyTorch
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         self.called.append(len(x))
@@ -52,7 +52,7 @@ def test_what_takes_an_inputs_place_in_memory_counts() -> None:
     assert live.peak == sum(one.nbytes for one in made)
 
 
-def test_chunks_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_as_large_as_memory_allows() -> None:
     widening = Widening()
     model, x = models.adapt(widening, (10,)), torch.randn(12, 10, generator=torch.Generator().manual_seed(0)).double()
     whole = Network(model)
@@ -60,7 +60,7 @@ def test_chunks_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -
     assert 4 * 1000 <= whole.meter.sample_bytes < 3 * 4 * 1000
     assert whole.meter.evaluations == 12
     widening.called.clear()
-    monkeypatch.setattr(network, "CHUNK_BYTES", 5 * whole.meter.sample_bytes)
+    widening.sample_bytes = CHUNK_BYTES // 5 - whole.meter.sample_bytes
     few = Network(model)
     torch.testing.assert_close(few(x, 1.0), expected)
     assert widening.called == [1, 5, 5, 2]
@@ -68,10 +68,14 @@ def test_chunks_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -
 
 
 class Wide(nn.Module):
-    """2000 numbers inside for each of the ten of a sample, as a network of pictures has many more than pixels."""
+    """2000 numbers inside for each of the ten of a sample, as a network of pictures has many more than pixels.
+
+    It says that outside of PyTorch a sample takes so much that two go into a call.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.sample_bytes = 2 * CHUNK_BYTES // 5
         self.first, self.last = nn.Linear(10, 20_000), nn.Linear(20_000, 10)
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
@@ -80,28 +84,24 @@ class Wide(nn.Module):
 
 @pytest.mark.usefixtures("coarse_reference")
 @pytest.mark.parametrize("more", [{"afs": True}, {"refine": 1}], ids=str)
-def test_a_fit_of_many_noises_needs_little_more_memory_than_one_of_few(
-    more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fit_of_many_noises_needs_little_more_memory_than_one_of_few(more: dict[str, Any]) -> None:
     """What grows with them are states, not what the network computes with: a fit is possible where one sample is."""
     torch.manual_seed(0)
     model, peaks = models.adapt(Wide(), (10,)), list[float]()
-    one = Network(model).sample_bytes(torch.zeros(1, 10), 1.0)
-    monkeypatch.setattr(network, "CHUNK_BYTES", 5 * one // 2)
+    one = Network(model).sample_bytes(torch.zeros(1, 10), 1.0) - model.outside_bytes
     for batch in (2, 32):
         settings = Settings(2, "iia-ddim", target="global", batch=batch, heldout=2, **more)
         with Live() as live:
             calibrate(model, settings)
         peaks.append(live.peak / one)
-    assert 2 <= peaks[0] <= peaks[1] < 3  # 2.5 that it may use, and states; 34 if all were computed at once
+    assert 2 <= peaks[0] <= peaks[1] < 3  # two at once, and states; 34 if all were computed at once
 
 
-def test_states_in_a_file_are_those_in_memory(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_in_a_file_are_those_in_memory(mixture: Denoiser) -> None:
     """Of more samples than stay together, so that blocks are put in their places."""
     noises, levels = to_fit(mixture, 40, 8, 0), [80.0, 3.0, 0.4]
     here = solution(noises, levels, 6, NO_CACHE)
-    monkeypatch.setattr(reference, "IN_MEMORY", 0)
-    there = solution(noises, levels, 6, NO_CACHE)
+    there = solution(noises, levels, 6, NO_CACHE, in_memory=0)
     assert isinstance(there.held, np.memmap)
     assert not isinstance(here.held, np.memmap)
     assert list(there) == list(here) == [*levels, 0.0]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import image_errors
 from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.calibration.settings import AUTO, Settings
-from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.study import command as study_command
 from edge_sampler.calibration.study import frechet, report
 from edge_sampler.calibration.study.measure import Row, converged, judging, reference
-from edge_sampler.calibration.study.rivals.entry import BEST_FIXED, RIVAL
+from edge_sampler.calibration.study.rivals.bns import bns
+from edge_sampler.calibration.study.rivals.entry import BEST_FIXED, RIVAL, Rival
+from edge_sampler.calibration.study.rivals.fixed import best_fixed
+from edge_sampler.calibration.study.rivals.gits import gits
 from edge_sampler.calibration.study.study import SOLVED, Study
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.networks import classifier
@@ -29,7 +32,6 @@ from edge_sampler.runtime.plan import Plan, sample
 from tests.calibration.toys import MIXTURE
 from tests.conftest import run_main
 
-RIVALS = "edge_sampler.calibration.study.rivals"
 SMALL = [
     "--nfe",
     "3,4",
@@ -49,11 +51,13 @@ SMALL += ["--rivals", "best-fixed,gits,bns"]
 
 def few_rivals(patch: pytest.MonkeyPatch) -> None:
     """Small ones, which a test can wait for."""
-    patch.setattr(f"{RIVALS}.fixed.FIXED", (find("ddim"), find("ipndm"), find("unipc")))
-    patch.setattr(f"{RIVALS}.gits.SOLVERS", (find("ddim"), find("ipndm")))
-    patch.setattr(f"{RIVALS}.gits.FINE", 12)
-    patch.setattr(f"{RIVALS}.bns.ITERATIONS", 12)
-    patch.setattr(f"{RIVALS}.learn.PIECE", 4)
+    small = (
+        Rival("best-fixed", BEST_FIXED, best_fixed),
+        Rival("gits", RIVAL, partial(gits, fine=12)),
+        Rival("bns", RIVAL, partial(bns, iterations=12)),
+    )
+    patch.setattr(study_command, "RIVALS", small)
+    patch.setattr("edge_sampler.calibration.study.rivals.learn.PIECE", 4)
 
 
 @pytest.fixture(scope="module")

@@ -157,4 +157,4 @@ def search(
 
 def scout_of(solver: Solver) -> Solver:
     """Whose images tell which levels are better for ``solver``: a fixed one's own, where it evaluates once a step."""
-    return solver if solver.history is None and solver.steps(2) == 2 else SCOUT
+    return solver if solver.history is None and solver.once_a_step else SCOUT

@@ -117,7 +117,7 @@ class Settings:
         others = Settings(self.nfe, self.solver, self.schedule, history=self.history, seed=self.seed)
         if changed := [name for name, value in asdict(others).items() if value != getattr(self, name)]:
             raise UserError(f"--paper sets {changed[0].replace('_', '-')} itself: leave it out, or leave --paper out")
-        batch = 16 if find(self.solver).steps(5) == 5 else 200
+        batch = 16 if find(self.solver).once_a_step else 200
         return replace(others, target="local", fine_steps=3, batch=batch, ridge=0.0, paper=True)
 
     @property

@@ -61,8 +61,8 @@ class Solver:
         >>> def euler(past, sigma_next):
         ...     return past[0].x + (sigma_next - past[0].sigma) * past[0].d
         >>> mine = Solver("iia-mine", multistep(euler), order=1, history=1)
-        >>> mine.steps(6)
-        6
+        >>> mine.steps(6), mine.once_a_step
+        (6, True)
     """
 
     name: str
@@ -72,6 +72,11 @@ class Solver:
     history: int | None = None
     aliases: tuple[str, ...] = ()
     clip: float = 0.0
+
+    @property
+    def once_a_step(self) -> bool:
+        """Whether it evaluates once a step. One that evaluates twice makes fewer steps of four evaluations."""
+        return self.steps(4) == 4
 
 
 @dataclass(frozen=True)

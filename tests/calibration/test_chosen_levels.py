@@ -8,15 +8,16 @@ import torch
 
 from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.calibrate import calibrate
-from edge_sampler.calibration.chosen_levels import USUAL, Effort, choose, search
+from edge_sampler.calibration.chosen_levels import USUAL, Effort, choose, scout_of, search
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
 from edge_sampler.calibration.evaluate.reference import States, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.judge import error_against_converged
-from edge_sampler.calibration.schedules import logarithmic
+from edge_sampler.calibration.schedules import edm, logarithmic
 from edge_sampler.calibration.scout import SCOUT, Ground, attempt
 from edge_sampler.calibration.settings import Settings
-from edge_sampler.calibration.solvers.base import Scheme
+from edge_sampler.calibration.solvers import ALL_SOLVERS
+from edge_sampler.calibration.solvers.base import Scheme, Solver, base_step
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import silent
 
@@ -116,3 +117,18 @@ def test_chosen_levels_beat_edms(mixture: Denoiser, tmp_path: Path) -> None:
         plans = [calibrate(mixture, one, silent, cache) for one in settings]
         edm, chosen = (error_against_converged(mixture, plan, 32, silent, cache) for plan in plans)
         assert chosen < 0.7 * edm, solver
+
+
+@pytest.mark.parametrize("solver", ALL_SOLVERS, ids=lambda solver: solver.name)
+def test_a_scout_evaluates_once_a_step(solver: Solver) -> None:
+    """A search counts by that, and reuses the answers above the level that moves."""
+    asked: list[float] = []
+
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        asked.append(sigma)
+        return x / 2
+
+    scout = scout_of(solver)
+    scout.run(denoise, torch.ones(1), edm(4, 0.1, 80.0), base_step, 0)
+    assert len(asked) == 4
+    assert scout in (solver, SCOUT)

@@ -24,11 +24,6 @@ LOWER = tuple(
 FIXED = (*(solver for solver in ALL_SOLVERS if solver.history is None and not solver.clip), *LOWER)
 
 
-def once_a_step(solver: Solver) -> bool:
-    """Whether it evaluates once a step. One of two evaluations takes two steps for two or three, the last Euler's."""
-    return solver.steps(4) == 4
-
-
 def grids(model: Denoiser, intervals: int, to_lowest: bool) -> Iterator[list[float]]:
     """Each schedule's levels, so many intervals from the highest to 0, or to the lowest level."""
     least, most = model.spec.sigma_min, model.spec.sigma_max
@@ -45,7 +40,7 @@ def schemes(model: Denoiser, solver: Solver, nfe: int, mean: Tensor | None = Non
     """
     answers = nfe + (mean is not None)
     intervals = solver.steps(answers)
-    for to_lowest in (False, True)[: 1 + once_a_step(solver)]:
+    for to_lowest in (False, True)[: 1 + solver.once_a_step]:
         for grid in grids(model, intervals, to_lowest):
             yield Scheme(solver, grid, answers, 0, mean)
 

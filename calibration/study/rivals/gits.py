@@ -19,7 +19,7 @@ from edge_sampler.calibration.schedules import edm
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Scheme, base_step
 from edge_sampler.calibration.study.rivals.contest import Contest
-from edge_sampler.calibration.study.rivals.fixed import FIXED, once_a_step
+from edge_sampler.calibration.study.rivals.fixed import FIXED
 from edge_sampler.calibration.trace import trace
 from edge_sampler.runtime.plan import Plan
 
@@ -27,7 +27,7 @@ FINE = 61  # levels of the teacher
 TEACHER = find("ipndm")
 FACTORS = (1.0, 1.05, 1.1, 1.15, 1.2)
 MEASURES = ("distance", "departure")
-SOLVERS = tuple(filter(once_a_step, FIXED))
+SOLVERS = tuple(solver for solver in FIXED if solver.once_a_step)
 
 
 def gits(contest: Contest, fine: int = FINE) -> Plan:

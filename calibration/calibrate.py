@@ -1,4 +1,4 @@
-"""A model, a solver and a number of evaluations in; a Plan out, with a report of how it was fitted."""
+"""Makes a Plan from a model, a solver and a number of evaluations, with a report of the fit."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The denoiser contract: ``denoised = model(x, sigma, **conditions)``, what every model of this project is."""
+"""The denoiser contract: every model of this project is called as ``denoised = model(x, sigma, **conditions)``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -6,13 +6,13 @@ With unit noise n and D_j the j-th network evaluation, every sampler computes, i
     D_k    = denoise(x_k, sigmas[k])
     images = A[nfe, 0]·n + Σ_j A[nfe, j+1]·D_j
 
-so that ``nfe`` noise levels and one lower-triangular matrix are the whole of it, fitted coefficients included.
+So ``nfe`` noise levels and one lower-triangular matrix describe the whole sampler, with its fitted coefficients.
 
-A plan with an analytical first step (AFS) has one constant m more to weigh, which stands where the network's
-answer to pure noise would: a column A[k, 1]·m, behind the noise's, in every row.
+A plan with an analytical first step (AFS) also weights a constant m. It takes the place of the network's answer to pure
+noise. Every row has one more column for it, A[k, 1]·m, after the noise's column.
 
-A plan that clips has two columns for each evaluation: D_j, and D_j clipped to [-clip, clip]. So DDIM with
-``clip_sample``, which keeps the noise estimate of the answer as it was, is a table too.
+A plan that clips has two columns for each evaluation: D_j, and D_j clipped to [-clip, clip]. So a table can also hold
+DDIM with ``clip_sample``, which takes its noise estimate from the answer before clipping.
 """
 
 import base64

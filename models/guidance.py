@@ -17,10 +17,10 @@ class Branch:
     """One term of a guided answer.
 
     Args:
-        weight: of the model's answer in the sum.
-        nulled: the conditions that are their nulls in it.
-        negated: those that are their negatives in it: what the caller gives as ``negative_…``. ``guided`` adds these to
-            a model that is told a text.
+        weight: the weight of this branch's answer in the sum.
+        nulled: the conditions that have their null value in this branch.
+        negated: the conditions that have their negative value in this branch, which the caller gives as ``negative_…``.
+            ``guided`` adds negatives to a model that takes a text.
 
     Examples:
         >>> unconditional = edge_sampler.Branch(-0.5, nulled=("class_labels",))
@@ -102,9 +102,9 @@ class Guided(Wrapped):
     eq. 3) has three branches.
 
     Args:
-        model: the denoiser, whose conditions of the branches have nulls.
-        branches: the terms.
-        guidance: the scale, for people and records; the branches' weights are what counts.
+        model: the denoiser; each condition that a branch nulls needs a null value.
+        branches: the terms of the sum.
+        guidance: the scale, for people and records only; the branches' weights decide.
         one_batch: whether all branches run as one batch of several times the size, or one after the other.
 
     Examples:

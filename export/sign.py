@@ -48,16 +48,16 @@ def add_sign(parser: argparse._ActionsContainer) -> None:
 
 
 def signer(key: str | Path) -> Signer:
-    """Opens minisign's secret key; its password is asked for here, once.
+    """Opens minisign's secret key. Asks for its password once.
 
     Args:
-        key: the file of it, which `minisign -G` makes.
+        key: its file, which `minisign -G` makes.
 
     Returns:
-        What signs the bundle in a folder, as the argument ``sign`` of ``export_bundle`` and ``add_engine``.
+        A function that signs the bundle in a folder, for the argument ``sign`` of ``export_bundle`` and ``add_engine``.
 
     Raises:
-        UserError: for a file that is no such key, and for a wrong password.
+        UserError: for a file that is no secret key, and for a wrong password.
 
     Examples:
         >>> edge_sampler.signer("fleet.key")

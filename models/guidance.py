@@ -169,19 +169,19 @@ class Guided(Wrapped):
 def guided(model: Denoiser, scale: float, one_batch: bool = True) -> Denoiser:
     """A model with classifier-free guidance (arXiv 2207.12598, eq. 6): S·D_c + (1 - S)·D_∅.
 
-    Every condition that has a null is nulled in D_∅. A condition that is a text, or that the encoder makes of one, is
-    there what the caller gives as ``negative_…``, by default of the empty text.
+    In D_∅ every condition with a null has its null. A condition that is a text, or that the encoder makes from a text,
+    has the caller's ``negative_…`` there, by default the empty text.
 
     Args:
         model: the denoiser.
         scale: S; 1 is the model itself.
-        one_batch: whether both answers are asked in one batch of twice the size, or one after the other.
+        one_batch: whether both answers come from one batch of twice the size, or one after the other.
 
     Returns:
         The guided denoiser, in evaluation mode.
 
     Raises:
-        UserError: for a scale that is no finite number, and where no condition has a null or is a text.
+        UserError: for a scale that is no finite number, and if no condition has a null or is a text.
 
     Examples:
         >>> guided = edge_sampler.guided(edge_sampler.load_model("edm-fashion-cond"), 2.0)

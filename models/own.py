@@ -169,12 +169,12 @@ def with_examples(model: Denoiser, examples: Examples) -> None:
     """Gives a model examples of its conditions, to fit and to judge on.
 
     Args:
-        model: the denoiser, which is changed.
-        examples: arrays [rows, …] by name, of a text its texts or token ids; or a function of a list of seeds that
-            returns arrays [seeds, …], of a text token ids.
+        model: the denoiser. The function changes it.
+        examples: arrays [rows, …] by name; for a text condition, texts or token ids. Or a function from a list of seeds
+            to arrays [seeds, …]; for a text condition, token ids.
 
     Raises:
-        UserError: where they do not fit the model's conditions, or are not of as many rows.
+        UserError: if they do not fit the model's conditions, or have different numbers of rows.
 
     Examples:
         >>> pinned = edge_sampler.Pinned(model)

@@ -46,11 +46,11 @@ FP32_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Bundle(Verified):
-    """An opened bundle.
+    """An open bundle.
 
     Args:
         folder: where it is.
-        manifest: what manifest.json says, checked.
+        manifest: the content of manifest.json, checked.
 
     Examples:
         >>> bundle = edge_sampler.Bundle.open("shrink")

@@ -43,16 +43,16 @@ class Plan:
 
     Args:
         solver: its name, for people.
-        sigmas: the noise level that each evaluation is told, float [nfe], in the data's units, positive.
+        sigmas: the noise level of each evaluation, float [nfe], in the data's units, positive.
         table: A; row k holds its k+1 entries (with a mean k+2), so row lengths are 1 … nfe+1 (2 … nfe+2). Where
             it clips, they are 1, 3, 5, ….
-        report: how it was fitted; None for a fixed solver.
+        report: a report of the fit; None for a fixed solver.
         mean: with an analytical first step (AFS), the constant that stands where the answer to pure noise would, nested
             tuples of one sample's shape: column 1 of the table weighs it. Empty without.
-        clip: an evaluation has a second column, its answer within [-clip, clip]; 0: there is none.
+        clip: the bound of a second column for each evaluation, its answer within [-clip, clip]; 0: no such column.
 
     Raises:
-        UserError: when sizes disagree or a number is not finite.
+        UserError: if sizes disagree or a number is not finite.
 
     Examples:
         >>> euler = edge_sampler.Plan("euler", (80.0, 2.5), ((80.0,), (2.5, 0.96875), (0.0, 0.0, 1.0)))

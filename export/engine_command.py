@@ -1,4 +1,4 @@
-"""Adds an engine, or a graph in another precision, to a bundle. Runs on a device too: only a first --refit needs PyTorch.
+"""Adds an engine, or a graph in another precision, to a bundle. Only a first --refit needs PyTorch.
 
 python -m export engine BUNDLE --engine tensorrt-rtx --target sm86,sm89,sm120 --precision fp16
 python -m export engine BUNDLE --engine tensorrt --batch 1:4:16          # on the device that will run it

@@ -36,7 +36,7 @@ class OfEngines(argparse.Action):
 
 def add_noises_arguments(group: argparse._ActionsContainer, refined: bool = False) -> None:
     """``refined``: whether the command refines always; else ``--refine`` decides on the default."""
-    options = {"--fit-batch": "noises to fit on", "--heldout": "noises held out of the fit, which judge it"}
+    options = {"--fit-batch": "noises to fit on", "--heldout": "held-out noises, which judge the fit"}
     for (option, what), few, many in zip(options.items(), noises_for(0), noises_for(1), strict=True):
         told = f"{what} (default: {many if refined else f'{few}; {many} to refine'})"
         group.add_argument(option, type=int, default=many if refined else None, metavar="N", help=told)
@@ -51,16 +51,16 @@ def add_cache_argument(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--cache",
         type=Path,
-        help="folder of what was computed, from which a killed run goes on (default: the user's cache)",
+        help="folder for results, from which a killed run goes on (default: the user's cache)",
     )
-    limit_help = f"most bytes of it, such as 5G; results not used for longest go first (default: {LIMIT // 10**9}G)"
+    limit_help = f"size of the cache, such as 5G; the results used longest ago go first (default: {LIMIT // 10**9}G)"
     group.add_argument("--cache-limit", type=size_in_bytes, default=LIMIT, metavar="SIZE", help=limit_help)
 
 
 def add_refine_on_argument(group: argparse._ActionsContainer) -> None:
     view_help = (
-        "what refinement compares of the images: pixels (default), features of our classifier, lpips, or "
-        "FILE.py:FUNCTION, images [n, C, H, W] → features [n, d] or a list of maps [n, c, h, w]"
+        "what refinement compares: pixels (default), features (our classifier's), lpips, or FILE.py:FUNCTION, "
+        "which takes images [n, C, H, W] and returns features [n, d] or a list of maps [n, c, h, w]"
     )
     group.add_argument("--refine-on", default=DEFAULTS.refine_on, metavar="VIEW", help=view_help)
 
@@ -82,11 +82,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         required=True,
-        help="a name of `python -m models list`, a .pkl or .safetensors file or its URL, a .json of arguments, a "
-        "folder or hub's OWNER/NAME of a diffusers pipeline, a denoiser.onnx or its bundle, or FILE.py:FUNCTION",
+        help="a name of `python -m models list`, a .pkl or .safetensors file or its URL, a .json of an architecture, a "
+        "diffusers pipeline (a folder, or OWNER/NAME on the hub), a denoiser.onnx or its bundle, or FILE.py:FUNCTION",
     )
-    group.add_argument("--weights", help="a checkpoint to load into the model instead of its own")
-    group.add_argument("--random-weights", action="store_true", help="a dry run without the model's weights")
+    group.add_argument("--weights", help="load this checkpoint in place of the model's own")
+    group.add_argument("--random-weights", action="store_true", help="try the command without the model's weights")
     size_help = "size of a pipeline's images in pixels, such as 512x768 (default: the pipeline's own)"
     group.add_argument("--size", metavar="HEIGHTxWIDTH", help=size_help)
     vae_help = "a decoder in place of the pipeline's own, or for EDM2's latents"
@@ -95,16 +95,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]", help=lora_help)
     guidance_help = "the factor of classifier-free guidance; an evaluation is then two network calls (default: 1, none)"
     group.add_argument("--guidance", type=float, default=1.0, metavar="S", help=guidance_help)
-    passes_help = "guidance calls the network twice, in place of once on twice as many images: less memory"
+    passes_help = "for guidance, call the network twice, in place of once with a double batch; takes less memory"
     group.add_argument("--two-passes", action="store_true", help=passes_help)
     group.add_argument(
         "--class-label", type=int, metavar="K", help="build one class into the graph (default: the caller names it)"
     )
-    null_help = "the class that means none, for guidance of a model that was trained with one"
+    null_help = 'the class that means "no class", for guidance of a model that was trained with one'
     group.add_argument("--null-class", type=int, metavar="K", help=null_help)
     set_help = "build a condition into the graph: guidance_scale=3.5, embedding=FILE.npy; may be repeated"
     group.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=set_help)
-    conditions_help = "FILE.npz with values of the model's conditions to fit and to judge on, [rows, …] by name"
+    conditions_help = "FILE.npz with examples of the model's conditions, [rows, …] by name, to fit and to judge on"
     group.add_argument("--conditions", type=Path, help=conditions_help)
     prompts_help = "FILE.txt with texts to fit and to judge on, one a line"
     group.add_argument("--prompts", type=Path, help=prompts_help)
@@ -178,23 +178,23 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
     group = parser.add_argument_group("calibration")
     group.add_argument("--nfe", type=int, required=not exporting, help="number of network evaluations")
     group.add_argument(
-        "--solver", default=DEFAULTS.solver, help="auto (default: the one that measures best), ddim, iia-ipndm, …"
+        "--solver", default=DEFAULTS.solver, help="auto (default: measures several, keeps the best), ddim, iia-ipndm, …"
     )
     group.add_argument(
         "--schedule",
         default=DEFAULTS.schedule,
-        help=f"noise levels: {', '.join(SCHEDULES)}, {CHOSEN} for this model, or {OWN}, a pipeline's (default: "
-        f"{CHOSEN} for auto; else edm, flow for flow models, {OWN} for pipelines of latents)",
+        help=f"noise levels: {', '.join(SCHEDULES)}, {CHOSEN} (measured on this model), or {OWN} (a pipeline's) "
+        f"(default: {CHOSEN} for auto; else edm, flow for flow models, {OWN} for pipelines of latents)",
     )
-    target_help = "where a step should end: local, the paper's, or global (default: local; global for auto)"
+    target_help = "where a step should end: local (the paper's) or global (default: local; global for auto)"
     group.add_argument("--fit-target", metavar="TARGET", help=target_help)
-    group.add_argument("--history", type=int, metavar="R", help="past steps to weigh (default: the paper's, by solver)")
+    group.add_argument("--history", type=int, metavar="R", help="past slopes that γ weights (default: the paper's)")
     group.add_argument(
         "--fine-steps",
         type=int,
         default=DEFAULTS.fine_steps,
         metavar="M",
-        help="fine steps in a step, for the local target (default: 10)",
+        help="fine steps within one step, for the local target (default: 10)",
     )
     add_noises_arguments(group)
     if not exporting:
@@ -203,12 +203,12 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         "--ridge",
         type=float,
         default=DEFAULTS.ridge,
-        help="pull toward the solver's own weights, relative (default: 1e-4)",
+        help="relative pull of γ toward the solver's own weights (default: 1e-4)",
     )
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="seed of the noises (default: 0)")
     temperature_help = "scales the noise, as `runtime sample --temperature` does (default: 1)"
     group.add_argument("--temperature", type=float, default=DEFAULTS.temperature, metavar="T", help=temperature_help)
-    afs_help = "a constant in place of the first evaluation (default: with auto, unless the caller gives conditions)"
+    afs_help = "use a constant for the first evaluation (default: with auto, unless the caller gives conditions)"
     group.add_argument("--afs", action=argparse.BooleanOptionalAction, help=afs_help)
     group.add_argument(
         "--refine",
@@ -223,9 +223,9 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
     group.add_argument(
         "--paper", action="store_true", help="fit with the settings of arXiv 2304.11328; needs one of its solvers"
     )
-    budget_help = "make the best fit within so many evaluations, such as 20000, or a time, such as 10m"
+    budget_help = "make the best fit within this number of evaluations, such as 20000, or this time, such as 10m"
     group.add_argument("--budget", type=Budget.read, metavar="N", help=budget_help)
-    towards_help = "aim at this model's converged images; --model is then a worse form of it, such as a quantised one"
+    towards_help = "aim at the converged images of MODEL; --model is then a worse form of it, such as a quantised one"
     group.add_argument("--towards", metavar="MODEL", help=towards_help)
     add_cache_argument(group)
 

@@ -1,4 +1,4 @@
-"""A model, a solver and a number of evaluations in; a Plan out, with a report of how it was fitted."""
+"""Makes a Plan from a model, a solver and a number of evaluations, with a report of the fit."""
 
 import time
 from collections.abc import Sequence
@@ -184,23 +184,23 @@ def refit(
     progress: ProgressBars = silent,
     cache: Cache = NO_CACHE,
 ) -> Plan:
-    """Refines a plan for a sampler whose evaluations differ, such as one that was quantised.
+    """Refines a plan for a sampler whose evaluations differ from the model, such as a quantised one.
 
     Args:
-        model: whose converged images are aimed at.
+        model: the model whose converged images are the aim.
         evaluations: [nfe] denoisers, one for each evaluation of the sampler.
-        plan: to start from.
-        settings: of which the noises and ``refine``, the iterations at the most, count.
+        plan: the plan to start from.
+        settings: the noises, and ``refine``, the largest number of iterations. Others have no effect.
         progress: what shows how far it is: ``edge_sampler.models.progress.bar``, or by default nothing.
         cache: where results are kept; by default nowhere.
 
     Returns:
-        A plan that is never worse on the held-out noises. The report's ``refinement`` and error are of ``evaluations``,
-        before and after.
+        A plan that is never worse on the held-out noises. Its report's ``refinement`` and error are those of
+        ``evaluations``, before and after.
 
     Raises:
-        UserError: where evaluations and model are of other data, conditions or noise levels, and where the plan weighs
-            answers by more than float32 holds.
+        UserError: if evaluations and model differ in data, conditions or noise levels, and if the plan weights answers
+            by more than float32 holds.
 
     Examples:
         >>> from edge_sampler.calibration.calibrate import refit

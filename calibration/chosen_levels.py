@@ -1,11 +1,11 @@
-"""Chosen grids: the noise levels between which the model itself is easiest to solve.
+"""Chosen grids: the noise levels at which this model is easiest to solve.
 
-A search starts from the pilot's shortest path (calibration/pilot.py). It moves one level at a time, among those of the
-fine solution, as long as the images of a fitted sampler come nearer to the converged ones. A move is tried on a few
-noises first. One that does not pay there is not tried on more.
+A search starts from the pilot's shortest path (calibration/pilot.py). It moves one level at a time, to another level of
+the fine solution, as long as a fitted sampler's images come nearer to the converged ones. It tries a move on a few
+noises first, and on more only if the move paid there.
 
-What falls is the mean of images' errors. Their RMS would leave the choice to the few noises whose paths part, and those
-of a few noises are not those of others.
+The search lowers the mean of images' errors. Their RMS would leave the choice to the few noises whose paths part. Other
+sets of noises have other such paths.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Fits a sampler's coefficients and writes its plan. Before a fit of minutes it says what that takes at the most.
+"""Fits a sampler's coefficients and writes its plan. Before a long fit it says how long that takes at the most.
 
 python -m calibration --model edm-digits --solver iia-ipndm --nfe 10
 python -m calibration --model edm-digits --solver iia-ipndm --nfe 6 --fit-target global --refine

@@ -1,4 +1,4 @@
-"""Least squares for γ, from float64 Gram matrices, while the solver runs."""
+"""Fits γ by least squares, from float64 Gram matrices, while the solver runs."""
 
 from collections.abc import Callable, Sequence
 

@@ -27,13 +27,13 @@ TRIED, FINAL = 4, 6  # noises on which each of them is tried on each schedule, a
 
 @dataclass(frozen=True)
 class Judgement:
-    """How far a sampler's images are from the converged ones, and fixed solvers' from the same noises at the same NFE.
+    """The errors of a sampler's images, and of fixed solvers' from the same noises at the same NFE.
 
     Args:
-        noises: how many.
-        error: RMS of the sampler's, in the data's units.
-        others: the same by solver, on the model's usual noise levels; and of the best of them on the levels that serve
-            it best, with an analytical first step where that helps.
+        noises: the number of noises.
+        error: the sampler's RMS error against converged images, in the data's units.
+        others: the same by solver, on the model's usual noise levels; and for the best of them on its best levels, with
+            an analytical first step if that helps.
 
     Examples:
         >>> from edge_sampler.calibration.judge import Judgement
@@ -57,14 +57,14 @@ class Judgement:
 def judge(
     model: Denoiser, plan: Plan, count: int, progress: ProgressBars = silent, cache: Cache = NO_CACHE
 ) -> Judgement:
-    """Judges a plan beside DDIM, DPM-Solver++ (2M) and iPNDM, on noises that no fit has seen.
+    """Measures the errors of a plan, and of DDIM, DPM-Solver++ (2M) and iPNDM, on noises that no fit has seen.
 
-    The levels that serve the best of the three best are chosen on these very noises, which flatters it.
+    These same noises choose the best levels for the best of the three, which makes its error look smaller.
 
     Args:
-        model: the denoiser that it was fitted for.
+        model: the denoiser for which the plan was fitted.
         plan: the sampler.
-        count: of noises.
+        count: the number of noises.
         progress: what shows how far it is: ``edge_sampler.models.progress.bar``, or by default nothing.
         cache: where results are kept; by default nowhere.
 

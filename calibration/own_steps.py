@@ -15,8 +15,8 @@ from edge_sampler.runtime.plan import Plan
 def library_ddim(sigmas: np.ndarray, nfe: int, clip: float = 0.0) -> Plan:
     """The plan of DDIMScheduler with its default ("leading") spacing.
 
-    Its steps are 0, T//nfe, 2·T//nfe, …, and it starts from unit noise, as if that were noisy data of the first of
-    them, which it is only at the last step of training: so the data's own share is missing.
+    Its steps are 0, T//nfe, 2·T//nfe, … It starts from unit noise, and takes that for noisy data at the highest step.
+    Only at the last step of training are these the same. So the data's own share is missing.
 
     Args:
         sigmas: [T], the noise level of each step of training, rising (``precond.discrete_sigmas``).
@@ -27,7 +27,7 @@ def library_ddim(sigmas: np.ndarray, nfe: int, clip: float = 0.0) -> Plan:
         The plan, without a report.
 
     Raises:
-        UserError: where nfe is out of range.
+        UserError: if nfe is out of range.
 
     Examples:
         >>> from edge_sampler.calibration.own_steps import library_ddim

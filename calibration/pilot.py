@@ -1,12 +1,13 @@
-"""Few noises, solved first. They tell between which levels all others are solved, and where a search for a grid starts.
+"""Solves a few noises first. They decide the levels of all fine solutions, and where a search for a grid starts.
 
-Levels are placed where a fine solve needs them: as dense as the cube root of what an Euler step errs there, so that
-each interval adds as much to the error of a solver of second order. There are as many as make the fine solution's
-error small beside that of the sampler that is to be fitted.
+Levels lie where a fine solution needs them. Their density is the cube root of an Euler step's error, so that each
+interval adds the same to the error of a second-order solver. Their number makes the fine solution's error small beside
+the error of the sampler to fit.
 
-The start of a search is a shortest path, by dynamic programming, as in GITS (Chen et al., "On the Trajectory Regularity
-of ODE-based Diffusion Sampling", arXiv 2405.11326). Here a step costs what a fitted step misses that remembers the one
-before it. It follows from inner products of the fine solution's states and answers alone, without an evaluation.
+A search starts from a shortest path, by dynamic programming, as in GITS (Chen et al., "On the Trajectory Regularity of
+ODE-based Diffusion Sampling", arXiv 2405.11326). Here the cost of a step is the error that a fitted step leaves if it
+may use the slope of the step before. Inner products of the fine solution's states and answers give this cost, without
+an evaluation.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,19 +1,19 @@
 """Joint refinement: Gauss-Newton over every number of a plan, on the error of its final images.
 
-A plan is a table: the noise levels told to the network, the scales of states and the weights of past evaluations are
-all that there is to choose in a sampler. Refinement is Levenberg-Marquardt (Moré 1978) over all of them at once. It
-starts from a fitted plan and ends in a plan.
+A plan is a table. A sampler has nothing else to choose: the network's noise levels, the scales of states and the
+weights of past evaluations. Refinement is Levenberg-Marquardt (Moré 1978) over all of them at once. It starts from a
+fitted plan and ends in a plan.
 
-It minimises the mean of images' RMS errors, by weighting an image with the inverse of its error (iteratively reweighted
-least squares). A few noises err ten times as much as the others; plain squares would fit those few, which are not the
-ones to come.
+It minimises the mean of images' RMS errors. For that it weights each image with the inverse of its error (iteratively
+reweighted least squares). The error of a few noises is ten times that of the others. Plain squares would fit those few,
+and new noises are not like them.
 
-``refine_over`` is for evaluations that differ from the model, as quantised ones do, with scales of their own at each.
-The plan then makes good what rounding spoils. Answers and errors are those of the evaluations. Derivatives are the
-model's, at the same states: a small change of a state makes roundings fall the other way all through a network, and
-differences of rounded answers are mostly that. For the same reason a few images leave their paths, others with each
-plan. A mean of errors would choose by those few, so the geometric mean is minimised there, by weighting an image with
-the inverse of its error's square.
+``refine_over`` is for evaluations that differ from the model, such as quantised ones with their own scales. The plan
+then corrects errors of rounding. Answers and errors come from these evaluations, but derivatives come from the model,
+at the same states. The reason: after a small change of a state, values all through a network round to the other side,
+and this noise hides the derivative. It also makes a few images leave their paths, other images with each plan. A mean
+of errors would choose by those few images. So ``refine_over`` minimises the geometric mean: it weights each image with
+the inverse of its squared error.
 """
 
 from collections.abc import Iterator, Sequence

@@ -25,31 +25,32 @@ def noises_for(refine: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What to calibrate, by Improved Integration Approximation (arXiv 2304.11328).
+    """The options of a fit by Improved Integration Approximation (arXiv 2304.11328).
 
     Args:
-        nfe: network evaluations, exactly.
-        solver: a name of ``ALL_SOLVERS``, or "auto": whichever measures best for this model and nfe.
+        nfe: the exact number of network evaluations.
+        solver: a name of ``ALL_SOLVERS``, or "auto": measures several, and keeps the best for this model and nfe.
         schedule: a name of ``SCHEDULES``; "chosen": the levels between which this model's steps err least; or "own":
-            those that the model brings, as pipelines do. None: the model's own choice, and chosen for "auto".
-        target: "local" is the paper's (fine steps from the coarse state); "global" aims at the fine trajectory from
-            the same noise, so that a step also repairs what earlier ones left. None: local, and global for "auto".
+            the model's own levels, which pipelines have. None: chosen for "auto", else the model's default.
+        target: "local" is the paper's (fine steps from the coarse state). "global" aims at the fine trajectory from
+            the same noise, so a step also repairs errors of earlier steps. None: global for "auto", else local.
         history: the paper's r; None is each solver's own (0 for biia-edm, 1 for the others).
-        fine_steps: the paper's M, steps that the target cuts an interval into.
-        batch: the paper's |B|, noises to fit on.
-        heldout: noises more, which judge every step and the choice of solver.
-        ridge: relative weight of the pull toward the base solver. 1e-4 costs no accuracy against less and halves the
-            largest γ, and with it float32's rounding, where past gradients hardly differ.
-        seed: of the noises, and of the values of conditions.
-        temperature: scales the noise that is fitted on, for a sampler that is called with the same.
-        afs: whether the first step is analytical (calibration/afs.py), which saves an evaluation for one step more.
-            None: for "auto" alone, unless the caller gives conditions, which have no one mean.
-        refine: iterations of joint refinement after the fit, at the most; 0: none.
-        refine_on: one of ``VIEWS``, or FILE.py:FUNCTION: what of the images refinement compares (calibration/views.py).
-        paper: whether the first and the last step have no γ, and others whatever held-out noises say, as in the paper.
+        fine_steps: the paper's M, the number of fine steps in one step of the sampler.
+        batch: the paper's |B|, the number of noises to fit on.
+        heldout: the number of further noises, which judge every step and the choice of solver.
+        ridge: relative weight of the pull toward the base solver. With 1e-4 accuracy is the same as with less. It
+            halves the largest γ where past gradients hardly differ, and so the effect of float32's rounding.
+        seed: the seed of the noises, and of the values of conditions.
+        temperature: scales the noises of the fit, for a sampler that is called with the same temperature.
+        afs: whether the first step is analytical (calibration/afs.py); the saved evaluation pays for one more step.
+            None: only for "auto", and only if the caller gives no conditions, which have no one mean.
+        refine: the largest number of iterations of joint refinement after the fit; 0: none.
+        refine_on: what refinement compares (calibration/views.py): one of ``VIEWS``, or FILE.py:FUNCTION.
+        paper: whether to use γ as in the paper: none in the first and the last step, and in all others, whatever
+            held-out noises say.
 
     Raises:
-        UserError: for a value out of range, and for names that are not known.
+        UserError: for a value out of range, and for unknown names.
 
     Examples:
         >>> edge_sampler.Settings(nfe=6, solver="iia-ddim", refine=2).sampler

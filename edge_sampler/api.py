@@ -32,18 +32,18 @@ def load_model(
 ) -> Denoiser:
     """Loads a denoiser by name, file, folder or address, or by the function that makes it.
 
-    ``adapt`` makes a denoiser of a network that is there. ``guided`` and ``built_in`` build guidance, a class or
-    another condition into one; ``with_examples`` gives it texts and other conditions to be fitted on.
+    ``adapt`` makes a denoiser from a network in memory. ``guided`` and ``built_in`` build guidance, a class or another
+    condition into a denoiser. ``with_examples`` gives it texts and other conditions for the fit.
 
     Args:
         name: a name that ``python -m models list`` shows; a checkpoint that describes itself (EDM's or EDM2's .pkl,
             .safetensors), by path or URL; FILE.json, an architecture; a folder of a diffusers pipeline or of a lerobot
-            policy, or OWNER/NAME of a pipeline on the hub; FILE.onnx, or a bundle's folder; or FILE.py:FUNCTION, which
-            is run.
+            policy, or OWNER/NAME of a pipeline on the hub; FILE.onnx, or a bundle's folder; or FILE.py:FUNCTION. This
+            runs FILE.py.
         weights: the checkpoint to load, in place of the model's own.
-        random_weights: whether weights are random: a dry run.
-        size: height and width in pixels, of a text-to-image pipeline; None: its own.
-        vae: a folder with the decoder of latents, of a text-to-image pipeline or of EDM2's latents; None: its own.
+        random_weights: whether to use random weights, for a first try.
+        size: height and width in pixels of a text-to-image pipeline's images; None: the pipeline's own.
+        vae: a folder with the decoder for a text-to-image pipeline, or for EDM2's latents; None: the model's own.
         loras: LoRA weights to merge into a diffusers pipeline, in this order.
 
     Returns:
@@ -74,17 +74,17 @@ def fit(
     """Fits a sampler to a model: Improved Integration Approximation (arXiv 2304.11328).
 
     Args:
-        model: the denoiser, on the device that is to fit.
-        settings: all that can be chosen, in place of ``nfe``, ``solver`` and ``refine``.
-        nfe: network evaluations of the sampler, exactly; 1 or more.
-        solver: "auto", whichever measures best for this model, or a name, such as "ddim" or "iia-ipndm".
-        refine: iterations of joint refinement after the fit, at the most.
-        towards: the model whose converged images are aimed at, where ``model`` is a worse one of it.
-        cache: a folder to keep results in, so that a killed fit goes on where it was; None: nothing is kept.
-        progress: what shows how far it is: ``edge_sampler.models.progress.bar``, or by default nothing.
+        model: the denoiser, on the device that runs the fit.
+        settings: all options of the fit, in place of ``nfe``, ``solver`` and ``refine``.
+        nfe: the exact number of the sampler's network evaluations, 1 or more.
+        solver: a name, such as "ddim" or "iia-ipndm", or "auto": measures several, and keeps the best for this model.
+        refine: the largest number of iterations of joint refinement after the fit.
+        towards: the model whose converged images the fit aims at, if ``model`` is a worse form of it.
+        cache: a folder for results, so that a killed fit can go on; None: keeps nothing.
+        progress: shows the progress, such as ``edge_sampler.models.progress.bar``; by default nothing.
 
     Returns:
-        The plan. Its ``report`` tells what was fitted, and its error on held-out noises; a fixed solver has none.
+        The plan. Its ``report`` describes the fit, and has the error on held-out noises; a fixed solver has no report.
 
     Raises:
         UserError: for a value out of range, for both or neither of ``nfe`` and ``settings``, and for a model whose
@@ -116,27 +116,27 @@ def add_engine(
     refit: bool = False,
     sign: Signer | None = None,
 ) -> Bundle:
-    """Builds an engine of a bundle's graph and adds it, with its hash and the log of its build.
+    """Builds an engine from a bundle's graph and adds it, with its hash and its build log.
 
     Args:
-        bundle: its folder.
-        flavour: tensorrt-rtx, which builds without a GPU, or tensorrt, which builds on the GPU that it is for.
-        targets: compute capabilities, such as "sm86,sm89"; None: TensorRT-RTX's own, or this GPU.
+        bundle: the bundle's folder.
+        flavour: tensorrt-rtx, which builds without a GPU, or tensorrt, which builds for this machine's GPU.
+        targets: compute capabilities, such as "sm86,sm89"; None: TensorRT-RTX's defaults, or this GPU.
         precision: fp32, fp16, bf16, int8, int8+fp16 or fp8.
-        batch: a number, or MIN:OPT:MAX.
-        axes: the same for each axis with a name; None: all sizes that the bundle takes.
-        loop: one evaluation in a loop, instead of all of them unrolled.
-        max_error: the largest RMS error of the images that the precision may cost, in the data's units; eight bits
-            leave out layers to hold it. None: any.
-        refit: of eight bits: whether the plan is refined with the rounding in the loop, by the bundle's denoiser.onnx.
-        sign: of ``signer``, what signs the bundle anew; one that is signed asks for it.
+        batch: the samples in one run, as a number, or MIN:OPT:MAX.
+        axes: the same for each named axis; None: all sizes that the bundle takes.
+        loop: whether to build a loop over one evaluation, in place of all evaluations in a row.
+        max_error: the largest RMS change of the images, in the data's units, that the precision may cause; eight bits
+            leave out layers to hold it. None: no bound.
+        refit: whether to refine the plan while layers are rounded, by the bundle's denoiser.onnx; for eight bits only.
+        sign: a signer from ``signer``, which signs the bundle again; a signed bundle requires it.
 
     Returns:
         The bundle with the engine.
 
     Raises:
-        UserError: for a missing library, an unknown name, and a value out of range; then nothing is added.
-        BoundError: beyond ``max_error``; then nothing is added.
+        UserError: for a missing library, an unknown name, and a value out of range; the bundle does not change.
+        BoundError: beyond ``max_error``; the bundle does not change.
 
     Examples:
         >>> bundle = edge_sampler.add_engine("shrink", targets="sm89", precision="fp16")

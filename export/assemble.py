@@ -60,12 +60,12 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Written:
-    """How large a bundle's graphs are.
+    """The sizes of a bundle's graphs.
 
     Args:
-        nodes: of the sampler's graph.
-        sampler_bytes: of that graph, with its weights.
-        denoiser_bytes: of the denoiser's, with its weights.
+        nodes: the number of nodes in the sampler's graph.
+        sampler_bytes: the size of that graph, with its weights.
+        denoiser_bytes: the size of the denoiser's graph, with its weights.
 
     Examples:
         >>> exported.graphs.sampler_bytes > 0, exported.graphs.denoiser_bytes > 0
@@ -82,9 +82,9 @@ class Exported:
     """A bundle that was written.
 
     Args:
-        folder: where it is.
-        graphs: how large they are.
-        difference: how far its sampler's images are from PyTorch's.
+        folder: its path.
+        graphs: the graphs' sizes.
+        difference: the difference of its sampler's images from PyTorch's.
 
     Examples:
         >>> str(exported.folder), exported.graphs.nodes > 0, exported.difference.relative < 1e-4
@@ -97,16 +97,16 @@ class Exported:
 
 
 def export_graphs(model: Denoiser) -> Graphs:
-    """Exports a model's graphs, of which bundles of many plans may be made. It stays on its device.
+    """Exports a model's graphs. Bundles of several plans can share them. The model stays on its device.
 
     Args:
-        model: as ``load_model`` or ``adapt`` returns it, with what is built in.
+        model: from ``load_model`` or ``adapt``, with guidance and conditions built in as you like.
 
     Returns:
         The graphs, for ``export_bundle``.
 
     Raises:
-        UserError: for a network that no graph can hold.
+        UserError: for a network that cannot become a graph.
 
     Examples:
         >>> from edge_sampler.export.assemble import export_graphs
@@ -137,21 +137,21 @@ def export_bundle(
     sign: Signer | None = None,
     progress: ProgressBars = silent,
 ) -> Exported:
-    """Writes the bundle of this plan for this model: a folder, whole or not there.
+    """Writes a bundle, a folder with this plan for this model. On an error it writes nothing.
 
     Args:
-        model: as ``load_model`` or ``adapt`` returns it, with what is built in.
-        plan: fitted for this very model, or of a fixed solver.
-        out: the folder.
-        form: what the graph makes, and which stages are part of it.
-        graphs: of ``export_graphs``, where they are there already.
-        judgement: how good the images are, for the report; ``judge`` measures it.
-        force: whether a bundle that is there is replaced.
-        sign: what signs the bundle, as ``signer`` makes it; None: nothing does.
+        model: from ``load_model`` or ``adapt``, with guidance and conditions built in as you like.
+        plan: fitted for this model, or of a fixed solver.
+        out: the new folder.
+        form: the graph's output type, and its stages.
+        graphs: the result of ``export_graphs``, if you have it already.
+        judgement: the errors of the images, from ``judge``, for the report.
+        force: whether to replace an existing bundle.
+        sign: a signer from ``signer``; None: no signature.
         progress: what shows how far it is: ``edge_sampler.models.progress.bar``, or by default nothing.
 
     Returns:
-        What was written, and how far it is from PyTorch.
+        The folder, the graphs' sizes, and the difference from PyTorch.
 
     Raises:
         UserError: when the plan belongs to another model, for a form that the model does not have, where ``out``

@@ -1,11 +1,11 @@
-"""Exports a sampler, its whole loop, as one ONNX graph in a bundle.
+"""Exports a sampler with its whole loop as one ONNX graph, in a bundle.
 
 python -m export --model edm-digits --nfe 10
 python -m export --model edm-cifar10 --weights edm-cifar10-32x32-uncond-vp.pkl --nfe 10 --solver iia-ipndm
 python -m export --model edm-cifar10 --random-weights --nfe 10 --solver ipndm      # a dry run
 python -m export --model edm-digits --nfe 10 --engine tensorrt-rtx --precision fp16
-python -m export --model edm-fashion --nfe 6 --precision int8 --refit              # in eight bits, fitted to them
-python -m export engine --help      # adds an engine, or a precision, to a bundle that is there
+python -m export --model edm-fashion --nfe 6 --precision int8 --refit              # in eight bits, with a plan for them
+python -m export engine --help      # adds an engine, or a precision, to a bundle
 python -m export triton --help      # writes a bundle for Triton Inference Server
 python -m export card --help        # writes a model hub's README.md
 python -m export sign --help        # signs a bundle
@@ -61,22 +61,22 @@ def main() -> None:
     add_model_arguments(parser)
     add_settings_arguments(parser, exporting=True)
     group = parser.add_argument_group("export")
-    plan_help = "a file of `python -m calibration`, in place of a fit; or the word shipped: the model's own for --nfe"
+    plan_help = "use a file of `python -m calibration` in place of a fit; shipped: the model's own plan for --nfe"
     group.add_argument("--plan", metavar="FILE", help=plan_help)
     group.add_argument(
         "--output",
         choices=OUTPUTS,
         default=OUTPUTS[0],
-        help="what the graph makes; uint8 is [batch, H, W, C] (default: float32)",
+        help="type of the graph's output; uint8 is [batch, H, W, C] (default: float32)",
     )
     group.add_argument("--samples", type=int, default=16, help="images in samples.png (default: 16)")
-    check_help = f"noises on which the error is measured, and fixed solvers' (default: {CHECKED}; 0: it is not)"
+    check_help = f"measure the error, and fixed solvers' errors, on N noises (default: {CHECKED}; 0: measure none)"
     group.add_argument("--check", type=int, metavar="N", help=check_help)
     group.add_argument(
-        "--no-encode", dest="encode", action="store_false", help="leave the model's encoder out: the caller runs it"
+        "--no-encode", dest="encode", action="store_false", help="leave the encoder out; the caller runs it"
     )
     group.add_argument(
-        "--no-decode", dest="decode", action="store_false", help="leave its decoder out: the caller runs it"
+        "--no-decode", dest="decode", action="store_false", help="leave the decoder out; the caller runs it"
     )
     group.add_argument("--out", type=Path, help="the bundle's folder (default: artifacts/MODEL-SOLVER-nfeN)")
     group.add_argument("--force", action="store_true", help="replace an existing bundle")

@@ -1,10 +1,10 @@
-"""Adds to a bundle: its graph in mixed precision, and engines. Needs no PyTorch, so that a device can do it for itself.
+"""Adds an engine, or a graph in another precision, to a bundle. Only a first --refit needs PyTorch.
 
 python -m export engine BUNDLE --engine tensorrt-rtx --target sm86,sm89,sm120 --precision fp16
-python -m export engine BUNDLE --engine tensorrt --batch 1:4:16          # on the device it is for
-python -m export engine BUNDLE --precision bf16 --max-error 0.02         # the graph alone
+python -m export engine BUNDLE --engine tensorrt --batch 1:4:16          # on the device that will run it
+python -m export engine BUNDLE --precision bf16 --max-error 0.02         # only the graph, no engine
 python -m export engine BUNDLE --precision int8                          # in eight bits
-python -m export engine BUNDLE --precision int8 --refit                  # and a plan for them; takes PyTorch, minutes
+python -m export engine BUNDLE --precision int8 --refit                  # with a plan for it; needs PyTorch, minutes
 """
 
 import argparse
@@ -53,13 +53,13 @@ def main() -> None:
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument(
-        "--engine", choices=tuple(LIBRARIES), help="build an engine; tensorrt builds for this machine's GPU"
+        "--engine", choices=tuple(LIBRARIES), help="build an engine; tensorrt builds only for this machine's GPU"
     )
     group.add_argument("--target", help="compute capabilities for tensorrt-rtx, such as sm86,sm89,sm120")
     group.add_argument("--batch", help="images in one run: N, or MIN:OPT:MAX (default: 1)")
     axis_help = "sizes of a named axis: N, or MIN:OPT:MAX (default: all that the bundle takes); may be repeated"
     group.add_argument("--axis", action="append", default=[], metavar="NAME=SIZES", help=axis_help)
-    loop_help = "put one evaluation into a loop: it builds in the time of one, and cannot be a CUDA graph"
+    loop_help = "build a loop over one evaluation: it builds sooner, but may not run as a CUDA graph"
     group.add_argument("--loop", action="store_true", help=loop_help)
     group.add_argument(
         "--precision",
@@ -68,15 +68,13 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="precision of the network (default: fp32)",
     )
     max_error_help = (
-        "most that the precision may change the images, RMS; beyond it nothing is added, and the status is 1. Eight "
-        "bits first leave layers out; with --refit the refitted sampler is judged"
+        "the largest RMS change of the images that you allow; beyond it the command adds nothing and ends with status "
+        "1. Eight bits first leave layers out; with --refit, the bound is for the refitted sampler"
     )
     group.add_argument("--max-error", type=float, help=max_error_help)
-    one_scale_help = "int8 and fp8: the same scales in all evaluations, to compare with"
+    one_scale_help = "int8 and fp8: use the same scales in all evaluations, for comparison"
     group.add_argument("--one-scale", action="store_true", help=one_scale_help)
-    refit_help = (
-        "int8 and fp8: refine the plan with the rounding in the loop; the command first says how long that takes"
-    )
+    refit_help = "int8 and fp8: refine the plan while layers are rounded; the command first says how long that takes"
     group.add_argument("--refit", action="store_true", help=refit_help)
 
 

@@ -13,13 +13,13 @@ from edge_sampler.runtime.plan import Plan
 
 @dataclass(frozen=True)
 class Form:
-    """How a bundle's graph is to be.
+    """The form of a bundle's graph.
 
     Args:
-        dtype: of what it makes: "float32", or "uint8" [batch, H, W, C] for pictures.
-        samples: how many are drawn in samples.png.
-        encode: whether the model's encoder is part of it; else the caller makes what that makes.
-        decode: the same of the decoder.
+        dtype: the output's type: "float32", or "uint8" [batch, H, W, C] for pictures.
+        samples: the number of samples in samples.png.
+        encode: whether the model's encoder is part of the graph; else the caller runs the encoder.
+        decode: the same for the decoder.
 
     Raises:
         UserError: for a value out of range.

@@ -1,4 +1,4 @@
-"""Rewrites of an exported graph for the engines that will read it."""
+"""Rewrites an exported graph for the engines that will read it."""
 
 import math
 

@@ -1,6 +1,6 @@
-"""Signs a bundle's manifest, which has the hash of every other file, as the program minisign does.
+"""Signs a bundle's manifest, as the program minisign does. The manifest has the hash of every other file.
 
-minisign -G -W -p fleet.pub -s fleet.key                  # makes two keys; without -W the secret one has a password
+minisign -G -W -p fleet.pub -s fleet.key                  # makes two keys; without -W the secret key has a password
 python -m export sign BUNDLE --key fleet.key
 python -m runtime sample BUNDLE --verify-key fleet.pub --out grid.png
 minisign -V -p fleet.pub -m BUNDLE/manifest.json          # the same check, by minisign
@@ -43,21 +43,21 @@ def main() -> None:
 
 
 def add_sign(parser: argparse._ActionsContainer) -> None:
-    sign_help = "minisign's secret key, to sign the bundle with (python -m export sign --help)"
+    sign_help = "sign the bundle with this secret key of minisign (python -m export sign --help)"
     parser.add_argument("--sign", type=Path, metavar="FILE", help=sign_help)
 
 
 def signer(key: str | Path) -> Signer:
-    """Opens minisign's secret key; its password is asked for here, once.
+    """Opens minisign's secret key. Asks for its password once.
 
     Args:
-        key: the file of it, which `minisign -G` makes.
+        key: its file, which `minisign -G` makes.
 
     Returns:
-        What signs the bundle in a folder, as the argument ``sign`` of ``export_bundle`` and ``add_engine``.
+        A function that signs the bundle in a folder, for the argument ``sign`` of ``export_bundle`` and ``add_engine``.
 
     Raises:
-        UserError: for a file that is no such key, and for a wrong password.
+        UserError: for a file that is no secret key, and for a wrong password.
 
     Examples:
         >>> edge_sampler.signer("fleet.key")

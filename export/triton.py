@@ -1,4 +1,4 @@
-"""Writes a bundle as Triton Inference Server reads it. Needs no PyTorch, and no Triton.
+"""Writes a bundle in the form that Triton Inference Server reads. Needs no PyTorch, and no Triton.
 
 python -m export triton BUNDLE --out models/
 docker run --gpus all -v $PWD/models:/models … tritonserver --model-repository=/models
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     add_verify_key(parser)
     parser.add_argument("--out", type=Path, required=True, help="the model repository, which may hold other models")
-    parser.add_argument("--name", help="of the model (default: the bundle's folder)")
+    parser.add_argument("--name", help="the model's name (default: the bundle's folder)")
     parser.add_argument("--batch", type=int, help=f"most images in one run (default: the engines', or {DEFAULT_BATCH})")
     parser.add_argument("--precision", help="such as fp16 (default: the engines' fastest, or fp32)")
     parser.add_argument("--force", action="store_true", help="replace models of these names")

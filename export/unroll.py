@@ -1,9 +1,9 @@
 """Unrolls the whole sampling loop into one graph.
 
-``runtime.plan.sample`` runs over symbolic values; each time it calls the denoiser, one more copy of the denoiser's
-nodes is stamped into the graph. Copies share every weight. A copy's noise level is a constant, so whatever depends on
-that alone (the embedding network, the preconditioning's factors) is computed now and stored as a constant. What depends
-on conditions alone is drawn once, before the first copy.
+``runtime.plan.sample`` runs over symbolic values. Each call of the denoiser adds one more copy of the denoiser's nodes
+to the graph. Copies share every weight. A copy's noise level is a constant. So the export computes all values that
+depend on it alone (the embedding network, the preconditioning's factors), and stores them as constants. Nodes that
+depend on conditions alone come once, before the first copy.
 """
 
 from dataclasses import dataclass

@@ -51,10 +51,11 @@ class NullClass(Wrapped):
 
 
 class Pinned(Wrapped):
-    """A model of which some entries are known: inpainting, a planner's start and goal, the frozen head of a chunk.
+    """A model with some known entries: inpainting, a planner's start and goal, the fixed first actions of a chunk.
 
-    Two conditions more, ``known`` and ``known_mask`` (1 where it is known), both shaped as x. The known entries are the
-    answer there at every evaluation, so that the state there is those with noise of its level, and in the end they.
+    It has two more conditions, ``known`` and ``known_mask`` (1 for a known entry), both shaped as x. There the answer
+    of every evaluation is the known entries. So the state there is these entries with noise, and finally the entries
+    themselves.
 
     Args:
         model: the denoiser of all entries.
@@ -86,18 +87,18 @@ class Pinned(Wrapped):
 
 
 def built_in(model: Denoiser, name: str, value: Any) -> Denoiser:
-    """A model with one condition a constant, so that a sampler of it has one input less.
+    """A model with one condition as a constant. Its samplers have one input less.
 
     Args:
         model: the denoiser.
-        name: of the condition, as a caller gives it.
-        value: of the condition's shape and dtype; an array, a number or nested lists.
+        name: the condition's name, as a caller gives it.
+        value: an array, a number or nested lists, with the condition's shape and dtype.
 
     Returns:
-        The denoiser with that built in, in evaluation mode.
+        The denoiser with the condition built in, in evaluation mode.
 
     Raises:
-        UserError: where the model has no such condition, and for a value of another shape, dtype or range.
+        UserError: if the model has no such condition, and for a value of another shape, dtype or range.
 
     Examples:
         >>> sneakers = edge_sampler.built_in(edge_sampler.load_model("edm-fashion-cond"), "class_labels", 7)

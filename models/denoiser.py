@@ -1,4 +1,4 @@
-"""The denoiser contract: ``denoised = model(x, sigma, **conditions)``, what every model of this project is."""
+"""The denoiser contract: every model of this project is called as ``denoised = model(x, sigma, **conditions)``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,19 +21,19 @@ HELD = 4  # one in so many of a model's examples is held out of the fit
 
 
 class Denoiser(nn.Module):
-    """A model as everything here asks it: ``denoised = model(x, sigma, **conditions)``.
+    """A model, as all parts of this project call it: ``denoised = model(x, sigma, **conditions)``.
 
-    D(x; σ) of arXiv 2206.00364, eq. 2 and 3. Of a call:
+    It is D(x; σ) of arXiv 2206.00364, eq. 2 and 3. A call has:
 
     - ``x``: noisy data, float32 [n, *shape];
     - ``sigma``: the noise level, a standard deviation in the data's units; a number, a scalar tensor, or [n];
-    - ``conditions``: by name, each [n, …] or [1, …]. One that is missing is its null;
-    - what returns: the expected clean data, float32, shaped as x.
+    - ``conditions``: by name, each [n, …] or [1, …]. A missing condition has its null;
+    - the result: the expected clean data, float32, shaped as x.
 
-    ``encoder`` and ``decoder`` stand before and behind the loop, and a fit sees neither: ``encoder(*raw)`` returns
-    conditions by name, ``decoder(x)`` what a sampler makes. ``examples`` are values of the conditions, as a caller
-    gives them, to fit and to judge on: rows by name, or a function of seeds. ``own_levels`` are the noise levels at
-    which whoever made the model evaluates it, where that is known. ``spec``, a ``ModelSpec``, describes the model.
+    ``encoder`` runs before the loop, and ``decoder`` after it: ``encoder(*raw)`` returns conditions by name, and
+    ``decoder(x)`` returns a sampler's output. A fit works between them. ``examples`` are values of the caller's inputs,
+    to fit and to judge on: rows by name, or a function of seeds. ``own_levels`` are the noise levels at which the
+    model's authors evaluate it, if they are known. ``spec``, a ``ModelSpec``, describes the model.
 
     Examples:
         >>> x = torch.randn(2, 1, 8, 8)

@@ -17,10 +17,10 @@ class Branch:
     """One term of a guided answer.
 
     Args:
-        weight: of the model's answer in the sum.
-        nulled: the conditions that are their nulls in it.
-        negated: those that are their negatives in it: what the caller gives as ``negative_…``. ``guided`` adds these to
-            a model that is told a text.
+        weight: the weight of this branch's answer in the sum.
+        nulled: the conditions that have their null value in this branch.
+        negated: the conditions that have their negative value in this branch, which the caller gives as ``negative_…``.
+            ``guided`` adds negatives to a model that takes a text.
 
     Examples:
         >>> unconditional = edge_sampler.Branch(-0.5, nulled=("class_labels",))
@@ -102,9 +102,9 @@ class Guided(Wrapped):
     eq. 3) has three branches.
 
     Args:
-        model: the denoiser, whose conditions of the branches have nulls.
-        branches: the terms.
-        guidance: the scale, for people and records; the branches' weights are what counts.
+        model: the denoiser; each condition that a branch nulls needs a null value.
+        branches: the terms of the sum.
+        guidance: the scale, for people and records only; the branches' weights decide.
         one_batch: whether all branches run as one batch of several times the size, or one after the other.
 
     Examples:
@@ -169,19 +169,19 @@ class Guided(Wrapped):
 def guided(model: Denoiser, scale: float, one_batch: bool = True) -> Denoiser:
     """A model with classifier-free guidance (arXiv 2207.12598, eq. 6): S·D_c + (1 - S)·D_∅.
 
-    Every condition that has a null is nulled in D_∅. A condition that is a text, or that the encoder makes of one, is
-    there what the caller gives as ``negative_…``, by default of the empty text.
+    In D_∅ every condition with a null has its null. A condition that is a text, or that the encoder makes from a text,
+    has the caller's ``negative_…`` there, by default the empty text.
 
     Args:
         model: the denoiser.
         scale: S; 1 is the model itself.
-        one_batch: whether both answers are asked in one batch of twice the size, or one after the other.
+        one_batch: whether both answers come from one batch of twice the size, or one after the other.
 
     Returns:
         The guided denoiser, in evaluation mode.
 
     Raises:
-        UserError: for a scale that is no finite number, and where no condition has a null or is a text.
+        UserError: for a scale that is no finite number, and if no condition has a null or is a text.
 
     Examples:
         >>> guided = edge_sampler.guided(edge_sampler.load_model("edm-fashion-cond"), 2.0)

@@ -1,4 +1,4 @@
-"""A network of one's own behind the denoiser contract. docs/your-model.md shows how."""
+"""Makes a denoiser from a user's own network (``adapt``). docs/your-model.md shows how."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,12 @@ from edge_sampler.runtime.text import tokenized
 
 @dataclass(frozen=True)
 class Encoder:
-    """A stage before the loop, which makes conditions of what the caller gives.
+    """A stage before the loop, which makes conditions from the caller's inputs.
 
     Args:
-        module: ``module(*inputs)`` returns a tuple of tensors [n, …], those that it ``makes``.
-        inputs: what the caller gives, by name, in the order of the module's arguments.
-        makes: the names of the network's conditions that it returns, in order.
+        module: ``module(*inputs)`` returns a tuple of tensors [n, …]: the conditions that ``makes`` names.
+        inputs: the caller's inputs by name, in the order of the module's arguments.
+        makes: the names of the network's conditions that the module returns, in order.
 
     Examples:
         >>> class Features(torch.nn.Module):
@@ -45,11 +45,11 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A stage behind the loop, which makes what the caller wants of the samples.
+    """A stage after the loop, which makes the caller's result from the samples.
 
     Args:
-        module: ``module(x)``, of x [n, *shape], returns [n, …] of ``output``'s shape.
-        output: what that is.
+        module: ``module(x)`` takes x [n, *shape] and returns [n, …] with ``output``'s shape.
+        output: the name, shape and unit of the result.
 
     Examples:
         >>> decoder = edge_sampler.Decoder(torch.nn.Flatten(), edge_sampler.Output("rows", (64,)))
@@ -78,36 +78,37 @@ def adapt(
     sigma_max: float | None = None,
     **arguments: Any,
 ) -> Denoiser:
-    """Makes a denoiser of a trained network: D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise), arXiv 2206.00364, eq. 7.
+    """Makes a denoiser from a trained network: D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise), arXiv 2206.00364, eq. 7.
 
     Args:
-        network: called as ``network(x, noise, **conditions)``. x, float32 [n, *shape], is scaled as ``precond`` says;
-            noise, float32 [n or 1], is what that tells it of the noise level; conditions come by name, [n or 1, …].
-            With ``classes``, its third argument is one-hot rows, float32 [n or 1, classes], whose zeros are "no
-            class". It returns what ``precond`` says, shaped as x.
-        shape: of one sample, such as (3, 32, 32) or ("length", 80). A name is an axis whose size each call chooses.
+        network: called as ``network(x, noise, **conditions)``. ``precond`` scales x, float32 [n, *shape], and turns the
+            noise level into noise, float32 [n or 1]. Conditions come by name, [n or 1, …]. With ``classes``, the third
+            argument is one-hot rows, float32 [n or 1, classes]; a row of zeros means "no class". The network returns
+            the prediction that ``precond`` names, shaped as x.
+        shape: the shape of one sample, such as (3, 32, 32) or ("length", 80). A name is an axis whose size each call
+            chooses.
         precond: a name of ``PRECONDITIONINGS``: "Denoised" for a network of (x, σ) that predicts clean
             images, "DDPMPrecond" for one of (x, t) in discrete steps, "FlowPrecond" for rectified flow, and EDM's.
         classes: how many classes the network knows; 0: none.
-        licence: of the weights, for bundles and their reports.
-        conditions: what else the network is told, the same at every evaluation.
-        axes: for each name in a shape, its least, usual and largest size.
-        examples: values of what a caller gives, to fit and to judge on: arrays [rows, …] by name, or a function of
-            a list of seeds that returns those. Of a text, texts.
+        licence: the licence of the weights, for bundles and their reports.
+        conditions: the network's other inputs, which stay the same at every evaluation.
+        axes: for each name in a shape, its smallest, usual and largest size.
+        examples: values of the caller's inputs, to fit and to judge on: arrays [rows, …] by name, or a function from a
+            list of seeds to such arrays. For a text condition, a list of texts.
         encoder: a stage before the loop, which becomes part of the sampler's graph.
-        decoder: a stage behind the loop, the same.
-        output: what the sampler makes, by name, where there is no decoder; by default "images" for pictures [1 or 3, H,
-            W], else "samples".
+        decoder: a stage after the loop, which becomes part of it too.
+        output: the name of the samples, if there is no decoder; by default "images" for pictures [1 or 3, H, W], else
+            "samples".
         sigma_min: the lowest noise level that the network knows; None: that of ``precond``.
         sigma_max: the highest; None: that of ``precond``.
-        arguments: of that preconditioning.
+        arguments: arguments of that preconditioning.
 
     Returns:
         The denoiser, in evaluation mode. The network is part of it, and gets no gradients any more.
 
     Raises:
-        UserError: for an unknown preconditioning or argument, for examples that do not fit, and where network or stages
-            return another shape than they should.
+        UserError: for an unknown preconditioning or argument, for examples that do not fit, and if the network or a
+            stage returns a wrong shape.
 
     Examples:
         >>> class Still(torch.nn.Module):  # a flow that predicts no motion
@@ -168,12 +169,12 @@ def with_examples(model: Denoiser, examples: Examples) -> None:
     """Gives a model examples of its conditions, to fit and to judge on.
 
     Args:
-        model: the denoiser, which is changed.
-        examples: arrays [rows, …] by name, of a text its texts or token ids; or a function of a list of seeds that
-            returns arrays [seeds, …], of a text token ids.
+        model: the denoiser. The function changes it.
+        examples: arrays [rows, …] by name; for a text condition, texts or token ids. Or a function from a list of seeds
+            to arrays [seeds, …]; for a text condition, token ids.
 
     Raises:
-        UserError: where they do not fit the model's conditions, or are not of as many rows.
+        UserError: if they do not fit the model's conditions, or have different numbers of rows.
 
     Examples:
         >>> pinned = edge_sampler.Pinned(model)

@@ -21,7 +21,7 @@ class Coefficients:
         skip: c_skip, of x in the answer.
         out: c_out, of the network's output in it.
         in_: c_in, of x in the network's input.
-        noise: c_noise, what the network is told of the noise level.
+        noise: c_noise, the noise level in the network's own terms.
 
     Examples:
         >>> from edge_sampler.models.precond import denoised
@@ -41,7 +41,7 @@ class Preconditioning:
 
     Args:
         coefficients: of sigma [n or 1].
-        sigma_limits: what noise levels the network knows.
+        sigma_limits: the noise levels that the network knows.
         sampled: the noise levels to sample between, as far as the network knows them.
         schedule: the noise levels that suit it, by their name in calibration.
 
@@ -63,7 +63,7 @@ class Preconditioning:
 
 
 def denoised() -> Preconditioning:
-    """``precond="Denoised"``: the network predicts the clean data, and is told σ.
+    """``precond="Denoised"``: the network predicts the clean data, and takes σ.
 
     Returns:
         The preconditioning.
@@ -76,7 +76,7 @@ def denoised() -> Preconditioning:
 
 
 def edm(sigma_data: float = 0.5) -> Preconditioning:
-    """``precond="EDMPrecond"`` (arXiv 2206.00364, Table 1): the network is told ln(σ)/4.
+    """``precond="EDMPrecond"`` (arXiv 2206.00364, Table 1): the network takes ln(σ)/4.
 
     Args:
         sigma_data: the data's standard deviation.
@@ -111,7 +111,7 @@ def vp(
     M: int = 1000,  # noqa: N803 (the checkpoints' name)
     epsilon_t: float = 1e-5,
 ) -> Preconditioning:
-    """``precond="VPPrecond"`` (arXiv 2206.00364, Table 1): the network predicts the noise and is told (M - 1)·t.
+    """``precond="VPPrecond"`` (arXiv 2206.00364, Table 1): the network predicts the noise, and takes (M - 1)·t.
 
     Args:
         beta_d: β_max - β_min.
@@ -136,7 +136,7 @@ def vp(
 
 
 def ve() -> Preconditioning:
-    """``precond="VEPrecond"`` (arXiv 2206.00364, Table 1): the network predicts -noise and is told ln(σ/2).
+    """``precond="VEPrecond"`` (arXiv 2206.00364, Table 1): the network predicts -noise, and takes ln(σ/2).
 
     Returns:
         The preconditioning.
@@ -183,9 +183,9 @@ def ddpm(
     prediction_type: str = "epsilon",
     rescale_timesteps: bool = False,
 ) -> Preconditioning:
-    """``precond="DDPMPrecond"`` (arXiv 2006.11239): the network is told its discrete step, also between two (in ln σ).
+    """``precond="DDPMPrecond"`` (arXiv 2006.11239): the network takes a step's number, also between two (in ln σ).
 
-    The arguments are those of diffusers' schedulers, the last one OpenAI's.
+    The arguments are the same as in diffusers' schedulers. Only the last one is OpenAI's.
 
     Args:
         beta_schedule: "linear", "scaled_linear" (arXiv 2112.10752) or "squaredcos_cap_v2" (2102.09672, eq. 17).
@@ -193,7 +193,7 @@ def ddpm(
         beta_end: the last step's.
         num_train_timesteps: steps of training.
         prediction_type: "epsilon", the noise; "sample", the clean data; or "v_prediction" (arXiv 2202.00512).
-        rescale_timesteps: whether the network is told its step of a thousand.
+        rescale_timesteps: whether the network takes its step as one of a thousand.
 
     Returns:
         The preconditioning.
@@ -262,8 +262,8 @@ def flow(
     σ = t/(1 - t), so that x_t = x/(1 + σ). Sampling starts at t = 1, that is at a very high σ.
 
     Args:
-        num_train_timesteps: the network is told so many times t; 1 for one that is told t.
-        reversed_time: whether it counts time the other way, and is told so many times 1 - t.
+        num_train_timesteps: the factor of t in the network's input; 1 for a network that takes t.
+        reversed_time: whether it counts time the other way, and takes that factor times 1 - t.
         predicts: "noise-data", or "data-noise".
 
     Returns:

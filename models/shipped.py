@@ -25,7 +25,7 @@ def shipped_plan(model: str, nfe: int) -> Plan:
         The plan, with its report.
 
     Raises:
-        UserError: where none ships; it says of which NFE there are some.
+        UserError: if none ships; the message names the NFE with a shipped plan.
 
     Examples:
         >>> from edge_sampler.models.shipped import shipped_plan

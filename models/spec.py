@@ -13,25 +13,25 @@ from edge_sampler.runtime.inputs import Inputs, Output
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a denoiser is, apart from the values of its weights.
+    """The description of a denoiser, apart from the values of its weights.
 
     Args:
-        name: of the model, for people.
+        name: the model's name, for people.
         inputs: the shape of its data, and its conditions.
         sigma_min: the lowest noise level to sample at, in the data's units.
         sigma_max: the highest.
-        licence: of the weights.
-        architecture: a hash of all that decides its answers beside the weights and what is built in.
-        weights_sha256: of names, shapes and float32 values, so the same in every file format.
-        random_weights: True for a dry run, whose samples mean nothing.
-        output: what a sampler of it makes.
-        raw: conditions that its encoder takes from the caller, in place of those that it makes.
-        made: the names of those.
+        licence: the licence of the weights.
+        architecture: a hash of all that decides its answers, except the weights and the conditions built in.
+        weights_sha256: a hash of names, shapes and float32 values, which is the same in every file format.
+        random_weights: True for a model whose samples mean nothing.
+        output: the output of its samplers.
+        raw: the conditions that its encoder takes from the caller.
+        made: the names of the conditions that its encoder makes from them.
         built_in: the conditions that are constants of the model, with their values (of arrays, a hash).
         guidance: the scale S of classifier-free guidance that is built in; 1: none.
         branches: evaluations of the network in one of the denoiser.
-        schedule: a name of calibration's schedules: its noise levels, unless others are asked for; "own" are those that
-            the model brings.
+        schedule: its default noise levels, a name of calibration's schedules; "own" are the levels that come with the
+            model.
 
     Examples:
         >>> spec = edge_sampler.built_in(edge_sampler.load_model("edm-fashion-cond"), "class_labels", 7).spec

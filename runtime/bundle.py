@@ -1,22 +1,22 @@
 """A bundle: the folder that carries one sampler from the exporter to a device. Arrays, graphs and JSON; no pickles.
 
 manifest.json   what the bundle is, and the SHA-256 and size of every other file
-manifest.json.minisig   where it is signed, minisign's signature of that
+manifest.json.minisig   minisign's signature of the manifest, if the bundle is signed
 plan.json       the sampler's table (runtime.plan)
-sampler.onnx    noise [batch, *shape] float32, unit normal, and each condition [batch, …] → what the sampler makes
+sampler.onnx    noise [batch, *shape] float32, unit normal, and each condition [batch, …] → samples
 denoiser.onnx   x [batch, *shape], sigma [], conditions → denoised: the baseline path
-encoder.onnx, decoder.onnx   the stages before and behind the loop, where the model has them
-weights.data    the weights of all these graphs, where there are more than 2 GB of them
-tokenizer-….json   what makes token ids of text, where a condition is of text
-reference.npz   what PyTorch computed for a few seeds: seeds, each condition as input_NAME, denoised [nfe, …], made
-reference.json  the last of those in Polygraphy's format
-samples.png     what it makes
-report.html     all of this for people; look at it first
+encoder.onnx, decoder.onnx   the stages before and after the loop, if the model has them
+weights.data    the weights of all these graphs, if they have more than 2 GB
+tokenizer-….json   makes token ids from text, for a condition that is a text
+reference.npz   PyTorch's results for a few seeds: seeds, each condition as input_NAME, denoised [nfe, …], made
+reference.json  ``made`` in Polygraphy's format
+samples.png     some samples
+report.html     a report on all of this for people; look at it first
 
-and, where they were asked for,
+and, if the user asked for them,
 
 sampler-fp16.onnx, sampler-int8.onnx, …   the same graph in mixed precision, or in eight bits
-plan-int8.json, …                         the plan of such a graph, where it was refitted and is not plan.json's
+plan-int8.json, …                         the plan of such a graph, if a refit gave it its own
 engines/                                  TensorRT engines, and the log of each build
 """
 
@@ -46,11 +46,11 @@ FP32_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Bundle(Verified):
-    """An opened bundle.
+    """An open bundle.
 
     Args:
         folder: where it is.
-        manifest: what manifest.json says, checked.
+        manifest: the content of manifest.json, checked.
 
     Examples:
         >>> bundle = edge_sampler.Bundle.open("shrink")

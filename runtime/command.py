@@ -1,4 +1,4 @@
-"""Runs a bundle on this machine. `python -m runtime sample --help` and so on tell the options.
+"""Runs a bundle on this machine. `python -m runtime sample --help` shows the options of `sample`, and so on.
 
 python -m runtime sample BUNDLE --seeds 0-63 --out grid.png
 python -m runtime sample BUNDLE --condition prompt="a red heart" --out hearts.png
@@ -63,11 +63,11 @@ def main() -> int:
             else:
                 added.add_argument("--backend", default="auto", help=f"auto (default), {known}")
             default = "an engine's fastest; fp32 in ONNX Runtime"
-            added.add_argument("--precision", help=f"of the network, such as fp16 (default: {default})")
+            added.add_argument("--precision", help=f"the network's, such as fp16 (default: {default})")
         return added
 
     first = ("--seeds", "--condition", "--class-labels", "--out", "--precision", "--force")
-    command = verb("sample", "make images, or whatever the bundle makes, of seeds", *first)
+    command = verb("sample", "make images, or the bundle's other output, from seeds", *first)
     command.add_argument("--seeds", type=whole_numbers, default=range(16), help="such as 0-63 or 1,5,9 (default: 0-15)")
     command.add_argument(
         "--condition",
@@ -82,28 +82,29 @@ def main() -> int:
     command.add_argument("--out", type=Path, required=True, help=".png for a grid, .npz for arrays")
     command.add_argument("--force", action="store_true", help="replace an existing file")
 
-    command = verb("compare", "compare a backend's images with a loop over denoiser.onnx and with PyTorch's record")
+    command = verb("compare", "compare a backend's images with a loop over denoiser.onnx, and with PyTorch's record")
     command.add_argument(
         "--seeds", type=whole_numbers, help="other seeds than the recorded ones; PyTorch's output is then left out"
     )
-    expected = "1e-4; in lower precision three times the measured one, and the measured RMS for the median sample"
+    expected = "1e-4; in lower precision three times what the export measured, with a bound for the median sample too"
     command.add_argument("--tolerance", type=float, help=f"largest relative difference (default: {expected})")
 
     first = ("--batch", "--rounds", "--backend", "--precision", "--json", "--force")
-    help = "time the graph in turn with a loop over denoiser.onnx, PyTorch's loop, and the network's bare calls"
+    help = "time the graph, a loop over denoiser.onnx, PyTorch's loop, and single network calls, in turn"
     command = verb("bench", help, *first)
     command.add_argument("--batch", type=whole_numbers, default=[1], help="such as 1,16 (default: 1)")
-    command.add_argument("--rounds", type=int, default=20, help="times that each is run (default: 20)")
-    command.add_argument("--weights", help="the checkpoint, for PyTorch's loop on a model that is not in the zoo")
-    command.add_argument("--json", type=Path, help="write the figures there as well")
+    command.add_argument("--rounds", type=int, default=20, help="how many times each one runs (default: 20)")
+    command.add_argument("--weights", help="the checkpoint, for PyTorch's loop on a model without a name")
+    command.add_argument("--json", type=Path, help="also write the figures to this file")
     command.add_argument("--force", action="store_true", help="replace an existing file")
 
     for name, told in ROOMS.items():
         verbs.add_parser(name, help=told)
-    command = verb("inspect", "verify every file and print what the bundle is")
+    command = verb("inspect", "verify every file, and print a summary of the bundle")
     command.add_argument("--json", action="store_true", help="print the manifest in place of a summary")
-    command = verbs.add_parser("doctor", help="what this machine has, which backends run here, and why others do not")
-    command.add_argument("bundle", type=Path, nargs="?", help="whether this one does")
+    help = "show what this machine has, which backends run here, and why others do not"
+    command = verbs.add_parser("doctor", help=help, description=f"{help[0].upper()}{help[1:]}.")
+    command.add_argument("bundle", type=Path, nargs="?", help="say which backends run this bundle")
     add_verify_key(command)
     arguments = parser.parse_args()
     verb_of = {"sample": sample, "compare": parity, "bench": times, "inspect": inspect, "doctor": diagnosis}

@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_verify_key(parser: argparse.ArgumentParser) -> None:
     """The option of commands that read a bundle: who must have signed it."""
-    key_help = "minisign's public key: a bundle that it has not signed is refused"
+    key_help = "minisign's public key; refuse a bundle that this key has not signed"
     parser.add_argument("--verify-key", type=Path, metavar="FILE", help=key_help)
 
 

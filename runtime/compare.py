@@ -43,20 +43,20 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two paths are from each other at one stage.
+    """The difference of two paths at one stage.
 
     Args:
         stage: "denoised K", or the output's name.
         first: a path: a backend's name, "baseline loop" or "PyTorch".
-        second: another.
+        second: another path.
         max: the largest difference.
-        rms: its root mean square.
+        rms: the root mean square of the differences.
         relative: the largest over the largest magnitude of the second.
-        finite: whether all values of both are.
-        expected: what ``relative`` may be, given the two paths' precisions.
+        finite: whether all values of both paths are finite.
+        expected: the largest allowed ``relative``, for the two paths' precisions.
         median: the median sample's root mean square.
-        expected_median: what that may be; infinity where nothing is known of it.
-        precisions: of the network, in the one path and in the other.
+        expected_median: the largest allowed ``median``; infinity if nothing is known of it.
+        precisions: the network's precision in the first path and in the second.
 
     Examples:
         >>> difference = edge_sampler.compare(edge_sampler.Bundle.open("shrink"), backends=["onnxrt"])[-1]
@@ -85,21 +85,20 @@ def compare(
 ) -> list[Difference]:
     """Compares each backend's sampler, the baseline loop over denoiser.onnx, and PyTorch's recorded output.
 
-    A precision that was refitted has a plan of its own: the loop then runs that one, and PyTorch, which ran plan.json,
-    is left out.
+    A refitted precision has its own plan. The loop then runs that plan. PyTorch, which ran plan.json, is left out.
 
     Args:
-        bundle: an opened one.
-        seeds: whole numbers; they leave PyTorch out, and get the bundle's examples of conditions in turn. None: those
-            for which the bundle holds PyTorch's output.
+        bundle: an open bundle.
+        seeds: whole numbers, which get the bundle's examples of conditions in turn; PyTorch is then left out. None: the
+            seeds for which the bundle holds PyTorch's output.
         backends: names of ``edge_sampler.runtime.backends.BACKENDS``, or "auto".
-        precision: one that the bundle has; None: each backend's own.
+        precision: a precision of the bundle; None: each backend's own.
 
     Returns:
-        Of every pair of paths the differences at each evaluation, where both tell, and last in what is made.
+        For every pair of paths, the differences at each evaluation, if both show it, and last in their output.
 
     Raises:
-        UserError: where backends run different plans, there is nothing to compare with, or no backend can run it.
+        UserError: if backends run different plans, if there is nothing to compare with, or if no backend can run it.
 
     Examples:
         >>> found = edge_sampler.compare(edge_sampler.Bundle.open("shrink"), backends=["onnxrt"])

@@ -27,12 +27,12 @@ class Axis:
     """The sizes that an axis with a name may have.
 
     Args:
-        least: the least, 1 or more.
-        usual: for which engines are tuned, and of which fits are.
-        largest: the largest.
+        least: the smallest size, 1 or more.
+        usual: the size for fits, and for which engines are tuned.
+        largest: the largest size.
 
     Raises:
-        UserError: where they are not in order.
+        UserError: if they are not in order.
 
     Examples:
         >>> from edge_sampler.runtime.condition import Axis
@@ -76,15 +76,15 @@ class Condition:
     """A named input that stays the same at every evaluation of one sample.
 
     Args:
-        shape: of one sample's value. A name in it is an axis, of the same size wherever the name stands.
+        shape: the shape of one sample's value. A name in it is an axis, with the same size wherever the name occurs.
         dtype: float32, int64 or bool.
-        null: the value that means "nothing", which guidance needs: of ``shape``, or one that broadcasts to it.
-        choices: values are whole numbers below this, or ``null``; 0: anything goes.
+        null: the value that means "nothing", which guidance needs. It has ``shape``, or broadcasts to it.
+        choices: values are whole numbers below this, or ``null``; 0: no limit.
         description: one sentence for people.
-        text: how text becomes the value, which is int64 [length] then; None: it is not of text.
+        text: how text becomes the value, int64 [length]; None: the condition is not a text.
 
     Raises:
-        UserError: for another dtype, for choices below 0, and for text of another shape or dtype.
+        UserError: for another dtype, for choices below 0, and for a text with another shape or dtype.
 
     Examples:
         >>> label = edge_sampler.Condition((), "int64", null=-1, choices=10, description="the class of the image")

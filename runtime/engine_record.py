@@ -18,12 +18,12 @@ PRECISION = re.compile(r"[a-z0-9+-]+")  # the form of a name; export.precisions 
 
 @dataclass(frozen=True)
 class Batch:
-    """How many images an engine takes in one run.
+    """The number of images that an engine takes in one run.
 
     Args:
-        min: the least.
-        opt: for which it is tuned.
-        max: the most.
+        min: the smallest number.
+        opt: the number for which it is tuned.
+        max: the largest number.
 
     Raises:
         UserError: where they are not in order, or below 1.
@@ -71,17 +71,17 @@ class Engine:
     """One engine of a bundle.
 
     Args:
-        file: in the bundle.
+        file: its file in the bundle.
         flavour: "tensorrt" or "tensorrt-rtx".
-        version: of the library that built it.
+        version: the version of the library that built it.
         targets: compute capabilities, such as "sm86".
-        precision: of the network.
-        batch: how many images it takes in one run.
-        loop: whether it is one evaluation, in a loop, in place of all of them unrolled.
-        axes: least, usual and largest size of each axis with a name.
+        precision: the network's precision.
+        batch: the number of images in one run.
+        loop: whether it loops over one evaluation, in place of all evaluations in a row.
+        axes: the smallest, usual and largest size of each named axis.
 
     Raises:
-        ValueError: for another flavour, and for what is no precision's name.
+        ValueError: for another flavour, and for a bad precision's name.
 
     Examples:
         >>> from edge_sampler.runtime.engine_record import Batch, Engine

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Bad input. The message says what came, what is allowed and what to do, in one line.
+    """Bad input. The message names the input, the allowed values, and what to do, in one line.
 
     Examples:
         >>> edge_sampler.Settings(nfe=0)

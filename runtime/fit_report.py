@@ -12,7 +12,7 @@ class FittedStep:
     Args:
         gamma: γ of arXiv 2304.11328, the departure from the base solver's own weights; all zero where it did not help.
             Of a refined plan it is of before refinement, which replaces the whole table.
-        error_before: RMS against the step's target on held-out noises, without γ, in the data's units.
+        error_before: RMS error against the step's target on held-out noises, without γ, in the data's units.
         error_after: the same with γ.
 
     Examples:
@@ -27,22 +27,22 @@ class FittedStep:
 
 @dataclass(frozen=True)
 class FitReport:
-    """What a fit belongs to, how it was made, and what it reached.
+    """A fit's model, its settings, and its errors.
 
     Args:
         model: the model, for people.
         fingerprint: the model, for comparing: ``ModelSpec.fingerprint``.
-        settings: of the fit, JSON values.
+        settings: the settings of the fit, JSON values.
         target: "local" or "global".
         schedule: the noise levels' name.
-        heldout: how many noises judged it.
-        heldout_rms_error: of the final samples, against the converged ones, in the data's units.
-        steps: γ, and errors of each step.
-        compared: mean error by solver, of those that were tried.
-        refinement: mean error after each iteration, the first before any; of a quantised sampler the geometric mean.
-        examples: how many values of the conditions were fitted on, and how many others judged; () without such.
-        evaluations: of the network on one sample.
-        seconds: that it took.
+        heldout: the number of held-out noises.
+        heldout_rms_error: RMS error of the final samples against the converged ones, in the data's units.
+        steps: γ and errors of each step.
+        compared: mean error of each solver that the fit tried.
+        refinement: mean error before refinement and after each iteration; for a quantised sampler the geometric mean.
+        examples: how many values of the conditions fitted, and how many others judged; () without conditions.
+        evaluations: the number of network evaluations of one sample.
+        seconds: the duration of the fit.
 
     Examples:
         >>> report = edge_sampler.fit(model, nfe=1, solver="iia-ddim").report

@@ -19,12 +19,12 @@ MOST_VALUES = 2**28  # of one sample: 1 GB in float32
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a sampler is given: noise and conditions.
+    """A sampler's inputs: noise and conditions.
 
     Args:
-        shape: of one sample's noise. A name in it is an axis.
-        conditions: by name.
-        axes: the sizes of each axis with a name.
+        shape: the shape of one sample's noise. A name in it is an axis.
+        conditions: the conditions by name.
+        axes: the sizes of each named axis.
 
     Raises:
         UserError: for an axis without sizes, a name that is taken, a shape of more than 2^28 values, and a text that
@@ -193,12 +193,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Output:
-    """What a sampler makes.
+    """A sampler's output.
 
     Args:
         name: a word, which names the graph's output.
-        shape: of one. A name in it is an axis.
-        units: of its values, for people.
+        shape: the shape of one sample. A name in it is an axis.
+        units: the unit of its values, for people.
 
     Raises:
         UserError: for a name that is no word, or taken.

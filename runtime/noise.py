@@ -15,7 +15,7 @@ def unit_noise(seeds: Sequence[int], shape: Sequence[int], stream: int = 0) -> n
 
     Args:
         seeds: whole numbers, 0 to 2^63 - 1.
-        shape: of one sample.
+        shape: the shape of one sample.
         stream: separates purposes: 0 is for images, others keep the noises of calibration from ever being sampled.
 
     Returns:

@@ -6,13 +6,13 @@ With unit noise n and D_j the j-th network evaluation, every sampler computes, i
     D_k    = denoise(x_k, sigmas[k])
     images = A[nfe, 0]·n + Σ_j A[nfe, j+1]·D_j
 
-so that ``nfe`` noise levels and one lower-triangular matrix are the whole of it, fitted coefficients included.
+So ``nfe`` noise levels and one lower-triangular matrix describe the whole sampler, with its fitted coefficients.
 
-A plan with an analytical first step (AFS) has one constant m more to weigh, which stands where the network's
-answer to pure noise would: a column A[k, 1]·m, behind the noise's, in every row.
+A plan with an analytical first step (AFS) also weights a constant m. It takes the place of the network's answer to pure
+noise. Every row has one more column for it, A[k, 1]·m, after the noise's column.
 
-A plan that clips has two columns for each evaluation: D_j, and D_j clipped to [-clip, clip]. So DDIM with
-``clip_sample``, which keeps the noise estimate of the answer as it was, is a table too.
+A plan that clips has two columns for each evaluation: D_j, and D_j clipped to [-clip, clip]. So a table can also hold
+DDIM with ``clip_sample``, which takes its noise estimate from the answer before clipping.
 """
 
 import base64
@@ -43,16 +43,16 @@ class Plan:
 
     Args:
         solver: its name, for people.
-        sigmas: the noise level that each evaluation is told, float [nfe], in the data's units, positive.
+        sigmas: the noise level of each evaluation, float [nfe], in the data's units, positive.
         table: A; row k holds its k+1 entries (with a mean k+2), so row lengths are 1 … nfe+1 (2 … nfe+2). Where
             it clips, they are 1, 3, 5, ….
-        report: how it was fitted; None for a fixed solver.
+        report: a report of the fit; None for a fixed solver.
         mean: with an analytical first step (AFS), the constant that stands where the answer to pure noise would, nested
             tuples of one sample's shape: column 1 of the table weighs it. Empty without.
-        clip: an evaluation has a second column, its answer within [-clip, clip]; 0: there is none.
+        clip: the bound of a second column for each evaluation, its answer within [-clip, clip]; 0: no such column.
 
     Raises:
-        UserError: when sizes disagree or a number is not finite.
+        UserError: if sizes disagree or a number is not finite.
 
     Examples:
         >>> euler = edge_sampler.Plan("euler", (80.0, 2.5), ((80.0,), (2.5, 0.96875), (0.0, 0.0, 1.0)))

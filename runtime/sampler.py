@@ -1,4 +1,4 @@
-"""Seeds and conditions → noise → samples, in batches, through one backend."""
+"""Makes samples from seeds and conditions, in batches, through one backend."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,15 @@ DEFAULT_BATCH, VALUES = 64, 2**18  # in one run, unless told: samples, and value
 
 
 class Sampler:
-    """A bundle's sampler, loaded into a backend; a context manager that frees it. ``description`` tells what runs.
+    """A bundle's sampler, loaded into a backend. As a context manager it frees the backend. ``description`` names it.
 
     Args:
-        bundle: an opened one; ``edge_sampler.load`` takes a folder.
+        bundle: an open bundle; ``edge_sampler.load`` takes a folder.
         backend: a name of ``edge_sampler.runtime.backends.BACKENDS``, or "auto": the best that this machine can run.
-        precision: as of ``load``.
+        precision: as in ``load``.
 
     Raises:
-        UserError: when a file is damaged or no backend can run it.
+        UserError: if a file is damaged or no backend can run the bundle.
 
     Examples:
         >>> with edge_sampler.Sampler(edge_sampler.Bundle.open("shrink"), "onnxrt") as sampler:
@@ -47,23 +47,23 @@ class Sampler:
     def sample(
         self, seeds: Sequence[int], batch: int | None = None, temperature: float = 1.0, **conditions: Any
     ) -> np.ndarray:
-        """Makes samples. A sample depends on its seed and conditions, not on the others.
+        """Makes samples. A sample depends on its own seed and conditions, and not on other samples.
 
         Args:
             seeds: whole numbers, 0 to 2^63 - 1.
-            batch: samples made in one run; by default as many as an engine takes, or as ``usual_batch`` says.
-            temperature: scales the noise; 1 is what the sampler was fitted for.
-            conditions: ``bundle.inputs`` by name, one value, or one for each seed, [n, …]; of those made of text, a
-                text or a list of them. An axis with a name that no condition sizes is given by its name, as
+            batch: the number of samples in one run; by default the engine's largest, or ``usual_batch``.
+            temperature: scales the noise; usually 1, for which samplers are fitted.
+            conditions: the inputs in ``bundle.inputs`` by name: one value, or one for each seed, [n, …]. For a text
+                condition, a text or a list of texts. A named axis that no condition sizes is an argument too, such as
                 ``length=120``.
 
         Returns:
             Samples [n, …], as ``bundle.output`` and ``bundle.dtype`` say. Images are float32 [n, C, H, W] in about
-            [-1, 1], or uint8 [n, H, W, C] where the bundle says so.
+            [-1, 1], or uint8 [n, H, W, C] if the bundle says so.
 
         Raises:
-            UserError: for seeds out of range, a condition that is missing, unknown or of another dtype or shape, and a
-                batch beyond the engine's.
+            UserError: for seeds out of range; for a condition that is missing, unknown or of a wrong dtype or shape;
+                and for a batch larger than the engine's.
         """
         if self._closed:
             raise UserError("the sampler is closed: sample inside its with block")
@@ -137,17 +137,17 @@ def load(
     """Opens a bundle for sampling.
 
     Args:
-        bundle: its folder.
+        bundle: the bundle's folder.
         backend: a name of ``edge_sampler.runtime.backends.BACKENDS``, or "auto": the best that this machine can run.
-        precision: "fp32", or one that the bundle has, such as "fp16" or "int8"; None: an engine's fastest, and ONNX
-            Runtime's float32.
-        verify_key: the file of minisign's public key: a bundle that it has not signed is refused unread.
+        precision: "fp32", or another precision of the bundle, such as "fp16" or "int8"; None: the fastest of an engine,
+            or fp32 in ONNX Runtime.
+        verify_key: the file of minisign's public key. A bundle that this key has not signed is refused unread.
 
     Returns:
         The sampler, a context manager.
 
     Raises:
-        UserError: when the bundle is damaged, or no backend can run it here.
+        UserError: if the bundle is damaged, or no backend can run it here.
 
     Examples:
         >>> with edge_sampler.load("shrink") as sampler:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Text:
-    """How a condition of token ids, int64 [length], is made of text.
+    """How text becomes a condition of token ids, int64 [length].
 
     Args:
-        file: the tokenizer's in a bundle, named by its content.
-        default: the text where the caller gives none; None: the caller has to give one.
-        follows: another condition, whose text this one takes where the caller gives it none of its own.
-        content: the JSON that the library `tokenizers` saves, with its way of padding; "" in a bundle's manifest.
+        file: the tokenizer's file in a bundle, named by its content.
+        default: the text if the caller gives none; None: the caller has to give one.
+        follows: another condition, whose text this one uses if the caller gives it none of its own.
+        content: the JSON that the library `tokenizers` saves, with its padding; "" in a bundle's manifest.
 
     Examples:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -55,9 +55,9 @@ class Text:
         """Takes a tokenizer.
 
         Args:
-            tokenizer: a file that the library `tokenizers` saved, or its content. It has to say how it pads.
-            default: the text where the caller gives none; None: the caller has to give one.
-            follows: another condition, whose text this one takes where the caller gives it none of its own.
+            tokenizer: a file that the library `tokenizers` saved, or its content. It has to name its padding.
+            default: the text if the caller gives none; None: the caller has to give one.
+            follows: another condition, whose text this one uses if the caller gives it none of its own.
 
         Returns:
             How text becomes token ids.

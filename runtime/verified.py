@@ -38,11 +38,11 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Verified:
-    """A folder and its manifest. Files are verified when they are asked for, before anything reads them.
+    """A folder and its manifest. It verifies a file when you ask for it, before anything reads the file.
 
     Args:
         folder: where it is.
-        manifest: what manifest.json says.
+        manifest: the content of manifest.json.
 
     Examples:
         >>> bundle = edge_sampler.Bundle.open("shrink")

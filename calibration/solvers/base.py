@@ -45,16 +45,16 @@ class Solver:
     """A solver by name, with or without corrections. A file in calibration/solvers/ with a tuple ``SOLVERS`` adds some.
 
     Args:
-        name: on command lines.
+        name: its name on command lines.
         run: ``run(denoise, x, sigmas, step, history, nfe)`` integrates x, [n, …] at noise level sigmas[0], down to
             sigmas[-1], and makes each step by the hook: ``x = step(base, directions)``, of the solver's own update and
             the directions that ``history`` earlier steps give. It evaluates as often as the method asks, or ``nfe``
             times where that is one less. ``multistep`` makes one of a formula.
-        order: of the base solver's global error, on grids that refine one smooth function.
+        order: the order of the base solver's global error, on grids that refine one smooth function.
         steps: ``steps(nfe)`` is how many grid intervals nfe evaluations pay for.
         history: r of arXiv 2304.11328; None: a fixed solver, never corrected.
         aliases: other names.
-        clip: the bound to which it clips each answer, beside using it as it is; 0: it does not.
+        clip: the bound to which it clips each answer; it also uses the answer as it is. 0: no clipping.
 
     Examples:
         >>> from edge_sampler.calibration.solvers.base import Solver, multistep
@@ -84,10 +84,10 @@ class Scheme:
     """A solver on one grid.
 
     Args:
-        solver: which.
+        solver: the solver.
         sigmas: noise levels, from the highest to 0.
         nfe: evaluations.
-        history: past steps that corrections may weigh.
+        history: past steps that corrections may weight.
         mean: with an analytical first step (AFS, arXiv 2210.05475), what answers in place of the first evaluation,
             shaped as one of x: at the highest noise level the network answers with little else than the mean of the
             data. None: there is none.
@@ -132,7 +132,7 @@ def base_step(base: Any, directions: Sequence[Any]) -> Any:
 
     Args:
         base: the solver's own update, [n, …].
-        directions: along which a fit corrects it, [n, …] each.
+        directions: the directions along which a fit corrects it, [n, …] each.
 
     Returns:
         ``base``.
@@ -152,7 +152,7 @@ def differences(past: Sequence[Evaluation], history: int) -> list[Any]:
 
     Args:
         past: evaluations so far, newest first.
-        history: how many earlier steps count.
+        history: the number of earlier steps to use.
 
     Returns:
         Two for each earlier step that there is, shaped as x; none at the first step.
@@ -178,7 +178,7 @@ def multistep(
 
     Args:
         rule: ``rule(past, sigma_next)`` returns x at the next noise level, of the evaluations so far, newest first.
-        directions: ``directions(past, history)`` returns those along which a fit corrects the step.
+        directions: ``directions(past, history)`` returns the directions along which a fit corrects the step.
         last: ``last(evaluation)`` returns the images of the step to σ = 0: Euler's, which there is the denoised image
             itself, as in k-diffusion and diffusers.
 

@@ -50,16 +50,16 @@ def main() -> None:
     group.add_argument(
         "--solvers",
         default="all",
-        help="names with commas; auto: those of --solver auto; none: rivals alone (default: all)",
+        help="names with commas; auto: the solvers of --solver auto; none: only rivals (default: all)",
     )
     names = ", ".join(rival.name for rival in RIVALS)
     group.add_argument(
         "--rivals",
         default="all",
-        help=f"others' methods to fit at the NFE of --refined: some of {names}, or none (default: all)",
+        help=f"other methods to fit at the NFE of --refined: some of {names}, or none (default: all)",
     )
     group.add_argument(
-        "--refined", type=whole_numbers, help="those of --nfe at which to refine (default: those of 5,6,8,10)"
+        "--refined", type=whole_numbers, help="values of --nfe at which to refine (default: 5,6,8,10, if in --nfe)"
     )
     group.add_argument("--noises", type=int, default=1024, help="noises that judge (default: 1024)")
     add_noises_arguments(group, refined=True)
@@ -68,7 +68,7 @@ def main() -> None:
         "--iterations",
         type=int,
         default=ITERATIONS,
-        help=f"most iterations of refinement (default: {ITERATIONS}; 0: none)",
+        help=f"largest number of refinement's iterations (default: {ITERATIONS}; 0: none)",
     )
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="seed of the noises to fit on (default: 0)")
     add_refine_on_argument(group)

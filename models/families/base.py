@@ -16,7 +16,7 @@ class Lora:
 
     Args:
         path: a .safetensors file, as diffusers, PEFT or Kohya's scripts save it.
-        scale: a factor of the changes that it brings.
+        scale: a factor for its changes of the weights.
 
     Examples:
         >>> edge_sampler.Lora.parse("style.safetensors:0.8").scale

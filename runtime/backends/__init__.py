@@ -19,15 +19,15 @@ def choose(bundle: Bundle, name: str = "auto", precision: str | None = None) -> 
     """The backend of that name, or the first that can run the bundle here.
 
     Args:
-        bundle: an opened one.
+        bundle: an open bundle.
         name: one of ``BACKENDS``, or "auto".
-        precision: one that the bundle has; None leaves it to the backend: an engine's fastest, ONNX Runtime's float32.
+        precision: a precision of the bundle; None leaves it to the backend: an engine's fastest, ONNX Runtime's fp32.
 
     Returns:
         The backend. Nothing is loaded yet.
 
     Raises:
-        UserError: for an unknown name, and where none can run it; it says what each lacks.
+        UserError: for an unknown name, and if no backend can run the bundle; the message says what each one lacks.
 
     Examples:
         >>> from edge_sampler.runtime.backends import choose

@@ -18,9 +18,9 @@ class Spans:
     """Seconds of one run on a GPU, by its own clock.
 
     Args:
-        host_to_device: copying what it is given.
+        host_to_device: copying the inputs.
         compute: the sampler.
-        device_to_host: copying what it made.
+        device_to_host: copying the output.
 
     Examples:
         >>> from edge_sampler.runtime.backends.base import Spans
@@ -84,16 +84,16 @@ class Backend:
     """A way to run a bundle. A file in runtime/backends/ with a tuple ``BACKENDS`` of these adds some.
 
     Args:
-        name: on command lines.
-        rank: "auto" takes the lowest that can run a bundle.
-        lacks: ``lacks()`` says what this machine lacks for it, or None.
-        unable: ``unable(bundle, precision)``, asked where nothing is lacking, says why it cannot run that bundle so,
-            or None.
+        name: its name on command lines.
+        rank: "auto" takes the backend with the lowest rank that can run the bundle.
+        lacks: ``lacks()`` names what this machine lacks, or returns None.
+        unable: ``unable(bundle, precision)`` says why it cannot run that bundle so, or returns None. It is called if
+            the machine lacks nothing.
         open: ``open(bundle, precision, outputs)`` loads the sampler; ``outputs`` names inner values to return as well,
             where there are ``inner_values``.
         open_graph: ``open_graph(bundle, file)`` loads another of the bundle's graphs, such as denoiser.onnx; None for a
             library that runs engines alone.
-        gpu: whether it computes there.
+        gpu: whether it computes on a GPU.
 
     Examples:
         >>> from dataclasses import replace

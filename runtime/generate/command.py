@@ -1,11 +1,11 @@
-"""Makes very many samples: shards, each whole or not there, by several processes or a cluster.
+"""Makes very many samples in shards, by several processes or a cluster. A shard is complete or absent.
 
 python -m runtime generate BUNDLE --seeds 0-999999 --out shards/
 python -m runtime generate BUNDLE --seeds 0-999999 --class-labels 0-9 --workers 4 --out shards/
 python -m runtime generate BUNDLE --seeds 0-999999 --ray HOST:6379 --workers 16 --out /shared/shards
 
-A shard is a tar as WebDataset reads it: SEED.png (SEED.npy of what is no picture) and SEED.json. shards.json lists all
-of them with their hashes. The same command goes on where an earlier one ended.
+A shard is a tar for WebDataset. It has SEED.json and SEED.png for each sample, or SEED.npy if the sample is no picture.
+shards.json lists all shards with their hashes. After a kill, the same command goes on.
 """
 
 import argparse
@@ -42,18 +42,18 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     add_verify_key(parser)
     parser.add_argument("--seeds", type=span, required=True, metavar="FIRST-LAST", help="such as 0-999999")
-    parser.add_argument("--out", type=Path, required=True, help="a folder: new, or of this job")
-    parser.add_argument("--workers", type=int, help="processes (default: 1; with --ray, tasks at a time: 8)")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder, or the folder of the same job")
+    parser.add_argument("--workers", type=int, help="processes (default: 1); with --ray, tasks at a time (default: 8)")
     parser.add_argument("--ray", metavar="ADDRESS", help="a cluster of Ray: HOST:PORT, auto, or local")
-    parser.add_argument("--shard", type=int, default=1000, help="samples in one (default: 1000)")
+    parser.add_argument("--shard", type=int, default=1000, help="samples in one shard (default: 1000)")
     parser.add_argument("--format", choices=FORMATS, default="webdataset", help="default: webdataset")
-    condition_help = "as of `sample`: one value for all, or one for each seed"
+    condition_help = "as for `sample`: one value for all seeds, or one for each"
     parser.add_argument("--condition", action="append", default=[], metavar="NAME=VALUE", help=condition_help)
-    parser.add_argument("--class-labels", type=whole_numbers, help="such as 0-9: taken in turn")
+    parser.add_argument("--class-labels", type=whole_numbers, help="such as 0-9; the seeds take them in turn")
     parser.add_argument("--temperature", type=float, default=1.0, help="scales the noise (default: 1)")
     parser.add_argument("--batch", type=int, help="samples in one run (default: an engine's largest, or up to 64)")
     parser.add_argument("--backend", default="auto", help=f"auto (default), {', '.join(BACKENDS)}")
-    parser.add_argument("--precision", help="of the network, such as fp16")
+    parser.add_argument("--precision", help="the network's precision, such as fp16")
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle, arguments.verify_key)
     workers = arguments.workers if arguments.workers is not None else 8 if arguments.ray else 1

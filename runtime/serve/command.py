@@ -35,12 +35,12 @@ def main() -> int:
     add_verify_key(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine's)")
     parser.add_argument("--port", type=int, default=8000, help="(default: 8000)")
-    parser.add_argument("--backend", default="auto", help="auto (default), or as `python -m runtime sample` has it")
-    parser.add_argument("--precision", help="of the network, such as fp16 (default: an engine's fastest; fp32)")
+    parser.add_argument("--backend", default="auto", help="auto (default), or a backend of `python -m runtime sample`")
+    parser.add_argument("--precision", help="the network's, such as fp16 (default: an engine's fastest; fp32)")
     parser.add_argument("--batch", type=int, help="most images in one run (default: an engine's largest, or up to 16)")
-    parser.add_argument("--wait", type=float, default=5, help="milliseconds that a run waits to be full (default: 5)")
-    parser.add_argument("--queue", type=int, default=256, help="most images that wait; more get 429 (default: 256)")
-    parser.add_argument("--max-body", type=int, default=16, help="most MB of a request (default: 16)")
+    parser.add_argument("--wait", type=float, default=5, help="milliseconds that a run waits for images (default: 5)")
+    parser.add_argument("--queue", type=int, default=256, help="most waiting images; beyond it 429 (default: 256)")
+    parser.add_argument("--max-body", type=int, default=16, help="largest request, in MB (default: 16)")
     arguments = parser.parse_args()
     try:
         from edge_sampler.runtime.serve.server import serve

@@ -1,6 +1,7 @@
 """Shipped plans: of the weights that ship, for each NFE, and what `--plan shipped` takes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,12 @@ def test_a_plan_of_other_weights_is_made_again_and_one_that_fits_is_kept(
     monkeypatch.setattr("sys.argv", ["ship", "--model", "ddim-fashion", "--cache", str(tmp_path / "c")])
     with pytest.raises(UserError, match="no plan of ddim-fashion ships yet: name those to make, with --nfe 5,10"):
         ship.main()
+
+
+def test_the_page_names_what_ships() -> None:
+    rows = dict(re.findall(r"^\| ([a-z, -]+) \| ([0-9, ]+) \|$", Path("docs/commands.md").read_text(), re.M))
+    told = {name: tuple(map(int, nfes.split(", "))) for names, nfes in rows.items() for name in names.split(", ")}
+    assert told == ship.NFES
 
 
 def test_what_does_not_ship_is_said() -> None:

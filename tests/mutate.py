@@ -32,6 +32,23 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "calibration/fit.py": "tests/calibration/test_fit_steps.py "
     "tests/calibration/test_fit.py -k 'steps or solve_finds or singular or gram or pulls'",
     "calibration/trace.py": "tests/calibration/test_trace.py",
+    "runtime/bundle.py": "tests/runtime/test_small_bundle.py tests/runtime/test_bundle.py -k 'small_bundle or lower'",
+    "runtime/verified.py": "tests/runtime/test_small_bundle.py",
+    "runtime/compare.py": "tests/runtime/test_small_bundle.py tests/runtime/test_compare.py",
+    "runtime/condition.py": "tests/runtime/test_inputs.py",
+    "runtime/engine_record.py": "tests/runtime/test_small_parts.py",
+    "runtime/fit_report.py": "tests/runtime/test_small_parts.py",
+    "runtime/signature.py": "tests/export/test_sign.py -k 'byte or anything or no_key or signed_opens'",
+    "runtime/text.py": "tests/runtime/test_text.py -k 'ids or not_given or not_fit or cannot_be_used'",
+    "runtime/noise.py": "tests/runtime/test_small_parts.py",
+    "runtime/images.py": "tests/runtime/test_small_parts.py",
+    "runtime/protobuf.py": "tests/runtime/test_small_parts.py",
+    "runtime/lock.py": "tests/runtime/test_output.py",
+    "runtime/scratch.py": "tests/runtime/test_scratch.py",
+    "runtime/backends/base.py": "tests/runtime/test_small_parts.py",
+    "runtime/backends/feeds.py": "tests/runtime/test_small_parts.py",
+    "runtime/cuda.py": "tests/runtime/test_cuda.py",
+    "runtime/doctor.py": "tests/runtime/test_doctor.py",
     "runtime/plan.py": "tests/runtime/test_plan.py",
     "runtime/manifest.py": "tests/runtime/test_manifest.py",
     "runtime/output.py": "tests/runtime/test_output.py tests/test_dying.py -k 'not engine'",
@@ -41,7 +58,12 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/sampler.py": "tests/runtime/test_sampler.py",
     "export/unroll.py": "tests/export/test_unroll_small.py",
     "export/lower.py": "tests/export/test_lower_small.py",
-    "models/checkpoint.py": "tests/models/test_checkpoint.py tests/models/test_pickle_bounds.py -k 'not nested'",
+    "export/precision.py": "tests/export/test_precision_small.py",
+    "calibration/refinement.py": "tests/calibration/test_refinement.py "
+    "-k 'parameters or derivatives or slope or images_far or evaluations_stand or iteration_that or killed'",
+    "models/checkpoint.py": "tests/models/test_checkpoint.py "
+    "tests/models/test_pickle_bounds.py tests/models/test_edm2.py "
+    "-k 'not nested and not protocol and (not edm2 or whitened)'",
     "models/pickle_bounds.py": "tests/models/test_pickle_bounds.py -k 'not nested'",
 }
 SAME = ("Eq_Is", "Is_Eq", "NotEq_IsNot", "IsNot_NotEq")  # of what Python keeps once, as it does small numbers
@@ -55,6 +77,9 @@ FIRST = (
     "onnxscript",
     "safetensors",
     "hypothesis",
+    "pytest",
+    "rich.progress",
+    "PIL.Image",
 )
 OPTIONS = ("-q", "-x", "--tb=line", "--assert=plain", "-p", "no:xdist", "-p", "no:cacheprovider")
 BUNDLES = "EDGE_SAMPLER_BUNDLES"  # names those that tests share, which are made first where it names none

@@ -48,10 +48,10 @@ def parsed(nodes: str, weights: str = "", inputs: str = IMAGES, made: str = "flo
     return model
 
 
-def made_by(model: ir.Model, folder: Path, **feed: np.ndarray) -> np.ndarray:
+def made_by(model: ir.Model, folder: Path, made: str = "made", **feed: np.ndarray) -> np.ndarray:
     save_checked(model, folder / "a.onnx")
     with Session(folder / "a.onnx") as session:
-        return session.run(feed)["made"]
+        return session.run(feed)[made]
 
 
 def images(count: int = 3) -> np.ndarray:

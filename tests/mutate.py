@@ -49,6 +49,9 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/backends/feeds.py": "tests/runtime/test_small_parts.py",
     "runtime/command_line.py": "tests/test_command_line_parts.py tests/test_help.py tests/test_words.py "
     "-k 'parts or common or cannot_be_read'",
+    "runtime/serve/protocol.py": "tests/runtime/test_serve_small.py",
+    "runtime/serve/model.py": "tests/runtime/test_serve_small.py",
+    "runtime/serve/batches.py": "tests/runtime/test_serve_parts.py -k 'not sent and not changed and not escaped'",
     "runtime/cuda.py": "tests/runtime/test_cuda.py",
     "runtime/doctor.py": "tests/runtime/test_doctor.py",
     "runtime/plan.py": "tests/runtime/test_plan.py",

@@ -1,7 +1,10 @@
 """Writes that take their place whole, step by step; ``tests/test_dying.py`` kills whole writers."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -186,6 +189,28 @@ def test_a_folder_takes_the_place_of_a_folder(together: bool, tmp_path: Path, mo
     put(new, old, tmp_path / OLD)
     assert (old / "file").read_text() == "new"
     assert (tmp_path / ("new" if together and exchanged(old, old) else OLD) / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("platform", "offered", "done"),
+    [("linux", 0, True), ("linux", -1, False), ("linux", None, False), ("darwin", 0, False)],
+)
+def test_folders_are_exchanged_where_the_system_can(
+    platform: str, offered: int | None, done: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is told where it cannot, or did not: then the caller moves one after the other."""
+    asked = list[object]()
+
+    def renameat2(*arguments: object) -> int | None:
+        asked.extend(arguments)
+        return offered
+
+    system = SimpleNamespace() if offered is None else SimpleNamespace(renameat2=renameat2)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: system)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert exchanged(tmp_path / "one", tmp_path / "other") is done
+    if platform == "linux" and offered is not None:  # AT_FDCWD and RENAME_EXCHANGE of linux/fcntl.h and linux/fs.h
+        assert asked == [-100, os.fsencode(tmp_path / "one"), -100, os.fsencode(tmp_path / "other"), 2]
 
 
 def test_what_was_moved_away_comes_back_where_the_new_cannot_come(

@@ -64,8 +64,8 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "export/unroll.py": "tests/export/test_unroll_small.py",
     "export/lower.py": "tests/export/test_lower_small.py",
     "export/precision.py": "tests/export/test_precision_small.py",
-    "calibration/refinement.py": "tests/calibration/test_refinement.py "
-    "-k 'parameters or derivatives or slope or images_far or evaluations_stand or iteration_that or killed'",
+    "calibration/refinement.py": "tests/calibration/test_refinement_small.py tests/calibration/test_refinement.py "
+    "-k 'small or parameters or slope or images_far or iteration_that'",
     "models/checkpoint.py": "tests/models/test_checkpoint.py "
     "tests/models/test_pickle_bounds.py tests/models/test_edm2.py "
     "-k 'not nested and not protocol and (not edm2 or whitened)'",

@@ -126,15 +126,29 @@ def test_what_is_rounded_is_what_would_be_lowered() -> None:
 def test_sizes_of_a_resize_stay_as_they_are(change: object) -> None:
     assert callable(change)
     model = parsed(
-        'a = Conv(noise, w) b = Resize<mode = "nearest">(a, , scales) images = Conv(b, w)',
-        "float[1, 1, 1, 1] w = {0.1}, float[4] scales = {1, 1, 2.0001, 2}",
+        'a = Conv(noise, w) b = Resize<mode = "nearest">(a, regions, scales) images = Conv(b, w)',
+        "float[1, 1, 1, 1] w = {0.1}, float[4] scales = {1, 1, 2.0001, 2}, "
+        "float[8] regions = {0, 0, 0, 0, 1, 1, 1, 0.9}",
         "float[batch, 1, 2, 2] noise",
         "float[batch, 1, 4, 4] images",
     )
     change(model, "fp16")
     resize = next(node for node in model.graph if node.op_type == "Resize")
-    assert constant(resize.inputs[2]).tolist() == np.array([1, 1, 2.0001, 2], np.float32).tolist()
+    for place, kept in ((1, [0, 0, 0, 0, 1, 1, 1, 0.9]), (2, [1, 1, 2.0001, 2])):
+        assert constant(resize.inputs[place]).tolist() == np.array(kept, np.float32).tolist()
     assert "b" in {node.outputs[0].name for node in inside_network(model.graph, "fp16")}
+
+
+@pytest.mark.parametrize("change", [lower_precision, round_activations])
+def test_whole_numbers_stay_as_they_are(change: object) -> None:
+    assert callable(change)
+    model = evaluation(
+        EVALUATION.replace("f = MatMul(both", "size = Shape(h) again = Reshape(both, size) f = MatMul(again")
+    )
+    change(model, "fp16")
+    size = value_of(model, "size")
+    assert size.dtype == ir.DataType.INT64
+    assert [node.op_type for node, _ in size.uses()] == ["Reshape"]
 
 
 HIDDEN = """x = Mul(noise, start) scaled = Mul(x, c_in) hidden = Mul(mask, lowest)

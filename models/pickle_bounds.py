@@ -70,7 +70,7 @@ def check(file: Bytes) -> None:
     memo: dict[Any, _Object] = {}
     made: list[_Object] = []
     frame = 0  # where the one that is open ends
-    for count, (operation, argument, place) in enumerate(pickletools.genops(cast(IO[bytes], file))):
+    for count, (operation, argument, place) in enumerate(pickletools.genops(cast(IO[bytes], file)), start=1):
         if count > OPERATIONS:
             raise UserError(f"refused: the pickle has more than {OPERATIONS:,} operations")
         frame = _frame(operation.name, argument, place or 0, frame)

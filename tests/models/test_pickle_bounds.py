@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -134,12 +135,53 @@ def test_an_operation_takes_as_many_objects_as_pythons(operation: bytes, count: 
         pickle_bounds.check(io.BytesIO(b"]" * (count - 1) + operation + b"."))
 
 
+def refused(content: bytes, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        pickle_bounds.check(io.BytesIO(content))
+
+
 def test_operations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     content = pickle.dumps(list(range(100)))
+    count = len(list(pickletools.genops(content)))
+    monkeypatch.setattr(pickle_bounds, "OPERATIONS", count)
     pickle_bounds.check(io.BytesIO(content))
-    monkeypatch.setattr(pickle_bounds, "OPERATIONS", 100)
-    with pytest.raises(UserError, match="more than 100 operations"):
-        pickle_bounds.check(io.BytesIO(content))
+    monkeypatch.setattr(pickle_bounds, "OPERATIONS", count - 1)
+    refused(content, f"more than {count - 1} operations")
+
+
+def test_objects_are_as_deep_as_they_are_nested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickle_bounds, "DEPTH", 4)
+    for fits, deeper in ((deep(3), deep(4)), (pickle.dumps([[[[1]]]]), pickle.dumps([[[[[1]]]]]))):
+        pickle_bounds.check(io.BytesIO(fits))
+        refused(deeper, "nested too deep")
+
+
+def test_what_is_shared_counts_as_often_as_it_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = [1, 2]
+    content = pickle.dumps([shared, shared])  # itself, and twice a list of two
+    monkeypatch.setattr(pickle_bounds, "WRITTEN_OUT", 7)
+    pickle_bounds.check(io.BytesIO(content))
+    monkeypatch.setattr(pickle_bounds, "WRITTEN_OUT", 6)
+    refused(content, "endless when written out")
+
+
+def test_no_place_is_kept_beyond_those_that_are_needed() -> None:
+    for place in (pickle_bounds.OPERATIONS, pickle_bounds.OPERATIONS + 1):
+        content = b"N" + pickle.LONG_BINPUT + place.to_bytes(4, "little") + pickle.STOP
+        if place == pickle_bounds.OPERATIONS:
+            pickle_bounds.check(io.BytesIO(content))
+        else:
+            refused(content, "keeps an object at place 3,000,001")
+
+
+def test_an_archive_has_what_it_claims(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3)}, tmp_path / "a.pt")
+    content = bytearray((tmp_path / "a.pt").read_bytes())
+    size = content.index(b"PK\x01\x02") + 24  # of the first entry, as the list at the end has it
+    content[size : size + 4] = (10**6).to_bytes(4, "little")
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(UserError, match="its entries claim more bytes than the file has"):
+        checkpoint.read(tmp_path / "a.pt")
 
 
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "models/checkpoint.py": "tests/models/test_checkpoint.py "
     "tests/models/test_pickle_bounds.py tests/models/test_edm2.py "
     "-k 'not nested and not protocol and (not bombs or memo) and (not edm2 or whitened)'",
-    "models/pickle_bounds.py": "tests/models/test_pickle_bounds.py -k 'not nested- and not protocol and (not legacy or memo)'",
+    "models/pickle_bounds.py": "tests/models/test_pickle_bounds.py "
+    "-k 'not nested- and not protocol and (not legacy or memo)'",
 }
 SAME = ("Eq_Is", "Is_Eq", "NotEq_IsNot", "IsNot_NotEq")  # of what Python keeps once, as it does small numbers
 FIRST = (

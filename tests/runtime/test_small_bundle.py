@@ -77,7 +77,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(given: dict[str, Any], to
 def test_what_does_not_contradict_itself_opens(tmp_path: Path) -> None:
     found = bundle(
         tmp_path,
-        inputs_of(3, 4, 4, hint=HINT),
+        inputs_of(3, 4, 4, hint=HINT, class_labels=CLASSES),
         files=("encoder.onnx", "sampler-fp16.onnx"),
         dtype="uint8",
         stages=["encoder"],
@@ -91,6 +91,8 @@ def test_what_does_not_contradict_itself_opens(tmp_path: Path) -> None:
         "sampler-fp16.onnx",
     )
     assert found.engines == ()
+    assert (found.tolerance("fp16"), found.rms_tolerance("fp16")) == (pytest.approx(0.3), pytest.approx(0.03))
+    assert (found.tolerance(), found.rms_tolerance()) == (1e-4, np.inf)
 
 
 def test_a_precision_that_was_refitted_has_a_plan_of_its_own(tmp_path: Path) -> None:

@@ -284,11 +284,11 @@ def test_stages_stand_around_the_loop(tmp_path: Path) -> None:
         stages=["encoder", "decoder"],
         model={"raw": {"hint": HINT}, "inputs": inputs_of(2, 3)},
     )
-    backend, answers = Graphs(), list[np.ndarray]()
+    backend, answers, noise = Graphs(), list[np.ndarray](), unit_noise(range(2), (2, 3))
     with Baseline(found, backend.open_graph, PLAN) as baseline:
         assert baseline.encode(feed(found)).keys() == {"seen"}
+        assert baseline.encode({**feed(found), "a": noise, "z": noise}).keys() == {"a", "z", "seen"}
         made = baseline.run(feed(found), answers.append)
-    noise = unit_noise(range(2), (2, 3))
     np.testing.assert_allclose(answers[0], noise + 2, rtol=1e-6)
     expected = 0.25 * noise + 0.25 * answers[0] + 0.5 * answers[1] + 1
     np.testing.assert_allclose(made, expected, rtol=1e-5)

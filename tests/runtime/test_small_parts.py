@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -128,6 +129,8 @@ def test_an_engine_is_recorded_and_says_what_it_does_not_fit() -> None:
     assert Engine.read(json.loads(json.dumps(one.record()))) == one
     without = {name: told for name, told in engine().record().items() if name not in ("axes", "loop")}
     assert Engine.read(without) == engine()
+    assert (engine().loop, dict(engine().axes)) == (False, {})
+    assert len({one, engine(), Engine.read(one.record())}) == 2  # as keys, whatever their axes
     assert one.unfit("10.3", "sm89") is one.unfit("10.3", None) is None
     assert one.unfit("10.4", None) == "engines/a needs tensorrt 10.3, and 10.4 is installed: build it again"
     told = "engines/a was built for sm86, sm89, and this GPU is sm90: build it again"
@@ -147,6 +150,9 @@ def test_a_report_is_kept_and_numbers_are_numbers() -> None:
     report = FitReport.read(told)
     assert json.loads(json.dumps(report.record())) == told
     assert FitReport.read(report.record()) == report
+    for frozen, name in ((report, "seconds"), (report.steps[0], "error_after")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(frozen, name, 0.0)
     numbers = (*report.steps[0].gamma, report.seconds, *report.refinement, *report.compared.values())
     assert {type(number) for number in numbers} == {float}
     for name in told:

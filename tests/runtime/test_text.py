@@ -108,6 +108,8 @@ def test_what_is_not_given_has_a_default_or_another_text() -> None:
     }
     told = tokenized(known, {"negative": "a", "second": "red"})
     assert (told["negative"][0], told["second"][0]) == (2, 3)
+    given = [condition.text.must_be_given for condition in known.values() if condition.text]
+    assert given == [False, False, True]
     assert "second" not in tokenized(known, {"negative": [2, 0, 0, 0]})  # ids of one tokenizer are not another's
 
 

@@ -39,7 +39,7 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/engine_record.py": "tests/runtime/test_small_parts.py",
     "runtime/fit_report.py": "tests/runtime/test_small_parts.py",
     "runtime/signature.py": "tests/export/test_sign.py -k 'byte or anything or no_key or signed_opens or whose'",
-    "runtime/text.py": "tests/runtime/test_text.py -k 'ids or not_given or not_fit or cannot_be_used'",
+    "runtime/text.py": "tests/runtime/test_text.py -k 'ids or not_given or not_fit or cannot_be_used or once or long'",
     "runtime/noise.py": "tests/runtime/test_small_parts.py",
     "runtime/images.py": "tests/runtime/test_small_parts.py",
     "runtime/protobuf.py": "tests/runtime/test_small_parts.py",

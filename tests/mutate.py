@@ -55,10 +55,9 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/generate/job.py": "tests/runtime/test_generate_small.py",
     "runtime/generate/shard.py": "tests/runtime/test_generate_small.py",
     "runtime/bench.py": "tests/runtime/test_bench.py tests/runtime/test_bundle.py -k 'test_bench.py or settle'",
-    "runtime/backends/onnxrt.py": "tests/runtime/test_onnxrt.py -k 'not denormals and not unless'",
-    "runtime/backends/runtime_cache.py": "tests/runtime/test_trt.py -k kernels",
-    "runtime/backends/trt.py": "tests/runtime/test_trt.py "
-    "-k 'tensorrt-rtx and (3:3:5 or captured or refusing or else or fastest or memory or beyond or threads)'",
+    "runtime/backends/onnxrt.py": "tests/runtime/test_onnxrt_small.py",
+    "runtime/backends/runtime_cache.py": "tests/runtime/test_trt_small.py",
+    "runtime/backends/trt.py": "tests/runtime/test_trt_small.py",
     "runtime/cuda.py": "tests/runtime/test_cuda.py",
     "runtime/doctor.py": "tests/runtime/test_doctor.py",
     "runtime/plan.py": "tests/runtime/test_plan.py",

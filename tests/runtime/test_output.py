@@ -2,13 +2,14 @@
 
 import ctypes
 import os
+import stat
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from edge_sampler.runtime import interrupt, output
+from edge_sampler.runtime import interrupt, lock, output
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.lock import locked, release, take
 from edge_sampler.runtime.output import LOCK, OLD, check_writable, exchanged, put, restore, sweep, temporary, writable
@@ -292,3 +293,40 @@ def test_a_lock_that_was_just_let_go_is_none(replaced: bool, tmp_path: Path, mon
     assert take(path) is None
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(opened[0])
+
+
+def test_a_lock_that_is_interrupted_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = list[int]()
+
+    def interrupted(file: int) -> bool:
+        opened.append(file)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "_taken", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            take(tmp_path / "lock")
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(opened[0])
+
+
+def test_a_lock_is_for_everyone_to_see(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        file = take(tmp_path / "lock")
+    finally:
+        os.umask(before)
+    assert file is not None
+    assert stat.S_IMODE((tmp_path / "lock").stat().st_mode) == 0o644
+    release(tmp_path / "lock", file)
+
+
+def test_windows_locks_one_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[int, ...]]()
+    library = SimpleNamespace(LK_NBLCK=2, locking=lambda *told: asked.append(told))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "msvcrt", library)  # type: ignore[arg-type]
+        patch.setattr(os, "name", "nt")
+        taken = lock._taken(7)
+    assert taken
+    assert asked == [(7, 2, 1)]

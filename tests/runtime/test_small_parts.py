@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from edge_sampler.runtime.backends import base
-from edge_sampler.runtime.backends.base import check_declared, check_inputs, resident_memory
+from edge_sampler.runtime.backends.base import Backend, Spans, check_declared, check_inputs, resident_memory
 from edge_sampler.runtime.backends.feeds import Wanted, check_feed, split, wanted_by
 from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.engine_record import Batch, Engine
@@ -241,6 +241,17 @@ def test_memory_is_that_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(base.Path, "read_text", none)
     assert resident_memory() == 0
+
+
+def test_a_backend_knows_its_memory_and_whether_it_looks_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(gpu: bool, open_graph: Any) -> Backend:
+        return Backend("b", 1, lambda: None, lambda bundle, precision: None, open, open_graph, gpu)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(base.cuda, "used_memory", lambda: 7)
+    monkeypatch.setattr(base, "resident_memory", lambda: 8)
+    assert [backend(gpu, None).used_memory() for gpu in (True, False)] == [7, 8]
+    assert [backend(True, graph).inner_values for graph in (None, open)] == [False, True]
+    assert Spans(1.0, 2.0, 3.0) == Spans(host_to_device=1.0, compute=2.0, device_to_host=3.0)
 
 
 WANTED = {"noise": Wanted(FLOAT, ((2, 2), (1, 8))), "label": Wanted(np.dtype(np.int64), ())}

@@ -161,7 +161,7 @@ def test_a_report_is_kept_and_numbers_are_numbers() -> None:
 
 
 SHAPES: dict[str, tuple[str, tuple[int | str, ...]]] = {
-    "noise": ("float32", ("batch", 2, "T")), "mask": ("bool", ("batch", "T")), "free": ("int64", (-1, 0)),
+    "noise": ("float32", ("batch", 2, "T")), "mask": ("bool", ("batch", "T")), "free": ("int64", (-1, 0, 1)),
 }  # fmt: skip
 
 
@@ -169,14 +169,14 @@ def arrays(**change: Any) -> dict[str, np.ndarray]:
     sound = {
         "noise": np.zeros((3, 2, 5), np.float32),
         "mask": np.ones((3, 5), bool),
-        "free": np.zeros((7, 8), np.int64),
+        "free": np.zeros((7, 8, 1), np.int64),
     }
     return {name: array for name, array in {**sound, **change}.items() if array is not None}
 
 
 def test_what_a_graph_takes_is_asked_for() -> None:
     check_inputs(SHAPES, arrays(), "it")
-    check_inputs(SHAPES, arrays(free=np.zeros((1, 1), np.int64)), "it")
+    check_inputs(SHAPES, arrays(free=np.zeros((1, 1, 1), np.int64)), "it")
 
 
 @pytest.mark.parametrize(
@@ -184,6 +184,11 @@ def test_what_a_graph_takes_is_asked_for() -> None:
     [
         ({"mask": None}, "it takes free, mask, noise, and was given free, noise$"),
         ({"more": np.zeros(1)}, "and was given free, mask, more, noise$"),
+        (
+            {"free": np.zeros((7, 8, 2), np.int64)},
+            r"it takes free as int64 \[-1, 0, 1\], and was given int64 \[7, 8, 2\]",
+        ),
+        ({"noise": np.zeros((3, 2, 5), bool)}, r"was given bool \[3, 2, 5\]"),
         ({"mask": np.ones((3, 5))}, r"it takes mask as bool \[batch, T\], and was given float64 \[3, 5\]"),
         ({"mask": np.ones((3, 5, 1), bool)}, r"was given bool \[3, 5, 1\]"),
         ({"mask": np.ones((3, 4), bool)}, r"was given bool \[3, 4\]"),
@@ -271,6 +276,7 @@ def fed(**change: Any) -> dict[str, np.ndarray]:
             {"noise": np.zeros((3, 2, 5))},
             r"noise is float64 \[3, 2, 5\]; the engine takes float32 \[batch, 2, 1 to 8\]",
         ),
+        ({"noise": np.zeros((3, 2, 5), np.float16)}, r"noise is float16 \[3, 2, 5\]"),
         ({"noise": np.zeros((3, 2, 9), np.float32)}, r"noise is float32 \[3, 2, 9\]"),
         ({"noise": np.zeros((3, 2, 0), np.float32)}, r"noise is float32 \[3, 2, 0\]"),
         ({"noise": np.zeros((3, 2), np.float32)}, r"noise is float32 \[3, 2\]"),

@@ -282,6 +282,7 @@ def fed(**change: Any) -> dict[str, np.ndarray]:
         ({"noise": np.zeros((3, 2), np.float32)}, r"noise is float32 \[3, 2\]"),
         ({"label": np.zeros((3, 1), np.int64)}, r"label is int64 \[3, 1\]; the engine takes int64 \[batch\]$"),
         ({"label": np.zeros(2, np.int64)}, r"label is int64 \[2\]; .* of one batch for all, 1 or more: noise, label"),
+        ({"label": np.zeros(4, np.int64)}, r"label is int64 \[4\]; .* of one batch for all"),
         ({"label": np.zeros(0, np.int64), "noise": np.zeros((0, 2, 5), np.float32)}, "1 or more"),
     ],
 )

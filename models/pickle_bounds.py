@@ -154,7 +154,7 @@ def _above_mark(stack: list[_Object]) -> list[_Object]:
 
 def _check_sizes(made: Sequence[_Object]) -> None:
     """Bounds each object's depth and its size without sharing. One that holds itself is counted once there."""
-    known: dict[int, tuple[int, int]] = {id(_ATOM): (1, 0), id(_MARK): (1, 0)}  # by object: size and depth
+    known: dict[int, tuple[int, int]] = {id(_ATOM): (1, 0)}  # by object: size and depth
     for root in made:
         waiting, entered = [root], set[int]()
         while waiting:

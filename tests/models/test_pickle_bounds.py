@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, strategies
+from hypothesis import given, settings, strategies
 
 from edge_sampler.models import checkpoint, pickle_bounds
 from edge_sampler.runtime.errors import UserError
@@ -154,6 +154,40 @@ def test_objects_are_as_deep_as_they_are_nested(monkeypatch: pytest.MonkeyPatch)
     for fits, deeper in ((deep(3), deep(4)), (pickle.dumps([[[[1]]]]), pickle.dumps([[[[[1]]]]]))):
         pickle_bounds.check(io.BytesIO(fits))
         refused(deeper, "nested too deep")
+
+
+def written_out(value: Any) -> int:
+    parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+    return 1 + sum(map(written_out, parts)) if isinstance(value, list | tuple | dict) else 1
+
+
+NESTED = strategies.recursive(
+    strategies.none() | strategies.integers(),
+    lambda inner: (
+        strategies.lists(inner)
+        | strategies.tuples(inner, inner, inner)
+        | strategies.dictionaries(strategies.text(), inner)
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=50)
+@given(NESTED, strategies.integers(0, 5))
+def test_a_value_is_as_large_as_it_is_written_out(value: Any, protocol: int) -> None:
+    content, size = pickle.dumps([value], protocol), written_out([value])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pickle_bounds, "WRITTEN_OUT", size)
+        pickle_bounds.check(io.BytesIO(content))
+        patch.setattr(pickle_bounds, "WRITTEN_OUT", size - 1)
+        refused(content, "endless when written out")
+
+
+def test_the_last_object_is_the_one_that_is_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a list is put into itself, and holds no number then."""
+    monkeypatch.setattr(pickle_bounds, "WRITTEN_OUT", 1)
+    pickle_bounds.check(io.BytesIO(b"N" + pickle.EMPTY_LIST + pickle.DUP + pickle.APPEND + pickle.STOP))
+    refused(pickle.EMPTY_LIST + b"N" + pickle.APPEND + pickle.STOP, "endless when written out")
 
 
 def test_what_is_shared_counts_as_often_as_it_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,8 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "-k 'parts or common or cannot_be_read'",
     "runtime/serve/protocol.py": "tests/runtime/test_serve_small.py",
     "runtime/serve/model.py": "tests/runtime/test_serve_small.py",
-    "runtime/serve/batches.py": "tests/runtime/test_serve_parts.py -k 'not sent and not changed and not escaped'",
+    "runtime/serve/batches.py": "tests/runtime/test_serve_parts.py tests/runtime/test_serve_small.py "
+    "-k 'no_numbers or (parts and not sent and not changed and not escaped)'",
     "runtime/generate/job.py": "tests/runtime/test_generate_small.py",
     "runtime/generate/shard.py": "tests/runtime/test_generate_small.py",
     "runtime/bench.py": "tests/runtime/test_bench.py tests/runtime/test_bundle.py -k 'test_bench.py or settle'",

@@ -173,5 +173,18 @@ def test_what_fails_fails_alone() -> None:
     queued(scenario)
 
 
+def test_an_idle_queue_asks_for_nothing() -> None:
+    async def scenario(batches: Batches, runs: Runs) -> None:
+        runs.go.release(100)
+        await batches.make([row(1)])
+        taken = list[int]()
+        batches._take = lambda: taken.append(1) or []  # type: ignore[func-returns-value, method-assign]
+        for _ in range(50):
+            await asyncio.sleep(0.0005)
+        assert not taken
+
+    queued(scenario)
+
+
 def test_names_are_escaped() -> None:
     assert r'{model="a\"b\\c\nd",outcome="ok"} 0' in page({'a"b\\c\nd': Metrics()})

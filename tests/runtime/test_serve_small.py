@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -131,6 +132,7 @@ def test_bytes_are_little_endian_and_as_many_as_the_shape_takes() -> None:
     assert of_bytes("INT32", [2], b"\1\0\0\0\0\1\0\0").tolist() == [1, 256]
     assert of_bytes("BOOL", [3], b"\0\1\2").tolist() == [False, True, True]
     assert of_bytes("BYTES", [2], b"\1\0\0\0a\0\0\0\0").tolist() == ["a", ""]
+    assert of_bytes("BYTES", [2], b"\1\0\0\0a\2\0\0\0bc").tolist() == ["a", "bc"]
     assert of_bytes("BYTES", [0], b"").tolist() == []
     for datatype, shape, data, told in (
         ("INT32", [2], b"\0" * 7, r"has a binary_data_size of 7, and INT32 of shape \[2\] takes 8"),
@@ -183,6 +185,15 @@ def test_a_response_has_what_was_asked_for_as_it_was_asked_for() -> None:
         answered(read(outputs=[{"name": "c"}]))
 
 
+@pytest.mark.parametrize(("length", "end"), [(54, '"]]'), (55, "x…")])
+def test_what_came_is_told_up_to_sixty_characters(length: int, end: str) -> None:
+    with pytest.raises(UserError) as refused:
+        read({**SEED, "name": [["x" * length]]})
+    told = str(refused.value).removeprefix("one of inputs has the name ").removesuffix("; it must be a string")
+    assert told.endswith(end)
+    assert len(told) == (60 if length == 54 else 58)
+
+
 def test_a_message_stays_short() -> None:
     with pytest.raises(UserError) as refused:
         read({**SEED, "name": [["long"] * 100]})
@@ -206,6 +217,10 @@ def bundle(**change: Any) -> Any:
         "random_weights": False, "tokenized": lambda given: {"prompt": [0, 0], **given},
     }  # fmt: skip
     return SimpleNamespace(**{**told, **change})
+
+
+def pictures() -> Any:
+    return bundle(output=Output("images", (3, 4, 5)), inner_output="images_float32", dtype="uint8")
 
 
 class Session:
@@ -274,7 +289,7 @@ def test_what_it_cannot_make_is_told_before_it_serves(monkeypatch: pytest.Monkey
 
 
 def test_float_values_of_pictures_are_fetched_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, asked = started(monkeypatch, Session(), of=bundle(inner_output="images_float32"))
+    _, asked = started(monkeypatch, Session(), of=pictures())
     assert asked == [("fp16", ("images_float32",))]
 
 
@@ -290,6 +305,9 @@ def test_a_sample_of_no_numbers_is_an_error_of_its_own(model: Model) -> None:
     np.testing.assert_array_equal(first, seen[0])
     assert isinstance(second, RunError)
     assert str(second) == "the model made NaN or infinity of seed 0"
+    model._session = SimpleNamespace(run=lambda feed: {"made": seen[1:]})  # type: ignore[assignment]
+    (only,) = model._run([replace(model._blank(), start=np.zeros((2, 3), np.float32))])
+    assert str(only) == "the model made NaN or infinity of this noise"
 
 
 def seeds(*numbers: int, datatype: str = "INT64") -> Tensor:
@@ -390,5 +408,5 @@ def test_what_it_is_is_told_to_clients(model: Model) -> None:
         "random_weights": False,
         "session": "remembers",
     }
-    model.bundle = bundle(output=Output("images", (3, 4, 5)), dtype="uint8")
+    model.bundle = pictures()
     assert model.metadata()["outputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 4, 5, 3]}]

@@ -225,6 +225,7 @@ def tried(name: str, folder: Path, arguments: argparse.Namespace) -> int:
         chosen = {mutant: mutant.code(sound) for mutant in known if mutant.name in arguments.only}
     else:
         chosen = drawn(known, arguments.sample, f"{name} {arguments.seed}", sound)
+    assert chosen, f"{name}: no mutant has such a name"
     places = len({(mutant.line, mutant.column) for mutant in known})
     print(f"{name}: {len(chosen)} of {places} places are tried; its tests take {took:.1f} s", flush=True)
     survived = 0

@@ -181,6 +181,8 @@ def test_another_jobs_shards_and_others_files_are_left_alone(tmp_path: Path) -> 
     write_record(tmp_path, {"seeds": [0, 1], "shard": 2}, shards(tmp_path), complete=True)
     with pytest.raises(UserError, match=r"another job: its shard is 2, and 3 is asked for"):
         finished(tmp_path, {"seeds": [0, 1], "shard": 3})
+    with pytest.raises(UserError, match=r"its seeds is \[0, 1\], and \[0, 9\] is asked for"):
+        finished(tmp_path, {"seeds": [0, 9], "shard": 3})  # the first that differs
     with pytest.raises(UserError, match=r"its new is None, and 1"):
         finished(tmp_path, {"seeds": [0, 1], "shard": 2, "new": 1})
     for damage in ("{", "[1]", '{"job": {}, "shards": [{"file": "a"}]}', '{"job": 3, "shards": []}'):

@@ -26,6 +26,7 @@ def test_a_timing_is_summed_up_in_trtexecs_terms() -> None:
     assert told["memory_bytes"] is None
     bare = Timing("p", 1, (1.0,), memory=7).summary()
     assert (bare["spans"], bare["memory_bytes"], bare["over_limit"]) == (None, 7, None)
+    assert Timing("p", 1, (1.0,)).summary()["memory_bytes"] is None
 
 
 def test_medians_are_over_runs_and_rounds() -> None:

@@ -131,14 +131,28 @@ def test_no_shard_holds_what_is_no_number(wrong: float, tmp_path: Path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: object) -> None:
+        path.write_text("half")
+        raise OSError(28, "No space left on device", str(path))
+
+    making(monkeypatch, bundle())
+    monkeypatch.setattr(module, "write_tar", full)
+    with pytest.raises(UserError, match=r"cannot write .*a\.tar: No space left on device; make room, and the same"):
+        make(job(tmp_path).part(0), "a.tar")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_bundle_that_was_replaced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(manifest={"manifest_sha256": "1"})
     monkeypatch.setattr(module, "Bundle", SimpleNamespace(open=lambda path: found))
     monkeypatch.setattr(module, "Sampler", lambda *told: told)
     module.opened.cache_clear()
     assert module.opened("b", "1", "onnxrt", "fp16") == (found, "onnxrt", "fp16")
-    with pytest.raises(UserError, match="b was replaced while it was used"):
-        module.opened("b", "2", "onnxrt", "fp16")
+    assert module.opened("b", "1", "onnxrt", "fp16") is module.opened("b", "1", "onnxrt", "fp16")  # once for all shards
+    for other in ("0", "2"):
+        with pytest.raises(UserError, match="b was replaced while it was used"):
+            module.opened("b", other, "onnxrt", "fp16")
     module.opened.cache_clear()
 
 

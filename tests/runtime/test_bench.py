@@ -33,8 +33,8 @@ def test_medians_are_over_runs_and_rounds() -> None:
     runs = [Spans(1, 10, 5), None, Spans(3, 30, 4), Spans(2, 90, 6)]
     assert median_spans(runs) == Spans(2, 30, 5)
     assert median_spans([None]) is median_spans([]) is None
-    turns, limits = [[2.0, 4.0], [9.0], [4.0]], [[1.0], [1.0, 2.0], [4.0]]
-    assert over_limit(turns, limits) == median([3 / 1, 9 / 1.5, 1.0]) == 3
+    turns, limits = [[2.0, 3.0], [9.0], [4.0]], [[1.0], [1.0, 2.0], [4.0]]
+    assert over_limit(turns, limits) == median([2.5 / 1, 9 / 1.5, 1.0]) == 2.5
 
 
 def test_a_turn_lasts_so_long_and_each_run_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,9 +118,29 @@ def test_an_engine_is_timed_without_a_loop(memory: tuple[int, ...], told: int, m
         "unrolled graph", 4, Spans(1, 2, 3), told, None
     )  # fmt: skip
     assert len(timing.latencies) == 2
-    engine.memory = iter(memory)
+    engine.memory = iter(memory * 2)
+    assert benching.bench(of, 1, 1)[1][0].batch == 1
     with pytest.raises(UserError, match="batch is 5, and the engine takes 4 at most"):
         benching.bench(of, 5, 1)
     for batch, rounds in ((0, 1), (1, 0)):
         with pytest.raises(UserError, match=f"batch is {batch} and rounds {rounds}; both must be at least 1"):
             benching.bench(of, batch, rounds)
+
+
+def test_pytorchs_loop_is_the_first_that_a_package_offers(monkeypatch: pytest.MonkeyPatch) -> None:
+    offers, error = list[Any](), list[ImportError]()
+
+    def load() -> Any:
+        for one in error:
+            raise one
+        return lambda *told: told
+
+    monkeypatch.setattr(benching, "entry_points", lambda group: offers if group == "edge_sampler.eager" else None)
+    bundle: Any = "bundle"
+    with pytest.raises(UserError, match=r"^no installed package offers it$"):
+        benching._eager(bundle, "weights", True)
+    offers.append(SimpleNamespace(load=load))
+    assert benching._eager(bundle, "weights", True) == ("bundle", "weights", True)
+    error.append(ModuleNotFoundError(name="torch"))
+    with pytest.raises(UserError, match=r"^torch is not installed$"):
+        benching._eager(bundle, None, False)

@@ -133,7 +133,7 @@ def test_no_shard_holds_what_is_no_number(wrong: float, tmp_path: Path, monkeypa
 
 def test_a_full_disk_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, *_: object) -> None:
-        path.write_text("half")
+        path.write_text("half", encoding="utf-8")
         raise OSError(28, "No space left on device", str(path))
 
     making(monkeypatch, bundle())

@@ -148,6 +148,9 @@ def test_a_gpu_is_told_of_its_precision(
     assert ("CUDA graph" in session.description) == capture
     assert session.precision == precision
     assert "use_tf32" not in CPU.options  # nor did the call change the providers
+    ours = library(monkeypatch, CPU)
+    Session(graph, precision=precision)
+    assert ours.made[0][2] == [("CPUExecutionProvider", {})]
     assert CUDA.options == {"use_tf32": "0"}
 
 

@@ -128,7 +128,7 @@ def test_the_release_of_a_jetson(text: str | None, expected: str | None, tmp_pat
 
 
 def test_the_exit_status_says_where_it_runs() -> None:
-    """As docs/commands.md has it."""
+    """As docs/deploy.md has it."""
     everywhere = [doctor.Finding(name, None) for name in ("onnxrt-cuda", "onnxrt")]
     nowhere = [doctor.Finding(name, "no") for name in ("onnxrt-cuda", "onnxrt")]
     assert doctor.status(everywhere) == doctor.status([*nowhere, everywhere[0]]) == 0

@@ -367,13 +367,23 @@ def test_plans_that_differ_are_not_compared(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_pixels_are_compared_as_floats_and_rounding_is_let_pass(tmp_path: Path) -> None:
-    found = bundle(tmp_path, inputs_of(1, 2, 2), dtype="uint8")
+    output = {"name": "images", "shape": [1, 2, 2], "units": ""}
+    found = bundle(tmp_path, inputs_of(1, 2, 2), dtype="uint8", output=output)
 
     def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"samples": np.full((2, 2, 2, 1), 255, np.uint8), "images_float32": np.ones((2, 1, 2, 2), np.float32)}
+        return {"images": np.full((2, 2, 2, 1), 255, np.uint8), "images_float32": np.ones((2, 1, 2, 2), np.float32)}
 
     engine = SimpleNamespace(open_graph=None, open=lambda *_: Session(run))
     made = run_sampler(found, feed(found), engine, None)  # type: ignore[arg-type]
     np.testing.assert_array_equal(made.made, np.ones((2, 1, 2, 2)))
     assert made.tolerance == pytest.approx(1e-4 + 0.5 / 127.5)
     assert made.denoised is None
+    asked = list[Any]()
+
+    def inner(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {**run(feed), **{f"denoised_{k}": feed["noise"] for k in range(2)}}
+
+    graph = SimpleNamespace(open_graph=run, open=lambda *told: asked.extend(told[2]) or Session(inner))
+    made = run_sampler(found, feed(found), graph, None)  # type: ignore[arg-type]
+    assert asked == ["denoised_0", "denoised_1", "images_float32"]
+    assert made.tolerance == 1e-4  # of values that were not rounded

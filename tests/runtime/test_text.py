@@ -107,6 +107,9 @@ def test_a_tokenizer_is_read_once_and_named_by_its_content() -> None:
     assert loaded(content, LENGTH) is loaded(content, LENGTH)
     assert Text.of(content).file == f"tokenizer-{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
     assert Text.of(content) != Text.of(f"{content} ")
+    told = Text.of(content, "star", "other")
+    assert Text.read(told.record()) == told  # whose manifest leaves the content out
+    assert Text.read(told.record()).content == ""
 
 
 def test_of_a_long_text_the_beginning_is_told() -> None:

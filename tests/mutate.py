@@ -58,6 +58,13 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/bench.py": "tests/runtime/test_bench.py tests/runtime/test_bundle.py -k 'test_bench.py or settle'",
     "runtime/backends/onnxrt.py": "tests/runtime/test_onnxrt_small.py",
     "runtime/backends/runtime_cache.py": "tests/runtime/test_trt_small.py",
+    "runtime/backends/onnxrt_module.py": "tests/runtime/test_engine_modules.py",
+    "runtime/backends/tensorrt_module.py": "tests/runtime/test_engine_modules.py",
+    "runtime/install.py": "tests/runtime/test_engine_modules.py",
+    "runtime/serve/metrics.py": "tests/runtime/test_engine_modules.py tests/runtime/test_serve_parts.py "
+    "-k 'engine or escaped'",
+    "runtime/cache_folder.py": "tests/test_words.py -k 'cache or home'",
+    "runtime/interrupt.py": "tests/test_command_line_parts.py",
     "runtime/backends/trt.py": "tests/runtime/test_trt_small.py",
     "runtime/cuda.py": "tests/runtime/test_cuda.py",
     "runtime/doctor.py": "tests/runtime/test_doctor.py",

@@ -105,6 +105,17 @@ def test_where_a_call_chooses_sizes_it_is_an_instance_norm_of_groups(
     assert relative(made_by(model, tmp_path, x=x), group_norm(x, 2, 0.5)) < 1e-5
 
 
+def test_every_group_norm_is_lowered_and_nothing_else(tmp_path: Path) -> None:
+    nodes = "a = Abs(x) b = GroupNormalization<num_groups = 2, epsilon = 0.5>(a, scale, bias) c = Tanh(b)"
+    model = parsed(f"{nodes} made = GroupNormalization<num_groups = 4, epsilon = 0.5>(c, scale, bias)", SCALE)
+    for node in model.graph:  # which the exporter knows
+        node.outputs[0].shape = model.graph.inputs[0].shape
+    lower_group_norm(model)
+    assert count(model) == {"Abs": 1, "Tanh": 1, "Reshape": 4, "LayerNormalization": 2, "Mul": 2, "Add": 2}
+    expected = group_norm(np.tanh(group_norm(np.abs(images()), 2, 0.5)), 4, 0.5)
+    assert relative(made_by(model, tmp_path, x=images()), expected) < 1e-5
+
+
 OTHERS = {  # what is only nearly a group norm of images
     "one group": {"to": "int64[3] to = {0, 1, 24}", "ones": f"float[24] ones = {{{', '.join('1' * 24)}}}"},
     "scales of its own": {"ones": f"float[12] ones = {{{', '.join('1' * 11)}, 2}}"},
@@ -192,6 +203,19 @@ def test_keys_are_transposed_at_once(flat: str, perm: str, back: str, once: bool
     assert (count(model)["Reshape"] == 0) == once
     assert count(model)["Transpose"] == 1
     np.testing.assert_array_equal(made_by(model, tmp_path, k=k), expected)
+
+
+@pytest.mark.parametrize("more", ["also = Abs(t)", "also = Reshape(t, other)", "also = Abs(flat) last = Abs(t)"])
+def test_what_others_read_stays_transposed(more: str, tmp_path: Path) -> None:
+    model = parsed(
+        f"flat = Reshape(k, one) t = Transpose<perm = [0, 2, 1]>(flat) back = Reshape(t, other) {more} made = Abs(back)",
+        "int64[3] one = {8, 3, 5}, int64[4] other = {2, 4, 5, 3}",
+        "float[2, 4, 3, 5] k",
+        "float[2, 4, 5, 3] made",
+    )
+    before = count(model)
+    transpose_keys_at_once(model)
+    assert count(model) == before
 
 
 def test_keys_whose_sizes_are_computed_are_transposed_at_once(tmp_path: Path) -> None:

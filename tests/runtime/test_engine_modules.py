@@ -146,6 +146,7 @@ def test_the_last_error_is_told_and_old_lines_go(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_to_install_is_said_for_this_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (install.CHECKOUT / "runtime" / "install.py").is_file()
     monkeypatch.setattr(install, "CHECKOUT", tmp_path)
     assert install_command("cpu", "text") == "pip install 'edge-sampler[cpu,text]'"
     (tmp_path / "pyproject.toml").touch()

@@ -197,12 +197,15 @@ def test_a_signal_ends_it_as_a_shell_has_it() -> None:
     interrupt._pressed.append(True)  # of a command before
     with signals():
         assert not interrupt.pressed()
+        interrupt.check()
         with pytest.raises(SystemExit) as ended:
             signal.raise_signal(signal.SIGTERM)
         assert ended.value.code == 143
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert interrupt.pressed()
+        with pytest.raises(KeyboardInterrupt):  # before what was made takes its place
+            interrupt.check()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with signals():

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from edge_sampler.runtime.backends.onnxrt_module import threads, without_links
 from edge_sampler.runtime.backends.tensorrt_module import LOGGED_LINES, logger
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.install import install_command
-from edge_sampler.runtime.serve.metrics import OUTCOMES, Histogram, Metrics, page
+from edge_sampler.runtime.serve.metrics import OUTCOMES, SECONDS, SIZES, Histogram, Metrics, page
 
 
 @pytest.mark.parametrize(("told", "expected"), [(None, 0), ("0", 0), ("7", 7), ("9999", 9999)])
@@ -90,6 +91,8 @@ def test_weights_behind_links_are_beside_their_graph(
         }  # fmt: skip
         assert not any(path.is_symlink() for path in found.parent.iterdir())
         assert ((found.parent / "a.onnx.data").stat().st_ino == (blobs / "atad.xnno.a").stat().st_ino) != across
+    with without_links(folder / "a.onnx") as again:
+        assert again.read_text() == "a.onnx"
     assert not list((tmp_path / "cache" / "linked").iterdir())
 
 
@@ -153,6 +156,12 @@ def test_what_to_install_is_said_for_this_installation(tmp_path: Path, monkeypat
     assert install_command("cpu") == f"pip install -e '{tmp_path}[cpu]'"
     monkeypatch.chdir(tmp_path)
     assert install_command("cpu") == "pip install -e '.[cpu]'"
+
+
+def test_a_count_tells_a_value_within_a_factor_of_three() -> None:
+    ratios = [more / less for bounds in (SECONDS, SIZES) for less, more in pairwise(bounds)]
+    assert 2 <= min(ratios) <= max(ratios) <= 3
+    assert (SECONDS[0], SIZES[0]) == (0.005, 1)
 
 
 def test_counts_are_as_prometheus_reads_them() -> None:

@@ -176,6 +176,22 @@ def test_on_a_disk_without_locks_the_last_try_goes_on(tmp_path: Path, monkeypatc
     assert listed(tmp_path) == []
 
 
+def test_what_cannot_be_removed_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as another user's."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    leftover(tmp_path, "a")
+    monkeypatch.setattr(os, "rmdir", fails)
+    write(tmp_path / "a", "one")
+    sweep(tmp_path)
+    assert (tmp_path / "a").read_text() == "one"
+    monkeypatch.setattr(output, "take", lambda path: None)
+    with temporary(tmp_path / "b") as last:
+        assert last.is_dir()
+
+
 def folder(path: Path, text: str) -> Path:
     path.mkdir()
     (path / "file").write_text(text)

@@ -24,7 +24,7 @@ ZIP = b"PK\x03\x04"  # begins torch.save's files since PyTorch 1.6
 PICKLES_BEFORE_1_6 = 5  # magic number, version, system, the object, keys of its storages
 
 
-@dataclass(eq=False)
+@dataclass
 class _Object:
     """One of the pickle's, by what it holds."""
 

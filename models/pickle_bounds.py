@@ -24,7 +24,7 @@ ZIP = b"PK\x03\x04"  # begins torch.save's files since PyTorch 1.6
 PICKLES_BEFORE_1_6 = 5  # magic number, version, system, the object, keys of its storages
 
 
-@dataclass(eq=False)
+@dataclass
 class _Object:
     """One of the pickle's, by what it holds."""
 
@@ -70,7 +70,7 @@ def check(file: Bytes, operations: int = OPERATIONS) -> None:
     memo: dict[Any, _Object] = {}
     made: list[_Object] = []
     frame = 0  # where the one that is open ends
-    for count, (operation, argument, place) in enumerate(pickletools.genops(cast(IO[bytes], file))):
+    for count, (operation, argument, place) in enumerate(pickletools.genops(cast(IO[bytes], file)), start=1):
         if count > operations:
             raise UserError(f"refused: the pickle has more than {operations:,} operations")
         frame = _frame(operation.name, argument, place or 0, frame)
@@ -154,7 +154,7 @@ def _above_mark(stack: list[_Object]) -> list[_Object]:
 
 def _check_sizes(made: Sequence[_Object]) -> None:
     """Bounds each object's depth and its size without sharing. One that holds itself is counted once there."""
-    known: dict[int, tuple[int, int]] = {id(_ATOM): (1, 0), id(_MARK): (1, 0)}  # by object: size and depth
+    known: dict[int, tuple[int, int]] = {id(_ATOM): (1, 0)}  # by object: size and depth
     for root in made:
         waiting, entered = [root], set[int]()
         while waiting:

@@ -159,12 +159,12 @@ def whole_numbers(text: str) -> list[int]:
     numbers: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(-?\d+)(?:-(\d+))?", part.strip())
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
             raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 0-63 or 1,5,9")
-        span = range(int(match[1]), int(match[2] or match[1]) + 1)
-        if len(numbers) + len(span) > MOST_NUMBERS:
+        if len(numbers) + last - first >= MOST_NUMBERS:
             raise argparse.ArgumentTypeError(f"{text!r} names more than {MOST_NUMBERS} numbers")
-        numbers += span
+        numbers += range(first, last + 1)
     return numbers
 
 

@@ -72,9 +72,9 @@ class Difference:
     relative: float
     finite: bool
     expected: float
-    median: float = 0.0
-    expected_median: float = np.inf
-    precisions: tuple[str, str] = ("fp32", "fp32")
+    median: float
+    expected_median: float
+    precisions: tuple[str, str]
 
 
 def compare(

@@ -111,7 +111,7 @@ def exchanged(one: Path, other: Path) -> bool:
     """Each has the other's place, in one step; False, and nothing is done, where the system or the disk cannot."""
     if sys.platform != "linux":
         return False
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
     if rename is None:
         return False
     return bool(rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0)

@@ -4,7 +4,7 @@ import hashlib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +124,7 @@ def library() -> Any:
         ) from error
 
 
-@lru_cache(maxsize=8)
+@cache
 def loaded(content: str, length: int) -> "Tokenizer":
     """The tokenizer, which pads to ``length`` tokens and cuts nothing off.
 

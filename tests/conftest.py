@@ -42,6 +42,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, on as many cores
 
         torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+if find_spec("hypothesis"):  # which some devices do not have; its own bounds are on time
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("untimed")
 DATA = Path(__file__).parent / "data"
 SHIPPED = ("edm-digits", "edm-fashion", "edm-fashion-cond", "flow-digits", "flow-emoji", "official-format-tiny")
 GOLDEN = tuple(sorted(path.stem for path in DATA.glob("*cond.npz")))

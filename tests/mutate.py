@@ -32,17 +32,59 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "calibration/fit.py": "tests/calibration/test_fit_steps.py "
     "tests/calibration/test_fit.py -k 'steps or solve_finds or singular or gram or pulls'",
     "calibration/trace.py": "tests/calibration/test_trace.py",
+    "runtime/bundle.py": "tests/runtime/test_small_bundle.py tests/runtime/test_bundle.py -k 'small_bundle or lower'",
+    "runtime/verified.py": "tests/runtime/test_small_bundle.py",
+    "runtime/compare.py": "tests/runtime/test_small_bundle.py tests/runtime/test_compare.py",
+    "runtime/condition.py": "tests/runtime/test_inputs.py",
+    "runtime/engine_record.py": "tests/runtime/test_small_parts.py",
+    "runtime/fit_report.py": "tests/runtime/test_small_parts.py",
+    "runtime/signature.py": "tests/export/test_sign.py -k 'byte or anything or no_key or signed_opens or whose'",
+    "runtime/text.py": "tests/runtime/test_text.py -k 'ids or not_given or not_fit or cannot_be_used or once or long'",
+    "runtime/noise.py": "tests/runtime/test_small_parts.py",
+    "runtime/images.py": "tests/runtime/test_small_parts.py",
+    "runtime/protobuf.py": "tests/runtime/test_small_parts.py",
+    "runtime/lock.py": "tests/runtime/test_output.py",
+    "runtime/scratch.py": "tests/runtime/test_scratch.py",
+    "runtime/backends/base.py": "tests/runtime/test_small_parts.py",
+    "runtime/backends/feeds.py": "tests/runtime/test_small_parts.py",
+    "runtime/command_line.py": "tests/test_command_line_parts.py tests/test_help.py tests/test_words.py "
+    "-k 'parts or common or cannot_be_read'",
+    "runtime/serve/protocol.py": "tests/runtime/test_serve_small.py",
+    "runtime/serve/model.py": "tests/runtime/test_serve_small.py",
+    "runtime/serve/batches.py": "tests/runtime/test_serve_parts.py tests/runtime/test_serve_small.py "
+    "-k 'no_numbers or (parts and not sent and not changed and not escaped)'",
+    "runtime/generate/job.py": "tests/runtime/test_generate_small.py",
+    "runtime/generate/shard.py": "tests/runtime/test_generate_small.py",
+    "runtime/bench.py": "tests/runtime/test_bench.py tests/runtime/test_bundle.py -k 'test_bench.py or settle'",
+    "runtime/backends/onnxrt.py": "tests/runtime/test_onnxrt_small.py",
+    "runtime/backends/runtime_cache.py": "tests/runtime/test_trt_small.py",
+    "runtime/backends/onnxrt_module.py": "tests/runtime/test_engine_modules.py",
+    "runtime/backends/tensorrt_module.py": "tests/runtime/test_engine_modules.py",
+    "runtime/install.py": "tests/runtime/test_engine_modules.py",
+    "runtime/serve/metrics.py": "tests/runtime/test_engine_modules.py tests/runtime/test_serve_parts.py "
+    "-k 'engine or escaped'",
+    "runtime/cache_folder.py": "tests/test_words.py -k 'cache or home'",
+    "runtime/interrupt.py": "tests/test_command_line_parts.py",
+    "runtime/backends/trt.py": "tests/runtime/test_trt_small.py",
+    "runtime/cuda.py": "tests/runtime/test_cuda.py",
+    "runtime/doctor.py": "tests/runtime/test_doctor.py",
     "runtime/plan.py": "tests/runtime/test_plan.py",
     "runtime/manifest.py": "tests/runtime/test_manifest.py",
-    "runtime/output.py": "tests/runtime/test_output.py tests/test_dying.py -k 'not engine'",
+    "runtime/output.py": "tests/runtime/test_output.py tests/test_dying.py -k 'not engine and not step'",
     "runtime/npz.py": "tests/runtime/test_npz.py",
     "runtime/json_file.py": "tests/runtime/test_json_file.py",
     "runtime/inputs.py": "tests/runtime/test_inputs.py",
     "runtime/sampler.py": "tests/runtime/test_sampler.py",
     "export/unroll.py": "tests/export/test_unroll_small.py",
     "export/lower.py": "tests/export/test_lower_small.py",
-    "models/checkpoint.py": "tests/models/test_checkpoint.py tests/models/test_pickle_bounds.py -k 'not nested'",
-    "models/pickle_bounds.py": "tests/models/test_pickle_bounds.py -k 'not nested'",
+    "export/precision.py": "tests/export/test_precision_small.py",
+    "calibration/refinement.py": "tests/calibration/test_refinement_small.py tests/calibration/test_refinement.py "
+    "-k 'small or parameters or slope or images_far or iteration_that'",
+    "models/checkpoint.py": "tests/models/test_checkpoint.py "
+    "tests/models/test_pickle_bounds.py tests/models/test_edm2.py "
+    "-k 'not nested and not protocol and (not bombs or memo) and (not edm2 or whitened)'",
+    "models/pickle_bounds.py": "tests/models/test_pickle_bounds.py "
+    "-k 'not nested- and not protocol and (not legacy or memo)'",
 }
 SAME = ("Eq_Is", "Is_Eq", "NotEq_IsNot", "IsNot_NotEq")  # of what Python keeps once, as it does small numbers
 FIRST = (
@@ -55,6 +97,9 @@ FIRST = (
     "onnxscript",
     "safetensors",
     "hypothesis",
+    "pytest",
+    "rich.progress",
+    "PIL.Image",
 )
 OPTIONS = ("-q", "-x", "--tb=line", "--assert=plain", "-p", "no:xdist", "-p", "no:cacheprovider")
 BUNDLES = "EDGE_SAMPLER_BUNDLES"  # names those that tests share, which are made first where it names none
@@ -187,6 +232,7 @@ def tried(name: str, folder: Path, arguments: argparse.Namespace) -> int:
         chosen = {mutant: mutant.code(sound) for mutant in known if mutant.name in arguments.only}
     else:
         chosen = drawn(known, arguments.sample, f"{name} {arguments.seed}", sound)
+    assert chosen, f"{name}: no mutant has such a name"
     places = len({(mutant.line, mutant.column) for mutant in known})
     print(f"{name}: {len(chosen)} of {places} places are tried; its tests take {took:.1f} s", flush=True)
     survived = 0

@@ -20,7 +20,7 @@ from edge_sampler import console
 from edge_sampler.calibration.arguments import file_name
 from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.models import load
-from edge_sampler.runtime.command_line import Parser, run_command, whole_numbers
+from edge_sampler.runtime.command_line import Parser, run_command
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan
 from tests import warm
@@ -272,10 +272,6 @@ def test_a_missing_library_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "rich.py").write_text("raise ModuleNotFoundError(\"No module named 'rich'\", name='rich')")
     for room in ("export", "calibration"):
         assert_one_line(run(tmp_path, room, "--help", python=sys.executable), "rich is not installed")
-
-
-def test_lists_of_numbers() -> None:
-    assert whole_numbers("0-3,7,-1") == [0, 1, 2, 3, 7, -1]
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,14 @@ def test_force_replaces_like_by_like(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file")
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    for name, kind in (("b", "file"), ("folder", "file"), ("file", "bundle"), ("folder", "bundle"), ("pipe", "file")):
+    for name, kind in (
+        ("b", "file"),
+        ("folder", "file"),
+        ("file", "bundle"),
+        ("file", "site"),
+        ("folder", "bundle"),
+        ("pipe", "file"),
+    ):
         with pytest.raises(UserError, match=f"but no {kind}; --force replaces {kind}s only"):
             check_writable(tmp_path / name, True, kind)
     check_writable(tmp_path / "b", True, "bundle")

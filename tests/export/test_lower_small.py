@@ -48,10 +48,10 @@ def parsed(nodes: str, weights: str = "", inputs: str = IMAGES, made: str = "flo
     return model
 
 
-def made_by(model: ir.Model, folder: Path, **feed: np.ndarray) -> np.ndarray:
+def made_by(model: ir.Model, folder: Path, made: str = "made", **feed: np.ndarray) -> np.ndarray:
     save_checked(model, folder / "a.onnx")
     with Session(folder / "a.onnx") as session:
-        return session.run(feed)["made"]
+        return session.run(feed)[made]
 
 
 def images(count: int = 3) -> np.ndarray:
@@ -103,6 +103,17 @@ def test_where_a_call_chooses_sizes_it_is_an_instance_norm_of_groups(
     assert count(model)["Shape"] == (shape.count("T") + shape.count("U") > 1)
     x = np.random.default_rng(0).normal(1, 2, size=(3, 4, *size)).astype(np.float32)
     assert relative(made_by(model, tmp_path, x=x), group_norm(x, 2, 0.5)) < 1e-5
+
+
+def test_every_group_norm_is_lowered_and_nothing_else(tmp_path: Path) -> None:
+    nodes = "a = Abs(x) b = GroupNormalization<num_groups = 2, epsilon = 0.5>(a, scale, bias) c = Tanh(b)"
+    model = parsed(f"{nodes} made = GroupNormalization<num_groups = 4, epsilon = 0.5>(c, scale, bias)", SCALE)
+    for node in model.graph:  # which the exporter knows
+        node.outputs[0].shape = model.graph.inputs[0].shape
+    lower_group_norm(model)
+    assert count(model) == {"Abs": 1, "Tanh": 1, "Reshape": 4, "LayerNormalization": 2, "Mul": 2, "Add": 2}
+    expected = group_norm(np.tanh(group_norm(np.abs(images()), 2, 0.5)), 4, 0.5)
+    assert relative(made_by(model, tmp_path, x=images()), expected) < 1e-5
 
 
 OTHERS = {  # what is only nearly a group norm of images
@@ -194,6 +205,20 @@ def test_keys_are_transposed_at_once(flat: str, perm: str, back: str, once: bool
     np.testing.assert_array_equal(made_by(model, tmp_path, k=k), expected)
 
 
+@pytest.mark.parametrize("more", ["also = Abs(t)", "also = Reshape(t, other)", "also = Abs(flat) last = Abs(t)"])
+def test_what_others_read_stays_transposed(more: str) -> None:
+    model = parsed(
+        f"""flat = Reshape(k, one) t = Transpose<perm = [0, 2, 1]>(flat) back = Reshape(t, other) made = Abs(back)
+        {more}""",
+        "int64[3] one = {8, 3, 5}, int64[4] other = {2, 4, 5, 3}",
+        "float[2, 4, 3, 5] k",
+        "float[2, 4, 5, 3] made",
+    )
+    before = count(model)
+    transpose_keys_at_once(model)
+    assert count(model) == before
+
+
 def test_keys_whose_sizes_are_computed_are_transposed_at_once(tmp_path: Path) -> None:
     model = parsed(
         """s = Shape(k) n = Shape<start = 0, end = 1>(k) h = Slice(s, i1, i2) r = Slice(s, i2, i3) c = Slice(s, i3, i4)
@@ -252,7 +277,8 @@ def test_scalars_have_as_many_dimensions_as_what_they_change(tmp_path: Path) -> 
 
 
 def test_a_batch_is_fixed_and_an_opset_goes_down_alone() -> None:
-    model = parsed("made = Identity(x)", inputs="float[batch, 4, T, 3] x", made="float[batch, 4, T, 3] made")
+    shape = "float[batch, 4, T, 3]"
+    model = parsed("a = Abs(x) made = Identity(a)", inputs=f"{shape} x", made=f"{shape} made")
     fix_batch(model, 7)
     assert [str(size) for size in model.graph.outputs[0].shape or ()] == ["7", "4", "T", "3"]
     for opset, found in ((20, 20), (22, 20)):

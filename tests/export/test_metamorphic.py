@@ -31,7 +31,7 @@ from tests.export.networks import euler
 ROUNDING = 1e-4  # of float32, where a sum is taken in another order
 EVERY = Recipe(KINDS, 0, 8, 2, True)
 TWO = euler([10.0, 0.5])
-few = settings(max_examples=12, derandomize=True, deadline=None, database=None)
+few = settings(max_examples=12, derandomize=True, database=None)
 Feed = Mapping[str, np.ndarray]
 
 

@@ -163,6 +163,14 @@ def test_anything_else_is_refused(
             use(small, public)
 
 
+def test_whose_key_it_is_is_told(small: Path, keys: tuple[Path, Path]) -> None:
+    secret, public = keys
+    signer(secret)(small)
+    public.write_bytes(bytes(minisign.KeyPair.generate().public_key))
+    with pytest.raises(UserError, match=r"is signed by the key 4B4E81E87C383F50, and .*fleet\.pub is [0-9A-F]{16}$"):
+        Bundle.open(small, public)
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -217,6 +225,12 @@ def test_what_is_no_key_is_named(small: Path, keys: tuple[Path, Path], tmp_path:
     secret.write_bytes(bytes(halves))
     with pytest.raises(UserError, match=r"cannot sign with .*: signature verification failed"):
         signer(secret)
+
+
+def test_no_key_is_read_without_the_library(keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "minisign", None)
+    with pytest.raises(UserError, match=r"minisign is not installed, and signatures need it: pip install .*\[sign\]"):
+        check_signature(b"", keys[1].parent, keys[1])
 
 
 def test_a_password_opens_a_key(

@@ -79,10 +79,21 @@ def test_a_snapshot_is_its_network_and_says_that_it_makes_latents(
     assert model.spec.classes == 3
     with pytest.raises(UserError, match="null-class"):  # a row of zeros was never trained
         conditioned(model, guidance=2.0)
+
+
+def test_a_snapshot_tells_how_its_latents_were_whitened() -> None:
     latents = (checkpoint.read(SNAPSHOT).architecture or {})["latents"]
     np.testing.assert_allclose(latents["mean"], RAW_MEAN, rtol=1e-6)
     np.testing.assert_allclose(latents["std"], RAW_STD / FINAL_STD, rtol=1e-6)
     assert edm2.alike(latents, LATENTS)
+
+
+def test_latents_are_whitened_as_their_own_snapshot_says(tmp_path: Path) -> None:
+    content, scale = SNAPSHOT.read_bytes(), np.float32(FINAL_STD) / np.float32(RAW_STD)
+    assert content.count(scale.tobytes()) == 1
+    (tmp_path / "other.pkl").write_bytes(content.replace(scale.tobytes(), (2 * scale).tobytes()))
+    latents = (checkpoint.read(tmp_path / "other.pkl").architecture or {})["latents"]
+    np.testing.assert_allclose(latents["std"], RAW_STD / FINAL_STD / 2, rtol=1e-6)
 
 
 def test_latents_are_decoded_as_their_own_code_does(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, strategies
+from hypothesis import given, settings, strategies
 
 from edge_sampler.models import checkpoint, pickle_bounds
 from edge_sampler.runtime.errors import UserError
@@ -134,11 +135,86 @@ def test_an_operation_takes_as_many_objects_as_pythons(operation: bytes, count: 
         pickle_bounds.check(io.BytesIO(b"]" * (count - 1) + operation + b"."))
 
 
+def refused(content: bytes, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        pickle_bounds.check(io.BytesIO(content))
+
+
 def test_operations_are_counted() -> None:
     content = pickle.dumps(list(range(100)))
+    count = len(list(pickletools.genops(content)))
+    pickle_bounds.check(io.BytesIO(content), operations=count)
+    with pytest.raises(UserError, match=f"more than {count - 1} operations"):
+        pickle_bounds.check(io.BytesIO(content), operations=count - 1)
+
+
+def test_objects_are_as_deep_as_they_are_nested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickle_bounds, "DEPTH", 4)
+    for fits, deeper in ((deep(3), deep(4)), (pickle.dumps([[[[1]]]]), pickle.dumps([[[[[1]]]]]))):
+        pickle_bounds.check(io.BytesIO(fits))
+        refused(deeper, "nested too deep")
+
+
+def written_out(value: Any) -> int:
+    parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+    return 1 + sum(map(written_out, parts)) if isinstance(value, list | tuple | dict) else 1
+
+
+NESTED = strategies.recursive(
+    strategies.none() | strategies.integers(),
+    lambda inner: (
+        strategies.lists(inner)
+        | strategies.tuples(inner, inner, inner)
+        | strategies.dictionaries(strategies.text(), inner)
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=50)
+@given(NESTED, strategies.integers(0, 5))
+def test_a_value_is_as_large_as_it_is_written_out(value: Any, protocol: int) -> None:
+    content, size = pickle.dumps([value], protocol), written_out([value])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pickle_bounds, "WRITTEN_OUT", size)
+        pickle_bounds.check(io.BytesIO(content))
+        patch.setattr(pickle_bounds, "WRITTEN_OUT", size - 1)
+        refused(content, "endless when written out")
+
+
+def test_the_last_object_is_the_one_that_is_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a list is put into itself, and holds no number then."""
+    monkeypatch.setattr(pickle_bounds, "WRITTEN_OUT", 1)
+    pickle_bounds.check(io.BytesIO(b"N" + pickle.EMPTY_LIST + pickle.DUP + pickle.APPEND + pickle.STOP))
+    refused(pickle.EMPTY_LIST + b"N" + pickle.APPEND + pickle.STOP, "endless when written out")
+
+
+def test_what_is_shared_counts_as_often_as_it_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = [1, 2]
+    content = pickle.dumps([shared, shared])  # itself, and twice a list of two
+    monkeypatch.setattr(pickle_bounds, "WRITTEN_OUT", 7)
     pickle_bounds.check(io.BytesIO(content))
-    with pytest.raises(UserError, match="more than 100 operations"):
-        pickle_bounds.check(io.BytesIO(content), operations=100)
+    monkeypatch.setattr(pickle_bounds, "WRITTEN_OUT", 6)
+    refused(content, "endless when written out")
+
+
+def test_no_place_is_kept_beyond_those_that_are_needed() -> None:
+    for place in (pickle_bounds.OPERATIONS, pickle_bounds.OPERATIONS + 1):
+        content = b"N" + pickle.LONG_BINPUT + place.to_bytes(4, "little") + pickle.STOP
+        if place == pickle_bounds.OPERATIONS:
+            pickle_bounds.check(io.BytesIO(content))
+        else:
+            refused(content, "keeps an object at place 3,000,001")
+
+
+def test_an_archive_has_what_it_claims(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3)}, tmp_path / "a.pt")
+    content = bytearray((tmp_path / "a.pt").read_bytes())
+    size = content.index(b"PK\x01\x02") + 24  # of the first entry, as the list at the end has it
+    content[size : size + 4] = (10**6).to_bytes(4, "little")
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(UserError, match="its entries claim more bytes than the file has"):
+        checkpoint.read(tmp_path / "a.pt")
 
 
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
@@ -199,6 +275,7 @@ def test_a_view_that_passes_has_each_of_its_values_once(axes: list[tuple[int, in
 @given(strategies.permutations([2, 3, 4]), strategies.permutations([0, 1, 2]), strategies.integers(0, 5))
 def test_views_of_whole_arrays_pass(size: list[int], order: list[int], offset: int) -> None:
     view = torch.empty(size).permute(order)
-    checkpoint.check_view(offset, tuple(view.shape), view.stride(), 24 + offset)
+    for more in (0, 1):
+        checkpoint.check_view(offset, tuple(view.shape), view.stride(), 24 + offset + more)
     with pytest.raises(UserError, match="than are stored"):
         checkpoint.check_view(offset, tuple(view.shape), view.stride(), 23 + offset)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from edge_sampler.runtime.compare import Trajectory, _differences, within
+from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan
 
 PLAN = Plan("ddim", (1.0,), ((1.0,), (0.5, 0.5)))
@@ -16,6 +17,7 @@ def agree(made: np.ndarray, rms_tolerance: float = 0.03) -> bool:
     found = _differences("images", "onnxrt", low, "PyTorch", Trajectory(PLAN, EXACT[None], EXACT, 1e-4))
     assert [one.stage for one in found] == ["denoised 0", "images"]
     assert {one.precisions for one in found} == {("int8", "fp32")}
+    assert [one.expected_median for one in found] == [np.inf, rms_tolerance]  # of what is made alone
     return within(found, None)
 
 
@@ -41,3 +43,9 @@ def test_a_tolerance_that_is_given_is_of_the_largest_alone(tolerance: float, pas
     low = Trajectory(PLAN, None, EXACT + 0.2, 0.3, 0.03, "int8")
     found = _differences("images", "onnxrt", low, "PyTorch", Trajectory(PLAN, None, EXACT, 1e-4))
     assert within(found, tolerance) == passes
+
+
+def test_paths_whose_samples_have_other_shapes_are_told_apart() -> None:
+    exact, other = (Trajectory(PLAN, None, made, 1e-4) for made in (EXACT, EXACT[:, :, :4]))
+    with pytest.raises(UserError, match=r"images is \[16, 1, 4, 8\] by a and \[16, 1, 8, 8\] by b: export it again"):
+        _differences("images", "a", other, "b", exact)

@@ -107,3 +107,19 @@ def test_a_driver_without_a_gpu_is_one_clear_line(fake_cuda: ctypes.CDLL) -> Non
     fake_cuda.fake_fail(b"cuInit", 0, 100)
     with pytest.raises(UserError, match=r"finds no GPU .*100"):
         cuda.Device()
+
+
+@pytest.mark.parametrize(("number", "told"), [(12060, "12.6"), (11080, "11.8"), (13000, "13.0"), (12110, "12.11")])
+def test_the_drivers_number_is_a_release(number: int, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_made", lambda *_, **__: number)
+    assert cuda.version() == told
+
+
+def test_events_tell_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_made", lambda *_, **__: 2.5)
+    assert cuda.elapsed(1, 2) == 0.0025
+
+
+def test_a_capture_of_nothing_is_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "call", lambda *_: None)
+    assert cuda.end_capture(1) == 0

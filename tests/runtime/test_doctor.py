@@ -113,6 +113,8 @@ def test_jetpacks_tensorrt_is_found_behind_an_environment(tmp_path: Path, monkey
     ("text", "expected"),
     [
         ("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic\n", "Jetson Linux 36.4.3, JetPack 6"),
+        ("# R35 (release), REVISION: 6.1, GCID: 1\n", "Jetson Linux 35.6.1, JetPack 5"),
+        ("# R38 (release), REVISION: 2.0, GCID: 1\n", "Jetson Linux 38.2.0, JetPack 7"),
         ("# R99 (release), REVISION: 1.0, GCID: 1\n", "Jetson Linux 99.1.0"),
         ("something else", "of an unknown release"),
         (None, None),
@@ -123,3 +125,12 @@ def test_the_release_of_a_jetson(text: str | None, expected: str | None, tmp_pat
     if text is not None:
         path.write_text(text)
     assert doctor.jetson_linux(path) == expected
+
+
+def test_the_exit_status_says_where_it_runs() -> None:
+    """As docs/deploy.md has it."""
+    everywhere = [doctor.Finding(name, None) for name in ("onnxrt-cuda", "onnxrt")]
+    nowhere = [doctor.Finding(name, "no") for name in ("onnxrt-cuda", "onnxrt")]
+    assert doctor.status(everywhere) == doctor.status([*nowhere, everywhere[0]]) == 0
+    assert doctor.status([nowhere[0], everywhere[1]]) == 1
+    assert doctor.status(nowhere) == doctor.status([]) == 2

@@ -153,6 +153,7 @@ def test_what_can_be_declared_at_the_limits() -> None:
     assert Axis.parse("3").sizes == (3, 3, 3)
     assert Condition((), "int64", choices=2**63 - 1).wanted() == f"int64 [], 0 to {2**63 - 2}"
     assert Condition((2, "T")).wanted() == "float32 [2, T]"
+    assert Condition((4,), "int64", text=TEXT).wanted() == "text or int64 [4]"
     assert Inputs((np.int64(1), MOST_VALUES)).sized() == (1, MOST_VALUES)
 
 

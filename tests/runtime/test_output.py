@@ -1,11 +1,15 @@
 """Writes that take their place whole, step by step; ``tests/test_dying.py`` kills whole writers."""
 
+import ctypes
 import os
+import stat
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from edge_sampler.runtime import interrupt, output
+from edge_sampler.runtime import interrupt, lock, output
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.lock import locked, release, take
 from edge_sampler.runtime.output import LOCK, OLD, check_writable, exchanged, put, restore, sweep, temporary, writable
@@ -172,6 +176,22 @@ def test_on_a_disk_without_locks_the_last_try_goes_on(tmp_path: Path, monkeypatc
     assert listed(tmp_path) == []
 
 
+def test_what_cannot_be_removed_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as another user's."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    leftover(tmp_path, "a")
+    monkeypatch.setattr(os, "rmdir", fails)
+    write(tmp_path / "a", "one")
+    sweep(tmp_path)
+    assert (tmp_path / "a").read_text() == "one"
+    monkeypatch.setattr(output, "take", lambda path: None)
+    with temporary(tmp_path / "b") as last:
+        assert last.is_dir()
+
+
 def folder(path: Path, text: str) -> Path:
     path.mkdir()
     (path / "file").write_text(text)
@@ -186,6 +206,28 @@ def test_a_folder_takes_the_place_of_a_folder(together: bool, tmp_path: Path, mo
     put(new, old, tmp_path / OLD)
     assert (old / "file").read_text() == "new"
     assert (tmp_path / ("new" if together and exchanged(old, old) else OLD) / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("platform", "offered", "done"),
+    [("linux", 0, True), ("linux", -1, False), ("linux", None, False), ("darwin", 0, False)],
+)
+def test_folders_are_exchanged_where_the_system_can(
+    platform: str, offered: int | None, done: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is told where it cannot, or did not: then the caller moves one after the other."""
+    asked = list[object]()
+
+    def renameat2(*arguments: object) -> int | None:
+        asked.extend(arguments)
+        return offered
+
+    system = SimpleNamespace() if offered is None else SimpleNamespace(renameat2=renameat2)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: system)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert exchanged(tmp_path / "one", tmp_path / "other") is done
+    if platform == "linux" and offered is not None:  # AT_FDCWD and RENAME_EXCHANGE of linux/fcntl.h and linux/fs.h
+        assert asked == [-100, os.fsencode(tmp_path / "one"), -100, os.fsencode(tmp_path / "other"), 2]
 
 
 def test_what_was_moved_away_comes_back_where_the_new_cannot_come(
@@ -267,3 +309,40 @@ def test_a_lock_that_was_just_let_go_is_none(replaced: bool, tmp_path: Path, mon
     assert take(path) is None
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(opened[0])
+
+
+def test_a_lock_that_is_interrupted_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = list[int]()
+
+    def interrupted(file: int) -> bool:
+        opened.append(file)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "_taken", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            take(tmp_path / "lock")
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(opened[0])
+
+
+def test_a_lock_is_for_everyone_to_see(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        file = take(tmp_path / "lock")
+    finally:
+        os.umask(before)
+    assert file is not None
+    assert stat.S_IMODE((tmp_path / "lock").stat().st_mode) == 0o644
+    release(tmp_path / "lock", file)
+
+
+def test_windows_locks_one_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[int, ...]]()
+    library = SimpleNamespace(LK_NBLCK=2, locking=lambda *told: asked.append(told))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "msvcrt", library)  # type: ignore[arg-type]
+        patch.setattr(os, "name", "nt")
+        taken = lock._taken(7)
+    assert taken
+    assert asked == [(7, 2, 1)]

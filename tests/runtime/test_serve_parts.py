@@ -26,7 +26,7 @@ ARRAYS = NUMBERS.flatmap(  # ONNX Runtime may have put an end to subnormal numbe
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.dictionaries(st.text(max_size=4), ARRAYS, min_size=1, max_size=3), st.sampled_from(["flat", "nested", "bytes"])
 )
@@ -49,7 +49,7 @@ def test_tensors_come_as_they_were_sent(arrays: dict[str, np.ndarray], form: str
         np.testing.assert_array_equal(found.array, array)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_a_body_that_was_changed_is_read_or_refused(data: st.DataObject) -> None:
     """And never ends in another error."""
@@ -169,6 +169,19 @@ def test_what_fails_fails_alone() -> None:
             with pytest.raises(error):
                 await task
         assert (await batches.make([row(4)]))[0].item() == 4  # and it goes on
+
+    queued(scenario)
+
+
+def test_an_idle_queue_asks_for_nothing() -> None:
+    async def scenario(batches: Batches, runs: Runs) -> None:
+        runs.go.release(100)
+        await batches.make([row(1)])
+        taken = list[int]()
+        batches._take = lambda: taken.append(1) or []  # type: ignore[func-returns-value, method-assign]
+        for _ in range(50):
+            await asyncio.sleep(0.0005)
+        assert not taken
 
     queued(scenario)
 

@@ -1,5 +1,6 @@
 """Text as a condition: token ids by the bundle's tokenizer, in the graph from there on."""
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs
-from edge_sampler.runtime.text import tokenized
+from edge_sampler.runtime.text import loaded, tokenized
 from tests.conftest import export, run_main
 
 WORDS = ["<pad>", "<unk>", "a", "red", "heart", "blue", "star"]
@@ -97,7 +98,26 @@ def test_ids_are_the_tokenizers_padded() -> None:
     several = tokenized(known, {"prompt": np.array(["a blue star", "sky"])})["prompt"]
     assert several.dtype == np.int64
     assert several.tolist() == [[2, 5, 6, 0], [1, 0, 0, 0]]
+    assert tokenized(known, {"prompt": ["star"]})["prompt"].tolist() == [[6, 0, 0, 0]]
     assert tokenized(known, {"prompt": [2, 3, 4, 0]}) == {"prompt": [2, 3, 4, 0]}
+
+
+def test_a_tokenizer_is_read_once_and_named_by_its_content() -> None:
+    content = tokenizer().to_str()
+    assert loaded(content, LENGTH) is loaded(content, LENGTH)
+    assert Text.of(content).file == f"tokenizer-{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
+    assert Text.of(content) != Text.of(f"{content} ")
+    told = Text.of(content, "star", "other")
+    assert Text.read(told.record()) == told  # whose manifest leaves the content out
+    assert Text.read(told.record()).content == ""
+
+
+def test_of_a_long_text_the_beginning_is_told() -> None:
+    text = "a " * 30
+    with pytest.raises(UserError) as refused:
+        tokenized({"prompt": prompt()}, {"prompt": ["a", text]})
+    assert str(refused.value).startswith("prompt has 30 tokens, those of begin and end included, and the model takes 4")
+    assert str(refused.value).endswith(f": shorten {text[:40]!r}…")
 
 
 def test_what_is_not_given_has_a_default_or_another_text() -> None:
@@ -108,6 +128,8 @@ def test_what_is_not_given_has_a_default_or_another_text() -> None:
     }
     told = tokenized(known, {"negative": "a", "second": "red"})
     assert (told["negative"][0], told["second"][0]) == (2, 3)
+    given = [condition.text.must_be_given for condition in known.values() if condition.text]
+    assert given == [False, False, True]
     assert "second" not in tokenized(known, {"negative": [2, 0, 0, 0]})  # ids of one tokenizer are not another's
 
 

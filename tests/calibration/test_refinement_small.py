@@ -1,0 +1,188 @@
+"""Joint refinement of networks that answer at once: what it costs, holds in memory, counts and clips."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from edge_sampler.calibration import refinement as refining
+from edge_sampler.calibration.evaluate.distributed import BLOCK
+from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
+from edge_sampler.calibration.evaluate.reference import solution
+from edge_sampler.calibration.evaluate.results import NO_CACHE
+from edge_sampler.calibration.fit import image_errors
+from edge_sampler.calibration.refinement import (
+    derivatives,
+    iteration_cost,
+    noise_bytes,
+    noises_at_once,
+    normal_equations,
+    parameters,
+    pieces,
+    refine,
+    refine_over,
+    refinement_bytes,
+    step,
+    with_parameters,
+)
+from edge_sampler.calibration.views import PIXELS
+from edge_sampler.models.denoiser import Denoiser, Wrapped
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan, sample
+from tests.calibration.toys import plan_of, toy
+
+LIMITS = (0.01, 10.0)
+
+
+class Louder(Wrapped):
+    def __init__(self, model: Denoiser, gain: float) -> None:
+        super().__init__(model, architecture=f"{gain}")
+        self.gain = gain
+
+    def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Tensor | None) -> Tensor:
+        return self.gain * self.model(x, sigma, **conditions)
+
+
+@pytest.fixture(scope="module")
+def model() -> Denoiser:
+    return toy()
+
+
+@pytest.fixture(scope="module")
+def noises(model: Denoiser) -> Noises:
+    return to_fit(model, 6, 4, 0)
+
+
+@pytest.fixture(scope="module")
+def goal(noises: Noises) -> Tensor:
+    return solution(noises, [10.0], 16, NO_CACHE)[0.0]
+
+
+@pytest.fixture(scope="module")
+def louder(model: Denoiser) -> list[Denoiser]:
+    return [Louder(model, gain) for gain in (0.9, 1.1, 0.8)]
+
+
+def errors_of(plan: Plan, noises: Noises, goal: Tensor) -> np.ndarray:
+    """Of the noises held out."""
+    images = sample(noises.heldout.network.in_turn(), noises.heldout.noise, plan)
+    return image_errors(images - goal[noises.fitting :]).numpy()
+
+
+@pytest.mark.parametrize("differ", [False, True])
+def test_an_iteration_costs_what_is_said_and_errors_are_the_held_out_ones(
+    differ: bool, model: Denoiser, noises: Noises, goal: Tensor, louder: list[Denoiser]
+) -> None:
+    """All errors are counted in the bar; the first, before any iteration, comes before it."""
+    bars, spent, plan = list[tuple[str, int]](), list[int](), plan_of(model)
+
+    @contextmanager
+    def bar(told: str, cost: int) -> Iterator[Callable[[int], None]]:
+        bars.append((told, cost))
+        spent.append(0)
+
+        def advance(count: int) -> None:
+            spent[-1] += count
+
+        yield advance
+
+    over = noises.over(louder) if differ else noises
+    if differ:
+        found = refine_over(louder, plan, noises, goal, 2, NO_CACHE, bar)
+    else:
+        found = refine(plan, noises, goal, 2, NO_CACHE, bar)
+    assert [told for told, _ in bars] == ["refinement 1 of up to 2", "refinement 2 of up to 2"][: len(bars)]
+    assert [cost for _, cost in bars] == spent
+    assert len(found.errors) == len(bars) + 1
+    before, after = (errors_of(one, over, goal) for one in (plan, found.plan))
+    mean = (lambda errors: np.exp(np.log(errors).mean())) if differ else np.mean
+    assert found.errors[0] == pytest.approx(mean(before))
+    assert min(found.errors) == pytest.approx(mean(after))
+    assert mean(after) < 0.8 * mean(before)
+
+
+def test_costs_are_those_of_the_parts() -> None:
+    """At entries of 1 and 2: an evaluation, 1 + 1 differences; an evaluation, 1 + 2 + 1 + 1 differences, or fewer."""
+    alike = iteration_cost([1, 2], 1, 0)
+    assert alike == (3 + 6) + 2 * 6
+    assert iteration_cost([1, 2], 1, 0, differ=True) == alike + 2
+    assert iteration_cost([1, 2], 5, 3) == 5 * alike + 2 * 3
+
+
+def test_memory_is_bounded_and_pieces_make_the_same(
+    model: Denoiser, noises: Noises, goal: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(model)
+    numbers, one = len(parameters(plan)), noise_bytes(len(parameters(plan)), 3, 16, 16)
+    assert noises_at_once(plan, goal, PIXELS) == BLOCK
+    assert refinement_bytes(numbers, 3, 16, 16) == BLOCK * one
+    whole = normal_equations(noises, goal, plan, PIXELS, NO_CACHE)
+    for room, many, told in ((one * 4, 4, one * 4), (one * 4 - 1, 3, one * 4 - 1), (one - 1, 1, one)):
+        monkeypatch.setattr(refining, "MEMORY", room)
+        assert noises_at_once(plan, goal, PIXELS) == many
+        assert refinement_bytes(numbers, 3, 16, 16) == told
+        for part, expected in zip(normal_equations(noises, goal, plan, PIXELS, NO_CACHE), whole, strict=True):
+            np.testing.assert_allclose(part, expected, rtol=1e-2)  # whose probes differ a little
+
+
+def test_a_noise_takes_no_more_memory_than_is_said(model: Denoiser, noises: Noises) -> None:
+    """The derivatives of all terms, and of what is seen."""
+    plan = plan_of(model)
+    numbers = len(parameters(plan))
+    _, slopes = derivatives(noises.network, noises.noise, plan)
+    assert slopes.nbytes / len(noises) * 3 < noise_bytes(numbers, 3, 16, 16)
+    assert noise_bytes(numbers, 3, 16, 16) == 8 * numbers * (6 * 16 + 48)
+
+
+def test_pieces_are_all_in_order(noises: Noises) -> None:
+    found = list(pieces(noises, 4))
+    assert [(rows.start, rows.stop) for rows, _ in found] == [(0, 4), (4, 8), (8, 10)]
+    np.testing.assert_array_equal(torch.cat([part.noise for _, part in found]), noises.noise)
+
+
+def test_a_step_solves_the_damped_equations_in_units_of_the_diagonal(model: Denoiser) -> None:
+    plan = plan_of(model)
+    count = len(parameters(plan))
+    root = np.random.default_rng(0).normal(size=(count + 2, count)) * np.logspace(-3, 1, count)
+    matrix, slope = root.T @ root, 1e-3 * root.sum(0)
+    for damping in (0.0, 0.1):
+        moved = parameters(step(plan, matrix, slope, damping, (0.0, np.inf))) - parameters(plan)
+        np.testing.assert_allclose((matrix + damping * np.diag(np.diag(matrix))) @ moved, -slope, rtol=1e-5, atol=1e-9)
+    matrix[:, 2] = matrix[2] = slope[2] = 0  # a number that changes nothing stays
+    moved = parameters(step(plan, matrix, slope, 0.1, (0.0, np.inf)))
+    assert moved[2] == pytest.approx(parameters(plan)[2])
+    assert np.isfinite(moved).all()
+
+
+def test_levels_stay_within_those_that_the_model_knows(model: Denoiser) -> None:
+    plan = plan_of(model)
+    values = parameters(plan) + 100 * (parameters(plan) == np.log(plan.sigmas[0]))
+    assert with_parameters(plan, values, LIMITS).sigmas == pytest.approx((10.0, *plan.sigmas[1:]))
+    far = step(plan, np.eye(len(values)), -50 * np.ones(len(values)), 0.0, LIMITS)
+    assert set(far.sigmas) == {10.0}
+
+
+def test_derivatives_of_a_plan_that_clips(model: Denoiser, noises: Noises) -> None:
+    """Its rows have an entry for each answer as it is, and one for the clipped one."""
+    plan = Plan("ddim-clip", (10.0, 1.0), ((10.0,), (1.0, 0.1, 0.8), (0.0, 0.1, -0.1, 0.2, 0.8)), clip=0.3)
+    images, slopes = derivatives(noises.network, noises.noise, plan)
+    np.testing.assert_allclose(images, sample(noises.network, noises.noise, plan), rtol=1e-5, atol=1e-6)
+    values = parameters(plan)
+    assert len(values) == len(slopes) == 2 + 1 + 3 + 5
+    for index, slope in enumerate(slopes):
+        move = 1e-3 * np.eye(len(values))[index]
+        more, less = (
+            sample(noises.network, noises.noise, with_parameters(plan, values + sign * move)) for sign in (1, -1)
+        )
+        change = (more - less) / 2e-3
+        assert (change - slope).norm() < 0.2 * slope.norm() + 1e-3, index
+
+
+def test_evaluations_are_as_many_as_the_plans(model: Denoiser, noises: Noises, goal: Tensor) -> None:
+    with pytest.raises(UserError, match="the plan has 3 evaluations, and there are functions for 1"):
+        refine_over([model], plan_of(model), noises, goal, 1, NO_CACHE)
+    with pytest.raises(UserError, match="cannot stand for"):
+        refine_over([toy((1, 5, 5))] * 3, plan_of(model), noises, goal, 1, NO_CACHE)

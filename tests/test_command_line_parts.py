@@ -1,0 +1,252 @@
+"""What all command lines share, each part by itself, in this process."""
+
+import argparse
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_sampler.runtime import command_line, interrupt
+from edge_sampler.runtime.command_line import (
+    MOST_NUMBERS,
+    Parser,
+    add_verify_key,
+    given,
+    leave_name,
+    outcome,
+    run_command,
+    signals,
+    whole_numbers,
+)
+from edge_sampler.runtime.errors import BoundError, UserError
+
+
+def raises(error: BaseException) -> Callable[[], int]:
+    def main() -> int:
+        raise error
+
+    return main
+
+
+def test_a_complaint_is_an_error_of_the_users() -> None:
+    parser = Parser("p")
+    parser.add_argument("--seeds", type=whole_numbers)
+    add_verify_key(parser)
+    with pytest.raises(UserError, match=r"^argument --seeds: 'x' is not a list of whole numbers.* \(see p --help\)$"):
+        parser.parse_args(["--seeds", "x"])
+    for numbers in ("-1", "-1,0", "-1,-2", "-3-5"):
+        assert parser.parse_args(["--seeds", numbers]).seeds == whole_numbers(numbers)
+    parser.add_argument("--level")
+    for value in ("-.5", "-1e-3", "-1.5,2", "-1:2:3"):
+        assert parser.parse_args(["--level", value]).level == value
+    with pytest.raises(UserError, match="expected one argument"):
+        parser.parse_args(["--level", "-x"])
+    assert parser.parse_args(["--verify-key", "a.pub"]).verify_key == Path("a.pub")
+    assert parser.parse_args([]).verify_key is None
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("0-3,7,-1", [0, 1, 2, 3, 7, -1]), (" 5 , 2-2", [5, 2]), ("-1-1", [-1, 0, 1]), ("12-13", [12, 13])],
+)
+def test_lists_of_numbers(text: str, numbers: list[int]) -> None:
+    assert whole_numbers(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["", "1,", "3-2", "1.5", "a", "1--2", "1-2-3", "0x1"])
+def test_what_is_no_list_of_numbers(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a list of whole numbers such as 0-63 or 1,5,9"):
+        whole_numbers(text)
+
+
+def test_no_more_numbers_than_anyone_means() -> None:
+    assert len(whole_numbers(f"1-{MOST_NUMBERS}")) == MOST_NUMBERS
+    for more in (f"0-{MOST_NUMBERS}", f"5,1-{MOST_NUMBERS}", "0-99999999999999999999"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"names more than {MOST_NUMBERS} numbers"):
+            whole_numbers(more)
+
+
+def test_conditions_are_numbers_texts_and_files(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", one=np.arange(3), two=np.zeros(1))
+    np.save(tmp_path / "b.npy", np.eye(2))
+    told = ["n=3", "m=1,-2.5", f"{tmp_path}/a.npz", f"x={tmp_path}/b.npy", "prompt=a = b", f"other={tmp_path}/b.npy"]
+    found = given(told, ["prompt", "other"])
+    assert list(found) == ["n", "m", "one", "two", "x", "prompt", "other"]
+    assert (found["n"], found["m"], found["prompt"]) == (3, [1, -2.5], "a = b")
+    assert found["one"].tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(found["x"], np.eye(2))
+    np.testing.assert_array_equal(found["other"], np.eye(2))
+    assert given(["prompt=picture.npz"], ["prompt"]) == {"prompt": "picture.npz"}
+
+
+@pytest.mark.parametrize(
+    "text", ["n", "3", "n=a", "n=", "absent.npz", "x=absent.npy", "n=1,", "x=pickled.npy", "a.npz"]
+)
+def test_what_is_no_condition(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object))
+    (tmp_path / "a.npz").write_bytes(b"PK no archive")
+    with pytest.raises(UserError, match=r"not NAME=NUMBERS, NAME=FILE\.npy or FILE\.npz that can be read") as refused:
+        given([text])
+    assert str(refused.value).startswith(f"{text}: ")
+    assert "did you mean" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (UserError("no\nsuch   thing"), 2, "error: no such thing"),
+        (BoundError("too far off"), 1, "error: too far off"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "full", "a"), 2, "error: cannot write a: full"),
+        (OSError(errno.EROFS, "read-only", b"a"), 2, "error: cannot write b'a': read-only"),
+        (OSError(errno.ELOOP, "a loop", "absent"), 2, "error: cannot open absent: a loop"),
+    ],
+    ids=repr,
+)
+def test_how_a_command_ends(error: BaseException, status: int, told: str) -> None:
+    assert outcome(raises(error)) == (status, told)
+
+
+@pytest.mark.parametrize("error", [KeyError("ours"), OSError(errno.ENOENT, "none", "a"), OSError("?")], ids=repr)
+def test_a_fault_of_ours_stays_one(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        outcome(raises(error))
+
+
+def test_a_status_is_the_mains() -> None:
+    assert outcome(lambda: None) == outcome(lambda: 0) == (0, "")
+    assert outcome(lambda: 3) == (3, "")
+    status, told = outcome(raises(ModuleNotFoundError(name="torch")))
+    assert status == 2
+    assert told.startswith("error: torch is not installed; calibration and export need: pip install")
+    assert "[cpu]" in told.partition("engines of finished bundles")[0]
+    assert "[engine]" in told.partition("engines of finished bundles")[2]
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "full")], ids=["pipe", "full"])
+def test_an_output_that_takes_no_more_gets_no_more(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten = list[int]()
+    monkeypatch.setattr(command_line, "forget_output", lambda: forgotten.append(1))
+    expected = (141, "") if isinstance(error, BrokenPipeError) else (2, "error: cannot write the output: full")
+    assert outcome(raises(error)) == expected
+    assert forgotten == [1]
+
+
+def test_what_the_output_still_holds_is_written_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the last flush, of Python itself, would fail with a traceback."""
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(flush=full))
+    monkeypatch.setattr(command_line, "forget_output", lambda: None)
+    assert outcome(lambda: 0) == (2, "error: cannot write the output: full")
+
+
+def test_an_output_that_is_forgotten_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "out").open("w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        command_line.forget_output()
+        stream.write("lost")
+    assert (tmp_path / "out").read_text() == ""
+
+
+def test_streams_that_are_closed_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    command_line.open_streams()
+    streams = [sys.stdin, sys.stdout, sys.stderr]
+    assert [(stream.name, stream.mode) for stream in streams] == [(os.devnull, "r"), *[(os.devnull, "w")] * 2]
+    monkeypatch.undo()
+    for stream in streams:
+        stream.close()
+    narrow = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    command_line.open_streams()
+    print("γ")
+    narrow.flush()
+    assert narrow.buffer.getvalue().startswith(b"?")  # type: ignore[attr-defined]
+    kept = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", kept)
+    command_line.open_streams()
+    assert sys.stdout is kept
+
+
+@pytest.fixture
+def handlers() -> Any:
+    """The process's own come back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    interrupt.forget()
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_ends_it_as_a_shell_has_it() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt._pressed.append(True)  # of a command before
+    with signals():
+        assert not interrupt.pressed()
+        interrupt.check()
+        with pytest.raises(SystemExit) as ended:
+            signal.raise_signal(signal.SIGTERM)
+        assert ended.value.code == 143
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert interrupt.pressed()
+        with pytest.raises(KeyboardInterrupt):  # before what was made takes its place
+            interrupt.check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with signals():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("then", [None, RuntimeError("of a library"), UserError("another")], ids=repr)
+def test_an_interruption_is_told_whatever_was_made_of_it(
+    then: Exception | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> int:
+        interrupt._pressed.append(True)
+        if then:
+            raise then
+        return 0
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_command_that_ends_well_says_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
+    for main, status in ((lambda: None, 0), (lambda: 1, 1)):
+        with pytest.raises(SystemExit) as ended:
+            run_command(main)
+        assert ended.value.code == status
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("parent", "kept"), [("models", False), ("runtime", False), ("tests", True), (None, True)])
+def test_a_users_own_package_may_have_a_rooms_name(
+    parent: str | None, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = None if parent is None else SimpleNamespace(parent=parent)
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))  # type: ignore[arg-type]
+    name = parent or "models"
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace())  # type: ignore[arg-type]
+    leave_name()
+    assert (name in sys.modules) == kept
+    leave_name()

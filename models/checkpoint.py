@@ -104,7 +104,7 @@ class _Array(_Holder):
     def numbers(self) -> np.ndarray:
         """Those of a row of float32. Raises UserError for anything else."""
         _, shape, dtype, _, content = self.built or (None, (), None, None, None)
-        told = (*dtype.arguments[:1], *(dtype.built or ())[1:2]) if isinstance(dtype, _Holder) else ()
+        told: tuple[Any, ...] = (*dtype.arguments[:1], *(dtype.built or ())[1:2]) if isinstance(dtype, _Holder) else ()
         if told != ("f4", "<") or len(shape) != 1 or not isinstance(content, bytes):
             raise UserError("an array beside the network is no row of float32")
         return np.frombuffer(content, "<f4", *shape)

@@ -174,7 +174,7 @@ def test_streams_that_are_closed_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -
     command_line.open_streams()
     print("γ")
     narrow.flush()
-    assert narrow.buffer.getvalue().startswith(b"?")  # type: ignore[attr-defined]
+    assert narrow.buffer.getvalue().startswith(b"?")
     kept = io.StringIO()
     monkeypatch.setattr(sys, "stdout", kept)
     command_line.open_streams()
@@ -244,9 +244,9 @@ def test_a_users_own_package_may_have_a_rooms_name(
     parent: str | None, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = None if parent is None else SimpleNamespace(parent=parent)
-    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
     name = parent or "models"
-    monkeypatch.setitem(sys.modules, name, SimpleNamespace())  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace())
     leave_name()
     assert (name in sys.modules) == kept
     leave_name()

@@ -57,7 +57,8 @@ def test_a_plan_of_other_weights_is_made_again_and_one_that_fits_is_kept(
 
 
 def test_the_page_names_what_ships() -> None:
-    rows = dict(re.findall(r"^\| ([a-z, -]+) \| ([0-9, ]+) \|$", Path("docs/commands.md").read_text(), re.M))
+    page = Path("docs/commands.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([a-z, -]+) \| ([0-9, ]+) \|$", page, re.M))
     told = {name: tuple(map(int, nfes.split(", "))) for names, nfes in rows.items() for name in names.split(", ")}
     assert told == ship.NFES
 

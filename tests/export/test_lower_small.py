@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -161,7 +162,7 @@ def test_doubles_are_floats_but_where_the_level_alone_decides(tmp_path: Path) ->
         "double[1] w = {0.1}",
         f"{IMAGES}, float sigma",
     )
-    feed = {"x": images(), "sigma": np.array(0.5, np.float32)}
+    feed: dict[str, Any] = {"x": images(), "sigma": np.array(0.5, np.float32)}
     expected = made_by(model, tmp_path, **feed)
     compute_in_single_precision(model.graph)
     ShapeInferencePass()(model)

@@ -38,7 +38,7 @@ def test_threads_are_a_number(told: str, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(("version", "fits"), [("1.17.3", False), ("1.18.0", True), ("1.9", False), ("2.0", True)])
 def test_onnx_runtime_is_as_late_as_our_graphs_need(version: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     module = SimpleNamespace(__version__=version)
-    monkeypatch.setitem(sys.modules, "onnxruntime", module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
     if fits:
         assert onnxrt_module.library() is module
     else:
@@ -58,9 +58,9 @@ def test_an_onnx_runtime_that_cannot_be_loaded(error: Exception, told: str, monk
     def fails(name: str) -> None:
         raise error
 
-    monkeypatch.setattr(onnxrt_module.importlib, "import_module", fails)
+    monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt_module.importlib.import_module", fails)
     for numpy, advice in (("1.26", False), ("2.1", True)):
-        monkeypatch.setattr(onnxrt_module.np, "__version__", numpy)
+        monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt_module.np.__version__", numpy)
         with pytest.raises(UserError, match=told) as refused:
             onnxrt_module.library()
         assert ("pip install 'numpy<2'" in str(refused.value)) == (advice and "loaded" in told)
@@ -123,7 +123,7 @@ def test_a_tensorrt_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.Mo
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(tensorrt_module.importlib, "import_module", fails)
+            patch.setattr("edge_sampler.runtime.backends.tensorrt_module.importlib.import_module", fails)
             with pytest.raises(UserError, match=r"^tensorrt cannot be loaded \(libnvinfer\): install it again$"):
                 tensorrt_module.library("tensorrt")
 

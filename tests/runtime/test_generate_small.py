@@ -54,7 +54,7 @@ def making(monkeypatch: pytest.MonkeyPatch, of: Any, made: np.ndarray | None = N
         return samples(seeds, of.output.shape) if made is None else made
 
     sampler = SimpleNamespace(sample=sample, bundle=of, description="by hand")
-    monkeypatch.setattr(module, "opened", lambda *told: asked.append(told) or sampler)
+    monkeypatch.setattr(module, "opened", lambda *told: asked.append(told) or sampler)  # type: ignore[func-returns-value]
     return asked
 
 
@@ -148,8 +148,9 @@ def test_a_bundle_that_was_replaced_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "Bundle", SimpleNamespace(open=lambda path: found))
     monkeypatch.setattr(module, "Sampler", lambda *told: told)
     module.opened.cache_clear()
-    assert module.opened("b", "1", "onnxrt", "fp16") == (found, "onnxrt", "fp16")
-    assert module.opened("b", "1", "onnxrt", "fp16") is module.opened("b", "1", "onnxrt", "fp16")  # once for all shards
+    first: Any = module.opened("b", "1", "onnxrt", "fp16")
+    assert first == (found, "onnxrt", "fp16")
+    assert first is module.opened("b", "1", "onnxrt", "fp16")  # once for all shards
     for other in ("0", "2"):
         with pytest.raises(UserError, match="b was replaced while it was used"):
             module.opened("b", other, "onnxrt", "fp16")
@@ -165,7 +166,7 @@ def test_a_jobs_record_tells_its_samples(tmp_path: Path) -> None:
     }  # fmt: skip
     other = job(tmp_path, conditions={**one.conditions, "label": np.arange(5) + 1}).record(bundle())
     assert [name for name in told["conditions"] if told["conditions"][name] != other["conditions"][name]] == ["label"]
-    views = np.broadcast_to(np.float32([1, 2]), (3, 2))
+    views = np.broadcast_to(np.array([1, 2], np.float32), (3, 2))
     assert digest(views) == digest(np.array(views))
     assert len({digest(one) for one in (views, views.astype(float), views.reshape(2, 3), views[:2])}) == 4
 

@@ -81,7 +81,10 @@ def library(monkeypatch: pytest.MonkeyPatch, provider: Provider = CPU, vnni: boo
     made = Library(provider)
     monkeypatch.setattr(onnxrt, "library", lambda: made)
     monkeypatch.setattr(onnxrt, "saturates", lambda: not vnni)
-    monkeypatch.setattr(onnxrt.importlib, "import_module", lambda name: SimpleNamespace(get_library_path=lambda: name))
+    monkeypatch.setattr(
+        "edge_sampler.runtime.backends.onnxrt.importlib.import_module",
+        lambda name: SimpleNamespace(get_library_path=lambda: name),
+    )
     return made
 
 
@@ -171,7 +174,11 @@ def test_what_fails_is_one_line(graph: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     ours = library(monkeypatch)
     session = Session(graph)
-    feed = {"x": np.zeros((1, 2), np.float32), "ids": np.zeros(1, np.int64), "odd": np.zeros((1, 2))}
+    feed: dict[str, np.ndarray] = {
+        "x": np.zeros((1, 2), np.float32),
+        "ids": np.zeros(1, np.int64),
+        "odd": np.zeros((1, 2)),
+    }
     session.takes["odd"] = "float64", ["batch", 2]
     assert session.run(feed) == {"y": "y", "z": "z"}
     session._session.run = fails
@@ -188,7 +195,7 @@ def test_what_fails_is_one_line(graph: Path, monkeypatch: pytest.MonkeyPatch) ->
     ):
         Session(graph, provider=CUDA)
     library(monkeypatch, RTX)
-    monkeypatch.setattr(onnxrt.importlib, "import_module", fails)
+    monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt.importlib.import_module", fails)
     with pytest.raises(UserError, match=f"^{onnxrt.RTX_PLUGIN} cannot be loaded: no$"):
         Session(graph, provider=RTX)
 
@@ -218,8 +225,8 @@ def test_eight_bits_may_overflow_where_a_processor_lacks_vnni(
         return told
 
     saturates.cache_clear()
-    monkeypatch.setattr(onnxrt.platform, "machine", lambda: machine)
-    monkeypatch.setattr(onnxrt.Path, "read_text", read)
+    monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt.platform.machine", lambda: machine)
+    monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt.Path.read_text", read)
     assert saturates() is expected
 
 
@@ -235,12 +242,12 @@ def test_what_a_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
         raise UserError("no driver")
 
     library(monkeypatch, CUDA)
-    monkeypatch.setattr(onnxrt.cuda, "driver", none)
+    monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt.cuda.driver", none)
     assert (cpu.lacks(), cuda.lacks()) == (None, "no driver")
     found = [True]
-    monkeypatch.setattr(onnxrt.importlib.util, "find_spec", lambda name: found[0] or None)
+    monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt.importlib.util.find_spec", lambda name: found[0] or None)
     assert rtx.lacks() == "no driver"
-    monkeypatch.setattr(onnxrt.cuda, "driver", lambda: None)
+    monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt.cuda.driver", lambda: None)
     assert (cuda.lacks(), rtx.lacks()) == (None, None)
     found[0] = False
     assert rtx.lacks() == "pip install onnxruntime-ep-nv-tensorrt-rtx"

@@ -341,7 +341,7 @@ def test_windows_locks_one_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[tuple[int, ...]]()
     library = SimpleNamespace(LK_NBLCK=2, locking=lambda *told: asked.append(told))
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "msvcrt", library)  # type: ignore[arg-type]
+        patch.setitem(sys.modules, "msvcrt", library)
         patch.setattr(os, "name", "nt")
         taken = lock._taken(7)
     assert taken

@@ -159,7 +159,7 @@ def test_inputs_of_bytes_follow_one_another() -> None:
 
 
 def test_a_response_has_what_was_asked_for_as_it_was_asked_for() -> None:
-    made = {"a": np.arange(2, dtype=np.float32), "b": np.arange(3, dtype=np.uint8)}
+    made: dict[str, np.ndarray] = {"a": np.arange(2, dtype=np.float32), "b": np.arange(3, dtype=np.uint8)}
 
     def answered(asked: Asked) -> tuple[dict[str, Any], bytes]:
         content, headers = write_response(asked, "m", made)
@@ -244,7 +244,7 @@ def started(
 ) -> tuple[Model, list[Any]]:
     """A model that was loaded, and what its session was asked for."""
     asked = list[Any]()
-    backend = SimpleNamespace(inner_values=True, gpu=False, open=lambda *told: asked.append(told[1:]) or session)
+    backend = SimpleNamespace(inner_values=True, gpu=False, open=lambda *told: asked.append(told[1:]) or session)  # type: ignore[func-returns-value]
     monkeypatch.setattr(module, "choose", lambda bundle, name, precision: backend)
     monkeypatch.setattr(module, "made_of", lambda bundle, feed, made: made["made"])
     made = Model(of or bundle(), "m", 6, 0.0)
@@ -294,7 +294,7 @@ def test_float_values_of_pictures_are_fetched_where_they_can_be(monkeypatch: pyt
 
 
 def run(made: Model, seen: np.ndarray, rows: int = 2, monkeypatch: pytest.MonkeyPatch | None = None) -> list[Any]:
-    made._session = SimpleNamespace(run=lambda feed: {"made": seen})  # type: ignore[assignment]
+    made._session = SimpleNamespace(run=lambda feed: {"made": seen})
     return made._run([made._blank()] * rows)
 
 
@@ -305,7 +305,7 @@ def test_a_sample_of_no_numbers_is_an_error_of_its_own(model: Model) -> None:
     np.testing.assert_array_equal(first, seen[0])
     assert isinstance(second, RunError)
     assert str(second) == "the model made NaN or infinity of seed 0"
-    model._session = SimpleNamespace(run=lambda feed: {"made": seen[1:]})  # type: ignore[assignment]
+    model._session = SimpleNamespace(run=lambda feed: {"made": seen[1:]})
     (only,) = model._run([replace(model._blank(), start=np.zeros((2, 3), np.float32))])
     assert str(only) == "the model made NaN or infinity of this noise"
 

@@ -22,7 +22,7 @@ from tests.bundles import facts
 
 PLAN = Plan("ddim", (2.0, 1.0), ((2.0,), (1.0, 0.5), (0.25, 0.25, 0.5)))
 REFITTED = Plan("ddim", (2.0, 1.0), ((2.0,), (1.0, 0.6), (0.25, 0.25, 0.5)))
-CLASSES = {"shape": [], "dtype": "int64", "null": None, "choices": 3, "description": ""}
+CLASSES: dict[str, Any] = {"shape": [], "dtype": "int64", "null": None, "choices": 3, "description": ""}
 HINT = {"shape": [2], "dtype": "float32", "null": None, "choices": 0, "description": ""}
 TEXT = {**HINT, "dtype": "int64", "text": {"file": "t.json", "default": "", "follows": ""}}
 MEASURED = {"samples": 4, "rms_error": 0.01, "largest_error": 0.3, "relative_error": 0.1}
@@ -91,7 +91,8 @@ def test_what_does_not_contradict_itself_opens(tmp_path: Path) -> None:
         "sampler-fp16.onnx",
     )
     assert found.engines == ()
-    assert (found.tolerance("fp16"), found.rms_tolerance("fp16")) == (pytest.approx(0.3), pytest.approx(0.03))
+    assert found.tolerance("fp16") == pytest.approx(0.3)
+    assert found.rms_tolerance("fp16") == pytest.approx(0.03)
     assert (found.tolerance(), found.rms_tolerance()) == (1e-4, np.inf)
 
 
@@ -117,7 +118,7 @@ def test_a_plans_mean_is_of_the_loops_shape(tmp_path: Path) -> None:
         _ = bundle(tmp_path, inputs_of(3, 2), plan=mean).plan
 
 
-def reference(**change: Any) -> dict[str, np.ndarray]:
+def reference(**change: Any) -> dict[str, Any]:
     """Of two evaluations of two samples."""
     made = {"seeds": np.array(SEEDS), "denoised": np.zeros((2, 2, 2, 3), np.float32)}
     return {**made, "made": np.zeros((2, 2, 3), np.float32), **change}
@@ -383,7 +384,7 @@ def test_pixels_are_compared_as_floats_and_rounding_is_let_pass(tmp_path: Path) 
     def inner(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {**run(feed), **{f"denoised_{k}": feed["noise"] for k in range(2)}}
 
-    graph = SimpleNamespace(open_graph=run, open=lambda *told: asked.extend(told[2]) or Session(inner))
+    graph = SimpleNamespace(open_graph=run, open=lambda *told: asked.extend(told[2]) or Session(inner))  # type: ignore[func-returns-value]
     made = run_sampler(found, feed(found), graph, None)  # type: ignore[arg-type]
     assert asked == ["denoised_0", "denoised_1", "images_float32"]
     assert made.tolerance == 1e-4  # of values that were not rounded

@@ -50,7 +50,8 @@ def test_pixels_are_rounded_and_clipped_and_come_back() -> None:
     every = np.arange(256, dtype=np.uint8).reshape(1, 8, 16, 2)
     assert to_uint8(every) is every
     floats = as_floats(every)
-    assert (floats.dtype, floats.shape) == (np.float32, (1, 2, 8, 16))
+    assert floats.dtype == np.float32
+    assert floats.shape == (1, 2, 8, 16)
     assert (floats.min(), floats.max()) == (-1, 1)
     np.testing.assert_array_equal(to_uint8(floats), every)
     assert as_floats(floats) is floats
@@ -244,7 +245,7 @@ def test_memory_is_that_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None
     def none(*_: object, **__: object) -> str:
         raise FileNotFoundError
 
-    monkeypatch.setattr(base.Path, "read_text", none)
+    monkeypatch.setattr("edge_sampler.runtime.backends.base.Path.read_text", none)
     assert resident_memory() == 0
 
 
@@ -252,7 +253,7 @@ def test_a_backend_knows_its_memory_and_whether_it_looks_inside(monkeypatch: pyt
     def backend(gpu: bool, open_graph: Any) -> Backend:
         return Backend("b", 1, lambda: None, lambda bundle, precision: None, open, open_graph, gpu)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(base.cuda, "used_memory", lambda: 7)
+    monkeypatch.setattr("edge_sampler.runtime.backends.base.cuda.used_memory", lambda: 7)
     monkeypatch.setattr(base, "resident_memory", lambda: 8)
     assert [backend(gpu, None).used_memory() for gpu in (True, False)] == [7, 8]
     assert [backend(True, graph).inner_values for graph in (None, open)] == [False, True]

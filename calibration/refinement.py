@@ -191,10 +191,10 @@ def noise_bytes(numbers: int, nfe: int, values: int, seen: int) -> int:
     return 8 * numbers * ((nfe + 3) * values + 3 * seen)
 
 
-def refinement_bytes(numbers: int, nfe: int, values: int, seen: int) -> int:
-    """What refinement takes beside noises and images: for a block of noises, or as many as ``MEMORY`` holds."""
+def refinement_bytes(numbers: int, nfe: int, values: int, seen: int, memory: int = MEMORY) -> int:
+    """What refinement takes beside noises and images: for a block of noises, or as many as ``memory`` holds."""
     one = noise_bytes(numbers, nfe, values, seen)
-    return max(one, min(BLOCK * one, MEMORY))
+    return max(one, min(BLOCK * one, memory))
 
 
 def noises_at_once(plan: Plan, images: Tensor, view: View, memory: int = MEMORY) -> int:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from edge_sampler.calibration import refinement as refining
 from edge_sampler.calibration.evaluate.distributed import BLOCK
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
 from edge_sampler.calibration.evaluate.reference import solution
@@ -112,19 +111,17 @@ def test_costs_are_those_of_the_parts() -> None:
     assert iteration_cost([1, 2], 5, 3) == 5 * alike + 2 * 3
 
 
-def test_memory_is_bounded_and_pieces_make_the_same(
-    model: Denoiser, noises: Noises, goal: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_is_bounded_and_pieces_make_the_same(model: Denoiser, noises: Noises, goal: Tensor) -> None:
     plan = plan_of(model)
     numbers, one = len(parameters(plan)), noise_bytes(len(parameters(plan)), 3, 16, 16)
     assert noises_at_once(plan, goal, PIXELS) == BLOCK
     assert refinement_bytes(numbers, 3, 16, 16) == BLOCK * one
     whole = normal_equations(noises, goal, plan, PIXELS, NO_CACHE)
     for room, many, told in ((one * 4, 4, one * 4), (one * 4 - 1, 3, one * 4 - 1), (one - 1, 1, one)):
-        monkeypatch.setattr(refining, "MEMORY", room)
-        assert noises_at_once(plan, goal, PIXELS) == many
-        assert refinement_bytes(numbers, 3, 16, 16) == told
-        for part, expected in zip(normal_equations(noises, goal, plan, PIXELS, NO_CACHE), whole, strict=True):
+        assert noises_at_once(plan, goal, PIXELS, room) == many
+        assert refinement_bytes(numbers, 3, 16, 16, room) == told
+        parts = normal_equations(noises, goal, plan, PIXELS, NO_CACHE, many)
+        for part, expected in zip(parts, whole, strict=True):
             np.testing.assert_allclose(part, expected, rtol=1e-2)  # whose probes differ a little
 
 

@@ -1,5 +1,6 @@
 """How timings are made and summed up, with clocks and engines of our own."""
 
+import time
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -44,8 +45,8 @@ def test_a_turn_lasts_so_long_and_each_run_is_timed(monkeypatch: pytest.MonkeyPa
     def run(name: str) -> None:
         now[0] += times[name]
 
-    monkeypatch.setattr("edge_sampler.runtime.bench.time.sleep", lambda seconds: run("a"))
-    monkeypatch.setattr("edge_sampler.runtime.bench.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: run("a"))
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     found = alternate({name: lambda name=name: run(name) for name in times}, 2)  # type: ignore[misc]
     assert {name: [len(turn) for turn in turns] for name, turns in found.items()} == {"a": [3, 3], "b": [1, 1]}
     assert found["a"][0] == pytest.approx([0.2] * 3)

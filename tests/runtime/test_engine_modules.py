@@ -1,5 +1,6 @@
 """Libraries that are missing, too old or broken, the folders that we keep, and counts as Prometheus reads them."""
 
+import importlib
 import os
 import sys
 from itertools import pairwise
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edge_sampler.runtime import install
@@ -58,9 +60,9 @@ def test_an_onnx_runtime_that_cannot_be_loaded(error: Exception, told: str, monk
     def fails(name: str) -> None:
         raise error
 
-    monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt_module.importlib.import_module", fails)
+    monkeypatch.setattr(importlib, "import_module", fails)
     for numpy, advice in (("1.26", False), ("2.1", True)):
-        monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt_module.np.__version__", numpy)
+        monkeypatch.setattr(np, "__version__", numpy)
         with pytest.raises(UserError, match=told) as refused:
             onnxrt_module.library()
         assert ("pip install 'numpy<2'" in str(refused.value)) == (advice and "loaded" in told)
@@ -123,7 +125,7 @@ def test_a_tensorrt_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.Mo
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr("edge_sampler.runtime.backends.tensorrt_module.importlib.import_module", fails)
+            patch.setattr(importlib, "import_module", fails)
             with pytest.raises(UserError, match=r"^tensorrt cannot be loaded \(libnvinfer\): install it again$"):
                 tensorrt_module.library("tensorrt")
 

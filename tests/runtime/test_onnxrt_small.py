@@ -1,5 +1,8 @@
 """ONNX Runtime as it is asked: by a library that only remembers, and by graphs of one node."""
 
+import importlib
+import importlib.util
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_sampler.runtime import cuda as driver
 from edge_sampler.runtime.backends import onnxrt
 from edge_sampler.runtime.backends.onnxrt import BACKENDS, CPU, CUDA, RTX, CapturedRuns, Provider, Session, saturates
 from edge_sampler.runtime.errors import UserError
@@ -82,7 +86,8 @@ def library(monkeypatch: pytest.MonkeyPatch, provider: Provider = CPU, vnni: boo
     monkeypatch.setattr(onnxrt, "library", lambda: made)
     monkeypatch.setattr(onnxrt, "saturates", lambda: not vnni)
     monkeypatch.setattr(
-        "edge_sampler.runtime.backends.onnxrt.importlib.import_module",
+        importlib,
+        "import_module",
         lambda name: SimpleNamespace(get_library_path=lambda: name),
     )
     return made
@@ -195,7 +200,7 @@ def test_what_fails_is_one_line(graph: Path, monkeypatch: pytest.MonkeyPatch) ->
     ):
         Session(graph, provider=CUDA)
     library(monkeypatch, RTX)
-    monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt.importlib.import_module", fails)
+    monkeypatch.setattr(importlib, "import_module", fails)
     with pytest.raises(UserError, match=f"^{onnxrt.RTX_PLUGIN} cannot be loaded: no$"):
         Session(graph, provider=RTX)
 
@@ -225,8 +230,8 @@ def test_eight_bits_may_overflow_where_a_processor_lacks_vnni(
         return told
 
     saturates.cache_clear()
-    monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt.platform.machine", lambda: machine)
-    monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt.Path.read_text", read)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(Path, "read_text", read)
     assert saturates() is expected
 
 
@@ -242,12 +247,12 @@ def test_what_a_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
         raise UserError("no driver")
 
     library(monkeypatch, CUDA)
-    monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt.cuda.driver", none)
+    monkeypatch.setattr(driver, "driver", none)
     assert (cpu.lacks(), cuda.lacks()) == (None, "no driver")
     found = [True]
-    monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt.importlib.util.find_spec", lambda name: found[0] or None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found[0] or None)
     assert rtx.lacks() == "no driver"
-    monkeypatch.setattr("edge_sampler.runtime.backends.onnxrt.cuda.driver", lambda: None)
+    monkeypatch.setattr(driver, "driver", lambda: None)
     assert (cuda.lacks(), rtx.lacks()) == (None, None)
     found[0] = False
     assert rtx.lacks() == "pip install onnxruntime-ep-nv-tensorrt-rtx"
@@ -305,7 +310,6 @@ def test_a_graph_is_captured_where_it_can_be(graph: Path, monkeypatch: pytest.Mo
 
 def test_a_captured_run_keeps_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each combination of shapes has buffers, and a number, until there are as many as are kept."""
-    monkeypatch.setattr(onnxrt, "CAPTURED", 2)
     numbers, placed = list[str](), list[Any]()
 
     class OrtValue:
@@ -342,7 +346,7 @@ def test_a_captured_run_keeps_its_places(monkeypatch: pytest.MonkeyPatch) -> Non
         run_with_iobinding=run,
     )
     monkeypatch.setattr(onnxrt, "library", lambda: SimpleNamespace(OrtValue=OrtValue, RunOptions=Options))
-    captured, made = CapturedRuns(session), list[np.ndarray]()
+    captured, made = CapturedRuns(session, most=2), list[np.ndarray]()
     for count in (3, 1, 3, 4, 1, 4):
         taken = np.asfortranarray(np.arange(2 * count, dtype=np.float32).reshape(count, 2))
         made.append(captured.run({"x": taken})["y"])

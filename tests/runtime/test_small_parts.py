@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edge_sampler.runtime import cuda
 from edge_sampler.runtime.backends import base
 from edge_sampler.runtime.backends.base import Backend, Spans, check_declared, check_inputs, resident_memory
 from edge_sampler.runtime.backends.feeds import Wanted, check_feed, split, wanted_by
@@ -245,7 +246,7 @@ def test_memory_is_that_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None
     def none(*_: object, **__: object) -> str:
         raise FileNotFoundError
 
-    monkeypatch.setattr("edge_sampler.runtime.backends.base.Path.read_text", none)
+    monkeypatch.setattr(Path, "read_text", none)
     assert resident_memory() == 0
 
 
@@ -253,7 +254,7 @@ def test_a_backend_knows_its_memory_and_whether_it_looks_inside(monkeypatch: pyt
     def backend(gpu: bool, open_graph: Any) -> Backend:
         return Backend("b", 1, lambda: None, lambda bundle, precision: None, open, open_graph, gpu)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("edge_sampler.runtime.backends.base.cuda.used_memory", lambda: 7)
+    monkeypatch.setattr(cuda, "used_memory", lambda: 7)
     monkeypatch.setattr(base, "resident_memory", lambda: 8)
     assert [backend(gpu, None).used_memory() for gpu in (True, False)] == [7, 8]
     assert [backend(True, graph).inner_values for graph in (None, open)] == [False, True]

@@ -49,9 +49,9 @@ def bundle(*engines: Engine) -> Any:
     return SimpleNamespace(engines=engines, read=lambda name: CONTENT, manifest={"files": files})
 
 
-def opened(batch: str = "1:2:4", **change: Any) -> Session:
+def opened(batch: str = "1:2:4", most_lanes: int = trt.MOST_LANES, **change: Any) -> Session:
     one = engine(batch, **change)
-    return Session(bundle(one), one)
+    return Session(bundle(one), one, most_lanes)
 
 
 def feed(count: int, start: int = 0) -> dict[str, np.ndarray]:
@@ -105,11 +105,8 @@ def test_spans_are_summed_over_a_calls_runs(library: Any, monkeypatch: pytest.Mo
     assert (spans.host_to_device, spans.compute, spans.device_to_host) == (3, 3, 3)  # type: ignore[union-attr]
 
 
-def test_lanes_that_nobody_used_for_longest_make_room(
-    library: Any, fake_cuda: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trt, "MOST_LANES", 2)
-    with opened() as session:
+def test_lanes_that_nobody_used_for_longest_make_room(library: Any, fake_cuda: ctypes.CDLL) -> None:
+    with opened(most_lanes=2) as session:
         for count in (1, 2):
             runs(session, count)
         held = fake_cuda.fake_live()

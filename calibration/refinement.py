@@ -225,7 +225,8 @@ def with_parameters(plan: Plan, values: np.ndarray, limits: tuple[float, float] 
         rows.append(tuple(values[start : start + len(row)].tolist()))
         start += len(row)
         if len(sigmas) < plan.nfe:
-            sigmas.append(float(np.clip(np.exp(values[start]), *limits)))
+            with np.errstate(over="ignore"):  # what float64 cannot hold is beyond any limit
+                sigmas.append(float(np.clip(np.exp(values[start]), *limits)))
             start += 1
     return replace(plan, sigmas=tuple(sigmas), table=tuple(rows))
 

@@ -1,5 +1,6 @@
 """Joint refinement: its derivatives are right, it lowers the error, and it goes on after a kill."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -60,6 +61,9 @@ def test_parameters_are_the_whole_plan(digits: Denoiser) -> None:
     assert again.table == plan.table
     np.testing.assert_allclose(again.sigmas, plan.sigmas, rtol=1e-12)
     assert min(with_parameters(plan, values, (0.01, 50.0)).sigmas) == 0.01
+    values[len(plan.table[0])] = 1000.0  # ln σ of a step that went too far
+    with warnings.catch_warnings(action="error"):
+        assert max(with_parameters(plan, values, (0.01, 50.0)).sigmas) == 50.0
 
 
 @pytest.mark.parametrize(("afs", "tolerance"), [(False, 0.15), (True, 0.2)])

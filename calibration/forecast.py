@@ -73,7 +73,7 @@ def forecast(model: Denoiser, settings: Settings) -> Forecast | None:
     solved = min(4 * levels * number, IN_MEMORY)
     block = 8 * 2 * levels * math.prod(model.spec.shape) * min(BLOCK, noises)  # of a fine solve, and of its end
     fitted = 8 * number * (3 * steps + 6)  # states, answers and aims of every step, and what γ is solved of
-    called = min(CHUNK_BYTES, sample_bytes * min(most_at_once(model.device), noises))
+    called = min(CHUNK_BYTES, sample_bytes * min(most_at_once(model.device, torch.get_num_threads()), noises))
     numbers = (settings.nfe + 1) * (1 + task.afs) + settings.nfe * (settings.nfe + 3) // 2
     values = math.prod(model.spec.shape)
     refined = refinement_bytes(numbers, settings.nfe, values, values) if settings.refine else 0
@@ -118,7 +118,7 @@ def forecast_refit(model: Denoiser, evaluations: Sequence[Denoiser], plan: Plan,
     (seconds, sample_bytes), (seconds_of_others, _) = one_evaluation(model), one_evaluation(evaluations[0])
     exact, others = refit_cost(plan, settings)
     numbers, values = len(parameters(plan)), math.prod(model.spec.shape)
-    called = min(CHUNK_BYTES, sample_bytes * min(most_at_once(model.device), BLOCK * numbers))
+    called = min(CHUNK_BYTES, sample_bytes * min(most_at_once(model.device, torch.get_num_threads()), BLOCK * numbers))
     tangents = refinement_bytes(numbers, plan.nfe, values, values)
     weights = size_of(model) + sum(size_of(one) for one in evaluations)
     took = (seconds * exact + seconds_of_others * others) / processes()

@@ -19,7 +19,7 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
 
 CHUNK, CHUNK_BYTES = 256, 4 * 2**30  # computed at once, at the most: samples on a GPU, and what they take in memory
-LEAST = 2  # samples in a call, where several run side by side: one alone costs most
+WORTH = 3 * 2**19  # bytes that samples take in memory, for which a thread of a CPU is worth while
 
 
 @dataclass
@@ -67,8 +67,9 @@ class Network:
         return replace(self, conditions={name: value[rows] for name, value in self.conditions.items()})
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        models, denoised = self.replicas.of(self.model), torch.empty_like(x)
-        size = self.samples_in_a_call(x, sigma, len(models))
+        denoised, threads = torch.empty_like(x), self.threads(x, sigma)
+        models = self.replicas.of(self.model)[:threads]
+        size = self.samples_in_a_call(x, sigma, len(models), threads)
         parts = [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
 
         def call(model: Denoiser, part: slice) -> Tensor:
@@ -77,7 +78,7 @@ class Network:
             return denoise(model, x[part], sigma, told)
 
         with in_float32():
-            for part, made in zip(parts, run(call, models, parts), strict=True):
+            for part, made in zip(parts, run(call, models, parts, threads), strict=True):
                 denoised[part] = made
                 self.meter.count(len(made), self.model.spec.branches)
         if not bool(torch.isfinite(denoised).all()):
@@ -86,12 +87,19 @@ class Network:
             )
         return denoised
 
-    def samples_in_a_call(self, x: Tensor, sigma: float, calls: int) -> int:
+    def threads(self, x: Tensor, sigma: float) -> int:
+        """Of PyTorch's, as many as the samples are worth."""
+        most = torch.get_num_threads()
+        if len(x) < 2 or x.is_cuda:
+            return most
+        return max(1, min(most, len(x) * self.sample_bytes(x, sigma) // WORTH))
+
+    def samples_in_a_call(self, x: Tensor, sigma: float, calls: int, threads: int) -> int:
         """Of x, where so many calls run side by side."""
         if len(x) < 2:
             return 1
-        rounds = -(-len(x) // most_at_once(x.device))
-        even = max(LEAST, -(-len(x) // (rounds * calls)))
+        rounds = -(-len(x) // most_at_once(x.device, threads))
+        even = -(-len(x) // (rounds * calls))
         return max(1, min(even, CHUNK_BYTES // calls // self.sample_bytes(x, sigma)))
 
     def sample_bytes(self, x: Tensor, sigma: float) -> int:
@@ -103,9 +111,9 @@ class Network:
         return self.meter.sample_bytes
 
 
-def most_at_once(device: torch.device) -> int:
+def most_at_once(device: torch.device, threads: int) -> int:
     """Samples that are computed at the same time. On a CPU more than ``BLOCK`` in a call are no faster."""
-    return BLOCK * torch.get_num_threads() if device.type == "cpu" else CHUNK
+    return BLOCK * threads if device.type == "cpu" else CHUNK
 
 
 @torch.inference_mode()

@@ -38,13 +38,11 @@ class Replicas:
         return self.known[model]
 
 
-def run(call: Callable[[Denoiser, Job], Result], models: Sequence[Denoiser], jobs: Sequence[Job]) -> Iterator[Result]:
-    """``call`` of each job, in their order, by whichever of the models is free."""
-    at_once = min(len(models), len(jobs))
-    if at_once < 2:
-        yield from (call(models[0], job) for job in jobs)
-        return
-    threads, free = torch.get_num_threads(), SimpleQueue[Denoiser]()
+def run(
+    call: Callable[[Denoiser, Job], Result], models: Sequence[Denoiser], jobs: Sequence[Job], threads: int
+) -> Iterator[Result]:
+    """``call`` of each job, in their order, by whichever of the models is free; all share so many threads."""
+    at_once, before, free = min(len(models), len(jobs)), torch.get_num_threads(), SimpleQueue[Denoiser]()
     for model in models[:at_once]:
         free.put(model)
 
@@ -55,8 +53,12 @@ def run(call: Callable[[Denoiser, Job], Result], models: Sequence[Denoiser], job
         finally:
             free.put(model)
 
-    with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,)) as pool:
-        try:
-            yield from pool.map(one, jobs)
-        finally:
-            torch.set_num_threads(threads)  # a part of it is the whole process's
+    try:
+        if at_once < 2:
+            torch.set_num_threads(threads)
+            yield from map(one, jobs)
+        else:
+            with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,)) as pool:
+                yield from pool.map(one, jobs)
+    finally:
+        torch.set_num_threads(before)  # a part of what the pool's set is the whole process's

@@ -62,7 +62,8 @@ def test_parameters_are_the_whole_plan(digits: Denoiser) -> None:
     np.testing.assert_allclose(again.sigmas, plan.sigmas, rtol=1e-12)
     assert min(with_parameters(plan, values, (0.01, 50.0)).sigmas) == 0.01
     values[len(plan.table[0])] = 1000.0  # ln σ of a step that went too far
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert max(with_parameters(plan, values, (0.01, 50.0)).sigmas) == 50.0
 
 

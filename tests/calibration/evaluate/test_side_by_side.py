@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_sampler import models
-from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.calibration.evaluate.network import WORTH, Network
 from edge_sampler.calibration.evaluate.side_by_side import Replicas
 from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
@@ -42,7 +42,9 @@ class Noting(nn.Module):
 
 
 def denoised(of: nn.Module, x: Tensor) -> Tensor:
-    return Network(models.adapt(of, tuple(x.shape[1:])))(x, 1.0)
+    network = Network(models.adapt(of, tuple(x.shape[1:])))
+    network.meter.sample_bytes = WORTH  # a sample is as much work as a thread is for
+    return network(x, 1.0)
 
 
 def test_a_call_does_not_see_what_another_notes() -> None:
@@ -101,7 +103,9 @@ def test_each_sample_is_told_its_own_conditions() -> None:
     conditions = {"height": Condition((1,))}
     model = models.adapt(Told(), (1,), conditions=conditions, examples={"height": np.zeros((4, 1), np.float32)})
     heights = torch.arange(50.0)[:, None]
-    found = Network(model, {"height": heights})(torch.zeros(100, 1).double(), 1.0)
+    network = Network(model, {"height": heights})
+    network.meter.sample_bytes = WORTH
+    found = network(torch.zeros(100, 1).double(), 1.0)
     assert torch.equal(found, heights.repeat(2, 1).double())
 
 
@@ -117,3 +121,14 @@ def test_an_error_of_a_call_is_the_callers() -> None:
     x[70] = 3.0
     with pytest.raises(UserError, match="too large"):
         denoised(Breaks(), x)
+
+
+@pytest.mark.parametrize(("samples", "threads"), [(1, 2), (2, 1), (3, 1), (4, 2), (100, 2)])
+def test_few_samples_of_a_small_network_are_for_one_thread(samples: int, threads: int) -> None:
+    """More would wait for each other longer than they compute. One sample alone may be of a large network."""
+    network, used = Network(models.load("edm-digits")), list[int]()
+    network.meter.sample_bytes = WORTH // 2
+    network.model.register_forward_pre_hook(lambda *_: used.append(torch.get_num_threads()))
+    network(torch.zeros(samples, 1, 8, 8).double(), 1.0)
+    side_by_side = len(used) if samples < 100 else 2
+    assert sum(used[:side_by_side]) == threads

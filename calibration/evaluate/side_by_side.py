@@ -1,7 +1,7 @@
 """Calls of a network side by side, each by one thread of its own, as PyTorch's data parallelism has them on GPUs.
 
-On a CPU that is up to twice as fast as one call by many threads. Those wait for each other at every operation; where
-another program has one of the cores, they wait some twenty times as long as they compute.
+On a CPU of one's own that is about as fast as one call by many threads. But those wait for each other at every
+operation. Where another program has one of the cores, they wait some twenty times as long as they compute.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +26,9 @@ class Replicas:
         self.known: dict[Denoiser, list[Denoiser]] = {}
 
     def of(self, model: Denoiser) -> list[Denoiser]:
-        """The model and its copies, one for each thread of PyTorch's. It is alone on a GPU, and where Python cannot
-        copy it, as a model with a session of ONNX Runtime.
+        """The model and its copies, one for each of PyTorch's threads.
+
+        The model is alone on a GPU, and where Python cannot copy it: a session of ONNX Runtime, for example.
         """
         if model not in self.known:
             made = self.known[model] = [model]

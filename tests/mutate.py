@@ -34,7 +34,7 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "calibration/trace.py": "tests/calibration/test_trace.py",
     "runtime/bundle.py": "tests/runtime/test_small_bundle.py tests/runtime/test_bundle.py -k 'small_bundle or lower'",
     "runtime/verified.py": "tests/runtime/test_small_bundle.py",
-    "runtime/compare.py": "tests/runtime/test_small_bundle.py tests/runtime/test_compare.py",
+    "runtime/compare.py": "tests/runtime/test_compare_small.py tests/runtime/test_compare.py",
     "runtime/condition.py": "tests/runtime/test_inputs.py",
     "runtime/engine_record.py": "tests/runtime/test_small_parts.py",
     "runtime/fit_report.py": "tests/runtime/test_small_parts.py",
@@ -49,9 +49,9 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/backends/feeds.py": "tests/runtime/test_small_parts.py",
     "runtime/command_line.py": "tests/test_command_line_parts.py tests/test_help.py tests/test_words.py "
     "-k 'parts or common or cannot_be_read'",
-    "runtime/serve/protocol.py": "tests/runtime/test_serve_small.py",
-    "runtime/serve/model.py": "tests/runtime/test_serve_small.py",
-    "runtime/serve/batches.py": "tests/runtime/test_serve_parts.py tests/runtime/test_serve_small.py "
+    "runtime/serve/protocol.py": "tests/runtime/test_serve_protocol.py",
+    "runtime/serve/model.py": "tests/runtime/test_serve_model.py",
+    "runtime/serve/batches.py": "tests/runtime/test_serve_parts.py tests/runtime/test_serve_model.py "
     "-k 'no_numbers or (parts and not sent and not changed and not escaped)'",
     "runtime/generate/job.py": "tests/runtime/test_generate_small.py",
     "runtime/generate/shard.py": "tests/runtime/test_generate_small.py",

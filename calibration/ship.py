@@ -22,7 +22,12 @@ from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
 
 SIX = (3, 4, 5, 6, 8, 10)
-NFES = {"edm-digits": SIX, "flow-digits": SIX, "edm-fashion-cond": (4, 5, 6), "edm-fashion": (4, 5, 10)}  # by model
+NFES = {
+    "edm-digits": SIX,
+    "flow-digits": SIX,
+    "edm-fashion-cond": (3, 4, 5, 6),
+    "edm-fashion": (3, 4, 5, 8, 10),
+}  # by model
 
 
 def main() -> None:

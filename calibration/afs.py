@@ -28,8 +28,9 @@ def mean_image(noises: Noises, cache: Cache, progress: ProgressBars = silent) ->
         return {"sum": block.network(sigma * block.noise, sigma).sum(0).cpu().numpy()}
 
     summed = np.zeros(noises.noise.shape[1:])
-    with progress("mean image", noises.fitting) as noises.network.meter.progress:
+    meter = noises.network.meter
+    with progress("mean image", noises.fitting) as meter.progress:
         for _, block in noises.part(slice(noises.fitting)).blocks():
-            summed += cache.recall({"denoised": block.key, "sigma": sigma}, partial(denoised, block))["sum"]
+            summed += cache.recall({"denoised": block.key, "sigma": sigma}, partial(denoised, block), meter)["sum"]
     count = total(np.array([noises.fitting], float))
     return torch.from_numpy(total(summed) / count).to(noises.noise)

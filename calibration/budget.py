@@ -103,9 +103,9 @@ def savings(model: Denoiser, settings: Settings) -> Iterator[Saving]:
 
     def noises(*counts: int) -> Iterator[Saving]:
         for count in counts:
-            if settings.batch > count:
-                changes = {"batch": count, "heldout": min(settings.heldout, max(8, count // 2))}
-                yield Saving("noises", f"{count} of {settings.batch} noises", changes)
+            if settings.fit_batch > count:
+                changes = {"fit_batch": count, "heldout": min(settings.heldout, max(8, count // 2))}
+                yield Saving("noises", f"{count} of {settings.fit_batch} noises", changes)
 
     yield from noises(128, 64)
     for iterations in (5, 2, 1, 0):
@@ -114,7 +114,7 @@ def savings(model: Denoiser, settings: Settings) -> Iterator[Saving]:
             yield Saving("refinement", words, {"refine": iterations})
     yield from noises(32, 16)
     if settings.solver == "auto":
-        kept = {"schedule": task.schedule, "target": task.target, "afs": task.afs}
+        kept = {"schedule": task.schedule, "fit_target": task.target, "afs": task.afs}
         yield Saving("solver", f"{SOLVER} as the one solver", {"solver": SOLVER, **kept})
     if task.schedule == CHOSEN:
         yield Saving("schedule", f"{model.spec.schedule} as the schedule", {"schedule": model.spec.schedule})

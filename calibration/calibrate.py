@@ -70,7 +70,7 @@ class Task:
         """Evaluations of one sample, at the most; those of all processes."""
         if not self.evaluates:
             return 0
-        fitting, heldout = self.settings.batch, self.settings.heldout
+        fitting, heldout = self.settings.fit_batch, self.settings.heldout
         spent = fitting if self.afs else 0
         if self.schedule == CHOSEN:
             spent += choice_cost(self.numbers, fitting + heldout, fitting)
@@ -90,7 +90,7 @@ def task_of(model: Denoiser, settings: Settings) -> Task:
         settings,
         [find(name) for name in (AUTO if auto else [settings.solver])],
         settings.schedule or (CHOSEN if auto else model.spec.schedule),
-        settings.target or ("global" if auto else "local"),
+        settings.fit_target or ("global" if auto else "local"),
         auto and not model.spec.inputs.conditions if settings.afs is None else settings.afs,
     )
 
@@ -204,7 +204,7 @@ def refit(
 
     Examples:
         >>> from edge_sampler.calibration.calibrate import refit
-        >>> settings = edge_sampler.Settings(nfe=3, batch=8, heldout=8, refine=1)
+        >>> settings = edge_sampler.Settings(nfe=3, fit_batch=8, heldout=8, refine=1)
         >>> refit(model, [model] * 3, plan, settings).solver
         'ddim-refined'
     """
@@ -235,7 +235,7 @@ def refit(
 
 def refit_cost(plan: Plan, settings: Settings) -> tuple[int, int]:
     """Evaluations of one sample that ``refit`` takes at the most: of the model, and of those that differ from it."""
-    fitting, heldout = settings.batch, settings.heldout
+    fitting, heldout = settings.fit_batch, settings.heldout
     entries, steps = [len(row) for row in plan.table[:-1]], max(REFERENCE_STEPS, settings.fine_steps * plan.nfe)
     derived = derivative_cost(entries) * fitting
     answers = iteration_cost(entries, fitting, heldout, differ=True) - derived

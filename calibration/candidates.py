@@ -38,7 +38,7 @@ class Candidate:
 
 def noises_of(model: Denoiser, settings: Settings) -> Noises:
     """Those to fit on."""
-    return to_fit(model, settings.batch, settings.heldout, settings.seed, settings.temperature)
+    return to_fit(model, settings.fit_batch, settings.heldout, settings.seed, settings.temperature)
 
 
 def grid_of(model: Denoiser, schedule: str) -> Grid:
@@ -109,7 +109,7 @@ def make_candidate(
         key["paper"] = True
     if scheme.mean is not None:
         key["mean"] = digest(scheme.mean)
-    kept = cache.recall_together(key, fitted)
+    kept = cache.recall_together(key, fitted, noises.network.meter)
     error, rms_error = kept.pop("errors").tolist()
     steps = []
     for before, after, *gamma in (kept[str(i)].tolist() for i in range(len(kept))):
@@ -123,6 +123,9 @@ def race(schemes: Sequence[Scheme], noises: Noises, fine: States, cache: Cache =
     key = {"race": ground.noises.key, "schemes": [[one.solver.name, one.history] for one in schemes]}
     key |= {"levels": [list(one.sigmas) for one in schemes], "fine": [digest(fine[sigma]) for sigma in fine]}
     key |= {"means": [digest(one.mean) for one in schemes if one.mean is not None]}
-    return cache.recall_together(
-        key, lambda: {"errors": np.array([attempt(scheme, ground).error for scheme in schemes])}
-    )["errors"].tolist()
+
+    def run() -> dict[str, np.ndarray]:
+        return {"errors": np.array([attempt(scheme, ground).error for scheme in schemes])}
+
+    errors: list[float] = cache.recall_together(key, run, noises.network.meter)["errors"].tolist()
+    return errors

@@ -152,7 +152,7 @@ def search(
     }
     if mean is not None:
         key["mean"] = digest(mean)
-    return [levels[place] for place in cache.recall_together(key, descend)["places"]]
+    return [levels[place] for place in cache.recall_together(key, descend, noises.network.meter)["places"]]
 
 
 def scout_of(solver: Solver) -> Solver:

@@ -67,7 +67,7 @@ def forecast(model: Denoiser, settings: Settings) -> Forecast | None:
         return None
     seconds, sample_bytes = one_evaluation(model)
     evaluations, steps = task.cost(), max(task.numbers)
-    noises = -(-(settings.batch + settings.heldout) // processes())
+    noises = -(-(settings.fit_batch + settings.heldout) // processes())
     levels = most_levels(task.numbers) if task.schedule == CHOSEN else sum(task.numbers)
     number = math.prod(model.spec.shape) * noises  # of values in a state of all samples
     solved = min(4 * levels * number, IN_MEMORY)

@@ -72,7 +72,7 @@ def pilot(noises: Noises, numbers: Iterable[int], cache: Cache, tolerated: float
         return {"levels": np.array(solved.levels), "products": solved.products(), "left": left}
 
     key = {"pilot": first.key, "steps": wanted, "constants": [HIGHEST, SURVEYED, COUNTS, STRIDE, EVEN, tolerated]}
-    found = cache.recall_together(key, survey)
+    found = cache.recall_together(key, survey, first.network.meter)
     return Pilot(found["levels"].tolist(), found["products"], found["left"])
 
 

@@ -90,7 +90,7 @@ def refine(
         part, goal = noises.part(some), converged[some]
         what = "mean logarithm of errors" if differ else "mean error"
         key = {what: part.key, "goal": digest(goal), "plan": plan.sha256, "view": view.key}
-        errors, count = total(cache.recall(key, sums)["sums"])
+        errors, count = total(cache.recall(key, sums, meter)["sums"])
         return float(np.exp(errors / count) if differ else errors / count)
 
     fitting, heldout = slice(noises.fitting), slice(noises.fitting, None)
@@ -178,7 +178,7 @@ def normal_equations(
         goal = converged[rows]
         key = {"weighted normal equations": block.key, "goal": digest(goal), "plan": plan.sha256, "view": view.key}
         key |= {"derivatives": "of the model", "weights": "inverse squares"} if differ else {}
-        summed += cache.recall(key, partial(sums, block, goal))["products"]
+        summed += cache.recall(key, partial(sums, block, goal), noises.network.meter)["products"]
     summed = total(summed)
     return summed[:-1, :-1], summed[:-1, -1]
 

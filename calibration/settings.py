@@ -18,6 +18,11 @@ FEW, MANY = (128, 32), (256, 128)  # noises that fit, and that are held out, by 
 AUTO = ("iia-ipndm", "iia-ddim", "iia-dpmpp-2m", "ipndm")  # the best on chosen levels, docs/study.md
 
 
+def hyphens(name: str) -> str:
+    """A field's name as the command line's option has it."""
+    return name.replace("_", "-")
+
+
 def noises_for(refine: int) -> tuple[int, int]:
     """How many noises fit, and are held out, by default: more to refine, since a table has more numbers than γ."""
     return MANY if refine else FEW
@@ -32,11 +37,11 @@ class Settings:
         solver: a name of ``ALL_SOLVERS``, or "auto": measures several, and keeps the best for this model and nfe.
         schedule: a name of ``SCHEDULES``; "chosen": the levels between which this model's steps err least; or "own":
             the model's own levels, which pipelines have. None: chosen for "auto", else the model's default.
-        target: "local" is the paper's (fine steps from the coarse state). "global" aims at the fine trajectory from
+        fit_target: "local" is the paper's (fine steps from the coarse state). "global" aims at the fine trajectory from
             the same noise, so a step also repairs errors of earlier steps. None: global for "auto", else local.
         history: the paper's r; None is each solver's own (0 for biia-edm, 1 for the others).
         fine_steps: the paper's M, the number of fine steps in one step of the sampler.
-        batch: the paper's |B|, the number of noises to fit on.
+        fit_batch: the paper's |B|, the number of noises to fit on.
         heldout: the number of further noises, which judge every step and the choice of solver.
         ridge: relative weight of the pull toward the base solver. With 1e-4 accuracy is the same as with less. It
             halves the largest γ where past gradients hardly differ, and so the effect of float32's rounding.
@@ -55,17 +60,17 @@ class Settings:
     Examples:
         >>> edge_sampler.Settings(nfe=6, solver="iia-ddim", refine=2).sampler
         'iia-ddim-refined'
-        >>> edge_sampler.Settings(nfe=5, solver="iia-ddim").as_in_the_paper().batch
+        >>> edge_sampler.Settings(nfe=5, solver="iia-ddim").as_in_the_paper().fit_batch
         16
     """
 
     nfe: int
     solver: str = "auto"
     schedule: str | None = None
-    target: str | None = None
+    fit_target: str | None = None
     history: int | None = None
     fine_steps: int = 10
-    batch: int = FEW[0]
+    fit_batch: int = FEW[0]
     heldout: int = FEW[1]
     ridge: float = RIDGE
     seed: int = 0
@@ -81,25 +86,23 @@ class Settings:
         for name, least in (
             ("nfe", 1),
             ("fine_steps", 2),
-            ("batch", 1),
+            ("fit_batch", 1),
             ("heldout", 1),
             ("ridge", 0),
             ("seed", 0),
             ("refine", 0),
         ):
             if not getattr(self, name) >= least:
-                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+                raise UserError(f"{hyphens(name)} is {getattr(self, name)}; it must be at least {least}")
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"temperature is {self.temperature}; it must be above 0 and finite")
-        for name in ("batch", "heldout"):
-            if getattr(self, name) < processes():
-                raise UserError(
-                    f"{name} is {getattr(self, name)}: {processes()} processes need one noise each, or more"
-                )
+        for name in ("fit_batch", "heldout"):
+            if (noises := getattr(self, name)) < processes():
+                raise UserError(f"{hyphens(name)} is {noises}: {processes()} processes need one noise each, or more")
         if self.schedule not in (*SCHEDULES, CHOSEN, OWN, None):
             raise UserError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}, {CHOSEN}, {OWN}")
-        if self.target not in (*TARGETS, None):
-            raise UserError(f"unknown target {self.target!r}; known: {', '.join(TARGETS)}")
+        if self.fit_target not in (*TARGETS, None):
+            raise UserError(f"unknown fit-target {self.fit_target!r}; known: {', '.join(TARGETS)}")
         check_name(self.refine_on)
         if self.history is not None and not 0 <= self.history < self.nfe:
             raise UserError(f"history is {self.history}; with nfe {self.nfe} it may be 0 to {self.nfe - 1}")
@@ -117,9 +120,9 @@ class Settings:
             raise UserError(f"--paper is for one of its fitted solvers, such as iia-edm or iia-ddim, not {self.solver}")
         others = Settings(self.nfe, self.solver, self.schedule, history=self.history, seed=self.seed)
         if changed := [name for name, value in asdict(others).items() if value != getattr(self, name)]:
-            raise UserError(f"--paper sets {changed[0].replace('_', '-')} itself: leave it out, or leave --paper out")
+            raise UserError(f"--paper sets {hyphens(changed[0])} itself: leave it out, or leave --paper out")
         batch = 16 if find(self.solver).once_a_step else 200
-        return replace(others, target="local", fine_steps=3, batch=batch, ridge=0.0, paper=True)
+        return replace(others, fit_target="local", fine_steps=3, fit_batch=batch, ridge=0.0, paper=True)
 
     @property
     def sampler(self) -> str:

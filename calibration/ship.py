@@ -49,7 +49,7 @@ def main() -> None:
             if fits(path, model):
                 continue
             batch, heldout = noises_for(ITERATIONS)
-            plan = calibrate(model, Settings(nfe, batch=batch, heldout=heldout, refine=ITERATIONS), bar, kept)
+            plan = calibrate(model, Settings(nfe, fit_batch=batch, heldout=heldout, refine=ITERATIONS), bar, kept)
             assert plan.report is not None
             with writable(path, force=True) as new:
                 replace(plan, report=replace(plan.report, seconds=0.0)).save(new)  # what differs from run to run

@@ -91,7 +91,7 @@ def fit(
             conditions have no examples.
 
     Examples:
-        >>> settings = edge_sampler.Settings(nfe=2, solver="iia-ddim", batch=32, heldout=16)
+        >>> settings = edge_sampler.Settings(nfe=2, solver="iia-ddim", fit_batch=32, heldout=16)
         >>> fitted = edge_sampler.fit(model, settings)
         >>> [step.error_after <= step.error_before for step in fitted.report.steps]
         [True, True]
@@ -99,7 +99,7 @@ def fit(
     if (settings is None) == (nfe is None):
         raise UserError("give either nfe or settings")
     batch, heldout = noises_for(refine)
-    chosen = settings or Settings(nfe or 0, solver, batch=batch, heldout=heldout, refine=refine)
+    chosen = settings or Settings(nfe or 0, solver, fit_batch=batch, heldout=heldout, refine=refine)
     return calibrate(model, chosen, progress, Cache(Path(cache)) if cache else NO_CACHE, towards)
 
 

@@ -30,7 +30,7 @@ def refitted(model: Denoiser, cache: Cache, bundle: Bundle, precision: str, larg
     """
     fitted = bundle.plan.report.settings if bundle.plan.report else {}
     kept = {name: fitted[name] for name in ("seed", "temperature") if name in fitted}
-    settings = Settings(bundle.plan.nfe, batch=NOISES, heldout=HELDOUT, refine=ITERATIONS, **kept)
+    settings = Settings(bundle.plan.nfe, fit_batch=NOISES, heldout=HELDOUT, refine=ITERATIONS, **kept)
     with scratch() as folder:
         evaluations = quantised_evaluations(bundle, model, QUANTISED[precision], largest, folder)
         announce_refit(model, evaluations, bundle.plan, settings)

@@ -216,10 +216,10 @@ class Preconditioned(Denoiser):
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
         c = self.preconditioning.coefficients(sigma)
         places, names = self.told(conditions, x.device)
-        predicted = self.model(per_sample(c.in_, x) * x, c.noise, *places, **names)
+        predicted = self.model(per_sample(c.c_in, x) * x, c.c_noise, *places, **names)
         if predicted.shape[1] == 2 * x.shape[1]:
             predicted = predicted[:, : x.shape[1]]
-        return per_sample(c.skip, x) * x + per_sample(c.out, x) * predicted
+        return per_sample(c.c_skip, x) * x + per_sample(c.c_out, x) * predicted
 
     def told(
         self, conditions: Mapping[str, Tensor | None], device: torch.device

@@ -18,21 +18,21 @@ class Coefficients:
     """The four factors of arXiv 2206.00364, eq. 7, each [n or 1] or a plain number.
 
     Args:
-        skip: c_skip, of x in the answer.
-        out: c_out, of the network's output in it.
-        in_: c_in, of x in the network's input.
-        noise: c_noise, the noise level in the network's own terms.
+        c_skip: of x in the answer.
+        c_out: of the network's output in the answer.
+        c_in: of x in the network's input.
+        c_noise: the noise level in the network's own terms.
 
     Examples:
         >>> from edge_sampler.models.precond import denoised
-        >>> denoised().coefficients(torch.tensor([2.0])).noise
+        >>> denoised().coefficients(torch.tensor([2.0])).c_noise
         tensor([2.])
     """
 
-    skip: Tensor | float
-    out: Tensor | float
-    in_: Tensor | float
-    noise: Tensor
+    c_skip: Tensor | float
+    c_out: Tensor | float
+    c_in: Tensor | float
+    c_noise: Tensor
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,12 @@ class FitReport:
         compared: mean error of each solver that the fit tried.
         refinement: mean error before refinement and after each iteration; for a quantised sampler the geometric mean.
         examples: how many values of the conditions fitted, and how many others judged; () without conditions.
-        evaluations: the number of network evaluations of one sample.
+        evaluations: the number of network evaluations of one sample; what the cache of results had counts too.
         seconds: the duration of the fit.
 
     Examples:
         >>> report = edge_sampler.fit(model, nfe=1, solver="iia-ddim").report
-        >>> report.model, report.target, report.schedule, report.settings["batch"]
+        >>> report.model, report.target, report.schedule, report.settings["fit_batch"]
         ('Shrink', 'local', 'edm', 128)
         >>> type(report).read(report.record()) == report
         True

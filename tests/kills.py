@@ -91,7 +91,7 @@ def smaller_fits() -> None:
     from edge_sampler.calibration.settings import Settings
 
     def few(nfe: int, **asked: Any) -> Settings:
-        return Settings(nfe, **asked | {"batch": 8, "heldout": 4, "schedule": "edm", "solver": "iia-ddim"})
+        return Settings(nfe, **asked | {"fit_batch": 8, "heldout": 4, "schedule": "edm", "solver": "iia-ddim"})
 
     for module, name, smaller in ((calibrate, "REFERENCE_STEPS", 24), (ship, "Settings", few)):
         setattr(module, name, smaller)

@@ -29,7 +29,7 @@ from tests.conftest import export, relative, run_main
 from tests.export.test_conditions import flops
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-FIT = edge_sampler.Settings(4, batch=16, heldout=8)
+FIT = edge_sampler.Settings(4, fit_batch=16, heldout=8)
 
 
 def asked(

@@ -139,7 +139,7 @@ def cheap(coarse_reference: None, monkeypatch: pytest.MonkeyPatch, tmp_path_fact
     settings, load = arguments.settings, loading.load
 
     def few(told: Any) -> edge_sampler.Settings:
-        return replace(settings(told), batch=8, heldout=4)
+        return replace(settings(told), fit_batch=8, heldout=4)
 
     def small(model: str, *told: Any, **options: Any) -> edge_sampler.Denoiser:
         found = load(model, *told, **options)

@@ -113,7 +113,8 @@ def solution(
     key = {"by": REFERENCE.name, "levels": grid, "substeps": count}
     held = room((len(grid), *noises.noise.shape), in_memory)
     for rows, block in noises.blocks():
-        held[:, rows] = cache.recall({"solution": block.key, **key}, partial(solve, block))["states"]
+        kept = cache.recall({"solution": block.key, **key}, partial(solve, block), block.network.meter)
+        held[:, rows] = kept["states"]
     return States(grid, held, noises.noise[:0])
 
 

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 
 from edge_sampler.calibration.evaluate.distributed import processes, total
+from edge_sampler.calibration.evaluate.network import Meter
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import writable
 
-MEANING = 2  # raise it when code that makes stored results changes them
+MEANING = 3  # raise it when code that makes stored results changes them
 DIGEST = hashlib.sha256().digest_size
+EVALUATIONS = "evaluations"  # the name, in an entry, of how many it took to compute
 LIMIT = 20 * 10**9  # bytes that the folder may hold
 ENTRY = re.compile(r"[0-9a-f]{64}\.(result|npz)")  # the latter of earlier versions
 
@@ -47,17 +49,24 @@ class Cache:
         except OSError as error:
             raise UserError(f"cannot keep results in {self.folder}: {error.strerror}; see --cache") from error
 
-    def recall(self, key: Mapping[str, Any], compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """The arrays of ``key`` (JSON values): read, or computed where the entry is missing or damaged."""
+    def recall(
+        self, key: Mapping[str, Any], compute: Callable[[], Mapping[str, np.ndarray]], meter: Meter
+    ) -> dict[str, np.ndarray]:
+        """The arrays of ``key`` (JSON values): read, or computed where the entry is missing or damaged.
+
+        The meter counts the evaluations that they took, whenever that was.
+        """
         if self.folder is None:
             return dict(compute())
         path = self._path(self.folder, key)
         if (kept := _kept(path)) is not None:
             with suppress(OSError):
                 path.touch()  # it was used
+            meter.evaluations += int(kept.pop(EVALUATIONS))
             return kept
+        before = meter.evaluations
         arrays, content = dict(compute()), io.BytesIO()
-        np.savez(content, **arrays)  # type: ignore[arg-type]  # its stub takes them for options
+        np.savez(content, **arrays, **{EVALUATIONS: np.array(meter.evaluations - before)})  # type: ignore[arg-type]  # its stub takes them for options
         make_room(self.folder, self.limit - content.getbuffer().nbytes)
         try:
             with writable(path, force=True, tidy=False) as new, new.open("wb") as file:
@@ -68,14 +77,14 @@ class Cache:
         return arrays
 
     def recall_together(
-        self, key: Mapping[str, Any], compute: Callable[[], Mapping[str, np.ndarray]]
+        self, key: Mapping[str, Any], compute: Callable[[], Mapping[str, np.ndarray]], meter: Meter
     ) -> dict[str, np.ndarray]:
         """``recall`` of what all processes compute together; they compute it again unless each of them has it."""
         if self.folder is not None:
             path = self._path(self.folder, key)
             if total(np.array([_kept(path) is not None], float))[0] < processes():
                 path.unlink(missing_ok=True)
-        return self.recall(key, compute)
+        return self.recall(key, compute, meter)
 
     @staticmethod
     def _path(folder: Path, key: Mapping[str, Any]) -> Path:

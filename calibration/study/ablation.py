@@ -66,7 +66,7 @@ def questions(history: Sequence[int], batch: int, own: str) -> dict[str, list[Tr
             for ridge in (0.0, 1e-6, 1e-4, 1e-2, 1.0)
         ],
         "Target, and its fine steps M": [
-            *(Trial(f"local, M = {m}", {"target": "local", "fine_steps": m}) for m in (2, 5, 10, 20)),
+            *(Trial(f"local, M = {m}", {"fit_target": "local", "fine_steps": m}) for m in (2, 5, 10, 20)),
             Trial("global"),
         ],
         "Noise levels": [
@@ -90,7 +90,7 @@ def questions(history: Sequence[int], batch: int, own: str) -> dict[str, list[Tr
             for how, iterations in (("not refined", 0), ("refined", ITERATIONS))
         ],
         f"Noises to fit on, over {SEEDS} seeds": [
-            Trial(f"{schedule}, r = {r}, {noises}", {"schedule": schedule, "history": r, "batch": noises}, SEEDS)
+            Trial(f"{schedule}, r = {r}, {noises}", {"schedule": schedule, "history": r, "fit_batch": noises}, SEEDS)
             for schedule in (own, CHOSEN)
             for r in (min(history), max(history))
             for noises in batches
@@ -119,7 +119,7 @@ def ablate(
 
     return [
         Answer(question, [(trial.label, [errors(trial, nfe) for nfe in nfes]) for trial in trials], columns(nfes))
-        for question, trials in questions(history, settings.batch, model.spec.schedule).items()
+        for question, trials in questions(history, settings.fit_batch, model.spec.schedule).items()
     ]
 
 

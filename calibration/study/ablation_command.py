@@ -47,7 +47,9 @@ def main() -> None:
     nfes = sorted(set(arguments.nfe))
     if nfes[0] < 2 or arguments.noises < 2:
         raise UserError(f"--nfe {nfes} and --noises {arguments.noises}: both take at least 2")
-    settings = Settings(nfes[0], "iia-ipndm", target="global", batch=arguments.fit_batch, heldout=arguments.heldout)
+    settings = Settings(
+        nfes[0], "iia-ipndm", fit_target="global", fit_batch=arguments.fit_batch, heldout=arguments.heldout
+    )
     out = arguments.out or Path(f"ablation-{file_name(arguments.model)}.md")
     kept, first = cache(arguments), load_model(arguments)
     models = [first, *(load(name).to(first.device) for name in arguments.also.split(",") if name)]

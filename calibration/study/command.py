@@ -82,8 +82,8 @@ def main() -> None:
     solvers, rivals = solvers_of(arguments.solvers), rivals_of(arguments.rivals)
     settings = Settings(
         nfe=nfes[0],
-        target="global",
-        batch=arguments.fit_batch,
+        fit_target="global",
+        fit_batch=arguments.fit_batch,
         heldout=arguments.heldout,
         seed=arguments.seed,
         refine=arguments.iterations,

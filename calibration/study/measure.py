@@ -105,6 +105,7 @@ class Judge:
             self.cache.recall(
                 {"judged": block.key, "plan": plan.sha256, "goal": digest(self.goal[rows]), **self.judge_key},
                 partial(self._block, block, rows, plan),
+                block.network.meter,
             )
             for rows, block in self.noises.blocks()
         ]

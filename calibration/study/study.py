@@ -94,7 +94,7 @@ def study(
     if not solvers and not refined and all(rival.kind != BEST_FIXED for rival in rivals):
         raise UserError("nothing to measure: rivals but best-fixed are fitted at the NFE of --refined, and it has none")
     view = viewer(settings.refine_on, model)  # says at once what cannot be
-    every = [replace(settings, nfe=nfe, target="global", history=None) for nfe in nfes]
+    every = [replace(settings, nfe=nfe, fit_target="global", history=None) for nfe in nfes]
     noises = noises_of(model, settings)
     entrants = prepared(noises, solvers, every, cache, progress) if solvers else []
 

@@ -33,7 +33,7 @@ def weighted_error(
         words = torch.arange(labels.shape[1], device=labels.device) > 0  # behind the token that starts any caption
         known = {EMBEDS: model.encoder(labels.masked_fill(hidden[:, None] & words, PAD))[0]}
     denoised = model(images + per_sample(sigma, images) * torch.randn_like(images), sigma, **known)
-    out = per_sample(model.preconditioning.coefficients(sigma).out, images)
+    out = per_sample(model.preconditioning.coefficients(sigma).c_out, images)
     return (per_sample(weight, images) * (denoised.float() - images) ** 2 / out**2).mean()
 
 

@@ -29,7 +29,7 @@ def test_the_mean_is_that_of_the_networks_answers(mixture: Denoiser) -> None:
 @pytest.mark.parametrize("schedule", ["edm", "chosen"])
 def test_it_is_worth_an_evaluation(schedule: str, mixture: Denoiser, tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    plain = Settings(4, "iia-ddim", schedule, "global", batch=32, heldout=16)
+    plain = Settings(4, "iia-ddim", schedule, "global", fit_batch=32, heldout=16)
     plans = [calibrate(mixture, one, silent, cache) for one in (plain, replace(plain, afs=True))]
     assert [plan.solver for plan in plans] == ["iia-ddim", "iia-ddim-afs"]
     errors = [error_against_converged(mixture, plan, 32, silent, cache) for plan in plans]
@@ -38,7 +38,7 @@ def test_it_is_worth_an_evaluation(schedule: str, mixture: Denoiser, tmp_path: P
 
 def test_auto_uses_it_where_one_mean_serves_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_sampler.calibration.calibrate.AUTO", ("iia-ddim",))
-    several, settings = of_classes(), Settings(2, schedule="edm", batch=8, heldout=4)
+    several, settings = of_classes(), Settings(2, schedule="edm", fit_batch=8, heldout=4)
     assert several.spec.classes
     plans = [calibrate(model, settings) for model in (several, conditioned(several, 1))]
     assert [plan.solver for plan in plans] == ["iia-ddim", "iia-ddim-afs"]
@@ -47,7 +47,7 @@ def test_auto_uses_it_where_one_mean_serves_every_image(monkeypatch: pytest.Monk
 
 def test_the_network_is_called_as_often_as_nfe_says(mixture: Denoiser) -> None:
     for solver in ("heun", "iia-edm", "spndm", "iia-dpmpp-2m", "euler"):
-        settings = Settings(3, solver, batch=8, heldout=8, fine_steps=2, afs=True, refine=solver == "euler")
+        settings = Settings(3, solver, fit_batch=8, heldout=8, fine_steps=2, afs=True, refine=solver == "euler")
         plan = calibrate(mixture, settings)
         assert plan.solver == settings.sampler
         told: list[float] = []

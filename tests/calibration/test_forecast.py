@@ -19,7 +19,7 @@ from edge_sampler.models.denoiser import Denoiser, Wrapped
 from edge_sampler.models.mapped import size_of
 from tests.conftest import report_of
 
-SMALL = {"batch": 4, "heldout": 2, "fine_steps": 4}
+SMALL = {"fit_batch": 4, "heldout": 2, "fine_steps": 4}
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ SMALL = {"batch": 4, "heldout": 2, "fine_steps": 4}
         Settings(2, "iia-ddim", afs=True, **SMALL),  # type: ignore[arg-type]  # a step more than evaluations
         Settings(3, "iia-edm", **SMALL),  # type: ignore[arg-type]  # whose steps take two
         Settings(3, "heun", afs=True, refine=1, **SMALL),  # type: ignore[arg-type]
-        Settings(2, "iia-ddim", schedule="chosen", target="global", **SMALL),  # type: ignore[arg-type]
+        Settings(2, "iia-ddim", schedule="chosen", fit_target="global", **SMALL),  # type: ignore[arg-type]
     ],
     ids=lambda settings: settings.solver,
 )

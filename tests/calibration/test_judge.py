@@ -15,7 +15,7 @@ def test_the_best_is_the_best_over_levels(mixture: Denoiser, coarse_reference: N
     """No solver on any levels errs less on these noises, but for another mean of the analytical first step."""
     plans = {
         f"{solver} on {schedule} levels{' with AFS' * afs}": calibrate(
-            mixture, Settings(4, solver, schedule, afs=afs, batch=NOISES, heldout=1)
+            mixture, Settings(4, solver, schedule, afs=afs, fit_batch=NOISES, heldout=1)
         )
         for solver in USUAL
         for schedule in SCHEDULES

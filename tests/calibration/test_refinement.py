@@ -16,6 +16,7 @@ from edge_sampler.calibration import refinement as refining
 from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.calibrate import calibrate, refit
 from edge_sampler.calibration.candidates import grid_of, scheme_of
+from edge_sampler.calibration.evaluate.network import Meter
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
 from edge_sampler.calibration.evaluate.reference import solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
@@ -260,7 +261,7 @@ def test_evaluations_stand_for_the_models(
 
 @pytest.mark.usefixtures("coarse_reference")
 def test_a_fit_may_aim_at_another_models_images(digits: Denoiser, rounded: list[Denoiser]) -> None:
-    settings = Settings(3, "iia-ipndm", target="global", batch=16, heldout=12)
+    settings = Settings(3, "iia-ipndm", fit_target="global", fit_batch=16, heldout=12)
     plan = calibrate(rounded[0], settings, towards=digits)
     assert report_of(plan).fingerprint == rounded[0].spec.fingerprint
     noises = to_fit(digits, 16, 12, 0)
@@ -278,7 +279,7 @@ def test_a_fit_may_aim_at_another_models_images(digits: Denoiser, rounded: list[
 
 @pytest.mark.usefixtures("coarse_reference")
 def test_a_fitted_plan_is_refitted(digits: Denoiser, rounded: list[Denoiser]) -> None:
-    settings = Settings(3, "iia-ddim", target="global", batch=8, heldout=8, refine=1)
+    settings = Settings(3, "iia-ddim", fit_target="global", fit_batch=8, heldout=8, refine=1)
     fitted = calibrate(digits, replace(settings, refine=0))
     refitted = refit(digits, rounded, fitted, settings)
     report = report_of(refitted)
@@ -293,7 +294,7 @@ def test_a_fitted_plan_is_refitted(digits: Denoiser, rounded: list[Denoiser]) ->
 
 @pytest.mark.usefixtures("coarse_reference")
 def test_a_refined_plan_is_a_plan_like_any_other(mixture: Denoiser) -> None:
-    settings = Settings(4, "iia-ddim", target="global", batch=32, heldout=16, refine=4)
+    settings = Settings(4, "iia-ddim", fit_target="global", fit_batch=32, heldout=16, refine=4)
     refined, fitted = (calibrate(mixture, s) for s in (settings, replace(settings, refine=0)))
     assert refined.solver == "iia-ddim-refined"
     assert refined.nfe == 4
@@ -304,7 +305,7 @@ def test_a_refined_plan_is_a_plan_like_any_other(mixture: Denoiser) -> None:
 
 @pytest.mark.usefixtures("coarse_reference")
 def test_a_plan_that_clips_is_refined(mixture: Denoiser) -> None:
-    settings = Settings(3, "ddim-clip", batch=16, heldout=16, refine=2)
+    settings = Settings(3, "ddim-clip", fit_batch=16, heldout=16, refine=2)
     refined = calibrate(mixture, settings)
     assert refined.clip
     assert min(report_of(refined).refinement) < 0.8 * report_of(refined).refinement[0]
@@ -318,8 +319,8 @@ def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
         return {"a": np.arange(3)}
 
     for _ in range(2):
-        assert cache.recall({"x": 1}, compute)["a"].tolist() == [0, 1, 2]
+        assert cache.recall({"x": 1}, compute, Meter())["a"].tolist() == [0, 1, 2]
     (stored,) = tmp_path.iterdir()
     stored.write_bytes(stored.read_bytes()[:40])
-    assert cache.recall({"x": 1}, compute)["a"].tolist() == [0, 1, 2]
+    assert cache.recall({"x": 1}, compute, Meter())["a"].tolist() == [0, 1, 2]
     assert len(made) == 2

@@ -74,3 +74,10 @@ def plan_of(model: Denoiser) -> Plan:
 def file_of(folder: Path, body: str, name: str = "mine.py") -> str:
     (folder / name).write_text(f"import torch\n\n\ndef see(images):\n    {body}\n")
     return f"{folder / name}:see"
+
+
+def calls_of(model: Denoiser) -> list[object]:
+    """Grows by one at each call of the model, or of a copy of it."""
+    calls: list[object] = []
+    model.register_forward_hook(lambda *call: calls.append(call))
+    return calls

@@ -80,7 +80,7 @@ def test_it_is_exported_and_right(name: str, tmp_path: Path) -> None:
     model = edge_sampler.adapt(
         make(), shape, "DDPMPrecond", conditions=conditions, examples=examples if examples else None
     )
-    plan = edge_sampler.fit(model, edge_sampler.Settings(3, "iia-ddim", batch=8, heldout=4))
+    plan = edge_sampler.fit(model, edge_sampler.Settings(3, "iia-ddim", fit_batch=8, heldout=4))
     edge_sampler.export_bundle(model, plan, tmp_path / "bundle")
     bundle = edge_sampler.Bundle.open(tmp_path / "bundle")
     assert within(compare(bundle), 1e-4)

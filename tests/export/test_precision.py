@@ -109,8 +109,8 @@ def test_the_predicted_error_is_that_of_pytorch(made: Path, digits: Denoiser, pr
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
         c = low.preconditioning.coefficients(torch.tensor([sigma], dtype=torch.float32))
-        network = low.model((per_sample(c.in_, x) * x).to(dtype), c.noise.to(dtype)).float()
-        return per_sample(c.skip, x) * x + per_sample(c.out, x) * network
+        network = low.model((per_sample(c.c_in, x) * x).to(dtype), c.c_noise.to(dtype)).float()
+        return per_sample(c.c_skip, x) * x + per_sample(c.c_out, x) * network
 
     with torch.inference_mode():
         difference = sample(denoise, noise, bundle.plan) - sample(digits, noise, bundle.plan)

@@ -48,7 +48,7 @@ def test_a_loop_makes_the_same_images(which: str, tmp_path: Path, request: pytes
 def test_any_table_fits(
     solver: str, nfe: int, afs: bool, digits: Denoiser, digits_graph: ir.Model, tmp_path: Path
 ) -> None:
-    plan = calibrate(digits, Settings(nfe, solver, batch=16, heldout=8, afs=afs))
+    plan = calibrate(digits, Settings(nfe, solver, fit_batch=16, heldout=8, afs=afs))
     assert plan.afs == afs
     lowered = digits_graph.clone()
     lower_group_norm(lowered)

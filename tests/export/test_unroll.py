@@ -101,7 +101,7 @@ def test_four_paths_agree(
     """The solver's own float64 loop, PyTorch through the plan, the host loop over denoiser.onnx, and sampler.onnx."""
     drawn: Drawn = request.getfixturevalue(of)
     model, network = drawn.model, Network(drawn.model)
-    settings = Settings(nfe, solver.name, batch=12, heldout=4, fine_steps=2, target="local", afs=afs)
+    settings = Settings(nfe, solver.name, fit_batch=12, heldout=4, fine_steps=2, fit_target="local", afs=afs)
     mean = mean_image(noises_of(model, settings), NO_CACHE) if afs else None
     plan, scheme = calibrate(model, settings), scheme_of(solver, grid_of(model, "edm"), settings, mean)
     gammas = [step.gamma for step in plan.report.steps] if plan.report else []

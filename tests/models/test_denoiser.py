@@ -59,10 +59,10 @@ def test_what_a_network_predicts_becomes_the_clean_image(answer: str, sigma: flo
 
 def test_a_discrete_network_is_told_its_steps() -> None:
     """At a step's noise level the step, between two of them a number between."""
-    told = ddpm().coefficients(torch.tensor(DDPM_SIGMAS[[0, 499, 999]], dtype=torch.float32)).noise
+    told = ddpm().coefficients(torch.tensor(DDPM_SIGMAS[[0, 499, 999]], dtype=torch.float32)).c_noise
     torch.testing.assert_close(told, torch.tensor([0.0, 499.0, 999.0]), atol=0.02, rtol=0)
     between = ddpm().coefficients(torch.tensor([math.sqrt(DDPM_SIGMAS[499] * DDPM_SIGMAS[500])], dtype=torch.float32))
-    assert between.noise.item() == pytest.approx(499.5, abs=0.02)
+    assert between.c_noise.item() == pytest.approx(499.5, abs=0.02)
 
 
 def test_cosine_levels_are_those_of_the_edm_paper() -> None:

@@ -64,7 +64,7 @@ def test_a_bundle_describes_its_graph(digits: Denoiser, made: Path) -> None:
 
 @pytest.mark.usefixtures("coarse_reference")
 def test_a_plan_fitted_over_the_graph_is_the_networks(digits: Denoiser, made: Path) -> None:
-    graph, settings = models.load(str(made)), Settings(3, "iia-ipndm", target="global", batch=8, heldout=8)
+    graph, settings = models.load(str(made)), Settings(3, "iia-ipndm", fit_target="global", fit_batch=8, heldout=8)
     one, other = (calibrate(model, settings) for model in (digits, graph))
     assert one.sigmas == other.sigmas
     for first, second in zip(one.table, other.table, strict=True):
@@ -108,9 +108,9 @@ def test_what_is_built_into_a_bundle_is_known(tmp_path: Path) -> None:
     model = models.load(str(tmp_path / "guided"))
     assert (model.spec.guidance, model.spec.branches, model.spec.random_weights) == (3.0, 2, False)
     with pytest.raises(UserError, match=r"no examples of its condition seen.*--conditions"):
-        calibrate(model, Settings(2, "iia-ddim", batch=4, heldout=2))
+        calibrate(model, Settings(2, "iia-ddim", fit_batch=4, heldout=2))
     with_examples(model, told)
-    settings = Settings(2, "iia-ddim", batch=4, heldout=2, fine_steps=2)
+    settings = Settings(2, "iia-ddim", fit_batch=4, heldout=2, fine_steps=2)
     fitted = [calibrate(one, settings) for one in (guided, model)]
     np.testing.assert_allclose(fitted[0].table[-1], fitted[1].table[-1], atol=1e-4)
     assert report_of(fitted[0]).evaluations == report_of(fitted[1]).evaluations
@@ -152,7 +152,7 @@ def test_a_graph_of_anybodys_is_described_by_a_file_beside_it(tmp_path: Path) ->
     x = torch.ones(2, 6, 3)
     np.testing.assert_allclose(answers(denoiser, x, 0.5, class_labels=torch.tensor([1, 3])).mean((1, 2)), [0.0, -1.0])
     np.testing.assert_allclose(answers(denoiser, x, 0.5).mean(), 0.5)
-    settings = Settings(4, "iia-ddim", target="global", batch=4, heldout=2)
+    settings = Settings(4, "iia-ddim", fit_target="global", fit_batch=4, heldout=2)
     assert report_of(calibrate(models.load(put(tmp_path, graph())), settings)).heldout_rms_error < 0.1
 
 
@@ -283,7 +283,7 @@ def test_a_bundle_that_lacks_a_fact_is_refused(change: Callable[[Any], object], 
 def test_answers_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
     nodes = "root = Sqrt(x) denoised = Mul(root, sigma)"
     with pytest.raises(UserError, match="NaN or infinity at noise level 20"):
-        calibrate(models.load(put(tmp_path, graph(nodes=nodes))), Settings(2, "iia-ddim", batch=2, heldout=2))
+        calibrate(models.load(put(tmp_path, graph(nodes=nodes))), Settings(2, "iia-ddim", fit_batch=2, heldout=2))
 
 
 def test_memory_inside_onnx_runtime_bounds_how_many_samples_run_at_once(

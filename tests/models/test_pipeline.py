@@ -105,7 +105,7 @@ def test_classes_are_those_of_diffusers(tmp_path: Path) -> None:
 def test_a_pipeline_becomes_a_graph(tmp_path: Path) -> None:
     tiny.ddpm(tmp_path)
     model = models.load(str(tmp_path))
-    plan = calibrate(model, Settings(4, "iia-ipndm", batch=8, heldout=4))
+    plan = calibrate(model, Settings(4, "iia-ipndm", fit_batch=8, heldout=4))
     write_graphs(export_graphs(model), plan, tmp_path)
     noise = np.random.default_rng(0).standard_normal((3, 1, 8, 8), np.float32)
     expected = sample(Network(model), torch.from_numpy(noise).double(), plan)

@@ -59,16 +59,16 @@ class Contest:
         meter = self.noises.network.meter
 
         def measured() -> dict[str, np.ndarray]:
-            started, before = time.perf_counter(), meter.evaluations
+            started = time.perf_counter()
             arrays = dict(compute())
-            return {**arrays, "spent": np.array([meter.evaluations - before, time.perf_counter() - started])}
+            return {**arrays, "seconds": np.array(time.perf_counter() - started)}
 
         told = {"rival": key, "noises": self.noises.key, "fitting": self.noises.fitting, "steps": REFERENCE_STEPS}
+        before = meter.evaluations
         with self.progress(str(key["what"]), expected) as meter.progress:
-            arrays = self.cache.recall_together(told, measured)
-        evaluations, seconds = arrays.pop("spent").tolist()
-        self.ledger.evaluations += int(total(np.array([evaluations], float))[0])
-        self.ledger.seconds += seconds
+            arrays = self.cache.recall_together(told, measured, meter)
+        self.ledger.evaluations += int(total(np.array([meter.evaluations - before], float))[0])
+        self.ledger.seconds += float(arrays.pop("seconds"))
         return arrays
 
     @cached_property

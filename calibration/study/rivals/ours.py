@@ -23,7 +23,7 @@ def refined(contest: Contest) -> Plan:
 def made(contest: Contest, iterations: int) -> Plan:
     """The plan of ``--solver auto --refine iterations``."""
     model = contest.noises.network.model
-    settings = replace(contest.settings, solver="auto", target=None, refine=iterations)
+    settings = replace(contest.settings, solver="auto", fit_target=None, refine=iterations)
 
     def fit() -> dict[str, np.ndarray]:
         with scratch() as folder:

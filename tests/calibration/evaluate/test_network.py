@@ -90,7 +90,7 @@ def test_a_fit_of_many_noises_needs_little_more_memory_than_one_of_few(more: dic
     model, peaks = models.adapt(Wide(), (10,)), list[float]()
     one = Network(model).sample_bytes(torch.zeros(1, 10), 1.0) - model.outside_bytes
     for batch in (2, 32):
-        settings = Settings(2, "iia-ddim", target="global", batch=batch, heldout=2, **more)
+        settings = Settings(2, "iia-ddim", fit_target="global", fit_batch=batch, heldout=2, **more)
         with Live() as live:
             calibrate(model, settings)
         peaks.append(live.peak / one)

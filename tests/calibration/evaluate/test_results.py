@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edge_sampler.calibration.arguments import size_in_bytes
+from edge_sampler.calibration.evaluate.network import Meter
 from edge_sampler.calibration.evaluate.results import Cache
 
 ARRAYS = {"states": np.arange(6.0).reshape(2, 3), "mean": np.array([0.5], np.float32)}
@@ -35,25 +36,41 @@ def entry(folder: Path) -> Path:
 
 def test_a_key_is_computed_once(tmp_path: Path) -> None:
     cache, (compute, calls) = Cache(tmp_path), counted()
-    assert same(cache.recall({"a": 1}, compute))
-    assert same(cache.recall({"a": 1}, compute))
+    assert same(cache.recall({"a": 1}, compute, Meter()))
+    assert same(cache.recall({"a": 1}, compute, Meter()))
     assert len(calls) == 1
-    assert same(cache.recall({"a": 2}, compute))
+    assert same(cache.recall({"a": 2}, compute, Meter()))
     assert len(calls) == 2
+
+
+def test_what_a_result_took_counts_whenever_it_was_computed(tmp_path: Path) -> None:
+    cache, meter = Cache(tmp_path), Meter()
+
+    def inner() -> dict[str, np.ndarray]:
+        meter.count(2, 5)
+        return ARRAYS
+
+    def outer() -> dict[str, np.ndarray]:  # computes with a result that is kept
+        meter.count(3, 1)
+        return cache.recall({"of": "inner"}, inner, meter)
+
+    for compute, spent in ((inner, 10), (inner, 20), (outer, 33), (outer, 46)):
+        assert same(cache.recall({"of": compute.__name__}, compute, meter))
+        assert meter.evaluations == spent
 
 
 @pytest.mark.parametrize("together", [False, True])
 def test_whatever_bit_is_flipped_it_is_computed_again(together: bool, tmp_path: Path) -> None:
     cache, (compute, calls) = Cache(tmp_path), counted()
     recall = cache.recall_together if together else cache.recall
-    recall({"a": 1}, compute)
+    recall({"a": 1}, compute, Meter())
     whole = entry(tmp_path).read_bytes()
     places = [*range(0, len(whole), 7), len(whole) - 1]
     for place in places:
         content = bytearray(whole)
         content[place] ^= 1 << place % 8
         entry(tmp_path).write_bytes(content)
-        assert same(recall({"a": 1}, compute))
+        assert same(recall({"a": 1}, compute, Meter()))
         assert entry(tmp_path).read_bytes() == whole
     assert len(calls) == 1 + len(places)
 
@@ -61,15 +78,15 @@ def test_whatever_bit_is_flipped_it_is_computed_again(together: bool, tmp_path: 
 @pytest.mark.parametrize("kept", [0, 1, 31, 32, 33, 100])
 def test_an_entry_that_was_cut_is_computed_again(kept: int, tmp_path: Path) -> None:
     cache, (compute, calls) = Cache(tmp_path), counted()
-    cache.recall({"a": 1}, compute)
+    cache.recall({"a": 1}, compute, Meter())
     entry(tmp_path).write_bytes(entry(tmp_path).read_bytes()[:kept])
-    assert same(cache.recall({"a": 1}, compute))
+    assert same(cache.recall({"a": 1}, compute, Meter()))
     assert len(calls) == 2
 
 
 def test_what_was_not_used_for_longest_goes(tmp_path: Path) -> None:
     arrays = {"a": np.zeros(1000)}
-    Cache(tmp_path).recall({"n": 0}, lambda: arrays)
+    Cache(tmp_path).recall({"n": 0}, lambda: arrays, Meter())
     size = entry(tmp_path).stat().st_size
     cache, calls = Cache(tmp_path, 3 * size), list[int]()
 
@@ -78,7 +95,7 @@ def test_what_was_not_used_for_longest_goes(tmp_path: Path) -> None:
             calls.append(number)
             return arrays
 
-        cache.recall({"n": number}, compute)
+        cache.recall({"n": number}, compute, Meter())
 
     (tmp_path / "notes.txt").write_bytes(bytes(10 * size))  # no entry
     for number in (1, 2, 0, 3):  # 0 is used again, so that 1 is the oldest

@@ -30,9 +30,10 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import silent
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan, sample
+from tests.calibration.toys import calls_of
 from tests.conftest import report_of
 
-SETTINGS = Settings(3, batch=8, heldout=8, target="global")
+SETTINGS = Settings(3, fit_batch=8, heldout=8, fit_target="global")
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def contest(model: Denoiser, cache: Cache = NO_CACHE, nfe: int = 3) -> Contest:
     settings = replace(SETTINGS, nfe=nfe)
-    return Contest(to_fit(model, settings.batch, settings.heldout, 0), settings, cache)
+    return Contest(to_fit(model, settings.fit_batch, settings.heldout, 0), settings, cache)
 
 
 def solver_on(name: str, nfe: int) -> Scheme:
@@ -241,24 +242,25 @@ def test_a_fit_counts_what_it_spends_and_a_kept_one_what_it_spent(
     (rival,) = rivals_of(name)
     fewer: dict[str, dict[str, Any]] = {"gits": {"fine": 9}, "ld3": {"iterations": 8}}
     rival = replace(rival, fit=partial(rival.fit, **fewer.get(name, {})))
-    entries, spent = [], []
+    entries, made, calls = [], [], calls_of(mixture)
     for _ in range(2):
         noises = to_fit(mixture, 8, 8, 0)
         entries.append(enter(rival, noises, SETTINGS, Cache(tmp_path), silent))
-        spent.append(noises.network.meter.evaluations)
+        assert noises.network.meter.evaluations == entries[-1].evaluations
+        made.append(len(calls))
     assert entries[0] == entries[1]
     assert entries[0].plan.solver == name
     assert entries[0].seconds > 0
-    assert spent == [entries[0].evaluations, 0]
+    assert made[0] == made[1]
     if name == "ld3":  # converged images, the start judged, two rates tried for two pieces of four iterations
         assert BACKWARD == 2
         pieces = 4 * (4 * min(BATCH, 8) * 3 * 3 + 3 * 8)
-        assert spent[0] == REFERENCE_STEPS * 16 + 3 * 8 + pieces
+        assert entries[0].evaluations == REFERENCE_STEPS * 16 + 3 * 8 + pieces
 
 
 def test_a_killed_fit_goes_on_where_it_was(mixture: Denoiser, tmp_path: Path) -> None:
-    lesson, whole = lesson_of_ld3(3, 12, radius=0.2), contest(mixture)
-    undisturbed = learn(whole, lesson)
+    lesson, whole, calls = lesson_of_ld3(3, 12, radius=0.2), contest(mixture), calls_of(mixture)
+    undisturbed, made = learn(whole, lesson), len(calls)
     first = contest(mixture, Cache(tmp_path))
 
     class KilledError(Exception):
@@ -272,9 +274,10 @@ def test_a_killed_fit_goes_on_where_it_was(mixture: Denoiser, tmp_path: Path) ->
     object.__setattr__(first, "progress", lambda *_: nullcontext(advance))
     with pytest.raises(KilledError):
         learn(first, lesson)
-    again = contest(mixture, Cache(tmp_path))
+    again, before = contest(mixture, Cache(tmp_path)), len(calls)
     assert flat(learn(again, lesson)).tolist() == flat(undisturbed).tolist()
-    assert 0 < again.noises.network.meter.evaluations < whole.noises.network.meter.evaluations
+    assert 0 < len(calls) - before < made
+    assert again.noises.network.meter.evaluations == whole.noises.network.meter.evaluations
 
 
 @pytest.mark.usefixtures("coarse_reference")
@@ -282,7 +285,7 @@ def test_our_own_fit_is_that_of_the_command_and_costs_what_it_costs(mixture: Den
     settings = replace(SETTINGS, nfe=2, refine=1)
     entries = {}
     for name, refine in (("auto", 0), ("auto-refined", 1)):
-        alone = replace(settings, solver="auto", target=None, refine=refine)
+        alone = replace(settings, solver="auto", fit_target=None, refine=refine)
         plan = calibrate(mixture, alone, cache=Cache(tmp_path / name))  # empty, as the command's is at first
         (rival,) = rivals_of(name)
         for _ in range(2):

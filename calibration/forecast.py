@@ -18,6 +18,7 @@ from edge_sampler.calibration.refinement import parameters, refinement_bytes
 from edge_sampler.calibration.settings import CHOSEN, Settings
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.mapped import size_of
+from edge_sampler.runtime.backends.base import resident_memory
 from edge_sampler.runtime.plan import Plan
 
 TOLD = 120.0  # seconds; of a fit that takes less nobody needs to know
@@ -32,7 +33,7 @@ class Forecast:
     Args:
         evaluations: of one sample; with guidance each counts as its branches.
         seconds: by an evaluation that was timed on this machine.
-        memory: bytes, the weights among them.
+        memory: bytes, with the weights and, on a CPU, what this process has already.
         device: PyTorch's name of its kind.
         what: the fit, as its line calls it.
     """
@@ -77,8 +78,14 @@ def forecast(model: Denoiser, settings: Settings) -> Forecast | None:
     numbers = (settings.nfe + 1) * (1 + task.afs) + settings.nfe * (settings.nfe + 3) // 2
     values = math.prod(model.spec.shape)
     refined = refinement_bytes(numbers, settings.nfe, values, values) if settings.refine else 0
-    memory = size_of(model) + called + solved + max(block, fitted, refined)
+    memory = held(model) + called + solved + max(block, fitted, refined)
     return Forecast(evaluations * model.spec.branches, seconds * evaluations / processes(), memory, model.device.type)
+
+
+def held(*models: Denoiser) -> int:
+    """Bytes of memory that a fit of these starts with: weights, and on a CPU all that this process has."""
+    weights = sum(map(size_of, models))
+    return max(weights, resident_memory()) if models[0].device.type == "cpu" else weights
 
 
 def one_evaluation(model: Denoiser) -> tuple[float, int]:
@@ -120,7 +127,7 @@ def forecast_refit(model: Denoiser, evaluations: Sequence[Denoiser], plan: Plan,
     numbers, values = len(parameters(plan)), math.prod(model.spec.shape)
     called = min(CHUNK_BYTES, sample_bytes * min(most_at_once(model.device, torch.get_num_threads()), BLOCK * numbers))
     tangents = refinement_bytes(numbers, plan.nfe, values, values)
-    weights = size_of(model) + sum(size_of(one) for one in evaluations)
+    weights = held(model, *evaluations)
     took = (seconds * exact + seconds_of_others * others) / processes()
     count = (exact + others) * model.spec.branches
     return Forecast(count, took, weights + called + tangents, model.device.type, "refit")

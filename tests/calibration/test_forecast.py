@@ -17,6 +17,7 @@ from edge_sampler.calibration.settings import Settings
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser, Wrapped
 from edge_sampler.models.mapped import size_of
+from edge_sampler.runtime.backends.base import resident_memory
 from tests.conftest import report_of
 
 SMALL = {"fit_batch": 4, "heldout": 2, "fine_steps": 4}
@@ -34,13 +35,13 @@ SMALL = {"fit_batch": 4, "heldout": 2, "fine_steps": 4}
     ids=lambda settings: settings.solver,
 )
 def test_a_fit_takes_hardly_less_than_is_said_and_never_more(settings: Settings, mixture: Denoiser) -> None:
-    said = forecast(mixture, settings)
+    before, said = resident_memory(), forecast(mixture, settings)
     assert said is not None
     taken = report_of(calibrate(mixture, settings)).evaluations
     least = 0.7 if settings.schedule == "chosen" else 0.9  # where 48 levels are enough, and moves lead nowhere
     assert least * said.evaluations <= taken <= said.evaluations
     assert said.seconds > 0
-    assert said.memory > size_of(mixture)
+    assert said.memory > before > size_of(mixture)
 
 
 def test_a_guided_evaluation_counts_as_its_branches() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from edge_sampler import models
 from edge_sampler.calibration.calibrate import calibrate
-from edge_sampler.calibration.evaluate.network import CHUNK_BYTES, Live, Network
+from edge_sampler.calibration.evaluate.network import CHUNK_BYTES, SCRATCH, Live, Network
 from edge_sampler.calibration.evaluate.noise_sets import to_fit
 from edge_sampler.calibration.evaluate.reference import solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE
@@ -57,7 +57,7 @@ def test_chunks_are_as_large_as_memory_allows() -> None:
     model, x = models.adapt(widening, (10,)), torch.randn(12, 10, generator=torch.Generator().manual_seed(0)).double()
     whole = Network(model)
     expected = whole(x, 1.0)
-    assert 4 * 1000 <= whole.meter.sample_bytes < 3 * 4 * 1000
+    assert SCRATCH * 4 * 1000 <= whole.meter.sample_bytes < 3 * SCRATCH * 4 * 1000
     assert whole.meter.evaluations == 12
     widening.called.clear()
     widening.sample_bytes = CHUNK_BYTES // 5 - whole.meter.sample_bytes
@@ -88,7 +88,7 @@ def test_a_fit_of_many_noises_needs_little_more_memory_than_one_of_few(more: dic
     """What grows with them are states, not what the network computes with: a fit is possible where one sample is."""
     torch.manual_seed(0)
     model, peaks = models.adapt(Wide(), (10,)), list[float]()
-    one = Network(model).sample_bytes(torch.zeros(1, 10), 1.0) - model.outside_bytes
+    one = (Network(model).sample_bytes(torch.zeros(1, 10), 1.0) - model.outside_bytes) / SCRATCH
     for batch in (2, 32):
         settings = Settings(2, "iia-ddim", fit_target="global", fit_batch=batch, heldout=2, **more)
         with Live() as live:

@@ -25,8 +25,8 @@ SIX = (3, 4, 5, 6, 8, 10)
 NFES = {
     "edm-digits": SIX,
     "flow-digits": SIX,
-    "edm-fashion-cond": (3, 4, 5, 6),
-    "edm-fashion": (3, 4, 5, 8, 10),
+    "edm-fashion": SIX,
+    "edm-fashion-cond": (3, 4, 5, 6, 8),
 }  # by model
 
 

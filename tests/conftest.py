@@ -36,12 +36,7 @@ HAS_PYTORCH = find_spec("torch") is not None
 NEED_PYTORCH = ("test_serve_conditions.py", "test_text.py", "test_trt_conditions.py")
 collect_ignore = [] if HAS_PYTORCH else [f"runtime/{name}" for name in NEED_PYTORCH]
 pytest_plugins = ("tests.fakes.cuda",)
-if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, on as many cores
-    if HAS_PYTORCH:
-        import torch
-
-        torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is there: a file alone finds what all find by several processes
 if find_spec("hypothesis"):  # which some devices do not have; its own bounds are on time
     from hypothesis import HealthCheck, settings
 

@@ -1,8 +1,9 @@
 """The network as solvers see it: float64 states outside, the model's own precision within, evaluations counted."""
 
+import ctypes
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -21,6 +22,7 @@ from edge_sampler.runtime.errors import UserError
 CHUNK, CHUNK_BYTES = 256, 4 * 2**30  # computed at once, at the most: samples on a GPU, and what they take in memory
 WORTH = 3 * 2**20  # bytes that samples take in memory, for which a thread of a CPU is worth while
 SCRATCH = 2  # that an evaluation takes for each byte of its tensors: oneDNN copies them, 1.4 to 2 times was measured
+LARGE = 2**28  # bytes of memory that a call takes, from which on its free memory is worth giving back
 
 
 @dataclass
@@ -82,6 +84,8 @@ class Network:
             for part, made in zip(parts, run(call, models, parts, threads), strict=True):
                 denoised[part] = made
                 self.meter.count(len(made), self.model.spec.branches)
+        if x.device.type == "cpu" and self.meter.sample_bytes * size * len(models) > LARGE:
+            give_back_memory()
         if not bool(torch.isfinite(denoised).all()):
             raise UserError(
                 f"the network returned NaN or infinity at noise level {sigma:.4g}; its weights are unusable"
@@ -121,6 +125,12 @@ def most_at_once(device: torch.device, threads: int) -> int:
 def denoise(model: Denoiser, x: Tensor, sigma: float, conditions: Mapping[str, Tensor]) -> Tensor:
     """float64, computed in the model's precision."""
     return model(x.float(), sigma, **conditions).double()
+
+
+def give_back_memory() -> None:
+    """What is free within glibc's heap goes back to the system. It breaks into pieces, and grows for an hour else."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def in_float32() -> AbstractContextManager[None]:

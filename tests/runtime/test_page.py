@@ -245,17 +245,19 @@ def test_a_damaged_graph_leaves_nothing(copy: Path, tmp_path: Path, ort: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "node_modules"]
 
 
-@pytest.mark.parametrize("kind", ["missing", "no tarball", "another package", "incomplete"])
+@pytest.mark.parametrize("kind", ["missing", "no tarball", "onnxruntime-node", "onnxruntime-webgpu", "incomplete"])
 def test_what_is_no_such_package_is_refused(made: Path, tmp_path: Path, kind: str) -> None:
     given = tmp_path / "given"
     lacking = ONNX_RUNTIME.files[2]
     if kind == "no tarball":
         given.write_text("{}")
-    elif kind == "another package":
-        package(given, replace(ONNX_RUNTIME, name="onnxruntime-node"))
+    elif kind in ("onnxruntime-node", "onnxruntime-webgpu"):
+        package(given, replace(ONNX_RUNTIME, name=kind))
     elif kind == "incomplete":
         given.write_bytes(package(tmp_path / "unpacked", ONNX_RUNTIME, leave=lacking)[1])
-    words = {"another package": "onnxruntime-node", "incomplete": lacking}.get(kind, "no folder or tarball")
+    words = (
+        f"holds the npm package {kind}" if "-" in kind else lacking if kind == "incomplete" else "no folder or tarball"
+    )
     with pytest.raises(UserError, match=words):
         page(made, tmp_path / "site", "--onnxruntime-web", given)
     assert not (tmp_path / "site").exists()
@@ -288,7 +290,7 @@ def registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         monkeypatch.setenv("npm_config_registry", f"http://127.0.0.1:{server.server_port}/mirror/")
         monkeypatch.setenv("EDGE_SAMPLER_CACHE", str(tmp_path / "cache"))

@@ -52,7 +52,7 @@ TOKENIZERS = Package(
 )
 
 
-def write_site(bundle: Bundle, out: Path, given: Mapping[Package, Path | None], force: bool = False) -> None:
+def write_site(bundle: Bundle, out: Path, given: Mapping[Package, Path | None], force: bool) -> None:
     """Writes the page's folder; ``given`` says which packages are there already.
 
     Raises UserError for a bundle that a page cannot show, a package that cannot be had, and as ``writable`` does.

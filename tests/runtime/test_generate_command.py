@@ -20,10 +20,9 @@ from edge_sampler.runtime.generate.job import RECORD, Job, Shard
 from edge_sampler.runtime.noise import SEEDS
 from edge_sampler.runtime.verified import file_sha256
 from tests.conftest import run_main
-from tests.runtime.small_bundles import HINT, bundle, inputs_of
+from tests.runtime.small_bundles import HINT, LABELS, bundle, inputs_of
 
 Made = list[tuple[str, int, str | None, list[Job]]]
-LABELS = {**HINT, "shape": [], "dtype": "int64", "choices": 10}
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
 def generate(small: Bundle, *arguments: str, hint: str = "hint=1,2") -> Path:
     out = small.folder.parent / "out"
     given = ("--condition", hint) if hint else ()
-    run_main(main, str(small.folder), "--out", str(out), *given, *arguments)
+    assert run_main(main, str(small.folder), "--out", str(out), *given, *arguments) == 0
     return out
 
 

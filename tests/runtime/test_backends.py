@@ -40,8 +40,9 @@ def test_the_first_that_can_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(UserError, match=f"^{told}$"):
             choose(BUNDLE, name)
-    with pytest.raises(UserError, match=r"^unknown backend 'e'; known: auto, a, b, c, d$"):
-        choose(BUNDLE, "e")
+    for name in ("e", "", "Auto"):
+        with pytest.raises(UserError, match=rf"^unknown backend '{name}'; known: auto, a, b, c, d$"):
+            choose(BUNDLE, name)
 
 
 def test_where_none_can_each_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

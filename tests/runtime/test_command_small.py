@@ -120,8 +120,9 @@ def test_timings_are_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 def test_what_is_known_of_a_run_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     spans = Spans(*[0.001 * (place + 1) for place in range(len(Spans.__dataclass_fields__))])
-    unrolled = replace(PLAIN, spans=spans, memory=12_600_000)
-    timed(monkeypatch, [unrolled, Timing(EAGER, 2, (0.007,)), Timing("baseline host loop", 2, (0.009,))])
+    unrolled = replace(PLAIN, spans=spans, memory=12_600_000, latencies=(0.001, 0.002, 0.1))
+    eager = Timing(EAGER, 2, (0.001, 0.007, 0.2))  # medians are 2 and 7 ms
+    timed(monkeypatch, [unrolled, eager, Timing("baseline host loop", 2, (0.009,))])
     *_, inside, memory, faster = capsys.readouterr().out.splitlines()
     names = [name.replace("_", " ") for name in Spans.__dataclass_fields__]
     assert inside == "inside: " + ", ".join(f"{name} {place + 1}.000 ms" for place, name in enumerate(names))

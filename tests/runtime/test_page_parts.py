@@ -29,7 +29,7 @@ def pictures(tmp_path: Path, files: tuple[str, ...] = (), **conditions: Any) -> 
 
 def field(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: dict[str, Any], example: Any) -> dict[str, Any]:
     """Of a bundle whose one condition has this example."""
-    monkeypatch.setattr(Bundle, "examples", lambda *_: {"c": np.array([example], told["dtype"])})
+    monkeypatch.setattr(Bundle, "examples", lambda self, count: {"c": np.array([example] * count, told["dtype"])})
     (found,) = facts_of(pictures(tmp_path, c=told))["conditions"]
     return dict(found)
 

@@ -353,7 +353,8 @@ def test_a_key_opens_all_but_what_is_open(given: str | None, there: bool) -> Non
     for path in ("/metrics", "/v2", "/v2/models/a", "/v2/models/a/ready", "/v2/models/a/image?seed=1"):
         assert status(path) == (200 if there else 401)
     assert status("/v2/models/a/infer", "POST") == (200 if there else 401)
-    assert status("/v3") == (404 if there else 401)
+    for path in ("/v3", "/v2/models/b", "/v2/health/../models", "/v2/health/live/"):
+        assert status(path) == (404 if there else 401)
 
 
 def test_an_error_is_one_line_in_json() -> None:

@@ -99,7 +99,6 @@ def test_what_was_damaged_or_lost_is_made_again_and_nothing_else(made: Path, tmp
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.usefixtures("here")  # which goes on with what workers began
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
 @pytest.mark.parametrize("whom", ["parent", "worker"])
 def test_a_run_that_is_killed_goes_on(whom: str, made: Path, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def field_of(bundle: Bundle, name: str, example: np.ndarray) -> dict[str, Any]:
         }
     choices = 2 if condition.dtype == "bool" else condition.choices
     field |= {"choices": choices, "null": condition.null if type(condition.null) is int else None}
-    if choices and condition.shape == ():
+    if choices and not condition.shape:
         return {**field, "kind": "choice"}
     values = np.broadcast_to(example, inputs.sized(condition.shape)).ravel()
     if len(condition.shape) > 1 or values.size > MOST_NUMBERS:

@@ -248,3 +248,19 @@ def test_a_verb_with_a_room_has_its_own_command(monkeypatch: pytest.MonkeyPatch)
 def test_what_no_verb_takes(arguments: tuple[str, ...], told: str) -> None:
     with pytest.raises(UserError, match=told):
         run_main(main, *arguments)
+
+
+def test_each_verb_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def help_of(*verb: str) -> str:
+        with pytest.raises(SystemExit):
+            run_main(main, *verb, "--help")
+        return capsys.readouterr().out
+
+    of_all = help_of()
+    for verb in ("sample", "compare", "bench", "inspect", "doctor"):
+        told = help_of(verb).split("\n\n")[1]
+        assert told[0].isupper()
+        assert f"{verb:<19} {told[0].lower()}{told[1:].removesuffix('.')}\n" in of_all
+    assert [told for told in ROOMS.values() if f"{told}\n" not in of_all] == []

@@ -91,7 +91,7 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/page/npm.py": "tests/runtime/test_page_npm.py tests/runtime/test_page.py -k 'npm or package or version'",
     "runtime/page/command.py": "tests/runtime/test_page_parts.py",
     "export/unroll.py": "tests/export/test_unroll_small.py",
-    "export/lower.py": "tests/export/test_lower_small.py",
+    "export/lower.py": "tests/export/test_lower_small.py tests/export/test_lower_others.py",
     "export/precision.py": "tests/export/test_precision_small.py",
     **{
         f"export/precisions/{name}.py": "tests/export/test_precisions.py"

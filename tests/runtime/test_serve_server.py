@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import io
 import signal
 import socket
 import sys
@@ -153,6 +154,15 @@ def test_models_are_loaded_told_of_and_closed(
     assert (config.access_log, config.server_header, config.proxy_headers) == (False, False, False)
     assert config.timeout_graceful_shutdown == 30
     assert waiting.cancelled()
+
+
+def test_what_starts_a_server_reads_its_lines_at_once(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a pipe, which nothing else flushes before the server ends."""
+    stream = io.TextIOWrapper(pipe := io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", stream)
+    signalled(monkeypatch)
+    run(a="first")
+    assert [line.split()[0] for line in pipe.getvalue().splitlines()] == [b"listening", b"a:"]
 
 
 def test_a_body_may_have_as_many_megabytes_as_it_is_told(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,13 +156,17 @@ def test_models_are_loaded_told_of_and_closed(
     assert waiting.cancelled()
 
 
-def test_what_starts_a_server_reads_its_lines_at_once(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("slow", "lines"), [(True, [b"listening"]), (False, [b"listening", b"a:"])])
+def test_what_starts_a_server_reads_each_line_at_once(
+    slow: bool, lines: list[bytes], models: list[Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a pipe, which nothing else flushes before the server ends."""
     stream = io.TextIOWrapper(pipe := io.BytesIO(), encoding="utf-8")
     monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(Model, "slow", slow)
     signalled(monkeypatch)
     run(a="first")
-    assert [line.split()[0] for line in pipe.getvalue().splitlines()] == [b"listening", b"a:"]
+    assert [line.split()[0] for line in pipe.getvalue().splitlines()] == lines
 
 
 def test_a_body_may_have_as_many_megabytes_as_it_is_told(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,8 @@ def test_the_first_error_ends_all(
 
 def test_a_worker_begins_deaf_to_ctrl_c_and_ends_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     before, joined, ended = signal.getsignal(signal.SIGINT), list[int](), threading.Event()
-    monkeypatch.delenv(THREADS, raising=False)
+    monkeypatch.setenv(THREADS, "")  # so that it is as it was behind this
+    monkeypatch.delenv(THREADS)
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(join=lambda: joined.append(1)))
     monkeypatch.setattr(os, "_exit", lambda status: joined.append(10 + status) or ended.set())  # type: ignore[func-returns-value]
     daemons, thread = list[bool](), threading.Thread

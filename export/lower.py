@@ -30,7 +30,7 @@ def lower_group_norm(model: ir.Model) -> None:
         x, scale, bias = node.inputs
         assert x is not None
         assert x.shape is not None
-        groups, epsilon = node.attributes["num_groups"].as_int(), node.attributes["epsilon"].as_float()
+        groups, epsilon = node.attributes["num_groups"].as_int(), _epsilon(node)
         channels, *spatial = (size if isinstance(size, int) else -1 for size in x.shape[1:])
         size, per_channel = channels // groups * math.prod(spatial), (channels, *(1 for _ in spatial))
         sizes = ir.node("Shape", [x])
@@ -65,7 +65,8 @@ def transpose_keys_at_once(model: ir.Model) -> None:
     """
     found = False
     for node in list(model.graph):
-        if node.op_type != "Transpose" or list(node.attributes["perm"].as_ints()) != [0, 2, 1]:
+        perm = node.attributes.get("perm")  # without it all axes are turned round
+        if node.op_type != "Transpose" or perm is None or list(perm.as_ints()) != [0, 2, 1]:
             continue
         flat, readers = node.inputs[0], node.outputs[0].consumers()
         into = flat.producer() if flat is not None else None
@@ -160,6 +161,10 @@ def keep_batch_in_reshapes(model: ir.Model) -> None:
             node.attributes.pop("allowzero", None)  # set by the exporter; here 0 is to mean "as before"
 
 
+def _epsilon(norm: ir.Node) -> float:
+    return norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5  # as ONNX has it
+
+
 def _constant(graph: ir.Graph, numbers: list[int]) -> ir.Value:
     """The initializer that holds these int64 numbers."""
     return initializer(graph, "shape_" + "_".join(map(str, numbers)), np.array(numbers, np.int64))
@@ -223,7 +228,7 @@ def raise_group_norm(graph: ir.Graph) -> None:
             norm = ir.node(
                 "GroupNormalization",
                 [x, *(_reshaped(graph, weight, (-1,)) for weight in weights)],
-                {"num_groups": groups, "epsilon": node.attributes["epsilon"].as_float()},
+                {"num_groups": groups, "epsilon": _epsilon(node)},
             )
             norm.outputs[0].name = f"{node.outputs[0].name}_group"
             ir.convenience.replace_nodes_and_values(graph, node, nodes, [norm], nodes[-1].outputs, norm.outputs)

@@ -1,11 +1,11 @@
 """Remembers Ctrl-C, since a library may swallow it while it computes, or turn it into another error."""
 
-_pressed = list[bool]()
+_pressed = list[object]()  # what the handler was told, each time
 
 
-def press(*_: object) -> None:
+def press(*told: object) -> None:
     """The handler of SIGINT. Raises KeyboardInterrupt, as Python's own does."""
-    _pressed.append(True)
+    _pressed.append(told)
     raise KeyboardInterrupt
 
 

@@ -181,11 +181,11 @@ def quantised(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once("quantised", make, tmp_path_factory)
 
 
-def run_main(main: Callable[[], object], *arguments: str) -> None:
-    """A command line's ``main`` with these arguments, in this process."""
+def run_main(main: Callable[[], object], *arguments: str) -> object:
+    """What a command line's ``main`` returns for these arguments, in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["command", *arguments])
-        main()
+        return main()
 
 
 def export(*arguments: str) -> None:

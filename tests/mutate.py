@@ -45,10 +45,19 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/protobuf.py": "tests/runtime/test_small_parts.py",
     "runtime/lock.py": "tests/runtime/test_output.py",
     "runtime/scratch.py": "tests/runtime/test_scratch.py",
+    "runtime/backends/__init__.py": "tests/runtime/test_backends.py",
+    "runtime/errors.py": "tests/test_command_line_parts.py",
     "runtime/backends/base.py": "tests/runtime/test_small_parts.py",
     "runtime/backends/feeds.py": "tests/runtime/test_small_parts.py",
+    "runtime/command.py": "tests/runtime/test_command_small.py tests/runtime/test_command_sample.py "
+    "tests/runtime/test_command.py -k 'small or sample.py or classes or spans'",
+    "runtime/__main__.py": "tests/test_command_line_parts.py",
     "runtime/command_line.py": "tests/test_command_line_parts.py tests/test_help.py tests/test_words.py "
     "-k 'parts or common or cannot_be_read'",
+    "runtime/serve/app.py": "tests/runtime/test_serve_app.py",
+    "runtime/serve/server.py": "tests/runtime/test_serve_server.py",
+    "runtime/serve/command.py": "tests/runtime/test_serve_server.py",
+    "runtime/serve/load.py": "tests/runtime/test_serve_load.py",
     "runtime/serve/protocol.py": "tests/runtime/test_serve_protocol.py",
     "runtime/serve/model.py": "tests/runtime/test_serve_model.py",
     "runtime/serve/batches.py": "tests/runtime/test_serve_parts.py tests/runtime/test_serve_model.py "
@@ -75,9 +84,19 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/json_file.py": "tests/runtime/test_json_file.py",
     "runtime/inputs.py": "tests/runtime/test_inputs.py",
     "runtime/sampler.py": "tests/runtime/test_sampler.py",
+    "runtime/generate/workers.py": "tests/runtime/test_generate_workers.py",
+    "runtime/generate/on_ray.py": "tests/runtime/test_generate_workers.py",
+    "runtime/generate/command.py": "tests/runtime/test_generate_command.py",
+    "runtime/page/folder.py": "tests/runtime/test_page.py tests/runtime/test_page_parts.py",
+    "runtime/page/npm.py": "tests/runtime/test_page_npm.py tests/runtime/test_page.py -k 'npm or package or version'",
+    "runtime/page/command.py": "tests/runtime/test_page_parts.py",
     "export/unroll.py": "tests/export/test_unroll_small.py",
-    "export/lower.py": "tests/export/test_lower_small.py",
+    "export/lower.py": "tests/export/test_lower_small.py tests/export/test_lower_others.py",
     "export/precision.py": "tests/export/test_precision_small.py",
+    **{
+        f"export/precisions/{name}.py": "tests/export/test_precisions.py"
+        for name in ("__init__", "base", "bf16", "fp16", "fp8", "int8", "int8_fp16")
+    },
     "calibration/refinement.py": "tests/calibration/test_refinement_small.py tests/calibration/test_refinement.py "
     "-k 'small or parameters or slope or images_far or iteration_that'",
     "models/checkpoint.py": "tests/models/test_checkpoint.py "

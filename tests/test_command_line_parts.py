@@ -4,6 +4,7 @@ import argparse
 import errno
 import io
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from edge_sampler.runtime.command_line import (
     whole_numbers,
 )
 from edge_sampler.runtime.errors import BoundError, UserError
+
+ROOT = Path(__file__).parent.parent
 
 
 def raises(error: BaseException) -> Callable[[], int]:
@@ -250,3 +253,21 @@ def test_a_users_own_package_may_have_a_rooms_name(
     leave_name()
     assert (name in sys.modules) == kept
     leave_name()
+
+
+COMMANDS = [path for path in (ROOT / "runtime").rglob("*.py") if "\n    run_command(main)" in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("file", COMMANDS, ids=[path.name for path in COMMANDS])
+@pytest.mark.usefixtures("handlers")
+def test_a_file_that_may_be_run_is_a_command(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And does nothing where it is imported."""
+    monkeypatch.setattr(sys, "argv", ["file", "--help"])
+    assert callable(runpy.run_path(str(file))["main"])
+    assert capsys.readouterr().out == ""
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(file), run_name="__main__")
+    assert not ended.value.code
+    assert capsys.readouterr().out.startswith("usage: ")

@@ -13,7 +13,7 @@ import shlex
 from pathlib import Path
 
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.command_line import Parser, add_verify_key, run_command
+from edge_sampler.runtime.command_line import Parser, add_verify_key
 from edge_sampler.runtime.page.folder import ONNX_RUNTIME, TOKENIZERS, write_site
 
 
@@ -36,7 +36,3 @@ def main() -> int:
     print(f"{arguments.out}: {written / 1e6:.1f} MB; look at it with")
     print(f"python -m http.server -d {shlex.quote(str(arguments.out))}")
     return 0
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -52,7 +52,7 @@ TOKENIZERS = Package(
 )
 
 
-def write_site(bundle: Bundle, out: Path, given: Mapping[Package, Path | None], force: bool = False) -> None:
+def write_site(bundle: Bundle, out: Path, given: Mapping[Package, Path | None], force: bool) -> None:
     """Writes the page's folder; ``given`` says which packages are there already.
 
     Raises UserError for a bundle that a page cannot show, a package that cannot be had, and as ``writable`` does.
@@ -144,7 +144,7 @@ def field_of(bundle: Bundle, name: str, example: np.ndarray) -> dict[str, Any]:
         }
     choices = 2 if condition.dtype == "bool" else condition.choices
     field |= {"choices": choices, "null": condition.null if type(condition.null) is int else None}
-    if choices and condition.shape == ():
+    if choices and not condition.shape:
         return {**field, "kind": "choice"}
     values = np.broadcast_to(example, inputs.sized(condition.shape)).ravel()
     if len(condition.shape) > 1 or values.size > MOST_NUMBERS:

@@ -94,8 +94,7 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, UnicodeError) as error:
-        number = error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror) else None
-        told = os.strerror(number) if number else str(error)
+        told = str(error.strerror if isinstance(error, OSError) else error).partition(" (while ")[0]  # Python's own end
         raise UserError(
             f"cannot listen on port {port} of {host}: {told}; choose another with --port or --host"
         ) from error

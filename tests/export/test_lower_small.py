@@ -136,6 +136,19 @@ OTHERS = {  # what is only nearly a group norm of images
         "made = Add(m, bias)": "k = Add(m, bias) made = Transpose<perm = [0, 1, 3, 2]>(k)",
     },
     "a scale of the state": {"Mul(r, scale)": "Mul(r, x)"},
+    "a scale that is computed": {"m = Mul(r, scale)": "k = Abs(scale) m = Mul(r, k)"},
+    "ones that are computed": {"g = Reshape": "k = Abs(ones) g = Reshape", "(g, ones)": "(g, k)"},
+    "groups that are computed": {"g = Reshape(x, to)": "k = Abs(to) g = Reshape(x, k)"},
+    "scales for places of each channel": {"scale": f"float[4, 2, 3] scale = {{{', '.join(map(str, range(24)))}}}"},
+    "groups of half a sample": {
+        "to": "int64[3] to = {-1, 2, 6}", "back": "int64[4] back = {-1, 4, 2, 3}",
+        "ones": "float[6] ones = {1, 1, 1, 1, 1, 1}",
+    },
+    "rows of the input": {
+        "g = Reshape(x, to) n": "n", "(g, ones)": "(x, ones)", "axis = 2": "axis = -1",
+        "ones": "float[3] ones = {1, 1, 1}",
+    },
+    "something between": {"g = Reshape(x, to)": "k = Reshape(x, to) g = Transpose<perm = [0, 1, 2]>(k)"},
 }  # fmt: skip
 
 

@@ -49,9 +49,9 @@ PLANS = {
 }
 
 
-def denoiser(nodes: str) -> ir.Model:
+def denoiser(nodes: str, more: str = "") -> ir.Model:
     text = f"""<ir_version: 10, opset_import: ["" : 21]>
-    toy (float[batch, 2, 3, 3] x, float sigma) => (float[batch, 2, 3, 3] denoised) <{INITIALIZERS}>
+    toy (float[batch, 2, 3, 3] x, float sigma{more}) => (float[batch, 2, 3, 3] denoised) <{INITIALIZERS}>
     {{ {nodes} denoised = Tanh(s) }}"""
     proto = onnx.parser.parse_model(text)
     proto.graph.input[1].type.tensor_type.shape.SetInParent()
@@ -83,7 +83,17 @@ def test_the_graph_makes_what_the_loop_makes(kind: str, plan: str, tmp_path: Pat
     assert count["Conv"] == evaluations * (nodes.count("Conv") - nodes.count("Conv(e"))  # which is a constant
     assert count["Clip"] == (evaluations if table.clip else 0)
     made = {value.name for node in drawn.graph for value in node.outputs}
-    assert {f"denoised_{k}" for k in range(evaluations)} <= made
+    assert {f"{name}_{k}" for name in ("x", "denoised") for k in range(evaluations)} <= made
+
+
+@pytest.mark.parametrize("name", ["a", "y"])
+def test_a_condition_stays_what_it_is(name: str, tmp_path: Path) -> None:
+    drawn = unroll(denoiser(f"s = Mul(x, {name})", f", float[batch, 2, 3, 3] {name}"), PLANS["nothing"])
+    save_checked(drawn, tmp_path / "sampler.onnx")
+    noise, told = np.random.default_rng(0).normal(size=(2, 5, 2, 3, 3)).astype(np.float32)
+    with Session(tmp_path / "sampler.onnx") as session:
+        found = session.run({"noise": noise, name: told})["images"]
+    assert relative(found, 2 * np.tanh(4 * noise * told)) < 1e-5
 
 
 def test_equal_levels_share_their_biases() -> None:

@@ -204,3 +204,40 @@ def test_pixels_are_compared_as_floats_and_rounding_is_let_pass(tmp_path: Path) 
     made = run_sampler(found, feed(found), graph, None)  # type: ignore[arg-type]
     assert asked == ["denoised_0", "denoised_1", "images_float32"]
     assert made.tolerance == 1e-4  # of values that were not rounded
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "finite", "relative"),
+    [
+        ([1.0, 2.0], [1.0, 4.0], True, 0.5),
+        ([1.0, np.nan], [1.0, 4.0], False, np.nan),
+        ([1.0, 2.0], [np.inf, 4.0], False, np.nan),
+        ([0.0, 0.0], [0.0, 0.0], True, 0.0),  # nothing is not far from nothing
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_difference_is_of_two_paths(first: list[float], second: list[float], finite: bool, relative: float) -> None:
+    a, b = (Trajectory(PLAN, None, np.array([[made]], np.float32), 1e-4) for made in (first, second))
+    (found,) = comparing._differences("images", "a", a, "b", b)
+    assert found.finite == finite
+    np.testing.assert_equal(found.relative, relative)
+    assert within([found], 0.5) == (finite and relative <= 0.5)
+
+
+def test_a_large_sample_runs_alone() -> None:
+    assert [len(part["noise"]) for part in parts({"noise": np.zeros((3, 3, 300, 300), np.float32)})] == [1, 1, 1]
+
+
+def test_an_inner_value_of_another_shape_is_told(tmp_path: Path) -> None:
+    found, graphs = bundle(tmp_path), Graphs()
+    with_shape = graphs.open
+
+    def open_(*told: Any) -> Session:
+        session = with_shape(*told)
+        run = session.run
+        session.run = lambda feed: {**run(feed), "denoised_1": np.zeros((2, 9), np.float32)}
+        return session
+
+    graphs.open = open_  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"a stand-in makes denoised_1 float32 \[2, 9\], not float32 \[2, 2, 3\]"):
+        run_sampler(found, feed(found), graphs, None)  # type: ignore[arg-type]

@@ -47,6 +47,13 @@ def job(bundle: Path, out: Path, **changes: object) -> Job:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are made in this process, since workers take a second to start."""
+    monkeypatch.setattr(command, "in_processes", lambda tasks, workers: (make(*task) for task in tasks))
+    opened.cache_clear()
+
+
 def test_every_sample_is_its_seeds(conditional: Path, tmp_path: Path) -> None:
     generate(conditional, tmp_path / "out", "--seeds", "7-13", "--shard", "3", "--class-labels", "0-2")
     labels, samples = [0, 1, 2, 0, 1, 2, 0], dict[str, bytes]()
@@ -68,6 +75,7 @@ def test_every_sample_is_its_seeds(conditional: Path, tmp_path: Path) -> None:
     assert {one["file"]: one["sha256"] for one in record["shards"]} == hashes(tmp_path / "out")
 
 
+@pytest.mark.usefixtures("here")
 def test_arrays(made: Path, tmp_path: Path) -> None:
     generate(made, tmp_path / "out", "--seeds", "3", "--format", "npz")
     with np.load(tmp_path / "out" / "shard-000000.npz") as stored, load(made, "onnxrt") as sampler:
@@ -129,6 +137,7 @@ def program(process: int) -> str:
         return ""
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -148,12 +157,14 @@ def test_another_jobs_shards_are_not_mixed_in(
     assert hashes(tmp_path / "out") == before
 
 
+@pytest.mark.usefixtures("here")
 def test_other_conditions_are_another_job(conditional: Path, tmp_path: Path) -> None:
     generate(conditional, tmp_path / "out", "--seeds", "0-1", "--class-labels", "0")
     with pytest.raises(UserError, match="its conditions is"):
         generate(conditional, tmp_path / "out", "--seeds", "0-1", "--class-labels", "1")
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

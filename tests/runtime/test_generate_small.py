@@ -184,6 +184,8 @@ def test_what_is_whole_is_not_made_again(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / RECORD).read_text())
     assert [one["file"] for one in stored["shards"]] == ["a", "b"]
     assert stored["complete"] is False
+    write_record(tmp_path, record, listed, complete=True)  # in the other's place
+    assert json.loads((tmp_path / RECORD).read_text()) == {**stored, "complete": True}
     assert finished(tmp_path, record) == listed
     for damage in ("x", "ab", ""):
         (tmp_path / "a").write_text(damage)

@@ -66,6 +66,7 @@ def started(
     monkeypatch.setattr(module, "choose", lambda bundle, name, precision: backend)
     monkeypatch.setattr(module, "made_of", lambda bundle, feed, made: made["made"])
     made = Model(of or bundle(), "m", 6, 0.0)
+    assert not made.ready
 
     async def start() -> None:
         try:
@@ -159,6 +160,11 @@ def test_a_row_is_a_seed_or_a_noise_and_its_conditions(model: Model) -> None:
         ({"seeds": seeds(), "mask": None, CLASSES: None}, {}, "0 images are asked for; one request takes 1 to 6"),
         ({"seeds": seeds(*range(7)), "mask": None, CLASSES: None}, {}, "7 images are asked for"),
         ({"seeds": seeds(-1)}, {}, f"seed -1 is out of range; seeds are 0 to {SEEDS - 1}"),
+        (
+            {"noise": Tensor("FP32", np.zeros((1, 1, 4), np.float32))},
+            {},
+            r"noise has shape \[1, 1, 4\]; it must be FP32 \[n, 2, T\]",
+        ),
         (
             {"noise": Tensor("FP32", np.zeros((1, 3, 4)))},
             {},

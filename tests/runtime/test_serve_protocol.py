@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.serve.protocol import HEAD_LENGTH, Asked, read_request, write_response
+from edge_sampler.runtime.serve.protocol import DTYPES, HEAD_LENGTH, NAMES, Asked, read_request, write_response
 
 SEED = {"name": "seeds", "shape": [1], "datatype": "INT64", "data": [1]}
 
@@ -189,3 +189,34 @@ def test_a_message_stays_short() -> None:
     with pytest.raises(UserError) as refused:
         read({**SEED, "name": [["long"] * 100]})
     assert len(str(refused.value)) < 120
+
+
+def test_every_type_of_the_protocol_is_known_by_its_size() -> None:
+    """Little-endian, as it asks."""
+    sizes = dict.fromkeys(("UINT", "INT"), (8, 16, 32, 64)) | {"FP": (16, 32, 64)}
+    known = {f"{kind}{bits}": f"<{kind[0].lower()}{bits // 8}" for kind, all_ in sizes.items() for bits in all_}
+    assert known | {"BOOL": "bool"} == DTYPES
+    assert {NAMES[np.dtype(dtype).name] for dtype in known.values()} == set(known)
+
+
+def test_a_byte_that_is_not_zero_is_true() -> None:
+    found = of_bytes("BOOL", [3], b"\x02\x00\x01")
+    np.testing.assert_array_equal(found.view(np.uint8), [1, 0, 1])
+
+
+def test_parameters_of_any_name_are_the_models() -> None:
+    found = read(parameters={"T": 4, "z": 5, "binary_data_output": True})
+    assert (found.parameters, found.binary) == ({"T": 4, "z": 5}, True)
+
+
+def test_each_output_has_its_own_size() -> None:
+    asked, outputs = read(parameters={"binary_data_output": True}), {"a": np.zeros(3, np.int64), "b": np.ones(1, bool)}
+    written, headers = write_response(asked, "m", outputs)
+    told = json.loads(written[: int(headers[HEAD_LENGTH])])["outputs"]
+    assert [one["parameters"]["binary_data_size"] for one in told] == [24, 1]
+
+
+@pytest.mark.parametrize(("size", "told"), [(10**19 - 2, f"{8 * (10**19 - 2)}"), (125 * 10**17, "far more")])
+def test_a_number_without_end_is_not_written_out(size: int, told: str) -> None:
+    with pytest.raises(UserError, match=f"takes {told}$"):
+        of_bytes("INT64", [size], b"")

@@ -1,0 +1,53 @@
+"""Which backend runs a bundle: the best that can, or the one that is named."""
+
+from typing import Any
+
+import pytest
+
+from edge_sampler.runtime import backends
+from edge_sampler.runtime.backends import BACKENDS, choose
+from edge_sampler.runtime.backends.base import Backend
+from edge_sampler.runtime.errors import UserError
+
+BUNDLE: Any = "the bundle"
+
+
+def backend(name: str, lacks: str | None = None, unable: str | None = None) -> Backend:
+    def runs(bundle: Any, precision: str | None) -> str | None:
+        assert (bundle, lacks) == (BUNDLE, None)  # it is asked of what is here alone
+        return None if precision == "fp16" else unable
+
+    return Backend(name, 0, lambda: lacks, runs, lambda *_: None, None, False)  # type: ignore[arg-type, return-value]
+
+
+def test_backends_are_in_the_order_of_their_ranks() -> None:
+    ranks = [one.rank for one in BACKENDS.values()]
+    assert ranks == sorted(ranks)
+    assert {"tensorrt-rtx", "tensorrt", "onnxrt"} <= set(BACKENDS)
+    assert list(BACKENDS).index("tensorrt") < list(BACKENDS).index("onnxrt")
+    assert all(name == one.name for name, one in BACKENDS.items())
+
+
+def test_the_first_that_can_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [backend("a", lacks="no GPU"), backend("b", unable="no engine"), backend("c"), backend("d")]
+    monkeypatch.setattr(backends, "BACKENDS", {one.name: one for one in known})
+    assert choose(BUNDLE).name == "c"
+    assert choose(BUNDLE, precision="fp16").name == "b"
+    assert choose(BUNDLE, "d").name == "d"
+    for name, told in (
+        ("a", "a cannot run this bundle here: no GPU"),
+        ("b", "b cannot run this bundle here: no engine"),
+    ):
+        with pytest.raises(UserError, match=f"^{told}$"):
+            choose(BUNDLE, name)
+    for name in ("e", "", "Auto"):
+        with pytest.raises(UserError, match=rf"^unknown backend '{name}'; known: auto, a, b, c, d$"):
+            choose(BUNDLE, name)
+
+
+def test_where_none_can_each_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [backend("a", lacks="no GPU"), backend("b", unable="no engine")]
+    monkeypatch.setattr(backends, "BACKENDS", {one.name: one for one in known})
+    told = "a cannot run this bundle here: no GPU; b cannot run this bundle here: no engine"
+    with pytest.raises(UserError, match=f"^{told}$"):
+        choose(BUNDLE)

@@ -24,7 +24,7 @@ MEASURED = {"samples": 4, "rms_error": 0.01, "largest_error": 0.3, "relative_err
 SEEDS = [5, 3]
 
 
-def inputs_of(*shape: int, **conditions: Any) -> dict[str, Any]:
+def inputs_of(*shape: int | str, **conditions: Any) -> dict[str, Any]:
     return {"shape": list(shape), "conditions": conditions, "axes": {}}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edge_sampler.runtime import command
+from edge_sampler.runtime import command, doctor
 from edge_sampler.runtime.backends.base import Spans
 from edge_sampler.runtime.bench import EAGER, UNROLLED, Timing
 from edge_sampler.runtime.bundle import Bundle
@@ -206,9 +206,9 @@ def test_doctor_tells_of_each_backend(
 ) -> None:
     asked, folder, keys = list[Any](), pictures(tmp_path).folder, keys_asked(monkeypatch)
     found = [Finding("tensorrt", "no GPU"), Finding("onnxrt", None)]
-    monkeypatch.setattr(command.doctor, "machine", lambda: [("GPU", "none"), ("ONNX Runtime", "1.23")])
-    monkeypatch.setattr(command.doctor, "findings", lambda bundle: asked.append(bundle) or found)  # type: ignore[func-returns-value]
-    monkeypatch.setattr(command.doctor, "status", lambda told: 40 + len(told))
+    monkeypatch.setattr(doctor, "machine", lambda: [("GPU", "none"), ("ONNX Runtime", "1.23")])
+    monkeypatch.setattr(doctor, "findings", lambda bundle: asked.append(bundle) or found)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(doctor, "status", lambda told: 40 + len(told))
     assert run_main(main, "doctor") == 42
     told = ["GPU          none", "ONNX Runtime 1.23", "", "backend              runs here"]
     backends = ["tensorrt             no: no GPU", "onnxrt               yes"]

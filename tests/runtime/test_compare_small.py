@@ -238,6 +238,6 @@ def test_an_inner_value_of_another_shape_is_told(tmp_path: Path) -> None:
         session.run = lambda feed: {**run(feed), "denoised_1": np.zeros((2, 9), np.float32)}
         return session
 
-    graphs.open = open_  # type: ignore[method-assign]
+    graphs.open = open_  # type: ignore[method-assign, assignment]
     with pytest.raises(UserError, match=r"a stand-in makes denoised_1 float32 \[2, 9\], not float32 \[2, 2, 3\]"):
         run_sampler(found, feed(found), graphs, None)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from edge_sampler.runtime.condition import CLASSES
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.generate import command
 from edge_sampler.runtime.generate.command import main, show, span
-from edge_sampler.runtime.generate.job import RECORD, Job, Shard
+from edge_sampler.runtime.generate.job import RECORD, Job, Shard, write_record
 from edge_sampler.runtime.noise import SEEDS
 from edge_sampler.runtime.verified import file_sha256
 from tests.conftest import run_main
@@ -139,8 +139,8 @@ def test_the_same_command_goes_on(small: Bundle, made: Made, capsys: pytest.Capt
 def test_a_record_is_kept_each_second(small: Bundle, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """And before the first shard, and behind the last: a folder that cannot be written is known at once."""
     times, records, shown = iter([10.0, 10.5, 11.0, 11.5, 12.5, 13.5]), list[Any](), list[Any]()
-    monkeypatch.setattr(command.time, "monotonic", lambda: next(times))
-    keep = command.write_record
+    monkeypatch.setattr("edge_sampler.runtime.generate.command.time.monotonic", lambda: next(times))
+    keep = write_record
 
     def write(out: Path, record: Any, there: Any, complete: bool) -> None:
         records.append((len(there), complete))
@@ -157,7 +157,7 @@ def test_the_rate_is_of_what_was_made_now(small: Bundle, made: Made, monkeypatch
     out = generate(small, "--seeds", "0-9", "--shard", "2", "--class-labels", "1")
     (out / "shard-000003.tar").unlink()
     shown, times = list[Any](), iter([10.0, 10.5])
-    monkeypatch.setattr(command.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr("edge_sampler.runtime.generate.command.time.monotonic", lambda: next(times))
     monkeypatch.setattr(command, "show", lambda *told: shown.append(told))
     generate(small, "--seeds", "0-9", "--shard", "2", "--class-labels", "1")
     assert shown == [(10, 10, 4.0)]
@@ -166,7 +166,7 @@ def test_the_rate_is_of_what_was_made_now(small: Bundle, made: Made, monkeypatch
 def test_a_clock_that_stands_still_divides_by_nothing(
     small: Bundle, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command.time, "monotonic", lambda: 10.0)
+    monkeypatch.setattr("edge_sampler.runtime.generate.command.time.monotonic", lambda: 10.0)
     generate(small, "--seeds", "0-1", "--class-labels", "1")
 
 

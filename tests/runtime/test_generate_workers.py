@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 from typing import Any
@@ -75,7 +75,8 @@ def test_workers_share_the_cores(
 ) -> None:
     pool = Pool()
     pooled(monkeypatch, pool, cores)
-    assert sorted(in_processes(tasks(3, []), workers)) == [(n, f"shard {n}") for n in range(3)]  # type: ignore[type-var]
+    made: list[Any] = [*in_processes(tasks(3, []), workers)]
+    assert sorted(made) == [(n, f"shard {n}") for n in range(3)]
     ((number, context), settings) = pool.made[0]
     assert (number, context.get_start_method()) == (workers, "spawn")
     assert settings == {"initializer": start, "initargs": (threads,)}
@@ -86,7 +87,7 @@ def test_as_many_tasks_wait_as_there_are_workers(children: list[str], monkeypatc
     """Conditions of a million samples are not all in memory at once."""
     pool, taken = Pool(), list[int]()
     pooled(monkeypatch, pool)
-    first, most = of_workers.wait, list[int]()
+    first, most = wait, list[int]()
 
     def one_at_a_time(running: set[Any], return_when: str) -> tuple[set[Any], set[Any]]:
         assert return_when == "FIRST_COMPLETED"
@@ -96,12 +97,12 @@ def test_as_many_tasks_wait_as_there_are_workers(children: list[str], monkeypatc
         return {one}, running - {one}
 
     monkeypatch.setattr(of_workers, "wait", one_at_a_time)
-    made = in_processes(tasks(9, taken), 2)
+    made: Iterator[Any] = in_processes(tasks(9, taken), 2)
     assert next(made) == (0, "shard 0")
     assert taken == [0, 1, 2, 3]
     assert next(made) == (1, "shard 1")
     assert taken == [0, 1, 2, 3, 4]
-    assert [number for number, _ in made] == [2, 3, 4, 5, 6, 7, 8]  # type: ignore[misc]
+    assert [number for number, _ in made] == [2, 3, 4, 5, 6, 7, 8]
     assert most == [4, 4, 4, 4, 4, 4, 3, 2, 1]
 
 
@@ -201,7 +202,7 @@ class Ray:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ray]:
     def make(**told: Any) -> Ray:
         ray = Ray(**told)
-        monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "ray", ray)
         monkeypatch.setattr(of_ray, "make", lambda number, name: (number, name))
         monkeypatch.setattr(of_ray, "reachable", lambda address: None)
         return ray
@@ -217,10 +218,10 @@ def test_a_cluster_makes_what_is_asked_and_no_more_at_a_time(
     resources: dict[str, float], needs: dict[str, int], cluster: Callable[..., Ray]
 ) -> None:
     ray, taken = cluster(**resources), list[int]()
-    made = on_ray(tasks(5, taken), 1, "auto")
+    made: Iterator[Any] = on_ray(tasks(5, taken), 1, "auto")
     assert next(made) == (0, "shard 0")
     assert (taken, ray.running) == ([0, 1], True)
-    assert [number for number, _ in made] == [1, 2, 3, 4]  # type: ignore[misc]
+    assert [number for number, _ in made] == [1, 2, 3, 4]
     assert ray.most == [2, 2, 2, 2, 1]
     assert ray.inits == [{"address": "auto", "log_to_driver": False}]
     assert ray.tasks == [{**needs, "max_retries": -1, "runtime_env": {"env_vars": {THREADS: "1"}}}]

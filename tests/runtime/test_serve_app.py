@@ -293,7 +293,7 @@ def test_a_body_has_a_largest_size(length: dict[str, str]) -> None:
 def test_a_request_has_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its arrival; not those of one that was refused."""
     times = iter([10.0, 25.0, 30.0])
-    monkeypatch.setattr(module.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr("edge_sampler.runtime.serve.app.time.perf_counter", lambda: next(times))
     service = served(Model("a"))
     ask(service, "POST", "/v2/models/a/infer", ONE)
     ask(service, "POST", "/v2/models/a/infer", b"{")
@@ -329,7 +329,7 @@ def test_what_nobody_waits_for_is_not_made() -> None:
 
 
 def test_a_fault_of_ours_elsewhere_is_told_without_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Model, "metadata", lambda self: {}["absent"])
+    monkeypatch.setattr(Model, "metadata", lambda self: dict[str, str]()["absent"])
     answer = ask(served(), "GET", "/v2/models/a", faults=KeyError)
     assert (answer.status, answer.json) == (500, {"error": UNEXPECTED})
 

@@ -122,7 +122,7 @@ class Process:
 def test_a_server_is_started_and_told_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     listening = "listening on http://127.0.0.1:4321\n"
     for clients, queue in ((32, "256"), (300, "300")):
-        process = Process(listening, "digits: ready, by ONNX Runtime\n")
+        process: Any = Process(listening, "digits: ready, by ONNX Runtime\n")
         monkeypatch.setattr(subprocess, "Popen", process)
         arguments = argparse.Namespace(bundle=Path("digits"), batch=16, clients=clients)
         with load._server(arguments) as (found, port):
@@ -215,7 +215,7 @@ def test_what_it_finds(
 
     monkeypatch.setattr(load, "_server", server)
     monkeypatch.setattr(load, "_ask_all", ask_all)
-    monkeypatch.setattr(load.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr("edge_sampler.runtime.serve.load.time.perf_counter", lambda: clock[0])
     given = ("--requests", "203", "--clients", "5", "--batch", "100")
     assert run_main(main, str(tmp_path), *given) == status
     assert session.sizes == [100] * 10 + [24]

@@ -18,6 +18,7 @@ import uvicorn
 
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.serve import command, server
+from edge_sampler.runtime.serve.app import make_app
 from edge_sampler.runtime.serve.command import KEY, main
 from edge_sampler.runtime.serve.server import Server, serve
 from tests.conftest import run_main
@@ -140,7 +141,7 @@ def run(host: str = "127.0.0.1", **bundles: Any) -> None:
 
 
 def test_models_are_loaded_told_of_and_closed(
-    models: list[Model], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    models: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configs: list[Any] = signalled(monkeypatch)
     run(a="first", b="second")
@@ -171,7 +172,7 @@ def test_what_starts_a_server_reads_each_line_at_once(
 
 def test_a_body_may_have_as_many_megabytes_as_it_is_told(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:
     signalled(monkeypatch)
-    made, make = list[Any](), server.make_app
+    made, make = list[Any](), make_app
     monkeypatch.setattr(server, "make_app", lambda *told: made.append(told) or make(*told))  # type: ignore[func-returns-value]
     run(a="first")
     ((service, key),) = made
@@ -179,7 +180,7 @@ def test_a_body_may_have_as_many_megabytes_as_it_is_told(models: list[Model], mo
 
 
 def test_an_address_of_version_6_is_told_as_urls_have_it(
-    models: list[Model], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    models: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     signalled(monkeypatch)
     try:

@@ -49,7 +49,8 @@ class Settings:
         temperature: scales the noises of the fit, for a sampler that is called with the same temperature.
         afs: whether the first step is analytical (calibration/afs.py); the saved evaluation pays for one more step.
             None: only for "auto", and only if the caller gives no conditions, which have no one mean.
-        refine: the largest number of iterations of joint refinement after the fit; 0: none.
+        refine: the largest number of iterations of joint refinement after the fit; 0: none. Give a ``fit_batch`` of 256
+            and 128 ``heldout`` noises to refine: commands, and ``fit`` without settings, take these by themselves.
         refine_on: what refinement compares (calibration/views.py): one of ``VIEWS``, or FILE.py:FUNCTION.
         paper: whether to use γ as in the paper: none in the first and the last step, and in all others, whatever
             held-out noises say.

@@ -22,12 +22,7 @@ from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
 
 SIX = (3, 4, 5, 6, 8, 10)
-NFES = {
-    "edm-digits": SIX,
-    "flow-digits": SIX,
-    "edm-fashion": SIX,
-    "edm-fashion-cond": (3, 4, 5, 6, 8),
-}  # by model
+NFES = dict.fromkeys(("edm-digits", "flow-digits", "edm-fashion", "edm-fashion-cond"), SIX)
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
 """Writes a bundle in the form that Triton Inference Server reads. Needs no PyTorch, and no Triton.
 
-python -m export triton BUNDLE --out models/
-docker run --gpus all -v $PWD/models:/models … tritonserver --model-repository=/models
+python -m export triton BUNDLE --out repository/
+docker run --gpus all -v $PWD/repository:/models … tritonserver --model-repository=/models
 
-models/NAME         noise and conditions in, images out: the bundle's TensorRT engines, or its graph for ONNX Runtime
-models/NAME-noise   seeds in, noise out: NumPy in Triton's Python backend
-models/NAME-seeds   both as one: seeds and conditions in, images out
+repository/NAME         noise and conditions in, images out: the bundle's TensorRT engines, or its ONNX graph
+repository/NAME-noise   seeds in, noise out: NumPy in Triton's Python backend
+repository/NAME-seeds   both as one: seeds and conditions in, images out
 
 Sources: triton-inference-server/server, docs/user_guide/model_configuration.md, ensemble_models.md;
 triton-inference-server/common, protobuf/model_config.proto.
@@ -109,7 +109,12 @@ def form_of(bundle: Bundle, precision: str | None, batch: int | None) -> Form:
 
 
 def write_repository(bundle: Bundle, name: str, form: Form, out: Path, force: bool = False) -> None:
-    """The three models, each whole or not there. Raises UserError where one is there without ``force``."""
+    """The three models, each whole or not there.
+
+    Raises UserError where one is there without ``force``, and for a folder that Python imports as something else.
+    """
+    if out.resolve().name == "triton" or any(out.glob("*.py")):
+        raise UserError(f"{out} would hide or hold a package of Python's; choose another folder with --out")
     with ExitStack() as whole:
         ends = ("-seeds", "-noise", "")  # the first is renamed last: what it needs is there by then
         seeds, noise, base = (

@@ -28,7 +28,10 @@ def make(bundle: Bundle, weights: str | None, on_gpu: bool = False) -> Callable[
     if recorded["name"].endswith(SUFFIX):
         raise UserError(f"{recorded['name']} is an ONNX graph, which PyTorch does not run")
     if weights is None and recorded["name"] not in ZOO:
-        raise UserError(f"{recorded['name']} is not known by name: give --weights with its file, or FILE.py:FUNCTION")
+        raise UserError(
+            f"{recorded['name']} is not known by name: give its checkpoint, with --weights FILE, or its maker, with "
+            "--weights FILE.py:FUNCTION"
+        )
     sized = "decoder" in bundle.manifest["stages"] and bundle.output.is_image and Path(weights or "").is_dir()
     options = Options(size=(int(bundle.output.shape[1]), int(bundle.output.shape[2]))) if sized else None
     model = load(weights or recorded["name"], random_weights=bundle.random_weights, options=options)

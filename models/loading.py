@@ -151,7 +151,8 @@ def _find(model: str, folder: Path | None) -> _Origin:
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(ZOO)}."
     files = "/".join(checkpoint.FORMATS)
     raise UserError(
-        f"unknown model {model!r}: {hint} A path or URL of a {files} file works too, and a pipeline's folder"
+        f"unknown model {model!r}: {hint} A path or URL of a {files} file works too, a pipeline's or bundle's folder, "
+        "FILE.onnx and FILE.py:FUNCTION"
     )
 
 

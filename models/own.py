@@ -138,6 +138,8 @@ def adapt(
         raise UserError(f"sigma_min is {lowest:g} and sigma_max {highest:g}; they must be above 0 and in order")
     preconditioning = replace(preconditioning, sampled=(lowest, highest), sigma_limits=(lowest, highest))
     sizes = {name: Axis(*sizes) for name, sizes in (axes or {}).items()}
+    if isinstance(shape, int):
+        raise UserError(f"shape is {shape}; it must be a tuple, such as ({shape},) or (3, 32, 32)")
     inputs = Inputs(tuple(shape), {**class_labels(classes), **(conditions or {})}, sizes)
     model, name = Preconditioned(network, preconditioning, inputs), type(network).__name__
     made = Output(output or "samples", inputs.shape)

@@ -30,7 +30,10 @@ def verify(model: Denoiser) -> None:
     for sigma, error in errors.items():
         print(f"noise level {sigma:8.3f}: of the noise, {error:.3f} is left")
     if not max(errors.values()) < MOST_LEFT:
-        raise BoundError(f"{spec.name} leaves more noise than came: its weights are of something else, or untrained")
+        raise BoundError(
+            f"{spec.name} leaves more noise than came: its weights are untrained or of something else, or precond and "
+            "its arguments do not describe it"
+        )
 
 
 @torch.inference_mode()

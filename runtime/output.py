@@ -32,7 +32,7 @@ def check_writable(target: Path, force: bool, kind: str = "file", marker: str = 
     """
     restore(target)
     if target.exists() and not force:
-        raise UserError(f"{target} exists; choose another name or add --force")
+        raise UserError(f"{target} exists; choose another with --out, or add --force")
     alike = target.is_file() if kind == "file" else (target / marker).is_file()
     if target.exists() and not alike:
         found = "folder" if target.is_dir() else "file" if target.is_file() else "device"
@@ -63,7 +63,9 @@ def writable(
         yield folder / place.name
         interrupt.check()
         if place.exists() and not force:
-            raise UserError(f"{target} was made meanwhile, by another process; choose another name or add --force")
+            raise UserError(
+                f"{target} was made meanwhile, by another process; choose another with --out, or add --force"
+            )
         put(folder / place.name, place, folder / OLD)
 
 

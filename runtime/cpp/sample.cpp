@@ -89,7 +89,7 @@ Arguments parse(std::vector<std::string> const& given) {
         if (out.extension() != ".npy" && out.extension() != ".ppm")
             fail("--out ", out.string(), ": unknown format; allowed: .npy, .ppm");
         if (fs::exists(out) && !(arguments.force && fs::is_regular_file(out)))
-            fail(out.string(), " exists; choose another name or add --force");
+            fail(out.string(), " exists; choose another with --out, or add --force");
     }
     arguments.seeds = seeds_of(seeds);
     return arguments;

@@ -235,6 +235,17 @@ def test_weights_beside_the_graph_come_too(copy: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(made, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["triton", "models"])
+def test_a_folder_of_pythons_is_refused(name: str, copy: Path, tmp_path: Path) -> None:
+    """One called triton hides PyTorch's package from whatever starts beside it; one with modules is a package."""
+    if name == "models":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "zoo.py").touch()
+    with pytest.raises(UserError, match=f"{name} would hide or hold a package of Python's; choose another folder"):
+        run_main(main, str(copy), "--out", str(tmp_path / name))
+    assert not list(tmp_path.rglob("config.pbtxt"))
+
+
 def test_it_is_whole_or_not_there(copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "models"
     (out / "other").mkdir(parents=True)

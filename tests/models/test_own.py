@@ -189,6 +189,11 @@ class Hints(nn.Module):
 SEEN = {"seen": edge_sampler.Condition((2,))}
 
 
+def test_a_shape_is_several_numbers() -> None:
+    with pytest.raises(UserError, match=r"shape is 144; it must be a tuple, such as \(144,\)"):
+        models.adapt(Told(), 144)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -293,7 +293,7 @@ def test_wrong_arguments_are_one_line(
 def test_files_stay_as_they_were(engine: Path, tmp_path: Path, example: Run) -> None:
     out = tmp_path / "made.npy"
     out.write_text("mine")
-    refused(example(engine, "--out", out), "made.npy exists; choose another name or add --force")
+    refused(example(engine, "--out", out), "made.npy exists; choose another with --out, or add --force")
     assert out.read_text() == "mine"
     assert example(engine, "--out", out, "--force").returncode == 0
     assert loaded(out).shape == (16, 1, 8, 8)

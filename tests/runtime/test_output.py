@@ -38,7 +38,7 @@ def write(path: Path, text: str, force: bool = False) -> None:
 def test_what_is_written_is_there_afterwards_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "in" / "deep" / "a.txt"
     write(path, "one")
-    with pytest.raises(UserError, match=r"a\.txt exists; choose another name or add --force"):
+    with pytest.raises(UserError, match=r"a\.txt exists; choose another with --out, or add --force"):
         write(path, "two")
     assert path.read_text() == "one"
     write(path, "two", force=True)

@@ -56,7 +56,7 @@ def header(bundle: Bundle, plan: Plan) -> str:
         ("licence of the weights", model["licence"]),
         ("built in", ", ".join(built_in(model))),
         ("weights, SHA-256", model["weights_sha256"]),
-        ("plan, SHA-256", manifest["plan_sha256"]),
+        ("plan's numbers, SHA-256", manifest["plan_sha256"]),
         ("made with", ", ".join(f"{tool} {version}" for tool, version in manifest["tools"].items())),
     ]
     shown = [(name, text(value)) for name, value in rows if value]

@@ -60,4 +60,5 @@ def denoising_errors(model: Denoiser) -> dict[float, float]:
 
 def parameters(model: Denoiser) -> str:
     graphs = sum(one.numbers for one in model.modules() if isinstance(one, OnnxGraph))
-    return f"{(graphs + sum(p.numel() for p in model.parameters())) / 1e6:.1f} M"
+    count = graphs + sum(p.numel() for p in model.parameters())
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"

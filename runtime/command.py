@@ -193,6 +193,10 @@ def times(arguments: argparse.Namespace) -> int:
             milliseconds = "".join(f"{t.percentile(p) * 1e3:>{w}.2f}" for p, w in ((50, 11), (90, 9), (95, 9), (99, 9)))
             ratio = "" if t.over_limit is None else f"{t.over_limit:.3f}"
             print(f"{t.name:<20}{t.throughput:>10.1f}{milliseconds}{ratio:>10}")
+        if any(t.over_limit is not None for t in timings):
+            print(
+                f"limit: {bundle.plan.nfe} calls of denoiser.onnx and nothing else; of limit: a path's time over that"
+            )
         unrolled = next(t for t in timings if t.name == UNROLLED)
         if unrolled.spans:
             spans = (f"{name.replace('_', ' ')} {value * 1e3:.3f} ms" for name, value in asdict(unrolled.spans).items())
@@ -233,12 +237,13 @@ def inspect(arguments: argparse.Namespace) -> int:
         of = f" of {name}, refitted" if name else ""
         print(
             f"plan{of}: {plan.solver}, {plan.nfe} evaluations at noise levels {levels}"
-            f"{', analytical first step' * plan.afs}; SHA-256 {plan.sha256}"
+            f"{', analytical first step' * plan.afs}; SHA-256 of its numbers {plan.sha256}"
         )
     for name, told in bundle.manifest.get("precisions", {}).items():
         print(f"precision: {name}, {told['rms_error']:.1e} RMS from fp32's {bundle.output.name}")
     for engine in bundle.engines:
-        print(f"engine: {engine.flavour} {engine.version}, {engine.precision}, batch {engine.batch}, {engine.targets}")
+        targets = ", ".join(engine.targets)
+        print(f"engine: {engine.flavour} {engine.version}, {engine.precision}, batch {engine.batch}, for {targets}")
     for name, recorded in bundle.manifest["files"].items():
         print(f"{recorded['bytes']:>12,} bytes  {name}  verified")
     return 0

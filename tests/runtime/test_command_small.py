@@ -114,6 +114,7 @@ def test_timings_are_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "                      images/s  median ms      p90      p95      p99  of limit",
         "limit                    181.8       1.00    11.00    56.00    92.00     1.000",
         "unrolled graph          1000.0       2.00     2.80     2.90     2.98          ",
+        "limit: 4 calls of denoiser.onnx and nothing else; of limit: a path's time over that",
         "left out: PyTorch: absent",
     ]
 
@@ -170,7 +171,7 @@ def test_inspect_tells_what_a_bundle_is(
     assert told[1] == "makes images: float32 [1, 2, 3], in [-1, 1]"
     assert told[2:4] == ["takes hint: float32 [2]; which way", "takes label: int64 [], 0 to 9"]
     assert told[4] == "axis T: 2 to 8, usually 4"
-    levels = "ddim, 2 evaluations at noise levels 2, 1; SHA-256"
+    levels = "ddim, 2 evaluations at noise levels 2, 1; SHA-256 of its numbers"
     assert told[5:7] == [f"plan: {levels} {PLAN.sha256}", f"plan of int8, refitted: {levels} {REFITTED.sha256}"]
     assert told[7:9] == [f"precision: {name}, 1.0e-02 RMS from fp32's images" for name in precisions]
     sizes = {name: f"{(path / name).stat().st_size:,}" for name in sorted(Bundle.open(path).manifest["files"])}
@@ -180,14 +181,14 @@ def test_inspect_tells_what_a_bundle_is(
 def test_inspect_tells_of_engines_and_of_a_first_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = SimpleNamespace(flavour="tensorrt", version="10", precision="fp16", batch="1:4:8", targets="sm_87")
+    engine = SimpleNamespace(flavour="tensorrt", version="10", precision="fp16", batch="1:4:8", targets=("sm87", "sm89"))
     bundle = pictures(tmp_path)
     vars(bundle).update(engines=(engine,), plan=SimpleNamespace(**asdict(bundle.plan), nfe=2, afs=True, sha256="5"))
     monkeypatch.setattr(command, "Bundle", SimpleNamespace(open=lambda *_: bundle))
     assert run_main(main, "inspect", str(bundle.folder)) == 0
     told = capsys.readouterr().out.splitlines()
-    assert "at noise levels 2, 1, analytical first step; SHA-256" in told[2]
-    assert told[3] == "engine: tensorrt 10, fp16, batch 1:4:8, sm_87"
+    assert "at noise levels 2, 1, analytical first step; SHA-256 of its numbers" in told[2]
+    assert told[3] == "engine: tensorrt 10, fp16, batch 1:4:8, for sm87, sm89"
 
 
 def test_inspect_reads_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

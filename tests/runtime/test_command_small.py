@@ -181,14 +181,14 @@ def test_inspect_tells_what_a_bundle_is(
 def test_inspect_tells_of_engines_and_of_a_first_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = SimpleNamespace(flavour="tensorrt", version="10", precision="fp16", batch="1:4:8", targets=("sm87", "sm89"))
+    engine = SimpleNamespace(flavour="tensorrt", version="10", precision="fp16", batch="1:4:8", targets=("sm8", "sm9"))
     bundle = pictures(tmp_path)
     vars(bundle).update(engines=(engine,), plan=SimpleNamespace(**asdict(bundle.plan), nfe=2, afs=True, sha256="5"))
     monkeypatch.setattr(command, "Bundle", SimpleNamespace(open=lambda *_: bundle))
     assert run_main(main, "inspect", str(bundle.folder)) == 0
     told = capsys.readouterr().out.splitlines()
     assert "at noise levels 2, 1, analytical first step; SHA-256 of its numbers" in told[2]
-    assert told[3] == "engine: tensorrt 10, fp16, batch 1:4:8, for sm87, sm89"
+    assert told[3] == "engine: tensorrt 10, fp16, batch 1:4:8, for sm8, sm9"
 
 
 def test_inspect_reads_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,10 @@ from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
 
 SIX = (3, 4, 5, 6, 8, 10)
-NFES = dict.fromkeys(("edm-digits", "flow-digits", "edm-fashion", "edm-fashion-cond"), SIX)
+NFES = {  # by model
+    **dict.fromkeys(("edm-digits", "flow-digits", "edm-fashion", "edm-fashion-cond"), SIX),
+    "ddim-fashion": (3, 4, 5),
+}
 
 
 def main() -> None:

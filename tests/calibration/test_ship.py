@@ -51,8 +51,8 @@ def test_a_plan_of_other_weights_is_made_again_and_one_that_fits_is_kept(
     assert fitted == [5, 5]
     assert sorted(file.name for file in tmp_path.glob("*.json")) == ["edm-digits-nfe5.json"]
     assert not list(tmp_path.glob(".*"))
-    monkeypatch.setattr("sys.argv", ["ship", "--model", "ddim-fashion", "--cache", str(tmp_path / "c")])
-    with pytest.raises(UserError, match="no plan of ddim-fashion ships yet: name those to make, with --nfe 5,10"):
+    monkeypatch.setattr("sys.argv", ["ship", "--model", "flow-emoji", "--cache", str(tmp_path / "c")])
+    with pytest.raises(UserError, match="no plan of flow-emoji ships yet: name those to make, with --nfe 5,10"):
         ship.main()
 
 

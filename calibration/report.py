@@ -13,7 +13,7 @@ def show(plan: Plan) -> None:
         return
     console = Console()
     if len(report.compared) > 1:
-        table = Table("solver", "mean error, held out", title=f"solvers at {plan.nfe} evaluations")
+        table = Table("solver", "held out", title=f"solvers at {plan.nfe} evaluations: mean of the images' RMS errors")
         for solver, error in sorted(report.compared.items(), key=lambda row: row[1]):
             table.add_row(solver, f"{error:.4f}" + ("  <- taken" if solver == plan.solver else ""))
         console.print(table)

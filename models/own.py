@@ -1,5 +1,6 @@
 """Makes a denoiser from a user's own network (``adapt``). docs/your-model.md shows how."""
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -128,6 +129,9 @@ def adapt(
     """
     if precond not in PRECONDITIONINGS:
         raise UserError(f"precond is {precond!r}; allowed: {', '.join(PRECONDITIONINGS)}")
+    known = inspect.signature(PRECONDITIONINGS[precond]).parameters
+    if unknown := [name for name in arguments if name not in known]:
+        raise UserError(f"{precond} has no argument {unknown[0]}; it has {', '.join(known) or 'none'}")
     try:
         preconditioning = PRECONDITIONINGS[precond](**arguments)
     except (TypeError, ValueError) as error:

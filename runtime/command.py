@@ -173,8 +173,8 @@ def parity(arguments: argparse.Namespace) -> int:
     medians = (
         [d.expected_median for d in found if np.isfinite(d.expected_median)] if arguments.tolerance is None else []
     )
-    of_median = f", and of {max(medians):.1e} for the RMS of the median sample" if medians else ""
-    print(f"{'within' if passed else 'BEYOND'} the tolerance of {allowed}{of_median}")
+    of_median = f"{max(medians):.1e} for the RMS of the median sample, and of " if medians else ""
+    print(f"{'within' if passed else 'BEYOND'} the tolerance of {of_median}{allowed}")
     return 0 if passed else 1
 
 

@@ -54,7 +54,7 @@ class Wrong(nn.Module):
     ("arguments", "message"),
     [
         ({"precond": "VPrecond"}, "precond is 'VPrecond'; allowed: EDMPrecond, "),
-        ({"precond": "FlowPrecond", "sigma_data": 1}, "FlowPrecond: .*sigma_data"),
+        ({"precond": "FlowPrecond", "sigma_data": 1}, "FlowPrecond has no argument sigma_data"),
         ({"precond": "DDPMPrecond", "prediction_type": "x0"}, "prediction_type is 'x0'; allowed: epsilon, "),
         ({}, r"Wrong returned \[2, 4, 4\] for x \[2, 1, 4, 4\]"),
     ],
@@ -187,6 +187,13 @@ class Hints(nn.Module):
 
 
 SEEN = {"seen": edge_sampler.Condition((2,))}
+
+
+def test_an_argument_that_a_preconditioning_lacks_is_told_with_those_that_it_has() -> None:
+    with pytest.raises(UserError, match="FlowPrecond has no argument train_timesteps; it has num_train_t"):
+        models.adapt(Told(), (8,), precond="FlowPrecond", train_timesteps=1)
+    with pytest.raises(UserError, match="Denoised has no argument sigma_data; it has none"):
+        models.adapt(Told(), (8,), sigma_data=1.0)
 
 
 def test_a_shape_is_several_numbers() -> None:

@@ -230,7 +230,12 @@ def probe(model: Preconditioned) -> list[float]:
         for sigma in (spec.sigma_max, math.sqrt(spec.sigma_min * min(spec.sigma_max, 80.0)), spec.sigma_min):
             c = model.preconditioning.coefficients(torch.tensor([sigma]))
             places, names = model.told(told, x.device)
-            returned = model.model(per_sample(c.c_in, x) * x * sigma, c.c_noise, *places, **names)
+            try:
+                returned = model.model(per_sample(c.c_in, x) * x * sigma, c.c_noise, *places, **names)
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                called = f"x {list(x.shape)} and a noise level {list(c.c_noise.shape)}, one for all samples"
+                raise UserError(f"{name} failed for {called}: {reason}") from error
             twice = (2, 2 * x.shape[1], *x.shape[2:])
             if not isinstance(returned, torch.Tensor) or tuple(returned.shape) not in (tuple(x.shape), twice):
                 got = list(returned.shape) if isinstance(returned, torch.Tensor) else type(returned).__name__

@@ -196,6 +196,18 @@ def test_an_argument_that_a_preconditioning_lacks_is_told_with_those_that_it_has
         models.adapt(Told(), (8,), sigma_data=1.0)
 
 
+class Joining(nn.Module):
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        return torch.cat([x, noise[:, None]], 1)[:, :8]
+
+
+def test_a_network_that_one_noise_level_does_not_suit_is_told_the_shapes() -> None:
+    with pytest.raises(
+        UserError, match=r"Joining failed for x \[2, 8\] and a noise level \[1\], one for all samples: Sizes"
+    ):
+        models.adapt(Joining(), (8,))
+
+
 def test_a_shape_is_several_numbers() -> None:
     with pytest.raises(UserError, match=r"shape is 144; it must be a tuple, such as \(144,\)"):
         models.adapt(Told(), 144)  # type: ignore[arg-type]

@@ -162,7 +162,7 @@ HIDDEN = """x = Mul(noise, start) scaled = Mul(x, c_in) hidden = Mul(mask, lowes
         ("-3.4028234e38", "fp16", -65504.0),
         ("-1e5", "fp16", -65504.0),
         ("65504", "fp16", 65504.0),
-        ("-3.4e38", "bf16", -3.3895e38),
+        ("-3.4e38", "bf16", -float.fromhex("0x1.fep127")),
         ("-1e5", "bf16", -1e5),
     ],
 )

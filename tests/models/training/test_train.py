@@ -163,7 +163,7 @@ def test_a_tenth_of_the_labels_is_hidden() -> None:
 
     class Told:
         classes, encoder = 10, None
-        preconditioning = SimpleNamespace(coefficients=lambda sigma: SimpleNamespace(out=torch.ones_like(sigma)))
+        preconditioning = SimpleNamespace(coefficients=lambda sigma: SimpleNamespace(c_out=torch.ones_like(sigma)))
 
         def __call__(self, x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
             told.append(class_labels)

@@ -1,11 +1,11 @@
 """Remembers Ctrl-C, since a library may swallow it while it computes, or turn it into another error."""
 
-_pressed = list[object]()  # what the handler was told, each time
+_pressed = list[bool]()
 
 
-def press(*told: object) -> None:
+def press(*_: object) -> None:
     """The handler of SIGINT. Raises KeyboardInterrupt, as Python's own does."""
-    _pressed.append(told)
+    _pressed.append(True)
     raise KeyboardInterrupt
 
 

@@ -41,7 +41,7 @@ class FitReport:
         compared: mean error of each solver that the fit tried.
         refinement: mean error before refinement and after each iteration; for a quantised sampler the geometric mean.
         examples: how many values of the conditions fitted, and how many others judged; () without conditions.
-        evaluations: the number of network evaluations of one sample; what the cache of results had counts too.
+        evaluations: the number of network evaluations of one sample, those of kept results among them.
         seconds: the duration of the fit.
 
     Examples:

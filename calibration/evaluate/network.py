@@ -128,7 +128,7 @@ def denoise(model: Denoiser, x: Tensor, sigma: float, conditions: Mapping[str, T
 
 
 def give_back_memory() -> None:
-    """What is free within glibc's heap goes back to the system. It breaks into pieces, and grows for an hour else."""
+    """Gives free memory of glibc's heap back to the system. Else the heap breaks into pieces, and grows for an hour."""
     with suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

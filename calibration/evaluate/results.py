@@ -66,7 +66,8 @@ class Cache:
             return kept
         before = meter.evaluations
         arrays, content = dict(compute()), io.BytesIO()
-        np.savez(content, **arrays, **{EVALUATIONS: np.array(meter.evaluations - before)})  # type: ignore[arg-type]  # its stub takes them for options
+        entry = {**arrays, EVALUATIONS: np.array(meter.evaluations - before)}
+        np.savez(content, **entry)  # type: ignore[arg-type]  # its stub takes them for options
         make_room(self.folder, self.limit - content.getbuffer().nbytes)
         try:
             with writable(path, force=True, tidy=False) as new, new.open("wb") as file:

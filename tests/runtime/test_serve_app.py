@@ -1,7 +1,6 @@
 """The server's addresses, asked without a server: what each answers, and what is counted of it."""
 
 import asyncio
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -27,6 +26,7 @@ from edge_sampler.runtime.serve.app import UNEXPECTED, Service, error, make_app
 from edge_sampler.runtime.serve.batches import QueueFullError
 from edge_sampler.runtime.serve.metrics import Metrics
 from edge_sampler.runtime.serve.model import RunError
+from tests.runtime.serving import Answer
 
 IMAGES = Output("images", (3, 2, 2))
 SEEDS = b'{"inputs": [{"name": "seeds", "shape": [2], "datatype": "INT64", "data": [3, 7]}]}'
@@ -73,17 +73,6 @@ class Model:
 
     def metadata(self) -> dict[str, Any]:
         return {"name": self.name}
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 async def asking(

@@ -21,28 +21,23 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.plan import Plan
 
-SIX = (3, 4, 5, 6, 8, 10)
-NFES = {  # by model
-    **dict.fromkeys(("edm-digits", "flow-digits", "edm-fashion", "edm-fashion-cond"), SIX),
-    "ddim-fashion": (3, 4, 5),
-}
+SHIPPING = ("edm-digits", "flow-digits", "edm-fashion", "edm-fashion-cond", "ddim-fashion")
+NFES = (3, 4, 5, 6, 8, 10)
 
 
 def main() -> None:
     parser = Parser(
         prog="python -m calibration ship", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", action="append", help=f"of the zoo (default: {', '.join(NFES)})")
-    parser.add_argument("--nfe", type=whole_numbers, help="default: those that ship")
+    parser.add_argument("--model", action="append", help=f"of the zoo (default: {', '.join(SHIPPING)})")
+    parser.add_argument("--nfe", type=whole_numbers, default=NFES, help=f"default: {','.join(map(str, NFES))}")
     parser.add_argument("--out", type=Path, default=PLANS, help="a folder (default: the package's own)")
     add_cache_argument(parser)
     arguments = parser.parse_args()
-    kept, names = cache(arguments), arguments.model or [*NFES]
-    if unknown := [name for name in names if not (arguments.nfe or name in NFES)]:
-        raise UserError(f"no plan of {unknown[0]} ships yet: name those to make, with --nfe 5,10")
-    for name in names:
+    kept = cache(arguments)
+    for name in arguments.model or SHIPPING:
         model = models.load(name)
-        for nfe in arguments.nfe or NFES[name]:
+        for nfe in arguments.nfe:
             path = plan_file(name, nfe, arguments.out)
             if fits(path, model):
                 continue

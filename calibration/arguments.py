@@ -196,6 +196,10 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         metavar="M",
         help="fine steps within one step, for the local target (default: 10)",
     )
+    reference_help = f"fine steps, at least, of what the fit aims at (default: {DEFAULTS.reference_steps})"
+    group.add_argument(
+        "--reference-steps", type=int, default=DEFAULTS.reference_steps, metavar="N", help=reference_help
+    )
     add_noises_arguments(group)
     if not exporting:
         refuse_engines_options(parser, "--batch", "--target")
@@ -234,6 +238,13 @@ def settings(arguments: argparse.Namespace) -> Settings:
     """Raises UserError for values out of range."""
     if arguments.refine_on != DEFAULTS.refine_on and not arguments.refine:
         raise UserError(f"--refine-on {arguments.refine_on} changes nothing without --refine: add that")
+    chosen = (arguments.schedule or (CHOSEN if arguments.solver == "auto" else None)) == CHOSEN
+    refits = getattr(arguments, "refit", False)  # an export's: it aims at images of so many steps
+    if arguments.reference_steps != DEFAULTS.reference_steps and chosen and not refits:
+        raise UserError(
+            f"--reference-steps {arguments.reference_steps} changes nothing: chosen levels have fine steps of their "
+            "own; leave it out, or add --schedule edm"
+        )
     batch, heldout = noises_for(0 if arguments.paper else arguments.refine)
     asked = Settings(
         nfe=arguments.nfe,
@@ -242,6 +253,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
         fit_target=arguments.fit_target,
         history=arguments.history,
         fine_steps=arguments.fine_steps,
+        reference_steps=arguments.reference_steps,
         fit_batch=batch if arguments.fit_batch is None else arguments.fit_batch,
         heldout=heldout if arguments.heldout is None else arguments.heldout,
         ridge=arguments.ridge,

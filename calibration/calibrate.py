@@ -10,7 +10,7 @@ from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.candidates import grid_of, make_candidate, noises_of, race, scheme_of
 from edge_sampler.calibration.chosen_levels import choice_cost, choose, scout_of
 from edge_sampler.calibration.evaluate.distributed import total
-from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, local_cost, solution
+from edge_sampler.calibration.evaluate.reference import cost, local_cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import rms
 from edge_sampler.calibration.refinement import derivative_cost, iteration_cost, refine, refine_over
@@ -47,11 +47,6 @@ class Task:
         return not fixed or self.schedule == CHOSEN or self.afs or self.settings.refine > 0
 
     @property
-    def steps(self) -> int:
-        """Of the fine trajectory."""
-        return max(REFERENCE_STEPS, self.settings.fine_steps * self.settings.nfe)
-
-    @property
     def numbers(self) -> list[int]:
         """Of steps, that the evaluations pay for."""
         return [solver.steps(self.settings.nfe + self.afs) for solver in self.solvers]
@@ -75,7 +70,7 @@ class Task:
         if self.schedule == CHOSEN:
             spent += choice_cost(self.numbers, fitting + heldout, fitting)
         else:
-            spent += cost(sum(self.numbers), self.steps) * (fitting + heldout)
+            spent += cost(sum(self.numbers), self.settings.trajectory_steps) * (fitting + heldout)
         spent += self.race_cost(heldout) + max(
             self.candidate_cost(solver, fitting + heldout, heldout) for solver in self.solvers
         )
@@ -124,7 +119,7 @@ def fitted(
     if towards is not None:
         check_alike(model.spec, towards.spec)
     task = task_of(model, settings)
-    solvers, schedule, target, afs, steps = task.solvers, task.schedule, task.target, task.afs, task.steps
+    solvers, schedule, target, afs = task.solvers, task.schedule, task.target, task.afs
     if not task.evaluates:
         if towards is not None:
             raise UserError(f"{solvers[0].name} at fixed noise levels is not fitted, and so aims at no model's images")
@@ -141,6 +136,7 @@ def fitted(
         grid = grid_of(model, schedule)
         every = [scheme_of(solver, grid, settings, mean) for solver in solvers]
         levels = {sigma for scheme in every for sigma in scheme.sigmas if sigma > 0}
+        steps = settings.trajectory_steps
         with progress("fine trajectory", cost(len(levels), steps) * len(noises)) as meter.progress:
             fine = solution(aims, levels, steps, cache)
 
@@ -209,7 +205,7 @@ def refit(
         'ddim-refined'
     """
     started, view, noises = time.perf_counter(), viewer(settings.refine_on, model), noises_of(model, settings)
-    steps, meter = max(REFERENCE_STEPS, settings.fine_steps * plan.nfe), noises.network.meter
+    steps, meter = settings.trajectory_steps, noises.network.meter
     with progress("converged solution", cost(1, steps) * len(noises)) as meter.progress:
         goal = solution(noises, [model.spec.sigma_max], steps, cache)[0.0]
     refined = refine_over(evaluations, plan, noises, goal, settings.refine, cache, progress, view)
@@ -236,10 +232,10 @@ def refit(
 def refit_cost(plan: Plan, settings: Settings) -> tuple[int, int]:
     """Evaluations of one sample that ``refit`` takes at the most: of the model, and of those that differ from it."""
     fitting, heldout = settings.fit_batch, settings.heldout
-    entries, steps = [len(row) for row in plan.table[:-1]], max(REFERENCE_STEPS, settings.fine_steps * plan.nfe)
+    entries = [len(row) for row in plan.table[:-1]]
     derived = derivative_cost(entries) * fitting
     answers = iteration_cost(entries, fitting, heldout, differ=True) - derived
-    exact = cost(1, steps) * (fitting + heldout) + settings.refine * derived
+    exact = cost(1, settings.trajectory_steps) * (fitting + heldout) + settings.refine * derived
     return exact, settings.refine * answers + 2 * plan.nfe * heldout
 
 

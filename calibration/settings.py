@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 
 from edge_sampler.calibration.evaluate.distributed import processes
+from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS
 from edge_sampler.calibration.fit import RIDGE
 from edge_sampler.calibration.schedules import SCHEDULES
 from edge_sampler.calibration.solvers import find
@@ -41,6 +42,8 @@ class Settings:
             the same noise, so a step also repairs errors of earlier steps. None: global for "auto", else local.
         history: the paper's r; None is each solver's own (0 for biia-edm, 1 for the others).
         fine_steps: the paper's M, the number of fine steps in one step of the sampler.
+        reference_steps: at least so many fine steps make the trajectory and the images that a fit aims at. Chosen
+            levels have fine steps of their own.
         fit_batch: the paper's |B|, the number of noises to fit on.
         heldout: the number of further noises, which judge every step and the choice of solver.
         ridge: relative weight of the pull toward the base solver. With 1e-4 accuracy is the same as with less. It
@@ -63,6 +66,8 @@ class Settings:
         'iia-ddim-refined'
         >>> edge_sampler.Settings(nfe=5, solver="iia-ddim").as_in_the_paper().fit_batch
         16
+        >>> edge_sampler.Settings(nfe=20, fine_steps=10).trajectory_steps
+        200
     """
 
     nfe: int
@@ -71,6 +76,7 @@ class Settings:
     fit_target: str | None = None
     history: int | None = None
     fine_steps: int = 10
+    reference_steps: int = REFERENCE_STEPS
     fit_batch: int = FEW[0]
     heldout: int = FEW[1]
     ridge: float = RIDGE
@@ -87,6 +93,7 @@ class Settings:
         for name, least in (
             ("nfe", 1),
             ("fine_steps", 2),
+            ("reference_steps", 1),
             ("fit_batch", 1),
             ("heldout", 1),
             ("ridge", 0),
@@ -112,18 +119,30 @@ class Settings:
         """The settings of arXiv 2304.11328: |B| = 200 for Heun's solvers and 16 for the others, M = 3, no ridge.
 
         Returns:
-            Settings of this solver, NFE, schedule, history and seed, and for the rest the paper's.
+            Settings of this solver, NFE, schedule, history, reference steps and seed, and for the rest the paper's.
 
         Raises:
             UserError: for "auto", which is ours, and where something else was asked for than the paper's.
         """
         if self.solver == "auto" or find(self.solver).history is None:
             raise UserError(f"--paper is for one of its fitted solvers, such as iia-edm or iia-ddim, not {self.solver}")
-        others = Settings(self.nfe, self.solver, self.schedule, history=self.history, seed=self.seed)
+        others = Settings(
+            self.nfe,
+            self.solver,
+            self.schedule,
+            history=self.history,
+            reference_steps=self.reference_steps,
+            seed=self.seed,
+        )
         if changed := [name for name, value in asdict(others).items() if value != getattr(self, name)]:
             raise UserError(f"--paper sets {hyphens(changed[0])} itself: leave it out, or leave --paper out")
         batch = 16 if find(self.solver).once_a_step else 200
         return replace(others, fit_target="local", fine_steps=3, fit_batch=batch, ridge=0.0, paper=True)
+
+    @property
+    def trajectory_steps(self) -> int:
+        """Of the fine trajectory: so many that it has converged, and that each step has ``fine_steps``."""
+        return max(self.reference_steps, self.fine_steps * self.nfe)
 
     @property
     def sampler(self) -> str:

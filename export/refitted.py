@@ -20,17 +20,25 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.scratch import scratch
 
-NOISES, HELDOUT, ITERATIONS = 128, 128, 2
+FEW = Settings(nfe=1, fit_batch=128, heldout=128, refine=2)
 
 
-def refitted(model: Denoiser, cache: Cache, bundle: Bundle, precision: str, largest: Mapping[str, float]) -> Plan:
-    """The bundle's plan, refined for evaluations in one of ``QUANTISED`` with these scales; at the fit's temperature.
+def refitted(
+    model: Denoiser,
+    cache: Cache,
+    bundle: Bundle,
+    precision: str,
+    largest: Mapping[str, float],
+    like: Settings = FEW,
+) -> Plan:
+    """The bundle's plan, refined for evaluations in one of ``QUANTISED`` with these scales.
 
-    ``model`` is the one that the bundle was made of. What it takes is told before, on standard error.
+    ``model`` is the one that the bundle was made of. Seed, temperature and reference steps are those of its fit, and
+    other settings those of ``like``. What it takes is told before, on standard error.
     """
     fitted = bundle.plan.report.settings if bundle.plan.report else {}
-    kept = {name: fitted[name] for name in ("seed", "temperature") if name in fitted}
-    settings = Settings(bundle.plan.nfe, fit_batch=NOISES, heldout=HELDOUT, refine=ITERATIONS, **kept)
+    kept = {name: fitted[name] for name in ("seed", "temperature", "reference_steps") if name in fitted}
+    settings = replace(like, nfe=bundle.plan.nfe, **kept)
     with scratch() as folder:
         evaluations = quantised_evaluations(bundle, model, QUANTISED[precision], largest, folder)
         announce_refit(model, evaluations, bundle.plan, settings)

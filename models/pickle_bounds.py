@@ -16,12 +16,27 @@ from typing import IO, Any, cast
 from edge_sampler.runtime.errors import UserError
 
 Bytes = io.BytesIO | mmap.mmap  # a file would make room for as many bytes as an operation claims
-OPERATIONS = 3_000_000  # no published checkpoint has more than 100,000
-DEPTH = 200  # of objects within objects
 FRAME_HEAD = 9  # bytes before a frame's content
-WRITTEN_OUT = 10_000_000  # objects, each counted as often as it is reached
 ZIP = b"PK\x03\x04"  # begins torch.save's files since PyTorch 1.6
 PICKLES_BEFORE_1_6 = 5  # magic number, version, system, the object, keys of its storages
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a pickle may have at the most.
+
+    Args:
+        operations: no published checkpoint has more than 100,000.
+        depth: of objects within objects.
+        written_out: objects, each counted as often as it is reached.
+    """
+
+    operations: int = 3_000_000
+    depth: int = 200
+    written_out: int = 10_000_000
+
+
+BOUNDS = Bounds()
 
 
 @dataclass
@@ -64,21 +79,21 @@ def check_torch_file(content: Bytes, file: IO[bytes]) -> None:
                 check(io.BytesIO(archive.read(entry)))
 
 
-def check(file: Bytes, operations: int = OPERATIONS) -> None:
+def check(file: Bytes, bounds: Bounds = BOUNDS) -> None:
     """Reads one pickle from where ``file`` is to its end. Raises UserError, or ValueError where it is no pickle."""
     stack: list[_Object] = []
     memo: dict[Any, _Object] = {}
     made: list[_Object] = []
     frame = 0  # where the one that is open ends
     for count, (operation, argument, place) in enumerate(pickletools.genops(cast(IO[bytes], file)), start=1):
-        if count > operations:
-            raise UserError(f"refused: the pickle has more than {operations:,} operations")
+        if count > bounds.operations:
+            raise UserError(f"refused: the pickle has more than {bounds.operations:,} operations")
         frame = _frame(operation.name, argument, place or 0, frame)
         try:
-            _step(operation.name, argument, stack, memo, made.append)
+            _step(operation.name, argument, stack, memo, made.append, bounds.operations)
         except (IndexError, KeyError) as error:
             raise ValueError(f"not a pickle: {operation.name} finds nothing on the stack") from error
-    _check_sizes(made)
+    _check_sizes(made, bounds)
 
 
 def _frame(name: str, argument: Any, place: int, frame: int) -> int:
@@ -96,13 +111,18 @@ def _frame(name: str, argument: Any, place: int, frame: int) -> int:
 
 
 def _step(
-    name: str, argument: Any, stack: list[_Object], memo: dict[Any, _Object], made: Callable[[_Object], None]
+    name: str,
+    argument: Any,
+    stack: list[_Object],
+    memo: dict[Any, _Object],
+    made: Callable[[_Object], None],
+    places: int,
 ) -> None:
-    """One operation, on objects that stand for what it would make."""
+    """One operation, on objects that stand for what it would make; at the most so many ``places`` are kept."""
     if name in _SILENT:
         return
     if name in _PUT:
-        if isinstance(argument, int) and argument > OPERATIONS:  # for which unpicklers make room
+        if isinstance(argument, int) and argument > places:  # for which unpicklers make room
             raise UserError(f"refused: the pickle keeps an object at place {argument:,}")
         memo[len(memo) if argument is None else argument] = stack[-1]
     elif name in _GET:
@@ -152,7 +172,7 @@ def _above_mark(stack: list[_Object]) -> list[_Object]:
     return parts
 
 
-def _check_sizes(made: Sequence[_Object]) -> None:
+def _check_sizes(made: Sequence[_Object], bounds: Bounds) -> None:
     """Bounds each object's depth and its size without sharing. One that holds itself is counted once there."""
     known: dict[int, tuple[int, int]] = {id(_ATOM): (1, 0)}  # by object: size and depth
     for root in made:
@@ -168,7 +188,7 @@ def _check_sizes(made: Sequence[_Object]) -> None:
                 continue
             inside = [known[id(part)] for part in one.holds if id(part) in known]
             size, depth = 1 + sum(size for size, _ in inside), 1 + max((depth for _, depth in inside), default=0)
-            if size > WRITTEN_OUT or depth > DEPTH:
-                what = "nested too deep" if depth > DEPTH else "shared so that they are endless when written out"
+            if size > bounds.written_out or depth > bounds.depth:
+                what = "nested too deep" if depth > bounds.depth else "shared so that they are endless when written out"
                 raise UserError(f"refused: the pickle's objects are {what}, as no checkpoint's are")
             known[id(one)] = size, depth

@@ -19,13 +19,24 @@ from edge_sampler.runtime.sampler import feed_of
 
 UNROLLED, BASELINE, LIMIT, EAGER = "unrolled graph", "baseline host loop", "limit", "PyTorch eager loop"
 
-SETTLE = 0.2  # seconds; worker threads of the library that ran before spin for a while, and would slow the next
-TURN = 0.5  # seconds that a turn lasts at the least
 PERCENTILES = (50, 90, 95, 99)
 
 # The PyTorch path lives where PyTorch is known. A package offers it under this entry-point group as a function
 # (bundle, weights, on_gpu) → feed → samples, a feed being what sampler.onnx takes; it raises UserError when it cannot.
 EAGER_GROUP = "edge_sampler.eager"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds: that a turn lasts at the least, and before it. Worker threads of the library that ran before spin for a
+    while, and would slow the next.
+    """
+
+    turn: float = 0.5
+    settle: float = 0.2
+
+
+PACE = Pace()
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,7 @@ def bench(
     backend: str = "auto",
     weights: str | None = None,
     precision: str | None = None,
+    pace: Pace = PACE,
 ) -> tuple[str, list[Timing], list[str]]:
     """Times every path on one batch, ``rounds`` times in turn; says what ran, and which paths were left out, and why.
 
@@ -104,7 +116,7 @@ def bench(
             paths[EAGER] = lambda: eager(feed)
         except UserError as error:
             left_out.append(f"{EAGER}: {error}")
-        latencies = alternate(paths, rounds)
+        latencies = alternate(paths, rounds, pace)
         spans = median_spans([sampler.spans(feed) for _ in range(rounds)])
         description = sampler.description
     timings = [
@@ -131,15 +143,17 @@ def host_paths(bundle: Bundle, feed: Mapping[str, np.ndarray], baseline: Baselin
     return {LIMIT: limit, BASELINE: lambda: baseline.run(feed)}
 
 
-def alternate(paths: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[list[float]]]:
+def alternate(
+    paths: Mapping[str, Callable[[], object]], rounds: int, pace: Pace = PACE
+) -> dict[str, list[list[float]]]:
     """Seconds of every run: by path, by round."""
     latencies: dict[str, list[list[float]]] = {name: [] for name in paths}
     for _ in range(rounds):
         for name, run in paths.items():
-            time.sleep(SETTLE)
+            time.sleep(pace.settle)
             run()  # warm again: the paths before it had the caches
             turn: list[float] = []
-            while sum(turn) < TURN:
+            while sum(turn) < pace.turn:
                 started = time.perf_counter()
                 run()
                 turn.append(time.perf_counter() - started)

@@ -70,10 +70,10 @@ class OutOfMemoryError(CudaError):
 
 
 @cache
-def driver() -> ctypes.CDLL:
+def driver(path: str = LIBRARY) -> ctypes.CDLL:
     """The driver's library, initialised. Raises UserError where there is none, or it finds no GPU."""
     try:
-        library = ctypes.CDLL(LIBRARY)
+        library = ctypes.CDLL(path)
         for name, arguments in SIGNATURES.items():
             getattr(library, name).argtypes = arguments
     except (OSError, AttributeError) as error:

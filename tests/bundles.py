@@ -13,7 +13,7 @@ TINY = str(Path(__file__).parent / "data" / "official-format-tiny.pkl")
 BUNDLES = {
     "digits": (
         "--model", "edm-digits", "--nfe", "4", "--solver", "iia-ipndm",
-        "--fit-target", "global", "--fit-batch", "16", "--heldout", "8", "--check", "4",
+        "--fit-target", "global", "--fit-batch", "16", "--heldout", "8", "--reference-steps", "64", "--check", "4",
     ),
     "tiny": ("--model", TINY, "--nfe", "3", "--solver", "ddim", "--check", "0", "--output", "uint8"),
     "hearts": ("--model", "flow-emoji", "--nfe", "2", "--solver", "ddim", "--check", "0", "--guidance", "2"),

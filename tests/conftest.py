@@ -116,16 +116,6 @@ def checkpoints() -> dict[str, Any]:
     return facts
 
 
-@pytest.fixture
-def coarse_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reference of few steps, for tests of which the answer does not depend on it."""
-    monkeypatch.setattr("edge_sampler.calibration.evaluate.reference.REFERENCE_STEPS", 24)
-    monkeypatch.setattr("edge_sampler.calibration.calibrate.REFERENCE_STEPS", 24)
-    monkeypatch.setattr("edge_sampler.calibration.judge.REFERENCE_STEPS", 24)
-    monkeypatch.setattr("edge_sampler.calibration.pilot.COUNTS", (16,))
-    monkeypatch.setattr("edge_sampler.calibration.pilot.SURVEYED", 16)
-
-
 @pytest.fixture(scope="session", autouse=HAS_PYTORCH)
 def drawn_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[["Denoiser"], "ir.Model"]]:
     """Bundles of networks that ship, or are the original's, take PyTorch's export of them from the first time.

@@ -78,7 +78,7 @@ ALL = (
         'status, message = 0, "interrupted"',
         "tests/test_command_line.py tests/test_words.py",
     ),
-    Mutation("settle", "runtime/bench.py", "time.sleep(SETTLE)", "pass", "tests/runtime/test_bundle.py"),
+    Mutation("settle", "runtime/bench.py", "time.sleep(pace.settle)", "pass", "tests/runtime/test_bundle.py"),
     Mutation(
         "auto-by-rms",
         "calibration/scout.py",
@@ -102,9 +102,9 @@ ALL = (
     ),
     Mutation(
         "reference-steps",
-        "calibration/calibrate.py",
-        "return max(REFERENCE_STEPS,",
-        "return min(REFERENCE_STEPS,",
+        "calibration/settings.py",
+        "return max(self.reference_steps,",
+        "return min(self.reference_steps,",
         "tests/calibration/test_fit.py::test_the_fine_trajectory_has_steps_enough",
     ),
     Mutation(

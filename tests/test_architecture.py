@@ -87,6 +87,27 @@ def test_what_importing_loads(module: str, heavy: set[str]) -> None:
     assert foreign == heavy
 
 
+def test_no_test_replaces_a_constant() -> None:
+    """What a test needs smaller is a parameter: a user may need it too. Registries take another item."""
+    constants = {
+        name.id
+        for room in MAY_IMPORT
+        for path in (ROOT / room).rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for name in ast.walk(node)
+        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store) and name.id.isupper()
+    }
+    assert len(constants) > 100
+    for path in (ROOT / "tests").rglob("*.py"):
+        for call in (
+            node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+        ):
+            if getattr(call.func, "attr", getattr(call.func, "id", "")) == "setattr":
+                told = [str(one.value).split(".")[-1] for one in call.args[:2] if isinstance(one, ast.Constant)]
+                assert not constants & set(told), f"{path.relative_to(ROOT)}:{call.lineno} replaces {told[0]}"
+
+
 def test_files_stay_short() -> None:
     for room in MAY_IMPORT:
         for path in (ROOT / room).rglob("*.py"):

@@ -209,6 +209,20 @@ def test_calibration_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
     assert not (tmp_path / "tall").exists()
 
 
+def test_reference_steps_that_nothing_takes_are_refused(tmp_path: Path) -> None:
+    fit = ("--model", "edm-digits", "--nfe", "2", "--fit-batch", "2", "--heldout", "1", "--reference-steps", "12")
+    for command in ("calibration", "export"):
+        for schedule in ((), ("--solver", "iia-ddim", "--schedule", "chosen")):
+            assert_one_line(run_here(tmp_path, command, *fit, *schedule), "chosen levels have fine steps of their own")
+    assert not list(tmp_path.iterdir())
+    edms = ("--solver", "iia-ddim", "--schedule", "edm", "--fit-target", "global", "--fine-steps", "2")
+    assert run_here(tmp_path, "calibration", *fit, *edms, "--out", "plan.json").returncode == 0
+    report = Plan.load(tmp_path / "plan.json").report
+    assert report is not None
+    assert report.settings["reference_steps"] == 12
+    assert report.evaluations == 12 * 3 + 2 * 3  # the fine trajectory, then the fit
+
+
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [

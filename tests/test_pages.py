@@ -4,7 +4,7 @@ mark that says why not, and is parsed (tests/test_docs.py). Tutorials have a tes
 What differs from a reader's run, so that it takes seconds:
 
 - a network that ships is replaced, once it has loaded, by a small one with the same inputs and output (``Small``);
-- a fit takes 8 noises and holds out 4, its references are coarse (``coarse_reference``), and 2 noises judge an export;
+- a fit takes 8 noises, holds out 4, and has 24 reference steps; 2 noises judge an export;
 - ``bench`` times each path once, ``BUNDLE`` is a bundle of ``Small``, ``FOLDER`` examples/toy_pipeline.py's;
 - the examples' networks are narrower and trained for less (``CHEAPER``); a million seeds are twenty.
 """
@@ -12,6 +12,7 @@ What differs from a reader's run, so that it takes seconds:
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ pytest.importorskip("torch")
 
 import edge_sampler
 from edge_sampler.calibration import arguments
+from edge_sampler.calibration.judge import Judgement, judge
 from edge_sampler.export import network_graph
 from edge_sampler.models import loading
 from edge_sampler.models.zoo import ZOO
+from edge_sampler.runtime.bench import Pace, bench
 from tests.conftest import export
 from tests.export.test_sign import PUBLIC, SECRET
 from tests.pages import ROOT, commands, failures, run, serve
@@ -132,14 +135,14 @@ def prepared(drawn: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cheap(coarse_reference: None, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def cheap(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The stand-ins that the head of this file names."""
     names: dict[str, Any] = {}
     exec(SMALL, names)
-    settings, load = arguments.settings, loading.load
+    settings, load, coarse = arguments.settings, loading.load, partial(edge_sampler.Settings, reference_steps=24)
 
     def few(told: Any) -> edge_sampler.Settings:
-        return replace(settings(told), fit_batch=8, heldout=4)
+        return replace(settings(told), fit_batch=8, heldout=4, reference_steps=24)
 
     def small(model: str, *told: Any, **options: Any) -> edge_sampler.Denoiser:
         found = load(model, *told, **options)
@@ -147,13 +150,17 @@ def cheap(coarse_reference: None, monkeypatch: pytest.MonkeyPatch, tmp_path_fact
             found.model = names["Small"](found.spec.shape[-1])
         return found
 
+    def judged(model: edge_sampler.Denoiser, plan: edge_sampler.Plan, noises: int, *told: Any) -> Judgement:
+        return judge(model, plan, 2, *told)
+
     for module in ("export.command", "calibration.command"):
         monkeypatch.setattr(f"edge_sampler.{module}.settings", few)
+    for module in ("study.command", "study.ablation_command"):
+        monkeypatch.setattr(f"edge_sampler.calibration.{module}.Settings", coarse)
+    monkeypatch.setattr("edge_sampler.export.command.judge", judged)
     for module in ("calibration.arguments", "models.eager"):
         monkeypatch.setattr(f"edge_sampler.{module}.load", small)
-    monkeypatch.setattr("edge_sampler.export.command.CHECKED", 2)
-    monkeypatch.setattr("edge_sampler.runtime.bench.SETTLE", 0.0)
-    monkeypatch.setattr("edge_sampler.runtime.bench.TURN", 1e-9)
+    monkeypatch.setattr("edge_sampler.runtime.command.bench", partial(bench, pace=Pace(1e-9, settle=0.0)))
     monkeypatch.setenv("EDGE_SAMPLER_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 

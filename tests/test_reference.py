@@ -97,9 +97,7 @@ def test_all_that_is_exported_is_there_once() -> None:
     assert len(NAMES) == len(set(NAMES))
 
 
-def test_examples_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coarse_reference: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Each by itself, after the lines of the reference's first page, in a folder with the bundle that these make."""
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     known: dict[str, Any] = {}

@@ -7,6 +7,7 @@ torchrun --nproc-per-node 2 -m calibration study --model edm-fashion --refined 5
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from edge_sampler.calibration.arguments import (
@@ -35,7 +36,8 @@ NFES = "4,5,6,8,10,12,15,20,25"
 REFINED = (5, 6, 8, 10)
 
 
-def main() -> None:
+def main(rivals: Sequence[Rival] = RIVALS) -> None:
+    """``rivals``: those that ``--rivals`` may name."""
     parser = Parser(
         prog="python -m calibration study",
         description=__doc__,
@@ -52,7 +54,7 @@ def main() -> None:
         default="all",
         help="names with commas; auto: the solvers of --solver auto; none: only rivals (default: all)",
     )
-    names = ", ".join(rival.name for rival in RIVALS)
+    names = ", ".join(rival.name for rival in rivals)
     group.add_argument(
         "--rivals",
         default="all",
@@ -79,7 +81,7 @@ def main() -> None:
     refined = sorted(set(arguments.refined or {*REFINED} & {*nfes})) if arguments.iterations else []
     if not set(refined) <= set(nfes) or arguments.noises < 2:
         raise UserError(f"--refined {refined} must be among --nfe {nfes}, and --noises at least 2")
-    solvers, rivals = solvers_of(arguments.solvers), rivals_of(arguments.rivals)
+    solvers, entered = solvers_of(arguments.solvers), rivals_of(arguments.rivals, rivals)
     settings = Settings(
         nfe=nfes[0],
         fit_target="global",
@@ -93,7 +95,7 @@ def main() -> None:
     model, kept = load_model(arguments), cache(arguments)
 
     def work(progress: ProgressBars) -> Study:
-        return study(model, solvers, rivals, nfes, refined, settings, arguments.noises, kept, progress)
+        return study(model, solvers, entered, nfes, refined, settings, arguments.noises, kept, progress)
 
     def write(found: Study, folder: Path) -> None:
         from edge_sampler.calibration.study import report  # late: Matplotlib takes a second
@@ -111,10 +113,10 @@ def solvers_of(text: str) -> list[Solver]:
     return [*dict.fromkeys(map(find, names))]
 
 
-def rivals_of(text: str) -> list[Rival]:
-    """Those of a list by comma, in their own order. Raises UserError for an unknown one."""
-    known = [rival.name for rival in RIVALS]
-    names = {"all": known, "none": []}.get(text.strip(), [part.strip() for part in text.split(",")])
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"--rivals: unknown {unknown[0]!r}; known: {', '.join(known)}, all, none")
-    return [rival for rival in RIVALS if rival.name in names]
+def rivals_of(text: str, known: Sequence[Rival] = RIVALS) -> list[Rival]:
+    """Those of a list by comma, in the order of ``known``. Raises UserError for one that is not among them."""
+    every = [rival.name for rival in known]
+    names = {"all": every, "none": []}.get(text.strip(), [part.strip() for part in text.split(",")])
+    if unknown := [name for name in names if name not in every]:
+        raise UserError(f"--rivals: unknown {unknown[0]!r}; known: {', '.join(every)}, all, none")
+    return [rival for rival in known if rival.name in names]

@@ -85,6 +85,13 @@ def interval(errors: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def averages(errors: np.ndarray) -> tuple[float, float, float]:
+    """√ of three averages of ``errors``, which are images' squared ones, [n]: of all, but for the worst, the median."""
+    most = np.sort(errors)[: len(errors) - int(TRIMMED * len(errors))]
+    of_all, of_most, median = np.sqrt([errors.mean(), most.mean(), np.median(errors)]).tolist()
+    return of_all, of_most, median
+
+
 @dataclass(frozen=True)
 class Judge:
     """Noises, the images they should become, and the classifiers that see 28×28 ones.
@@ -113,8 +120,7 @@ class Judge:
         low, high = interval(errors)
         fd = self.distance(gathered(np.concatenate([part["features"] for part in parts])))
         steps = tuple((step.error_before, step.error_after) for step in fitted)
-        most = np.sort(errors)[: len(errors) - int(TRIMMED * len(errors))]
-        rmse, trimmed, median = (float(np.sqrt(mean)) for mean in (errors.mean(), most.mean(), np.median(errors)))
+        rmse, trimmed, median = averages(errors)
         row = Row(plan.solver, kind, plan.nfe, rmse, low, high, trimmed, median, fd, plan, steps)
         if self.unseen:
             seen = gathered(np.concatenate([part["judged"] for part in parts]))

@@ -11,7 +11,7 @@ from edge_sampler.calibration.candidates import Candidate, grid_of, make_candida
 from edge_sampler.calibration.chosen_levels import Grid, choose, scout_of
 from edge_sampler.calibration.evaluate.distributed import gathered
 from edge_sampler.calibration.evaluate.noise_sets import Noises
-from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, States, cost, solution
+from edge_sampler.calibration.evaluate.reference import States, cost, solution
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.refinement import refine
 from edge_sampler.calibration.settings import AUTO, Settings
@@ -166,8 +166,9 @@ def prepared(
     model = noises.network.model
     own = grid_of(model, model.spec.schedule)
     levels = {sigma for s in every for solver in solvers for sigma in scheme_of(solver, own, s).sigmas if sigma > 0}
-    with progress("fine trajectory", cost(len(levels), REFERENCE_STEPS) * len(noises)) as noises.network.meter.progress:
-        fine = solution(noises, levels, REFERENCE_STEPS, cache)
+    steps = every[0].reference_steps
+    with progress("fine trajectory", cost(len(levels), steps) * len(noises)) as noises.network.meter.progress:
+        fine = solution(noises, levels, steps, cache)
     with_afs = [solver for solver in solvers if solver.history is not None and solver.name in AUTO]
     numbers = {solver.steps(s.nfe) for solver in solvers for s in every}
     numbers |= {solver.steps(s.nfe + 1) for solver in with_afs for s in every}

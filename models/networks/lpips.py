@@ -58,10 +58,13 @@ class LPIPS(nn.Module):
         return maps
 
 
-def load(shape: Sequence[int], device: torch.device) -> tuple[Callable[[Tensor], list[Tensor]], bytes]:
+def load(
+    shape: Sequence[int], device: torch.device, sha256: str = SHA256
+) -> tuple[Callable[[Tensor], list[Tensor]], bytes]:
     """A function of images [n, *shape], grey ones or coloured, and what tells its weights from others.
 
-    Raises UserError where images are too small or are none, and where package or weights are missing or damaged.
+    ``sha256`` is how the hash of AlexNet's file starts. Raises UserError where images are too small or are none, and
+    where package or weights are missing or damaged.
     """
     if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) < SMALLEST:
         raise UserError(
@@ -78,7 +81,7 @@ def load(shape: Sequence[int], device: torch.device) -> tuple[Callable[[Tensor],
             f"lpips needs AlexNet's weights at {path}, and downloads nothing by itself: fetch "
             f"https://download.pytorch.org/models/{ALEXNET} to there"
         )
-    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(SHA256):
+    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
         raise UserError(f"{path} is not what torchvision has by that name: fetch it again")
     network = filled(checkpoint.read(path).tensors, checkpoint.read(folder / "weights" / "v0.1" / "alex.pth").tensors)
     content = checkpoint.weights_sha256(network.state_dict()).encode()

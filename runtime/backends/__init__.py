@@ -5,6 +5,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 
 from edge_sampler.runtime.backends.base import Backend
 from edge_sampler.runtime.bundle import Bundle
@@ -15,13 +16,16 @@ _FOUND: list[Backend] = [backend for module in _MODULES for backend in getattr(m
 BACKENDS = {backend.name: backend for backend in sorted(_FOUND, key=lambda backend: backend.rank)}
 
 
-def choose(bundle: Bundle, name: str = "auto", precision: str | None = None) -> Backend:
+def choose(
+    bundle: Bundle, name: str = "auto", precision: str | None = None, known: Mapping[str, Backend] = BACKENDS
+) -> Backend:
     """The backend of that name, or the first that can run the bundle here.
 
     Args:
         bundle: an open bundle.
-        name: one of ``BACKENDS``, or "auto".
+        name: one of ``known``, or "auto".
         precision: a precision of the bundle; None leaves it to the backend: an engine's fastest, ONNX Runtime's fp32.
+        known: backends by name, best first.
 
     Returns:
         The backend. Nothing is loaded yet.
@@ -34,10 +38,10 @@ def choose(bundle: Bundle, name: str = "auto", precision: str | None = None) -> 
         >>> choose(edge_sampler.Bundle.open("shrink"), "onnxrt").gpu
         False
     """
-    if name != "auto" and name not in BACKENDS:
-        raise UserError(f"unknown backend {name!r}; known: auto, {', '.join(BACKENDS)}")
+    if name != "auto" and name not in known:
+        raise UserError(f"unknown backend {name!r}; known: auto, {', '.join(known)}")
     reasons = []
-    for candidate in BACKENDS.values() if name == "auto" else (BACKENDS[name],):
+    for candidate in known.values() if name == "auto" else (known[name],):
         reason = candidate.lacks() or candidate.unable(bundle, precision)
         if reason is None:
             return candidate

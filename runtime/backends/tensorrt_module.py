@@ -32,14 +32,14 @@ class Library(Protocol):
     nptype: Callable[[Any], Any]
 
 
-def library(flavour: str) -> Library:
+def library(flavour: str, system: Path = DEBIAN) -> Library:
     """The Python module of that flavour. Raises UserError when it is not installed or cannot be loaded."""
     name = LIBRARIES[flavour]
     try:
         module: Any = importlib.import_module(name)
         _ = module.Builder  # stubs alone, for a type checker, look like a package without content
     except (ModuleNotFoundError, AttributeError) as error:
-        if name == "tensorrt" and any(DEBIAN.glob("python3*/dist-packages/tensorrt")):
+        if name == "tensorrt" and any(system.glob("python3*/dist-packages/tensorrt")):
             raise UserError(
                 "tensorrt is installed for the system's Python, and this environment hides it: make the environment "
                 "anew with python3 -m venv --system-site-packages, by the Python that the system has"

@@ -27,7 +27,7 @@ from edge_sampler.runtime.serve.protocol import HEAD_LENGTH, read_request, write
 
 OPEN = ("/", "/v2/health/live", "/v2/health/ready")  # without the key
 PAGE = Path(__file__).with_name("page.html")
-READING = 60.0  # seconds in which a body has to arrive
+READING = 60.0  # seconds
 UNEXPECTED = "a fault of the server, which its standard error tells of"
 OUTCOMES = {429: "queue_full", 499: "cancelled", 503: "unavailable"}  # of statuses; 4xx is bad_request, 500 failed
 POLICY = "default-src 'none'; img-src blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
@@ -39,11 +39,13 @@ class Service:
 
     Args:
         largest_body: bytes of a request.
+        reading: seconds in which a body has to arrive.
     """
 
-    def __init__(self, models: Sequence[Model], largest_body: int) -> None:
+    def __init__(self, models: Sequence[Model], largest_body: int, reading: float = READING) -> None:
         self.models = {model.name: model for model in models}
         self.largest_body = largest_body
+        self.reading = reading
         self.draining = False
         self.active = 0  # requests that were accepted and have no answer yet
 
@@ -179,9 +181,9 @@ class Service:
             return bytes(body)
 
         try:
-            return await asyncio.wait_for(read(), READING)
+            return await asyncio.wait_for(read(), self.reading)
         except asyncio.TimeoutError as late:
-            raise HTTPException(408, f"the body took more than {READING:.0f} s", {"Connection": "close"}) from late
+            raise HTTPException(408, f"the body took more than {self.reading:.0f} s", {"Connection": "close"}) from late
 
     async def _made(self, request: Request, model: Model, rows: Sequence[Row]) -> list[np.ndarray]:
         """What the model makes of the rows; it is given up when the client goes away."""

@@ -31,9 +31,9 @@ class Server(uvicorn.Server):
             self.force_exit |= self._service.active > 0
         self._service.draining = True
 
-    async def end_when_drained(self) -> None:
+    async def end_when_drained(self, step: float = STEP) -> None:
         while not self._service.draining or self._service.active:
-            await asyncio.sleep(STEP)
+            await asyncio.sleep(step)
         self.should_exit = True
 
 

@@ -36,13 +36,12 @@ def test_it_is_worth_an_evaluation(schedule: str, mixture: Denoiser, tmp_path: P
     assert errors[1] < 0.95 * errors[0]
 
 
-def test_auto_uses_it_where_one_mean_serves_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_sampler.calibration.calibrate.AUTO", ("iia-ddim",))
+def test_auto_uses_it_where_one_mean_serves_every_image() -> None:
     several, settings = of_classes(), Settings(2, schedule="edm", fit_batch=8, heldout=4)
     assert several.spec.classes
     plans = [calibrate(model, settings) for model in (several, conditioned(several, 1))]
-    assert [plan.solver for plan in plans] == ["iia-ddim", "iia-ddim-afs"]
-    assert calibrate(several, replace(settings, afs=True)).solver == "iia-ddim-afs"
+    assert [plan.solver.endswith("-afs") for plan in plans] == [False, True]
+    assert calibrate(several, replace(settings, afs=True)).solver.endswith("-afs")
 
 
 def test_the_network_is_called_as_often_as_nfe_says(mixture: Denoiser) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-from edge_sampler.calibration.calibrate import calibrate, task_of
+from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.candidates import grid_of, make_candidate, noises_of, race, scheme_of
 from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.evaluate.noise_sets import to_fit, to_judge
@@ -207,6 +207,7 @@ def test_heuns_single_evaluation_is_well_placed(mixture: Denoiser) -> None:
         ({"schedule": "linear"}, "unknown schedule"),
         ({"fit_target": "far"}, "unknown fit-target"),
         ({"fine_steps": 1}, "fine-steps is 1"),
+        ({"reference_steps": 0}, "reference-steps is 0"),
         ({"fit_batch": 0}, "fit-batch is 0"),
         ({"heldout": 0}, "heldout is 0"),
         ({"ridge": -1.0}, "ridge is -1"),
@@ -304,7 +305,14 @@ def test_the_race_is_on_heldout_noises_and_is_kept(mixture: Denoiser, tmp_path: 
     assert len(calls) == 2 * first
 
 
-def test_the_fine_trajectory_has_steps_enough(mixture: Denoiser) -> None:
+def test_the_fine_trajectory_has_steps_enough() -> None:
     """As many as the reference has to have converged, and as many as an interval is cut into, in each."""
-    assert task_of(mixture, Settings(5, fine_steps=10)).steps == REFERENCE_STEPS > 50
-    assert task_of(mixture, Settings(50, fine_steps=10)).steps == 500 > REFERENCE_STEPS
+    assert Settings(5, fine_steps=10).trajectory_steps == REFERENCE_STEPS > 50
+    assert Settings(50, fine_steps=10).trajectory_steps == 500 > REFERENCE_STEPS
+    assert Settings(5, fine_steps=2, reference_steps=24).trajectory_steps == 24
+
+
+def test_a_fit_aims_at_a_trajectory_of_so_many_steps(mixture: Denoiser) -> None:
+    few = Settings(3, "iia-ddim", fit_target="global", fine_steps=2, fit_batch=8, heldout=4, reference_steps=12)
+    spent = [report_of(calibrate(mixture, replace(few, reference_steps=steps))).evaluations for steps in (12, 24)]
+    assert spent[1] - spent[0] == 12 * (8 + 4)

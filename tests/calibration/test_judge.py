@@ -11,7 +11,7 @@ from edge_sampler.models.denoiser import Denoiser
 NOISES = 8
 
 
-def test_the_best_is_the_best_over_levels(mixture: Denoiser, coarse_reference: None) -> None:
+def test_the_best_is_the_best_over_levels(mixture: Denoiser) -> None:
     """No solver on any levels errs less on these noises, but for another mean of the analytical first step."""
     plans = {
         f"{solver} on {schedule} levels{' with AFS' * afs}": calibrate(

@@ -115,9 +115,10 @@ def test_refinement_lowers_the_error_and_never_raises_it(
 
 
 def test_a_killed_refinement_goes_on_where_it_was(
-    digits: Denoiser, noises: Noises, converged: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mixture: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, made = plan_of(digits, 3), 0
+    plan, noises, made = plan_of(mixture, 4), to_fit(mixture, 40, 8, 0), 0  # two blocks of an iteration
+    converged = solution(noises, [mixture.spec.sigma_max], 24, NO_CACHE)[0.0]
     killed_at = None
 
     def counted(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,7 +129,6 @@ def test_a_killed_refinement_goes_on_where_it_was(
         return derivatives(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(refining, "derivatives", counted)
-    monkeypatch.setattr("edge_sampler.calibration.evaluate.noise_sets.BLOCK", 8)  # two of an iteration
     whole = refine(plan, noises, converged, 3, Cache(tmp_path / "whole")).plan
     blocks, made, killed_at = made, 0, 3
     with pytest.raises(KeyboardInterrupt):
@@ -259,9 +259,8 @@ def test_evaluations_stand_for_the_models(
         refine_over(others, plan_of(digits, 3), noises, converged, 1, NO_CACHE)
 
 
-@pytest.mark.usefixtures("coarse_reference")
 def test_a_fit_may_aim_at_another_models_images(digits: Denoiser, rounded: list[Denoiser]) -> None:
-    settings = Settings(3, "iia-ipndm", fit_target="global", fit_batch=16, heldout=12)
+    settings = Settings(3, "iia-ipndm", fit_target="global", fit_batch=16, heldout=12, reference_steps=24)
     plan = calibrate(rounded[0], settings, towards=digits)
     assert report_of(plan).fingerprint == rounded[0].spec.fingerprint
     noises = to_fit(digits, 16, 12, 0)
@@ -277,9 +276,8 @@ def test_a_fit_may_aim_at_another_models_images(digits: Denoiser, rounded: list[
         calibrate(rounded[0], Settings(3, "ddim"), towards=digits)
 
 
-@pytest.mark.usefixtures("coarse_reference")
 def test_a_fitted_plan_is_refitted(digits: Denoiser, rounded: list[Denoiser]) -> None:
-    settings = Settings(3, "iia-ddim", fit_target="global", fit_batch=8, heldout=8, refine=1)
+    settings = Settings(3, "iia-ddim", fit_target="global", fit_batch=8, heldout=8, reference_steps=24, refine=1)
     fitted = calibrate(digits, replace(settings, refine=0))
     refitted = refit(digits, rounded, fitted, settings)
     report = report_of(refitted)
@@ -292,7 +290,6 @@ def test_a_fitted_plan_is_refitted(digits: Denoiser, rounded: list[Denoiser]) ->
     assert report_of(again).heldout_rms_error == report.heldout_rms_error
 
 
-@pytest.mark.usefixtures("coarse_reference")
 def test_a_refined_plan_is_a_plan_like_any_other(mixture: Denoiser) -> None:
     settings = Settings(4, "iia-ddim", fit_target="global", fit_batch=32, heldout=16, refine=4)
     refined, fitted = (calibrate(mixture, s) for s in (settings, replace(settings, refine=0)))
@@ -303,7 +300,6 @@ def test_a_refined_plan_is_a_plan_like_any_other(mixture: Denoiser) -> None:
     assert max(refined.sigmas) <= mixture.spec.sigma_max
 
 
-@pytest.mark.usefixtures("coarse_reference")
 def test_a_plan_that_clips_is_refined(mixture: Denoiser) -> None:
     settings = Settings(3, "ddim-clip", fit_batch=16, heldout=16, refine=2)
     refined = calibrate(mixture, settings)

@@ -4,7 +4,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from edge_sampler.calibration.evaluate import network
+from edge_sampler.calibration.settings import Settings
 from edge_sampler.export import refitted
 from edge_sampler.export.assemble import export_bundle
 from edge_sampler.export.command import main as export_main
@@ -66,9 +67,8 @@ def largest_of(folder: Path, precision: str) -> Mapping[str, float]:
 def few(patch: pytest.MonkeyPatch, cache: Path) -> None:
     """A refit of seconds."""
     patch.setenv("EDGE_SAMPLER_CACHE", str(cache))
-    for name, number in {"NOISES": 24, "HELDOUT": 24, "ITERATIONS": 1}.items():
-        patch.setattr(refitted, name, number)
-    patch.setattr("edge_sampler.calibration.calibrate.REFERENCE_STEPS", 32)
+    like = Settings(nfe=1, fit_batch=24, heldout=24, reference_steps=32, refine=1)
+    patch.setattr(refitted, "refitted", partial(refitted.refitted, like=like))
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
 WITH_AFS = [*((solver, False) for solver in ALL_SOLVERS), (find("iia-ddim"), True), (find("heun"), True)]
 
 
-@pytest.mark.usefixtures("coarse_reference")
 @pytest.mark.parametrize(
     ("of", "solver", "afs", "nfe"),
     [
@@ -101,7 +100,9 @@ def test_four_paths_agree(
     """The solver's own float64 loop, PyTorch through the plan, the host loop over denoiser.onnx, and sampler.onnx."""
     drawn: Drawn = request.getfixturevalue(of)
     model, network = drawn.model, Network(drawn.model)
-    settings = Settings(nfe, solver.name, fit_batch=12, heldout=4, fine_steps=2, fit_target="local", afs=afs)
+    settings = Settings(
+        nfe, solver.name, fit_batch=12, heldout=4, fine_steps=2, reference_steps=24, fit_target="local", afs=afs
+    )
     mean = mean_image(noises_of(model, settings), NO_CACHE) if afs else None
     plan, scheme = calibrate(model, settings), scheme_of(solver, grid_of(model, "edm"), settings, mean)
     gammas = [step.gamma for step in plan.report.steps] if plan.report else []

@@ -4,6 +4,7 @@ import ctypes
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,11 @@ def fake_cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fake_cuda(fake_cuda_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
     """The driver that runtime.cuda finds, fresh for each test; at the end nothing made on it may be left."""
     copy = shutil.copy(fake_cuda_library, tmp_path)  # another path is another library, with counters of its own
-    monkeypatch.setattr(cuda, "LIBRARY", str(copy))
-    cuda.driver.cache_clear()
+    monkeypatch.setattr(cuda, "driver", partial(cuda.driver, str(copy)))
     library = ctypes.CDLL(str(copy))
     library.fake_capacity.argtypes = (ctypes.c_size_t,)
     library.fake_fail.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_int)
     library.fake_enqueue.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     library.fake_spoil_capture.argtypes = (ctypes.c_void_p,)
     yield library
-    cuda.driver.cache_clear()
     assert library.fake_live() == 0

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings, strategies
 
 from edge_sampler.models import checkpoint, pickle_bounds
+from edge_sampler.models.pickle_bounds import BOUNDS, Bounds
 from edge_sampler.runtime.errors import UserError
 
 SCALARS = strategies.none() | strategies.booleans() | strategies.integers() | strategies.text() | strategies.binary()
@@ -135,24 +136,23 @@ def test_an_operation_takes_as_many_objects_as_pythons(operation: bytes, count: 
         pickle_bounds.check(io.BytesIO(b"]" * (count - 1) + operation + b"."))
 
 
-def refused(content: bytes, told: str) -> None:
+def refused(content: bytes, told: str, bounds: Bounds = BOUNDS) -> None:
     with pytest.raises(UserError, match=told):
-        pickle_bounds.check(io.BytesIO(content))
+        pickle_bounds.check(io.BytesIO(content), bounds)
 
 
 def test_operations_are_counted() -> None:
     content = pickle.dumps(list(range(100)))
     count = len(list(pickletools.genops(content)))
-    pickle_bounds.check(io.BytesIO(content), operations=count)
-    with pytest.raises(UserError, match=f"more than {count - 1} operations"):
-        pickle_bounds.check(io.BytesIO(content), operations=count - 1)
+    pickle_bounds.check(io.BytesIO(content), Bounds(operations=count))
+    refused(content, f"more than {count - 1} operations", Bounds(operations=count - 1))
 
 
-def test_objects_are_as_deep_as_they_are_nested(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pickle_bounds, "DEPTH", 4)
+def test_objects_are_as_deep_as_they_are_nested() -> None:
+    bounds = Bounds(depth=4)
     for fits, deeper in ((deep(3), deep(4)), (pickle.dumps([[[[1]]]]), pickle.dumps([[[[[1]]]]]))):
-        pickle_bounds.check(io.BytesIO(fits))
-        refused(deeper, "nested too deep")
+        pickle_bounds.check(io.BytesIO(fits), bounds)
+        refused(deeper, "nested too deep", bounds)
 
 
 def written_out(value: Any) -> int:
@@ -175,33 +175,28 @@ NESTED = strategies.recursive(
 @given(NESTED, strategies.integers(0, 5))
 def test_a_value_is_as_large_as_it_is_written_out(value: Any, protocol: int) -> None:
     content, size = pickle.dumps([value], protocol), written_out([value])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pickle_bounds, "WRITTEN_OUT", size)
-        pickle_bounds.check(io.BytesIO(content))
-        patch.setattr(pickle_bounds, "WRITTEN_OUT", size - 1)
-        refused(content, "endless when written out")
+    pickle_bounds.check(io.BytesIO(content), Bounds(written_out=size))
+    refused(content, "endless when written out", Bounds(written_out=size - 1))
 
 
-def test_the_last_object_is_the_one_that_is_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_object_is_the_one_that_is_doubled() -> None:
     """Here a list is put into itself, and holds no number then."""
-    monkeypatch.setattr(pickle_bounds, "WRITTEN_OUT", 1)
-    pickle_bounds.check(io.BytesIO(b"N" + pickle.EMPTY_LIST + pickle.DUP + pickle.APPEND + pickle.STOP))
-    refused(pickle.EMPTY_LIST + b"N" + pickle.APPEND + pickle.STOP, "endless when written out")
+    bounds = Bounds(written_out=1)
+    pickle_bounds.check(io.BytesIO(b"N" + pickle.EMPTY_LIST + pickle.DUP + pickle.APPEND + pickle.STOP), bounds)
+    refused(pickle.EMPTY_LIST + b"N" + pickle.APPEND + pickle.STOP, "endless when written out", bounds)
 
 
-def test_what_is_shared_counts_as_often_as_it_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_shared_counts_as_often_as_it_is_reached() -> None:
     shared = [1, 2]
     content = pickle.dumps([shared, shared])  # itself, and twice a list of two
-    monkeypatch.setattr(pickle_bounds, "WRITTEN_OUT", 7)
-    pickle_bounds.check(io.BytesIO(content))
-    monkeypatch.setattr(pickle_bounds, "WRITTEN_OUT", 6)
-    refused(content, "endless when written out")
+    pickle_bounds.check(io.BytesIO(content), Bounds(written_out=7))
+    refused(content, "endless when written out", Bounds(written_out=6))
 
 
 def test_no_place_is_kept_beyond_those_that_are_needed() -> None:
-    for place in (pickle_bounds.OPERATIONS, pickle_bounds.OPERATIONS + 1):
+    for place in (BOUNDS.operations, BOUNDS.operations + 1):
         content = b"N" + pickle.LONG_BINPUT + place.to_bytes(4, "little") + pickle.STOP
-        if place == pickle_bounds.OPERATIONS:
+        if place == BOUNDS.operations:
             pickle_bounds.check(io.BytesIO(content))
         else:
             refused(content, "keeps an object at place 3,000,001")

@@ -1,10 +1,10 @@
 """Which backend runs a bundle: the best that can, or the one that is named."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 
-from edge_sampler.runtime import backends
 from edge_sampler.runtime.backends import BACKENDS, choose
 from edge_sampler.runtime.backends.base import Backend
 from edge_sampler.runtime.errors import UserError
@@ -28,26 +28,26 @@ def test_backends_are_in_the_order_of_their_ranks() -> None:
     assert all(name == one.name for name, one in BACKENDS.items())
 
 
-def test_the_first_that_can_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_that_can_is_chosen() -> None:
     known = [backend("a", lacks="no GPU"), backend("b", unable="no engine"), backend("c"), backend("d")]
-    monkeypatch.setattr(backends, "BACKENDS", {one.name: one for one in known})
-    assert choose(BUNDLE).name == "c"
-    assert choose(BUNDLE, precision="fp16").name == "b"
-    assert choose(BUNDLE, "d").name == "d"
+    chosen = partial(choose, BUNDLE, known={one.name: one for one in known})
+    assert chosen().name == "c"
+    assert chosen(precision="fp16").name == "b"
+    assert chosen("d").name == "d"
     for name, told in (
         ("a", "a cannot run this bundle here: no GPU"),
         ("b", "b cannot run this bundle here: no engine"),
     ):
         with pytest.raises(UserError, match=f"^{told}$"):
-            choose(BUNDLE, name)
+            chosen(name)
     for name in ("e", "", "Auto"):
         with pytest.raises(UserError, match=rf"^unknown backend '{name}'; known: auto, a, b, c, d$"):
-            choose(BUNDLE, name)
+            chosen(name)
 
 
-def test_where_none_can_each_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_none_can_each_says_why() -> None:
     known = [backend("a", lacks="no GPU"), backend("b", unable="no engine")]
-    monkeypatch.setattr(backends, "BACKENDS", {one.name: one for one in known})
+    chosen = partial(choose, BUNDLE, known={one.name: one for one in known})
     told = "a cannot run this bundle here: no GPU; b cannot run this bundle here: no engine"
     with pytest.raises(UserError, match=f"^{told}$"):
-        choose(BUNDLE)
+        chosen()

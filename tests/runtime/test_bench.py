@@ -96,11 +96,9 @@ class Counted:
 
 @pytest.mark.parametrize(("memory", "told"), [((5, 12), 7), ((12, 5), 0)])
 def test_an_engine_is_timed_without_a_loop(memory: tuple[int, ...], told: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, taken, used = Counted(4, memory), list[int](), list[bool]()
+    engine, taken, used, pace = Counted(4, memory), list[int](), list[bool](), benching.Pace(1e-9, settle=0.0)
     monkeypatch.setattr(benching, "choose", lambda *_: engine)
     monkeypatch.setattr(benching, "feed_of", lambda bundle, seeds, examples: taken.append(len(seeds)) or {})  # type: ignore[func-returns-value]
-    monkeypatch.setattr(benching, "SETTLE", 0.0)
-    monkeypatch.setattr(benching, "TURN", 1e-9)
 
     def eager(bundle: Any, weights: str | None, on_gpu: bool) -> Any:
         used.append(on_gpu)
@@ -108,7 +106,7 @@ def test_an_engine_is_timed_without_a_loop(memory: tuple[int, ...], told: int, m
 
     monkeypatch.setattr(benching, "_eager", eager)
     of: Any = SimpleNamespace(examples=lambda count: {})
-    said, timings, left_out = benching.bench(of, 4, 2)
+    said, timings, left_out = benching.bench(of, 4, 2, pace=pace)
     assert (said, taken, used) == ("an engine", [4], [True])
     assert left_out == [
         "baseline host loop and limit: engine runs engines of whole samplers only",
@@ -120,7 +118,7 @@ def test_an_engine_is_timed_without_a_loop(memory: tuple[int, ...], told: int, m
     )  # fmt: skip
     assert len(timing.latencies) == 2
     engine.memory = iter(memory * 2)
-    assert benching.bench(of, 1, 1)[1][0].batch == 1
+    assert benching.bench(of, 1, 1, pace=pace)[1][0].batch == 1
     with pytest.raises(UserError, match="batch is 5, and the engine takes 4 at most"):
         benching.bench(of, 5, 1)
     for batch, rounds in ((0, 1), (1, 0)):

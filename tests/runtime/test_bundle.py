@@ -13,7 +13,7 @@ from PIL import Image
 
 from edge_sampler import runtime
 from edge_sampler.export.save import save_checked
-from edge_sampler.runtime.bench import BASELINE, EAGER, LIMIT, SETTLE, UNROLLED, alternate, bench
+from edge_sampler.runtime.bench import BASELINE, EAGER, LIMIT, PACE, UNROLLED, Pace, alternate, bench
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command import main as runtime_main
 from edge_sampler.runtime.compare import BASELINE as LOOP
@@ -203,11 +203,10 @@ def test_paths_settle_and_warm_up_before_each_turn(monkeypatch: pytest.MonkeyPat
     """Threads of the library that ran before still spin, and its data fill the caches."""
     done: list[str] = []
     monkeypatch.setattr("time.sleep", lambda seconds: done.append(f"sleep {seconds}"))
-    monkeypatch.setattr("edge_sampler.runtime.bench.TURN", 1e-9)
-    timed = alternate({name: partial(done.append, name) for name in "ab"}, 2)
-    turn = [f"sleep {SETTLE}", "a", "a", f"sleep {SETTLE}", "b", "b"]
+    timed = alternate({name: partial(done.append, name) for name in "ab"}, 2, Pace(turn=1e-9))
+    turn = [f"sleep {PACE.settle}", "a", "a", f"sleep {PACE.settle}", "b", "b"]
     assert done == turn * 2
-    assert SETTLE > 0
+    assert PACE.settle > 0
     assert [len(rounds) for rounds in timed.values()] == [2, 2]
 
 

@@ -100,13 +100,12 @@ def test_an_onnxruntime_for_numpy_1_is_told(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_jetpacks_tensorrt_is_found_behind_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_module, "DEBIAN", tmp_path)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(UserError, match="tensorrt is not installed"):
-        tensorrt_module.library("tensorrt")
+        tensorrt_module.library("tensorrt", tmp_path)
     (tmp_path / "python3.10" / "dist-packages" / "tensorrt").mkdir(parents=True)
     with pytest.raises(UserError, match="--system-site-packages"):
-        tensorrt_module.library("tensorrt")
+        tensorrt_module.library("tensorrt", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -112,13 +113,12 @@ def test_a_graph_whose_weights_are_no_links_stays_where_it_is(tmp_path: Path, mo
 
 
 def test_a_tensorrt_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_module, "DEBIAN", tmp_path)
     (tmp_path / "python3.10" / "dist-packages" / "tensorrt").mkdir(parents=True)
     for flavour, told in (("tensorrt", "hides it"), ("tensorrt-rtx", "not installed: pip install tensorrt-rtx")):
         module = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}[flavour]
         monkeypatch.setitem(sys.modules, module, ModuleType(module))  # stubs alone
         with pytest.raises(UserError, match=told):
-            tensorrt_module.library(flavour)
+            tensorrt_module.library(flavour, tmp_path)
     for error in (ImportError("libnvinfer"), OSError("libnvinfer"), RuntimeError("libnvinfer")):
 
         def fails(name: str, error: Exception = error) -> None:
@@ -152,12 +152,12 @@ def test_the_last_error_is_told_and_old_lines_go(monkeypatch: pytest.MonkeyPatch
 
 def test_what_to_install_is_said_for_this_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (install.CHECKOUT / "runtime" / "install.py").is_file()
-    monkeypatch.setattr(install, "CHECKOUT", tmp_path)
-    assert install_command("cpu", "text") == "pip install 'edge-sampler[cpu,text]'"
+    command = partial(install_command, checkout=tmp_path)
+    assert command("cpu", "text") == "pip install 'edge-sampler[cpu,text]'"
     (tmp_path / "pyproject.toml").touch()
-    assert install_command("cpu") == f"pip install -e '{tmp_path}[cpu]'"
+    assert command("cpu") == f"pip install -e '{tmp_path}[cpu]'"
     monkeypatch.chdir(tmp_path)
-    assert install_command("cpu") == "pip install -e '.[cpu]'"
+    assert command("cpu") == "pip install -e '.[cpu]'"
 
 
 def test_a_count_tells_a_value_within_a_factor_of_three() -> None:

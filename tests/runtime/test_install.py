@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from edge_sampler.runtime import install as module
 from edge_sampler.runtime.install import install_command
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +17,5 @@ def test_a_checkout_is_installed_from_itself(monkeypatch: pytest.MonkeyPatch, tm
     assert install_command("cpu", "text") == f"pip install -e '{ROOT}[cpu,text]'"
 
 
-def test_a_package_is_installed_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "CHECKOUT", tmp_path)
-    assert install_command("sign") == "pip install 'edge-sampler[sign]'"
+def test_a_package_is_installed_by_its_name(tmp_path: Path) -> None:
+    assert install_command("sign", checkout=tmp_path) == "pip install 'edge-sampler[sign]'"

@@ -21,7 +21,6 @@ from starlette.exceptions import HTTPException
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import to_uint8
 from edge_sampler.runtime.inputs import Output
-from edge_sampler.runtime.serve import app as module
 from edge_sampler.runtime.serve.app import UNEXPECTED, Service, error, make_app
 from edge_sampler.runtime.serve.batches import QueueFullError
 from edge_sampler.runtime.serve.metrics import Metrics
@@ -109,8 +108,8 @@ def ask(service: Service, method: str, path: str, *body: bytes, key: str | None 
     return asyncio.run(asyncio.wait_for(asking(make_app(service, key), method, path, body, **more), 60))
 
 
-def served(*models: Model, largest: int = 1000) -> Service:
-    return Service(models or (Model("a"),), largest)  # type: ignore[arg-type]
+def served(*models: Model, largest: int = 1000, reading: float = 60.0) -> Service:
+    return Service(models or (Model("a"),), largest, reading)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -297,9 +296,8 @@ def test_a_body_is_refused_before_it_came() -> None:
     assert (zipped.status, zipped.json["error"]) == (415, "the body has a Content-Encoding; send it plain")
 
 
-def test_a_body_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "READING", 0.01)
-    service = served()
+def test_a_body_that_does_not_end_is_given_up() -> None:
+    service = served(reading=0.01)
     answer = ask(service, "POST", "/v2/models/a/infer", ONE, no_end=True)
     assert (answer.status, answer.json["error"]) == (408, "the body took more than 0 s")
     assert answer.headers["connection"] == "close"

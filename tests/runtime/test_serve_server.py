@@ -54,12 +54,11 @@ def test_the_first_signal_lets_it_answer_and_the_second_does_not() -> None:
 @pytest.mark.parametrize(
     ("active", "draining", "ends"), [(0, True, True), (1, True, False), (0, False, False), (1, False, False)]
 )
-def test_it_ends_when_all_is_answered(active: int, draining: bool, ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "STEP", 0.001)
+def test_it_ends_when_all_is_answered(active: int, draining: bool, ends: bool) -> None:
     one, _ = ending(active, draining)
 
     async def waited() -> None:
-        await asyncio.wait_for(one.end_when_drained(), 60 if ends else 0.02)
+        await asyncio.wait_for(one.end_when_drained(step=0.001), 60 if ends else 0.02)
 
     if ends:
         asyncio.run(waited())
@@ -105,7 +104,6 @@ class Model:
 def models(monkeypatch: pytest.MonkeyPatch) -> list[Model]:
     Model.made, Model.fails, Model.slow = [], None, False
     monkeypatch.setattr(server, "Model", Model)
-    monkeypatch.setattr(server, "STEP", 0.001)
     return Model.made
 
 

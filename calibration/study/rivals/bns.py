@@ -16,7 +16,7 @@ import numpy as np
 
 from edge_sampler.calibration.study.rivals.contest import Contest
 from edge_sampler.calibration.study.rivals.fixed import best_scheme
-from edge_sampler.calibration.study.rivals.learn import Lesson, learn
+from edge_sampler.calibration.study.rivals.learn import JUDGED_EVERY, Lesson, learn
 from edge_sampler.calibration.trace import trace
 from edge_sampler.runtime.plan import Plan
 
@@ -24,7 +24,7 @@ RATES = (0.005, 0.015)
 ITERATIONS = 300
 
 
-def bns(contest: Contest, iterations: int = ITERATIONS) -> Plan:
+def bns(contest: Contest, iterations: int = ITERATIONS, judged_every: int = JUDGED_EVERY) -> Plan:
     start = trace(best_scheme(contest, afs=False))
     highest = start.sigmas[0]
     lesson = Lesson(
@@ -34,6 +34,7 @@ def bns(contest: Contest, iterations: int = ITERATIONS) -> Plan:
         loss=lambda errors: errors.clamp_min(1e-12).log().mean(),
         rates=RATES,
         iterations=iterations,
+        judged_every=judged_every,
     )
     return learn(contest, lesson)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.evaluate.distributed import total
 from edge_sampler.calibration.evaluate.noise_sets import SEEDS, Noises
-from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
+from edge_sampler.calibration.evaluate.reference import cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.models.progress import ProgressBars, silent
@@ -63,7 +63,8 @@ class Contest:
             arrays = dict(compute())
             return {**arrays, "seconds": np.array(time.perf_counter() - started)}
 
-        told = {"rival": key, "noises": self.noises.key, "fitting": self.noises.fitting, "steps": REFERENCE_STEPS}
+        told = {"rival": key, "noises": self.noises.key, "fitting": self.noises.fitting}
+        told["steps"] = self.settings.reference_steps
         before = meter.evaluations
         with self.progress(str(key["what"]), expected) as meter.progress:
             arrays = self.cache.recall_together(told, measured, meter)
@@ -73,8 +74,8 @@ class Contest:
 
     @cached_property
     def goal(self) -> Tensor:
-        """The converged images [n, …] of all noises: what ``REFERENCE_STEPS`` of the reference make."""
-        levels, steps = [self.noises.network.model.spec.sigma_max], cost(1, REFERENCE_STEPS)
+        """The converged images [n, …] of all noises: what the settings' ``reference_steps`` make."""
+        levels, steps = [self.noises.network.model.spec.sigma_max], cost(1, self.settings.reference_steps)
 
         def solve() -> dict[str, np.ndarray]:
             return {"images": solution(self.noises, levels, steps, NO_CACHE)[0.0].float().cpu().numpy()}

@@ -14,7 +14,7 @@ import numpy as np
 from edge_sampler.calibration.solvers.base import Scheme
 from edge_sampler.calibration.study.rivals.contest import Contest
 from edge_sampler.calibration.study.rivals.fixed import best_scheme
-from edge_sampler.calibration.study.rivals.learn import Lesson, learn
+from edge_sampler.calibration.study.rivals.learn import JUDGED_EVERY, Lesson, learn
 from edge_sampler.calibration.trace import trace
 from edge_sampler.runtime.plan import Plan
 
@@ -23,7 +23,7 @@ ITERATIONS = 150
 RADIUS = 0.001  # times pixels, over the square of NFE
 
 
-def ld3(contest: Contest, iterations: int = ITERATIONS) -> Plan:
+def ld3(contest: Contest, iterations: int = ITERATIONS, judged_every: int = JUDGED_EVERY) -> Plan:
     scheme = best_scheme(contest, afs=True)
     lesson = Lesson(
         name="LD3",
@@ -32,6 +32,7 @@ def ld3(contest: Contest, iterations: int = ITERATIONS) -> Plan:
         loss=lambda errors: errors.clamp_min(1e-12).sqrt().mean(),
         rates=RATES,
         iterations=iterations,
+        judged_every=judged_every,
         radius=RADIUS * contest.noises.noise[0].numel() / contest.nfe**2,
     )
     return learn(contest, lesson)

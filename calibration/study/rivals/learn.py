@@ -15,7 +15,7 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan
 
 BATCH = 32  # noises of an iteration
-PIECE = 25  # iterations after which the held-out noises judge, and where a killed run goes on
+JUDGED_EVERY = 25  # iterations
 TRIED = 2  # such pieces of each learning rate; the best of the rates goes on
 MOMENTS = (0.9, 0.99)
 
@@ -34,6 +34,7 @@ class Lesson:
         rates: learning rates to try.
         iterations: at the rate that goes on, those it was tried with included; it falls to 0 as a cosine does.
         radius: how far, by its length, each fitting noise may move to meet the sampler; 0: not at all.
+        judged_every: iterations after which the held-out noises judge, and where a killed run goes on.
     """
 
     name: str
@@ -43,11 +44,12 @@ class Lesson:
     rates: tuple[float, ...]
     iterations: int
     radius: float = 0.0
+    judged_every: int = JUDGED_EVERY
 
 
 def learn(contest: Contest, lesson: Lesson) -> Plan:
     """The sampler that errs least on the held-out noises of all that were met, the start among them."""
-    pieces = lesson.iterations // PIECE
+    pieces = lesson.iterations // lesson.judged_every
     start = begun(contest, lesson)
     tried = dict.fromkeys(lesson.rates, start)
     for piece in range(min(TRIED, pieces)):
@@ -88,14 +90,15 @@ def error_of(contest: Contest, lesson: Lesson, parameters: np.ndarray) -> float:
 
 
 def advanced(contest: Contest, lesson: Lesson, state: State, rate: float, piece: int) -> State:
-    """``state`` after ``PIECE`` iterations more."""
-    told = {"what": f"{lesson.name}, rate {rate:g}, to {(piece + 1) * PIECE}", "of": lesson.iterations}
+    """``state`` after a piece of iterations more."""
+    done, size = piece * lesson.judged_every, lesson.judged_every
+    told = {"what": f"{lesson.name}, rate {rate:g}, to {done + size}", "of": lesson.iterations}
     told |= {"sampler": lesson.plan_of(lesson.start).sha256, "radius": lesson.radius}
     told |= {"from": [state["now"].tolist(), state["second"].tolist()]}
 
     def advance() -> State:
         new = {name: values.copy() for name, values in state.items()}
-        for iteration in range(piece * PIECE, (piece + 1) * PIECE):
+        for iteration in range(done, done + size):
             falling = rate * (1 + math.cos(math.pi * iteration / lesson.iterations)) / 2
             plan = sampler_of(lesson, new["now"])
             if plan is None:
@@ -114,7 +117,7 @@ def advanced(contest: Contest, lesson: Lesson, state: State, rate: float, piece:
         return new
 
     judged = contest.nfe * len(contest.heldout[0])
-    return contest.recall(told, PIECE * BATCH * (1 + BACKWARD) * contest.nfe + judged, advance)
+    return contest.recall(told, size * BATCH * (1 + BACKWARD) * contest.nfe + judged, advance)
 
 
 def gradient_at(contest: Contest, lesson: Lesson, plan: Plan, state: State, iteration: int) -> np.ndarray:

@@ -36,11 +36,6 @@ from tests.conftest import report_of
 SETTINGS = Settings(3, fit_batch=8, heldout=8, fit_target="global")
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_sampler.calibration.study.rivals.learn.PIECE", 4)
-
-
 def contest(model: Denoiser, cache: Cache = NO_CACHE, nfe: int = 3) -> Contest:
     settings = replace(SETTINGS, nfe=nfe)
     return Contest(to_fit(model, settings.fit_batch, settings.heldout, 0), settings, cache)
@@ -167,6 +162,7 @@ def lesson_of_ld3(
         rates,
         iterations,
         radius,
+        judged_every=4,
     )
 
 
@@ -185,7 +181,7 @@ def test_without_iterations_bns_is_the_solver_that_it_starts_from(
     monkeypatch.setattr(bns, "best_scheme", lambda contest, afs: start)
     np.testing.assert_allclose(flat(bns.bns(contest(mixture), 0)), flat(trace(start)), rtol=1e-7, atol=1e-7)
     entered = contest(mixture)
-    assert heldout_error(entered, bns.bns(entered, 8)) < 0.95 * heldout_error(entered, trace(start))
+    assert heldout_error(entered, bns.bns(entered, 8, judged_every=4)) < 0.95 * heldout_error(entered, trace(start))
 
 
 def test_a_rate_that_runs_away_is_left_behind(mixture: Denoiser) -> None:
@@ -240,7 +236,7 @@ def test_a_fit_counts_what_it_spends_and_a_kept_one_what_it_spent(
 ) -> None:
     monkeypatch.setattr(ld3, "best_scheme", lambda contest, afs: solver_on("ddim", 3))
     (rival,) = rivals_of(name)
-    fewer: dict[str, dict[str, Any]] = {"gits": {"fine": 9}, "ld3": {"iterations": 8}}
+    fewer: dict[str, dict[str, Any]] = {"gits": {"fine": 9}, "ld3": {"iterations": 8, "judged_every": 4}}
     rival = replace(rival, fit=partial(rival.fit, **fewer.get(name, {})))
     entries, made, calls = [], [], calls_of(mixture)
     for _ in range(2):
@@ -280,7 +276,6 @@ def test_a_killed_fit_goes_on_where_it_was(mixture: Denoiser, tmp_path: Path) ->
     assert again.noises.network.meter.evaluations == whole.noises.network.meter.evaluations
 
 
-@pytest.mark.usefixtures("coarse_reference")
 def test_our_own_fit_is_that_of_the_command_and_costs_what_it_costs(mixture: Denoiser, tmp_path: Path) -> None:
     settings = replace(SETTINGS, nfe=2, refine=1)
     entries = {}

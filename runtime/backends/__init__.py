@@ -46,4 +46,4 @@ def choose(
         if reason is None:
             return candidate
         reasons.append(f"{candidate.name} cannot run this bundle here: {reason}")
-    raise UserError("; ".join(reasons))
+    raise UserError("; ".join(reversed(reasons)))  # the last is what most machines have

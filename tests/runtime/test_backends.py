@@ -48,6 +48,6 @@ def test_the_first_that_can_is_chosen() -> None:
 def test_where_none_can_each_says_why() -> None:
     known = [backend("a", lacks="no GPU"), backend("b", unable="no engine")]
     chosen = partial(choose, BUNDLE, known={one.name: one for one in known})
-    told = "a cannot run this bundle here: no GPU; b cannot run this bundle here: no engine"
+    told = "b cannot run this bundle here: no engine; a cannot run this bundle here: no GPU"
     with pytest.raises(UserError, match=f"^{told}$"):
         chosen()

@@ -12,11 +12,11 @@ ProgressBars = Callable[[str, int], AbstractContextManager[Advance]]
 
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Advance]:
-    """A bar on standard error, with the time spent and left; it stays when done.
+    """A bar on standard error, with the time spent and left; it stays when done, of as many steps as there were.
 
     Args:
         description: what is done.
-        total: how many steps that is.
+        total: how many steps that is, at the most.
 
     Returns:
         A context manager, whose value is a function to be called with so many steps done.
@@ -38,6 +38,7 @@ def bar(description: str, total: int) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True)) as shown:
         task = shown.add_task(description, total=total)
         yield lambda amount: shown.advance(task, amount)
+        shown.update(task, total=shown.tasks[task].completed)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ python -m calibration ablation --help    # measures what each part of a fit is w
 python -m calibration ship --help        # makes the plans that ship beside the weights
 """
 
-import argparse
 from pathlib import Path
 
 from edge_sampler.calibration.arguments import (
@@ -37,7 +36,6 @@ def main() -> None:
     parser = Parser(
         prog="python -m calibration",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         common=("--model", "--nfe", "--solver", "--refine", "--guidance", "--out"),
     )
     add_model_arguments(parser)

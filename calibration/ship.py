@@ -4,7 +4,6 @@ python -m calibration ship                            # those that lack, or whos
 python -m calibration ship --model edm-digits --nfe 10
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +25,7 @@ NFES = (3, 4, 5, 6, 8, 10)
 
 
 def main() -> None:
-    parser = Parser(
-        prog="python -m calibration ship", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m calibration ship", description=__doc__)
     parser.add_argument("--model", action="append", help=f"of the zoo (default: {', '.join(SHIPPING)})")
     parser.add_argument("--nfe", type=whole_numbers, default=NFES, help=f"default: {','.join(map(str, NFES))}")
     parser.add_argument("--out", type=Path, default=PLANS, help="a folder (default: the package's own)")

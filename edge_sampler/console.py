@@ -3,7 +3,6 @@
 edge-sampler COMMAND … does what `python -m COMMAND …` does, also in a folder that holds a package of that name.
 """
 
-import argparse
 import sys
 from importlib import import_module
 
@@ -15,7 +14,7 @@ def main() -> None:
 
 
 def dispatch() -> int | None:
-    parser = Parser(prog="edge-sampler", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="edge-sampler", description=__doc__)
     parser.add_argument("command", choices=COMMANDS, help="each has a --help of its own")
     command = parser.parse_args(sys.argv[1:2]).command
     del sys.argv[1]

@@ -6,7 +6,6 @@ Run it on the device, or on its like. It takes NumPy and an engine library, no P
 wrong or slow, and 2 if a file is damaged or missing.
 """
 
-import argparse
 import time
 
 import numpy as np
@@ -42,7 +41,7 @@ def fast(bundle: edge_sampler.Bundle, backend: str, milliseconds: float, runs: i
 
 
 def main() -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("bundle")
     parser.add_argument("--milliseconds", type=float, required=True, help="that a sample may take, 99 times of 100")
     parser.add_argument("--backend", default="auto", help="default: auto, the best that this machine can run")

@@ -7,7 +7,6 @@ It is Adams and Bashforth's of two steps, on noise levels that are not evenly sp
 ``SOLVERS = (AB2,)`` gives it a name that ``--solver`` and the study know; with ``history=1`` it is fitted, too.
 """
 
-import argparse
 from pathlib import Path
 
 from edge_sampler import Plan, Settings, load_model
@@ -37,7 +36,7 @@ AB2 = Solver("ab2", multistep(adams_bashforth), order=2)
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", default="edm-digits", help="default: edm-digits")
     parser.add_argument("--nfe", type=int, default=6, help="network evaluations (default: 6)")
     parser.add_argument("--noises", type=int, default=64, help="to judge on (default: 64)")

@@ -8,7 +8,6 @@ It draws nothing that anyone could name. Its tokens are single letters, and a pr
 16×16 pixels, and so are the latents.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -77,7 +76,7 @@ def pipeline() -> StableDiffusionPipeline:
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, help="a new one")
     folder = parser.parse_args().folder
     if folder.exists():

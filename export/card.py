@@ -4,7 +4,6 @@ python -m export card BUNDLE                   # BUNDLE/README.md
 python -m export card BUNDLE --out FILE.md
 """
 
-import argparse
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,9 +23,7 @@ TAGS = ("diffusion", "onnx", "edge", "few-step-sampler")
 
 
 def main() -> None:
-    parser = Parser(
-        prog="python -m export card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m export card", description=__doc__)
     parser.add_argument("bundle", type=Path)
     add_verify_key(parser)
     parser.add_argument("--out", type=Path, help="default: README.md in the bundle")

@@ -55,7 +55,6 @@ def main() -> None:
     parser = Parser(
         prog="python -m export",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         common=("--model", "--nfe", "--plan", "--refine", "--guidance", "--out"),
     )
     add_model_arguments(parser)

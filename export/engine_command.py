@@ -28,7 +28,6 @@ def main() -> None:
     parser = Parser(
         prog="python -m export engine",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         common=("--engine", "--precision", "--target", "--batch", "--max-error", "--refit"),
     )
     parser.add_argument("bundle", type=Path, help="a folder that `python -m export` made")

@@ -41,7 +41,6 @@ def main() -> None:
     parser = Parser(
         prog="python -m export.export_cost",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         common=("--model", "--weights", "--random-weights", "--nfe", "--rounds", "--engine"),
     )
     add_model_arguments(parser)

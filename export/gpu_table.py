@@ -5,7 +5,6 @@ python -m export.gpu_table cifar10 --batch 1,4,64
 python -m export.gpu_table cifar10 --batch 1 --paths compile          # torch.compile takes minutes
 """
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -66,9 +65,7 @@ class Embedding(torch.nn.Module):
 
 
 def main() -> None:
-    parser = Parser(
-        prog="python -m export.gpu_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m export.gpu_table", description=__doc__)
     parser.add_argument(
         "bundles", type=Path, nargs="+", help="of models without conditions, with --precision fp16 added"
     )

@@ -9,7 +9,6 @@ Rows: fp32; each quantised precision with one scale for all evaluations, with a 
 RMSE and the median of the images' own, and in brackets their ratio to fp32's; FD-fashion where there are features.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,7 +39,7 @@ HEAD = ("bundle", "sampler", "MB", "RMSE", "of fp32's", "median", "of fp32's", "
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--noises", type=int, default=1024, help="(default: 1024)")
     bound_help = "RMS against fp32's images: with a scale for each evaluation, layers are left out until it holds"

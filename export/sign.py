@@ -27,9 +27,7 @@ Signer = Callable[[Path], None]  # signs the manifest in a bundle's folder
 
 
 def main() -> None:
-    parser = Parser(
-        prog="python -m export sign", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m export sign", description=__doc__)
     parser.add_argument("bundle", type=Path, help="a folder that `python -m export` made")
     parser.add_argument("--key", type=Path, required=True, metavar="FILE", help="minisign's secret key")
     arguments = parser.parse_args()

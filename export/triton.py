@@ -11,7 +11,6 @@ Sources: triton-inference-server/server, docs/user_guide/model_configuration.md,
 triton-inference-server/common, protobuf/model_config.proto.
 """
 
-import argparse
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,9 +44,7 @@ class Word(str):
 
 
 def main() -> None:
-    parser = Parser(
-        prog="python -m export triton", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m export triton", description=__doc__)
     parser.add_argument("bundle", type=Path)
     add_verify_key(parser)
     parser.add_argument("--out", type=Path, required=True, help="the model repository, which may hold other models")

@@ -3,7 +3,6 @@
 python -m export.zoo_page --out docs/models.md --force
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -59,9 +58,7 @@ HEAD = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}\n"
 
 
 def main() -> None:
-    parser = Parser(
-        prog="python -m export.zoo_page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m export.zoo_page", description=__doc__)
     parser.add_argument("--nfe", type=int, default=10, help="default: 10")
     parser.add_argument("--models", default=",".join(ZOO), help="such as edm-ffhq,edm-digits (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="the page to write, Markdown")

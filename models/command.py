@@ -13,7 +13,7 @@ from edge_sampler.runtime.command_line import Parser, given
 
 
 def main() -> None:
-    parser = Parser(prog="python -m models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m models", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("list", help="the models that are known by name").set_defaults(run=lambda arguments: show())
     command = commands.add_parser("verify", help="what a model is, and whether it removes noise")

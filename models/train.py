@@ -10,7 +10,6 @@ MODEL.safetensors. The same seed gives the same run on one CPU, interrupted or n
 in no fixed order.
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ def main() -> None:
     parser = Parser(
         prog="python -m models.train",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         common=("--dataset", "--model", "--images", "--device", "--out"),
     )
     which = parser.add_mutually_exclusive_group(required=True)

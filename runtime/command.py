@@ -49,7 +49,7 @@ def main() -> int:
     if sys.argv[1:2] and sys.argv[1] in ROOMS:
         room = import_module(f"edge_sampler.runtime.{sys.argv.pop(1)}.command")  # a missing library is one clear line
         return int(room.main())
-    parser = Parser(prog="python -m runtime", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m runtime", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
 
     def verb(name: str, help: str, *common: str) -> argparse.ArgumentParser:

@@ -28,12 +28,14 @@ UNUSABLE = (*FULL, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, err
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are UserErrors: one line, like all others. -1,0 is a value, as -1 is.
 
+    Descriptions keep their lines.
+
     A command with more than six options names those that are ``common``, six at most: --help shows them first, and the
     others under "more".
     """
 
     def __init__(self, *arguments: Any, common: Sequence[str] = (), **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
+        super().__init__(*arguments, **{"formatter_class": argparse.RawDescriptionHelpFormatter} | settings)
         self.common = common
         self._negative_number_matcher = re.compile(r"-\.?\d[-\d.,:e]*$")  # argparse knows single numbers alone
 

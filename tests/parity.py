@@ -3,7 +3,6 @@
 python -m tests.parity --out docs/parity.md --force
 """
 
-import argparse
 from pathlib import Path
 from typing import cast
 
@@ -51,9 +50,7 @@ def line(of: str, what: str, difference: float, bound: float) -> str:
 
 
 def main() -> None:
-    parser = Parser(
-        prog="python -m tests.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m tests.parity", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the page to write, Markdown")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()

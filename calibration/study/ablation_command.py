@@ -5,7 +5,6 @@ python -m calibration ablation --model edm-digits --nfe 5,10 --also edm-fashion
 torchrun --nproc-per-node 2 -m calibration ablation --model edm-fashion --nfe 5
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +30,6 @@ def main() -> None:
     parser = Parser(
         prog="python -m calibration ablation",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         common=("--model", "--nfe", "--also", "--noises", "--fit-batch", "--out"),
     )
     add_model_arguments(parser)

@@ -6,7 +6,6 @@ python -m calibration study --model edm-digits --solvers none --nfe 5,6,8,10
 torchrun --nproc-per-node 2 -m calibration study --model edm-fashion --refined 5,6,8,10 --out study/edm-fashion
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +40,6 @@ def main(rivals: Sequence[Rival] = RIVALS) -> None:
     parser = Parser(
         prog="python -m calibration study",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         common=("--model", "--nfe", "--solvers", "--rivals", "--noises", "--out"),
     )
     add_model_arguments(parser)

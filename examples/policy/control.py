@@ -7,7 +7,6 @@ In every control period the robot carries out one action. After eight it looks, 
 period, on the bundle's engine where this machine has a GPU for it, else on ONNX Runtime.
 """
 
-import argparse
 import time
 
 import numpy as np
@@ -42,7 +41,7 @@ class Clock:
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("bundle", help="of examples/policy/model.py:make")
     parser.add_argument("--rate", type=float, default=100.0, help="control periods a second (default: 100)")
     parser.add_argument("--episodes", type=int, default=20, help="default: 20")

@@ -6,7 +6,6 @@ Trains, fits, exports a bundle for each row and runs all of them in the same epi
 has the two lines of ``MARKS`` the table stands between them.
 """
 
-import argparse
 import math
 import time
 from dataclasses import dataclass, replace
@@ -99,7 +98,7 @@ def time_all(made: list[Row], runs: int) -> None:
 
 
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--episodes", type=int, default=2000, help="default: 2000, for an interval of at most ±2.2 %%")
     parser.add_argument("--iterations", type=int, default=4000, help="of training (default: 4000)")
     parser.add_argument("--bundles", type=Path, default=Path("artifacts/policy"), help="where each row's bundle goes")

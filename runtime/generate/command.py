@@ -36,7 +36,6 @@ def main() -> int:
     parser = Parser(
         prog="python -m runtime generate",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         common=("--seeds", "--out", "--workers", "--class-labels", "--condition", "--format"),
     )
     parser.add_argument("bundle", type=Path)

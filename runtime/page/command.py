@@ -8,7 +8,6 @@ ONNX Runtime Web is downloaded once from the npm registry ($npm_config_registry)
 python -m runtime page BUNDLE --out site/ --onnxruntime-web node_modules/onnxruntime-web
 """
 
-import argparse
 import shlex
 from pathlib import Path
 
@@ -18,9 +17,7 @@ from edge_sampler.runtime.page.folder import ONNX_RUNTIME, TOKENIZERS, write_sit
 
 
 def main() -> int:
-    parser = Parser(
-        prog="python -m runtime page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m runtime page", description=__doc__)
     parser.add_argument("bundle", type=Path)
     add_verify_key(parser)
     parser.add_argument("--out", type=Path, required=True, help="the folder, which must not be there yet")

@@ -28,7 +28,6 @@ def main() -> int:
     parser = Parser(
         prog="python -m runtime serve",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         common=("--host", "--port", "--backend", "--precision", "--batch", "--queue"),
     )
     parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")

@@ -19,7 +19,7 @@ import numpy as np
 from edge_sampler.calibration.evaluate.distributed import processes, total
 from edge_sampler.calibration.evaluate.network import Meter
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.output import writable
+from edge_sampler.runtime.output import sweep, writable
 
 MEANING = 3  # raise it when code that makes stored results changes them
 DIGEST = hashlib.sha256().digest_size
@@ -32,8 +32,8 @@ ENTRY = re.compile(r"[0-9a-f]{64}\.(result|npz)")  # the latter of earlier versi
 class Cache:
     """Arrays by key, a file each in ``folder``; without a folder nothing is kept.
 
-    Beyond ``limit`` bytes, entries that were not used for longest are removed. Raises UserError where the folder cannot
-    be written, before anything is computed for it.
+    Beyond ``limit`` bytes, entries that were not used for longest are removed; what a dead writer left goes at once.
+    Raises UserError where the folder cannot be written, before anything is computed for it.
     """
 
     folder: Path | None = None
@@ -48,6 +48,7 @@ class Cache:
                 pass
         except OSError as error:
             raise UserError(f"cannot keep results in {self.folder}: {error.strerror}; see --cache") from error
+        sweep(self.folder)
 
     def recall(
         self, key: Mapping[str, Any], compute: Callable[[], Mapping[str, np.ndarray]], meter: Meter

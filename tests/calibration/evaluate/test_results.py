@@ -10,6 +10,7 @@ import pytest
 from edge_sampler.calibration.arguments import size_in_bytes
 from edge_sampler.calibration.evaluate.network import Meter
 from edge_sampler.calibration.evaluate.results import Cache
+from edge_sampler.runtime.output import temporary
 
 ARRAYS = {"states": np.arange(6.0).reshape(2, 3), "mean": np.array([0.5], np.float32)}
 
@@ -82,6 +83,15 @@ def test_an_entry_that_was_cut_is_computed_again(kept: int, tmp_path: Path) -> N
     entry(tmp_path).write_bytes(entry(tmp_path).read_bytes()[:kept])
     assert same(cache.recall({"a": 1}, compute, Meter()))
     assert len(calls) == 2
+
+
+def test_what_a_killed_writer_left_goes_and_what_one_holds_stays(tmp_path: Path) -> None:
+    dead = tmp_path / f".{'0' * 64}.result.0123abcd.new"
+    dead.mkdir()
+    (dead / "half").write_bytes(bytes(1000))
+    with temporary(tmp_path / f"{'1' * 64}.result") as held:
+        Cache(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [held.name]
 
 
 def test_what_was_not_used_for_longest_goes(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:
     """
     try:
         check_plain(architecture)
+        check_product(architecture)
         with torch.device("meta"):
             shapes = build_known(architecture)
             if empty := [weight for weight, values in shapes.named_parameters() if not values.numel()]:
@@ -80,6 +81,16 @@ def check_plain(value: Any, name: str = "architecture", left: int = MOST_VALUES)
     elif not isinstance(value, str | None):
         raise ValueError(f"{name} is a {type(value).__name__}; allowed are texts, numbers and lists of them")
     return left
+
+
+def check_product(architecture: Mapping[str, Any]) -> None:
+    """Raises ValueError where a list of levels times blocks in each makes more than any network has."""
+    blocks = [
+        int(value) for name, value in architecture.items() if COUNTS.search(name) and isinstance(value, int | float)
+    ]
+    lengths = [len(value) for value in architecture.values() if isinstance(value, list | tuple)]
+    if max(blocks, default=1) * max(lengths, default=1) > MOST_VALUES:
+        raise ValueError(f"{max(lengths)} levels of {max(blocks)} blocks make more than {MOST_VALUES}")
 
 
 def build_known(architecture: Mapping[str, Any]) -> Preconditioned:

@@ -116,9 +116,44 @@ def _module(meta: dict[str, Any]) -> _Holder:
     return holder
 
 
+class _StorageNames(pickle.Unpickler):
+    """Finds which storages a pickle of torch.save's names; all else are holders."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.found = set[Any]()
+
+    def find_class(self, module: str, name: str) -> Any:
+        return collections.OrderedDict if name == "OrderedDict" else _Holder
+
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] == "storage":
+            self.found.add(pid[2])
+        return _Holder()
+
+
+def _check_torch_file(content: pickle_bounds.Bytes, file: Any) -> None:
+    """``pickle_bounds.check_torch_file``; and before PyTorch 1.6's format, that each storage's values are there, once.
+
+    PyTorch fills those alone that the list behind the object names. Others would be whatever memory holds.
+    """
+    pickle_bounds.check_torch_file(content, file)
+    content.seek(0)
+    if content.read(len(pickle_bounds.ZIP)) == pickle_bounds.ZIP:
+        return
+    content.seek(0)
+    for _ in range(pickle_bounds.PICKLES_BEFORE_1_6 - 2):
+        _StorageNames(content).load()
+    named = _StorageNames(content)
+    named.load()
+    stored = _StorageNames(content).load()
+    if not isinstance(stored, list) or sorted(map(str, stored)) != sorted(map(str, named.found)):
+        raise UserError("refused: its list of stored values is not that of its tensors'")
+
+
 def _storage(payload: bytes) -> Any:
     content = io.BytesIO(payload)
-    pickle_bounds.check_torch_file(content, content)
+    _check_torch_file(content, content)
     return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
 
 
@@ -183,6 +218,8 @@ def _read_edm_pickle(path: Path) -> Checkpoint:
     if not isinstance(ema, _Holder) or "_init_kwargs" not in ema.state:
         raise UserError("not an EDM snapshot: it has no network under 'ema'")
     arguments = ema.state["_init_kwargs"]
+    if odd := [name for name, value in arguments.items() if isinstance(value, Tensor | _Holder)]:
+        raise UserError(f"the argument {odd[0]!r:.80} of its network is no plain value")
     if ema.state["class_name"] != edm2.CLASS:
         return Checkpoint(dict(_walk(ema)), {"precond": ema.state["class_name"], **arguments})
     beside = snapshot.get("encoder")
@@ -208,12 +245,14 @@ def _read_safetensors(path: Path) -> Checkpoint:
         metadata = file.metadata() or {}
     tensors = safetensors.torch.load_file(path)
     architecture = parse_json(metadata["architecture"]) if "architecture" in metadata else None
+    if not isinstance(architecture, dict | None):
+        raise UserError("its architecture is no JSON object")
     return Checkpoint(tensors, architecture, metadata)
 
 
 def _read_state_dict(path: Path) -> Checkpoint:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        pickle_bounds.check_torch_file(content, file)
+        _check_torch_file(content, file)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -226,8 +265,8 @@ def _read_state_dict(path: Path) -> Checkpoint:
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError("not a state dict: expected tensors by name, bare or under 'ema' or 'state_dict'")
     for name, tensor in state.items():
-        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested:
-            raise UserError(f"{name!r:.80} is a sparse, nested or empty tensor, which no weights are")
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested or tensor.is_neg():
+            raise UserError(f"{name!r:.80} is a sparse, nested, negated or empty tensor, which no weights are")
         values = tensor.untyped_storage().nbytes() // tensor.itemsize
         check_view(tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), values)
     return Checkpoint(state)

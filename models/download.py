@@ -94,8 +94,13 @@ def _download(url: str, partial: Path) -> Path:
             raise ValueError("the server does not say how long the file is")
         start = 0
         if response.status == HTTPStatus.PARTIAL_CONTENT:
-            if not re.match(rf"bytes {have}-", response.headers.get("Content-Range", "")):
+            part = re.fullmatch(rf"bytes {have}-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
+            if not part or not int(part[1]) + 1 == int(part[2]) == int(length) + have:
                 raise ValueError(f"the server sends another part than from byte {have} on")
+            came = _validator(response.headers)  # where it is an ETag, a part has it too: RFC 9110, 15.3.7
+            if have and came != validator and (came or validator.startswith('"')):
+                source.unlink()  # a part of another file
+                return _download(url, partial)
             start = have
         total = int(length) + start
         source.write_text(_validator(response.headers))

@@ -75,7 +75,7 @@ def check_torch_file(content: Bytes, file: IO[bytes]) -> None:
         if sum(entry.file_size for entry in entries) > file.seek(0, io.SEEK_END):
             raise UserError("refused: its entries claim more bytes than the file has")
         for entry in entries:
-            if entry.filename.endswith(".pkl"):
+            if entry.filename.lower().endswith(".pkl"):  # as PyTorch looks for them
                 check(io.BytesIO(archive.read(entry)))
 
 

@@ -130,8 +130,8 @@ def verb(error: OSError) -> str:
     """What could not be done to a file."""
     if error.errno in FULL or error.filename is None:
         return "write"
-    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else Path()
-    return "read" if path.exists() and not os.access(path, os.R_OK) else "open"
+    path = error.filename if isinstance(error.filename, str | bytes) else ""
+    return "read" if os.access(path, os.F_OK) and not os.access(path, os.R_OK) else "open"
 
 
 def open_streams() -> None:

@@ -145,7 +145,7 @@ def run_sampler(bundle: Bundle, feed: Feed, backend: Backend, precision: str | N
         stages, made = [denoised_name(k) for k in range(bundle.plan.nfe)], bundle.inner_output
     with backend.open(bundle, precision, [*stages, *([made] if made != bundle.output.name else [])]) as session:
         ran = [session.run(part) for part in parts(feed)]
-        found = {name: np.concatenate([one[name] for one in ran]) for name in ran[0]}
+        found = {name: np.concatenate([np.atleast_1d(one[name]) for one in ran]) for name in ran[0]}
         precision, by = session.precision, session.description
     made_of(bundle, feed, found)
     for stage in stages:

@@ -124,6 +124,8 @@ def checked(found: Mapping[str, np.ndarray], name: str, shape: Sequence[int], dt
     if name not in found:
         raise UserError(f"{by} makes {', '.join(found)}, and no {name}: export the bundle again")
     array = found[name]
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{by} makes {name} as a {type(array).__name__}, and no array: export the bundle again")
     if array.dtype != dtype or array.shape != tuple(shape):
         raise UserError(
             f"{by} makes {name} {array.dtype} {list(array.shape)}, not {dtype} {list(shape)}: export the bundle again"

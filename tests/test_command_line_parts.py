@@ -112,6 +112,7 @@ def test_what_is_no_condition(text: str, tmp_path: Path, monkeypatch: pytest.Mon
         (OSError(errno.ENOSPC, "full", "a"), 2, "error: cannot write a: full"),
         (OSError(errno.EROFS, "read-only", b"a"), 2, "error: cannot write b'a': read-only"),
         (OSError(errno.ELOOP, "a loop", "absent"), 2, "error: cannot open absent: a loop"),
+        (OSError(errno.ENAMETOOLONG, "too long", "a" * 999), 2, f"error: cannot open {'a' * 999}: too long"),
     ],
     ids=repr,
 )

@@ -4,7 +4,9 @@ import collections
 import io
 import os
 import pickle
+import pickletools
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,28 @@ def test_state_dicts_of_before_pytorch_1_6(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(6.0).reshape(2, 3)}
     torch.save(tensors, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
     assert torch.equal(checkpoint.read(tmp_path / "legacy.pt").tensors["a"], tensors["a"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda keys: keys[:-1], lambda keys: [], lambda keys: [*keys, "x"], lambda keys: [keys[1], keys[1]], str],
+)
+@pytest.mark.parametrize("within_snapshot", [False, True])
+def test_each_storage_has_its_values_once(change: Callable[[Any], Any], within_snapshot: bool, tmp_path: Path) -> None:
+    """In files of before PyTorch 1.6, which fills those alone that a list names: others would be what memory holds."""
+    content = io.BytesIO()
+    torch.save({"a": torch.ones(3), "b": torch.zeros(2)}, content, _use_new_zipfile_serialization=False)
+    content.seek(0)
+    heads = list[bytes]()
+    for _ in range(4):
+        start = content.tell()
+        list(pickletools.genops(content))
+        heads.append(content.getvalue()[start : content.tell()])
+    keys = pickle.load(content)
+    path = tmp_path / "legacy.pt"
+    path.write_bytes(b"".join(heads) + pickle.dumps(change(keys), 2) + content.read())
+    with pytest.raises(UserError, match="list of stored values is not that of its tensors"):
+        checkpoint._storage(path.read_bytes()) if within_snapshot else checkpoint.read(path)
 
 
 @pytest.mark.parametrize(("size", "stride"), [((10**6, 10**6), (0, 0)), ((5,), (1,))])

@@ -26,7 +26,8 @@ class Server:
     send: int = len(CONTENT)  # bytes before the connection is cut
     wait: float = 0.0  # seconds before the first
     tag: str | None = '"one"'  # its ETag
-    says: str = "bytes {start}-"  # its Content-Range of a part
+    says: str = "bytes {start}-{last}/{total}"  # its Content-Range of a part
+    compares: bool = True  # whether it heeds If-Range
     length: bool = True  # whether it says how many bytes come
     ranges: list[str | None] = field(default_factory=list)
 
@@ -39,7 +40,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
             state.ranges.append(wanted)
-            same = self.headers.get("If-Range") == state.tag
+            same = self.headers.get("If-Range") == state.tag or not state.compares
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and same else 0
             if self.path.endswith("absent.pkl"):
                 self.send_error(404)
@@ -52,7 +53,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
                 return
             self.send_response(206 if start else 200)
             if start:
-                self.send_header("Content-Range", state.says.format(start=start))
+                total = len(state.content)
+                self.send_header("Content-Range", state.says.format(start=start, last=total - 1, total=total))
             if state.tag:
                 self.send_header("ETag", state.tag)
             if state.length:
@@ -123,7 +125,29 @@ def test_two_files_are_never_spliced(server: Server, tag: str | None) -> None:
     assert fetch(server.url).read_bytes() == CONTENT[::-1]
 
 
-@pytest.mark.parametrize("says", ["bytes 0-", "bytes 999999-", "lines 1000000-"])
+@pytest.mark.parametrize("tag", ['"two"', None])
+def test_a_part_of_another_file_is_not_joined_on(server: Server, tag: str | None) -> None:
+    """Though the server does not heed If-Range."""
+    server.send = 1_000_000
+    with pytest.raises(UserError, match="1000000 of 2560000 bytes"):
+        fetch(server.url)
+    server.send, server.tag, server.content, server.compares = len(CONTENT), tag, CONTENT[::-1], False
+    assert fetch(server.url).read_bytes() == CONTENT[::-1]
+    assert server.ranges == [None, "bytes=1000000-", None]
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        "bytes 0-{last}/{total}",
+        "bytes 999999-{last}/{total}",
+        "lines {start}-{last}/{total}",
+        "bytes {start}-1999999/{total}",
+        "bytes {start}-{last}/9000000",
+        "bytes {start}-{last}/*",
+        "bytes {start}-",
+    ],
+)
 def test_another_part_than_asked_for_is_refused(server: Server, tmp_path: Path, says: str) -> None:
     server.send = 1_000_000
     with pytest.raises(UserError, match="of 2560000 bytes"):

@@ -87,7 +87,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-@pytest.mark.parametrize("suffix", [".pkl", ".pt", ".legacy.pt", "nested"])
+@pytest.mark.parametrize("suffix", [".pkl", ".pt", ".PT", ".legacy.pt", "nested"])
 def test_bombs_are_refused_before_they_are_loaded(
     bomb: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,10 +99,10 @@ def test_bombs_are_refused_before_they_are_loaded(
         with pytest.raises((UserError, ValueError)):
             checkpoint._storage(BOMBS[bomb])
         return
-    if suffix == ".pt":
+    if suffix in (".pt", ".PT"):  # PyTorch does not look at the case of a name within
         path = tmp_path / "bomb.pt"
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("bomb/data.pkl", BOMBS[bomb])
+            archive.writestr("bomb/data.pkl" if suffix == ".pt" else "bomb/data.PKL", BOMBS[bomb])
     elif suffix == ".legacy.pt":
         path = tmp_path / "bomb.pt"
         path.write_bytes(pickle.dumps(1) * 3 + BOMBS[bomb])
@@ -232,11 +232,12 @@ def test_what_torch_saves_passes(legacy: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensor", "told"),
     [
-        (torch.zeros(2, 2).to_sparse(), "sparse, nested or empty"),
-        (torch.zeros(2, 2, device="meta"), "sparse, nested or empty"),
+        (torch.zeros(2, 2).to_sparse(), "sparse, nested, negated or empty"),
+        (torch.zeros(2, 2, device="meta"), "sparse, nested, negated or empty"),
+        (torch._neg_view(torch.ones(2)), "negated"),
         (torch.zeros(1).expand(1000), "repeatedly"),
     ],
-    ids=["sparse", "meta", "expanded"],
+    ids=["sparse", "meta", "negated", "expanded"],
 )
 def test_tensors_that_are_no_weights(tensor: torch.Tensor, told: str, tmp_path: Path) -> None:
     torch.save({"a": tensor}, tmp_path / "odd.pt")

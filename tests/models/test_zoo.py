@@ -132,6 +132,7 @@ def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
         (json.dumps(DIGITS | {"model_channels": 10**12}), "model_channels is larger than"),
         (json.dumps(DIGITS | {"model_channels": 0}), "unusable architecture"),
         (json.dumps(DIGITS | {"channel_mult": []}), "unusable architecture"),
+        (json.dumps(DIGITS | {"channel_mult": [1] * 200, "num_blocks": 200}), "200 levels of 200 blocks make"),
     ],
 )
 def test_bad_architecture_files_are_refused(text: str, message: str, tmp_path: Path) -> None:

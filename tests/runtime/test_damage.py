@@ -22,6 +22,7 @@ from edge_sampler.runtime.compare import compare
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.manifest import MANIFEST, hash_of
 from edge_sampler.runtime.plan import Plan
+from edge_sampler.runtime.sampler import load
 from tests.bundles import remake_manifest
 from tests.conftest import run_main
 
@@ -214,6 +215,8 @@ GRAPHS = {  # what is taken, what is made, and how
     "other shape": (f"{TAKEN} TAKEN", "float[b, 1, 16, 8] MADE", "MADE = Concat<axis=2>(as, as)"),
     "other type": (f"{TAKEN} TAKEN", "double[b, 1, 8, 8] MADE", "MADE = Cast<to=11>(as)"),
     "other rank": (f"{TAKEN} TAKEN", "float[b, c] MADE", "MADE = Flatten(as)"),
+    "no axes": (f"{TAKEN} TAKEN", "float MADE", "MADE = ReduceMean<keepdims=0>(as)"),
+    "a sequence": (f"{TAKEN} TAKEN", "seq(float[b, 1, 8, 8]) MADE", "MADE = SequenceConstruct(as)"),
     "input's name": (f"{TAKEN} other", f"{MADE} MADE", "MADE = Identity(as)"),
     "input's type": ("float16[b, 1, 8, 8] TAKEN", f"{MADE} MADE", "MADE = Identity(as)"),
     "input's shape": ("float[b, 1, 9, 9] TAKEN", "float[b, 1, 9, 9] MADE", "MADE = Identity(as)"),
@@ -237,3 +240,6 @@ def test_another_graph_under_that_name_is_one_line(graph: str, kind: str, light:
     remake_manifest(light)
     with pytest.raises(UserError, match=r"export (it|the bundle) again|takes"):
         compare(Bundle.open(light))
+    if graph == "sampler.onnx":
+        with pytest.raises(UserError, match=r"export (it|the bundle) again|takes"), load(light, "onnxrt") as sampler:
+            sampler.sample([0])

@@ -107,7 +107,7 @@ def test_a_file_that_cannot_be_read_is_not_said_to_be_written(
 ) -> None:
     (tmp_path / "secret").write_text("")
     readable = [True]
-    monkeypatch.setattr(os, "access", lambda path, _: readable[0] or path != tmp_path / "secret")
+    monkeypatch.setattr(os, "access", lambda path, mode: readable[0] or mode == os.F_OK)
 
     def main() -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "secret"))

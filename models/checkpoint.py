@@ -138,10 +138,8 @@ def _check_torch_file(content: pickle_bounds.Bytes, file: Any) -> None:
     PyTorch fills those alone that the list behind the object names. Others would be whatever memory holds.
     """
     pickle_bounds.check_torch_file(content, file)
-    content.seek(0)
-    if content.read(len(pickle_bounds.ZIP)) == pickle_bounds.ZIP:
+    if pickle_bounds.is_zip(content):
         return
-    content.seek(0)
     for _ in range(pickle_bounds.PICKLES_BEFORE_1_6 - 2):
         _StorageNames(content).load()
     named = _StorageNames(content)

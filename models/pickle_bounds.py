@@ -62,9 +62,7 @@ def check_torch_file(content: Bytes, file: IO[bytes]) -> None:
 
     ``content`` is that of ``file``. Raises as ``check`` does.
     """
-    head = content.read(len(ZIP))
-    content.seek(0)
-    if head != ZIP:
+    if not is_zip(content):
         for _ in range(PICKLES_BEFORE_1_6):
             check(content)
         return
@@ -77,6 +75,14 @@ def check_torch_file(content: Bytes, file: IO[bytes]) -> None:
         for entry in entries:
             if entry.filename.lower().endswith(".pkl"):  # as PyTorch looks for them
                 check(io.BytesIO(archive.read(entry)))
+
+
+def is_zip(content: Bytes) -> bool:
+    """Whether it is of torch.save's later format. Goes to the beginning."""
+    content.seek(0)
+    head = content.read(len(ZIP))
+    content.seek(0)
+    return head == ZIP
 
 
 def check(file: Bytes, bounds: Bounds = BOUNDS) -> None:

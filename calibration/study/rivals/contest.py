@@ -63,8 +63,12 @@ class Contest:
             arrays = dict(compute())
             return {**arrays, "seconds": np.array(time.perf_counter() - started)}
 
-        told = {"rival": key, "noises": self.noises.key, "fitting": self.noises.fitting}
-        told["steps"] = self.settings.reference_steps
+        told = {
+            "rival": key,
+            "noises": self.noises.key,
+            "fitting": self.noises.fitting,
+            "steps": self.settings.reference_steps,
+        }
         before = meter.evaluations
         with self.progress(str(key["what"]), expected) as meter.progress:
             arrays = self.cache.recall_together(told, measured, meter)

@@ -20,7 +20,7 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.scratch import scratch
 
-FEW = Settings(nfe=1, fit_batch=128, heldout=128, refine=2)
+REFIT = Settings(nfe=1, fit_batch=128, heldout=128, refine=2)
 
 
 def refitted(
@@ -29,7 +29,7 @@ def refitted(
     bundle: Bundle,
     precision: str,
     largest: Mapping[str, float],
-    like: Settings = FEW,
+    like: Settings = REFIT,
 ) -> Plan:
     """The bundle's plan, refined for evaluations in one of ``QUANTISED`` with these scales.
 

@@ -88,7 +88,7 @@ def of_block(text: str) -> Iterator[Command]:
 
 
 def of_prose(text: str) -> Iterator[Command]:
-    for paragraph in re.split(r"\n\s*\n|\n(?=[|-])", text):
+    for paragraph in re.split(r"\n\s*\n|\n(?=\||- )", text):
         mark = MARK.search(" ".join(paragraph.split()))
         for span in re.findall(r"`([^`]+)`", paragraph):
             yield from (Command(found, mark[0] if mark else "", True) for found in ours(span.replace("\n", " ")))

@@ -203,6 +203,9 @@ Name `python -m models list --no` (takes minutes), or `python -m runtime`; not `
 
 - `python -m models verify edm-digits`
 
+An option may begin a line: `python -m models verify nothing
+--weights none`, and `python -m models verify all` take hours.
+
 ```sh
 python -m models verify \\
     edm-digit && echo      # a mistake
@@ -228,6 +231,8 @@ def test_a_mistake_on_a_page_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
         ("models list --no", "takes minutes", True),
         ("runtime", "takes minutes", True),
         ("models verify edm-digits", "", True),
+        ("models verify nothing --weights none", "take hours", True),
+        ("models verify all", "take hours", True),
         ("models verify edm-digit", "", False),
         ("models verify edm-digit", "needs a GPU", False),
         ("models nothing", "takes some minutes", False),

@@ -2,15 +2,17 @@
 
 import inspect
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from edge_sampler.models import prompts
+from edge_sampler.models.arguments import OWN, check_plain, check_product, check_types, preconditioning_of
 from edge_sampler.models.denoiser import Preconditioned
 from edge_sampler.models.networks import NETWORKS
 from edge_sampler.models.networks.layers import FourierEmbedding
@@ -20,8 +22,9 @@ from edge_sampler.runtime.condition import class_labels
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs
 
-LARGEST_NUMBER, MOST_BLOCKS, MOST_VALUES = 2**24, 256, 4096  # beyond what any network has
-COUNTS = re.compile("layers|blocks|depth")  # in the names of arguments that say how many of something are built
+MOST_WEIGHTS = 2**31  # EDM2-XXL has 1.5 billion
+MOST_SAMPLE = 2**23  # 1024×1024 pixels have 3 million
+MOST_ACTIVATIONS = 2**27  # as ADM has at 512×512 pixels
 DEFAULT_NETWORKS = {"EDMPrecond": "DhariwalUNet", "iDDPMPrecond": "DhariwalUNet"}  # of EDM's classes; else SongUNet
 IGNORED = (
     "use_fp16",
@@ -52,9 +55,7 @@ def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:
                     "it predicts fewer channels than it is given: networks conditioned on images need a "
                     "wrapper that takes the image as a condition, see docs/your-model.md"
                 )
-            needed = {name: one for name, one in shapes.inputs.conditions.items() if one.null is None}
-            told = {name: torch.empty(1, *shapes.inputs.sized(one.shape)) for name, one in needed.items()}
-            shapes(torch.empty(1, *shapes.shape), 1.0, **told)
+            _check_size(shapes)
         return build_known(architecture)
     except KeyError as error:
         raise UserError(f"{name}: unusable architecture ({error.args[0]!r} is missing)") from error
@@ -62,35 +63,34 @@ def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:
         raise UserError(f"{name}: unusable architecture ({str(error).splitlines()[0]})") from error
 
 
-def check_plain(value: Any, name: str = "architecture", left: int = MOST_VALUES) -> int:
-    """Raises ValueError for arguments that are no plain values or beyond any network's, before anything is built.
+class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """How many values the largest tensor has that anything made meanwhile."""
 
-    Returns how many of ``left`` values more there may be.
-    """
-    if left <= 0:
-        raise ValueError(f"{name} makes more than {MOST_VALUES} values")
-    if isinstance(value, Mapping | list | tuple):
-        for key, part in value.items() if isinstance(value, Mapping) else ((name, part) for part in value):
-            if not isinstance(key, str):
-                raise ValueError(f"{name} has a name that is no text")
-            left = check_plain(part, key, left - 1)
-    elif isinstance(value, int | float):
-        most = MOST_BLOCKS if COUNTS.search(name) else LARGEST_NUMBER
-        if abs(value) > most and not math.isinf(value):
-            raise ValueError(f"{name} is larger than {most}, beyond any network's")
-    elif not isinstance(value, str | None):
-        raise ValueError(f"{name} is a {type(value).__name__}; allowed are texts, numbers and lists of them")
-    return left
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.values = 0
+
+    def __torch_dispatch__(self, function: Any, _: Any, arguments: Any = (), named: Any = None) -> Any:
+        made = function(*arguments, **(named or {}))
+        tensors = [one for one in tree_leaves(made) if isinstance(one, torch.Tensor)]
+        self.values = max([self.values, *(tensor.numel() for tensor in tensors)])
+        return made
 
 
-def check_product(architecture: Mapping[str, Any]) -> None:
-    """Raises ValueError where a list of levels times blocks in each makes more than any network has."""
-    blocks = [
-        int(value) for name, value in architecture.items() if COUNTS.search(name) and isinstance(value, int | float)
-    ]
-    lengths = [len(value) for value in architecture.values() if isinstance(value, list | tuple)]
-    if max(blocks, default=1) * max(lengths, default=1) > MOST_VALUES:
-        raise ValueError(f"{max(lengths)} levels of {max(blocks)} blocks make more than {MOST_VALUES}")
+def _check_size(shapes: Preconditioned) -> None:
+    """A forward pass without values. Raises ValueError for a network or a sample beyond those that anybody has."""
+    weights, sample = sum(weight.numel() for weight in shapes.parameters()), math.prod(shapes.shape)
+    needed = {name: one for name, one in shapes.inputs.conditions.items() if one.null is None}
+    told = {name: torch.empty(1, *shapes.inputs.sized(one.shape)) for name, one in needed.items()}
+    with _Largest() as largest:
+        shapes(torch.empty(1, *shapes.shape), 1.0, **told)
+    for what, values, most in (
+        ("parameters", weights, MOST_WEIGHTS),
+        ("values in a sample", sample, MOST_SAMPLE),
+        ("values in one layer's answer", largest.values, MOST_ACTIVATIONS),
+    ):
+        if values > most:
+            raise ValueError(f"it has {values:,} {what}, beyond any network's: at the most {most:,}")
 
 
 def build_known(architecture: Mapping[str, Any]) -> Preconditioned:
@@ -104,9 +104,10 @@ def build_known(architecture: Mapping[str, Any]) -> Preconditioned:
     ):
         if value not in known:
             raise ValueError(f"{argument} is {value!r}; allowed: {', '.join(known)}")
-    make = PRECONDITIONINGS[precond]
-    own = {key: arguments.pop(key) for key in inspect.signature(make).parameters if key in arguments}
-    preconditioning = make(**own)
+    own = inspect.signature(PRECONDITIONINGS[precond]).parameters
+    preconditioning = preconditioning_of(precond, {name: arguments.pop(name) for name in own if name in arguments})
+    check_types(arguments, OWN)
+    check_types(arguments, NETWORKS[model_type])
     for ignored in IGNORED:
         arguments.pop(ignored, None)
     lowest, highest = preconditioning.sigma_limits

@@ -22,6 +22,9 @@ from edge_sampler.models import edm2, pickle_bounds
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.json_file import parse_json
 
+FLOATS = frozenset(  # those that have each value in a number of its own
+    {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+)
 FORMATS = (".pkl", ".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -46,7 +49,11 @@ def read(path: Path) -> Checkpoint:
     if path.suffix not in FORMATS:
         raise UserError(f"{path}: unknown weights format {path.suffix!r}; allowed: {', '.join(FORMATS)}")
     try:
-        return reader(path)
+        found = reader(path)
+        for name, tensor in found.tensors.items():
+            if tensor.is_floating_point() and tensor.dtype not in FLOATS:
+                raise UserError(f"{name!r:.80} holds {tensor.dtype}, which is not read: store its values in float32")
+        return found
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except MemoryError:

@@ -92,6 +92,9 @@ def _download(url: str, partial: Path) -> Path:
         length = response.headers.get("Content-Length")
         if length is None:
             raise ValueError("the server does not say how long the file is")
+        kind, packed = response.headers.get_content_type(), response.headers.get("Content-Encoding", "identity")
+        if not int(length) > 0 or kind == "text/html" or packed != "identity":
+            raise ValueError(f"the server sends no such file, but {length} bytes of {kind}, encoded as {packed}")
         start = 0
         if response.status == HTTPStatus.PARTIAL_CONTENT:
             part = re.fullmatch(rf"bytes {have}-(\d+)/(\d+)", response.headers.get("Content-Range", ""))

@@ -29,8 +29,10 @@ from edge_sampler.models.networks.edm2_unet import EDM2UNet
 from edge_sampler.models.own import with_examples
 from edge_sampler.models.published import HUB
 from edge_sampler.models.zoo import WEIGHTS, ZOO
-from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.errors import UserError, one_line
 from edge_sampler.runtime.json_file import read_object
+
+MOST_OF_A_LICENCE = 200  # characters: a name or a sentence, not the text
 
 
 def load(
@@ -134,13 +136,14 @@ def _find(model: str, folder: Path | None) -> _Origin:
     if path.suffix == ".json":
         return _Origin(path.stem, lambda: read_object(path), None)
     if path.suffix in checkpoint.FORMATS:
-        found = checkpoint.read(fetch(model) if "://" in model else path)
+        found = _fetched(model) if "://" in model else checkpoint.read(path)
         if found.architecture is None:
             raise UserError(
                 f"{model} does not say its architecture; use --model NAME or ARCHITECTURE.json --weights {model}"
             )
         architecture = found.architecture
-        return _Origin(path.stem, lambda: architecture, lambda: found, (found.metadata or {}).get("licence", "unknown"))
+        licence = one_line((found.metadata or {}).get("licence", "unknown"), MOST_OF_A_LICENCE)
+        return _Origin(path.stem, lambda: architecture, lambda: found, licence)
     if folder:
         return _Origin(path.resolve().name, lambda: pipeline.architecture(folder), lambda: pipeline.read(folder))
     if path.suffix == ".py":
@@ -160,7 +163,16 @@ def _read(source: str) -> Checkpoint:
     """The weights of a zoo row's source."""
     if source.startswith(HUB):
         return pipeline.read(pipeline.download(source.removeprefix(HUB)))
-    return checkpoint.read(fetch(source) if "://" in source else WEIGHTS / source)
+    return _fetched(source) if "://" in source else checkpoint.read(WEIGHTS / source)
+
+
+def _fetched(url: str) -> Checkpoint:
+    """What the file at ``url`` holds. Where it is damaged, the error says how it can be had anew."""
+    path = fetch(url)
+    try:
+        return checkpoint.read(path)
+    except UserError as error:
+        raise UserError(f"{error}. It came from {url}: delete it, and it is downloaded again") from error
 
 
 def _fill(network: Preconditioned, source: Checkpoint, origin: _Origin, architecture: Mapping[str, Any]) -> None:

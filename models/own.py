@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from edge_sampler.models.arguments import preconditioning_of
 from edge_sampler.models.checkpoint import weights_sha256
 from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned, per_sample
 from edge_sampler.models.precond import PRECONDITIONINGS
@@ -133,7 +134,7 @@ def adapt(
     if unknown := [name for name in arguments if name not in known]:
         raise UserError(f"{precond} has no argument {unknown[0]}; it has {', '.join(known) or 'none'}")
     try:
-        preconditioning = PRECONDITIONINGS[precond](**arguments)
+        preconditioning = preconditioning_of(precond, arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"{precond}: {error}") from error
     lowest, highest = preconditioning.sigma_range

@@ -169,7 +169,7 @@ def cosine_betas(steps: int, shift: float = 0.008, least_ratio: float = 0.001) -
 def discrete_sigmas(betas: np.ndarray) -> np.ndarray:
     """√((1 - ᾱ_t)/ᾱ_t) of each discrete step t, as far as it is finite."""
     kept = np.cumprod(1 - betas)
-    return np.sqrt(1 / kept[kept > 0] - 1)
+    return np.sqrt(1 / kept[kept > np.finfo(float).tiny] - 1)
 
 
 DDPM_SIGMAS = discrete_sigmas(BETA_SCHEDULES["linear"](1e-4, 0.02, 1000))  # of arXiv 2006.11239

@@ -184,7 +184,7 @@ class Bundle(Verified):
 
     def _plan(self, name: str, sha256: str, precision: str | None) -> Plan:
         plan = Plan.load(self.file(name))
-        if plan.sha256 != sha256:
+        if (plan.sha256, plan.nfe) != (sha256, self.manifest["nfe"]):
             raise UserError(f"{self.folder}/{name} is not the plan of {self.graph_name(precision)}: export it again")
         if plan.afs and np.shape(plan.mean) != self.loop_inputs.sized():
             raise UserError(

@@ -219,6 +219,8 @@ def inspect(arguments: argparse.Namespace) -> int:
     bundle = Bundle.open(arguments.bundle, arguments.verify_key)
     for name in bundle.manifest["files"]:
         bundle.file(name)
+    refitted = [name for name, one in bundle.manifest.get("precisions", {}).items() if "plan_sha256" in one]
+    plans = {name: bundle.plan_of(name) for name in ("", *refitted)}
     if arguments.json:
         print(json.dumps(bundle.manifest, indent=1))
         return 0
@@ -230,9 +232,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         print(f"takes {name}: {condition.wanted()}{condition.description and '; ' + condition.description}")
     for name, axis in bundle.inputs.axes.items():
         print(f"axis {name}: {axis.least} to {axis.largest}, usually {axis.usual}")
-    refitted = [name for name, one in bundle.manifest.get("precisions", {}).items() if "plan_sha256" in one]
-    for name in ("", *refitted):
-        plan = bundle.plan_of(name)
+    for name, plan in plans.items():
         levels = ", ".join(f"{sigma:.4g}" for sigma in plan.sigmas)
         of = f" of {name}, refitted" if name else ""
         print(

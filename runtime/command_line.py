@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edge_sampler.runtime import interrupt
-from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.errors import UserError, one_line
 from edge_sampler.runtime.install import install_command
 
 COMMANDS = ("export", "calibration", "models", "runtime")  # of `python -m` and edge-sampler
@@ -123,7 +123,7 @@ def outcome(main: Callable[[], int | None]) -> tuple[int, str]:
         status, message = 2, f"cannot {verb(error)} {error.filename or 'the output'}: {error.strerror}"
         if error.filename is None:
             forget_output()
-    return status, "error: " + " ".join(message.split())
+    return status, f"error: {one_line(message)}"
 
 
 def verb(error: OSError) -> str:

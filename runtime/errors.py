@@ -23,3 +23,25 @@ class BoundError(UserError):
     """
 
     status = 1
+
+
+def one_line(text: str, most: int = 2_000) -> str:
+    """Text of any origin for a terminal: in one line, without what would steer that, its middle left out if long.
+
+    Args:
+        text: anything.
+        most: characters.
+
+    Returns:
+        The line.
+
+    Examples:
+        >>> from edge_sampler.runtime.errors import one_line
+        >>> one_line("a\x1b[2J\n b"), one_line("x" * 100, most=9)
+        ('a\\x1b[2J b', 'xxxx … xxxx')
+    """
+    half = most // 2
+    if len(text) > most:
+        text = f"{text[:half]} … {text[len(text) - half :]}"
+    line = " ".join(text.split())
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)

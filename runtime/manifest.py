@@ -17,6 +17,8 @@ HASH = "manifest_sha256"  # the member that is the hash of all others
 FILE = re.compile(r"(?!\.{1,2}(/|$))[\w.+-]+(/(?!\.{1,2}(/|$))[\w.+-]+)*", re.ASCII)  # never one outside of it
 SHA256 = re.compile(r"[0-9a-f]{64}")
 LARGEST = 2**63  # whole numbers are below
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # terminals, and text's direction
+LONGEST = 2**16  # characters of a text
 
 # What a value has to be: a type (float takes whole numbers too), several of them, a pattern of text, [what each is],
 # or an object's members: "name?" may lack, and "*" stands for those of any other name.
@@ -33,6 +35,7 @@ CONDITION = {
 INPUTS = {"shape": [object], "conditions": {"*": CONDITION}, "axes": {"*": [int]}}
 OUTPUT = {"name": str, "shape": [object], "units": str}
 FORM = {
+    "schema": int,
     "files": {"*": LISTED, "sampler.onnx": LISTED},
     "model": {
         "name": str,
@@ -132,11 +135,25 @@ def read_manifest(folder: Path, verify_key: Path | None = None) -> dict[str, Any
         raise UserError(f"{path} has schema {found!r:.40}; this version reads {SCHEMA}: {again(manifest)}")
     if manifest.get(HASH) != hash_of(manifest):
         raise UserError(f"{path} is damaged: its {HASH} is not that of what it says: copy or export again")
-    if wrong := misfit(manifest, FORM):
+    if wrong := misfit(manifest, FORM) or contradiction(manifest):
         raise UserError(f"{path} is damaged: {wrong}")
     if outside := [name for name in manifest["files"] if not FILE.fullmatch(name)]:
         raise UserError(f"{path} is damaged: it lists {outside[0]!r:.80}, which is no file's name in a bundle")
     return manifest
+
+
+def contradiction(manifest: Mapping[str, Any]) -> str:
+    """What one of its members says against another, for people; empty where all agree."""
+    noise, made = manifest["inputs"]["shape"], manifest["output"]["shape"]
+    loop = manifest["model"]["inputs"]["shape"]
+    lowest, highest = manifest["model"]["sigma_min"], manifest["model"]["sigma_max"]
+    if noise != loop:
+        return f"its noise is {noise!s:.80}, and that of its loop {loop!s:.80}"
+    if "decoder" not in manifest["stages"] and made != noise:
+        return f"it makes {made!s:.80} of {noise!s:.80}, without a decoder"
+    if not 0 < lowest < highest:
+        return f"its model knows the noise levels {lowest} to {highest}"
+    return "it has fp32 twice" if "fp32" in manifest.get("precisions", {}) else ""
 
 
 def misfit(value: Any, form: Form, place: str = "it") -> str:
@@ -146,7 +163,12 @@ def misfit(value: Any, form: Form, place: str = "it") -> str:
             if name not in value and name != "*" and not name.endswith("?"):
                 return f"{place.removeprefix('it.')} lacks {name}"
         of = (form.get(name, form.get(f"{name}?", form.get("*", object))) for name in value)
-        parts = [misfit(one, part, f"{place}.{name:.40}") for (name, one), part in zip(value.items(), of, strict=True)]
+        parts = [
+            misfit(one, part, f"{place}.{name:.40}")
+            if fits(name, str)
+            else f"{place.removeprefix('it.')} has the name {name!r:.40}"
+            for (name, one), part in zip(value.items(), of, strict=True)
+        ]
     elif isinstance(form, list) and isinstance(value, list):
         parts = [misfit(one, form[0], f"{place}[{index}]") for index, one in enumerate(value)]
     else:
@@ -163,6 +185,8 @@ def fits(value: Any, form: Form) -> bool:
     if form in (int, float):
         number = type(value) is int and -LARGEST < value < LARGEST
         return number and value >= 0 if form is int else number or type(value) is float
+    if isinstance(value, str) and (len(value) > LONGEST or STEERING.search(value)):
+        return False
     return isinstance(form, type) and isinstance(value, form)
 
 

@@ -107,6 +107,7 @@ def test_what_is_no_condition(text: str, tmp_path: Path, monkeypatch: pytest.Mon
     ("error", "status", "told"),
     [
         (UserError("no\nsuch   thing"), 2, "error: no such thing"),
+        (UserError("a\x1b[2J" + "b" * 10**6), 2, "error: a\\x1b[2J" + "b" * 995 + " … " + "b" * 1000),
         (BoundError("too far off"), 1, "error: too far off"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(errno.ENOSPC, "full", "a"), 2, "error: cannot write a: full"),

@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from edge_sampler.models.arguments import preconditioning_of
 from edge_sampler.models.checkpoint import weights_sha256
 from edge_sampler.models.denoiser import Denoiser, Levels, Preconditioned
 from edge_sampler.models.families.base import Lora, Options
 from edge_sampler.models.families.libraries import VAES, class_of, load
 from edge_sampler.models.families.lora import merge
 from edge_sampler.models.own import Encoder
-from edge_sampler.models.precond import BETA_SCHEDULES, Preconditioning, ddpm, discrete_sigmas, flow
+from edge_sampler.models.precond import BETA_SCHEDULES, Preconditioning, discrete_sigmas
 from edge_sampler.models.scheduler_settings import (
     DISCRETE_ARGUMENTS,
     DISCRETE_SCHEDULERS,
+    FLOW_ARGUMENTS,
     FLOW_SCHEDULERS,
     check_scheduler,
 )
@@ -121,13 +123,14 @@ class Parts:
         scheduler = self.load("scheduler", *known)
         config = scheduler.config
         check_scheduler(read_object(self.folder / "scheduler" / "scheduler_config.json"), self.folder)
-        if name in FLOW_SCHEDULERS:
-            return flow(config.num_train_timesteps), flow_levels(scheduler, shift)
-        given = {key: config[key] for key in DISCRETE_ARGUMENTS if key in config}
+        flows = name in FLOW_SCHEDULERS
+        given = {key: config[key] for key in (FLOW_ARGUMENTS if flows else DISCRETE_ARGUMENTS) if key in config}
         try:
-            preconditioning = ddpm(**given)
+            preconditioning = preconditioning_of("FlowPrecond" if flows else "DDPMPrecond", given)
         except ValueError as error:
             raise UserError(f"{self.folder}: the scheduler's {error}") from error
+        if flows:
+            return preconditioning, flow_levels(scheduler, shift)
         betas = BETA_SCHEDULES[config.beta_schedule](config.beta_start, config.beta_end, config.num_train_timesteps)
         return preconditioning, discrete_levels(scheduler, discrete_sigmas(betas))
 

@@ -273,3 +273,19 @@ def test_a_view_of_odd_numbers_is_none(size: Any, stride: Any, offset: int, stor
     with pytest.raises(UserError, match="has an offset and strides that are none"):
         checkpoint.check_view(offset, size, stride, stored)
     checkpoint.check_view(99, (0, 3), (7, 7), 0)  # of no values
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+)
+def test_values_of_every_float_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(4).to(dtype)}, tmp_path / "a.pt")
+    assert checkpoint.read(tmp_path / "a.pt").tensors["a"].float().tolist() == [1.0] * 4
+
+
+def test_values_that_share_a_byte_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}, tmp_path / "a.pt")
+    with pytest.raises(
+        UserError, match=r"'a' holds torch.float4_e2m1fn_x2, which is not read: store its values in float32"
+    ):
+        checkpoint.read(tmp_path / "a.pt")

@@ -29,6 +29,7 @@ class Server:
     says: str = "bytes {start}-{last}/{total}"  # its Content-Range of a part
     compares: bool = True  # whether it heeds If-Range
     length: bool = True  # whether it says how many bytes come
+    headers: dict[str, str] = field(default_factory=dict)  # more of them
     ranges: list[str | None] = field(default_factory=list)
 
 
@@ -45,7 +46,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
             if self.path.endswith("absent.pkl"):
                 self.send_error(404)
                 return
-            if start >= len(state.content):
+            if start and start >= len(state.content):
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{len(state.content)}")
                 self.send_header("Content-Length", "0")
@@ -55,8 +56,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
             if start:
                 total = len(state.content)
                 self.send_header("Content-Range", state.says.format(start=start, last=total - 1, total=total))
-            if state.tag:
-                self.send_header("ETag", state.tag)
+            for name, value in {**({"ETag": state.tag} if state.tag else {}), **state.headers}.items():
+                self.send_header(name, value)
             if state.length:
                 self.send_header("Content-Length", str(len(state.content) - start))
             self.end_headers()
@@ -172,6 +173,30 @@ def test_a_file_of_unknown_length_is_refused(server: Server, tmp_path: Path) -> 
     with pytest.raises(UserError, match="does not say how long"):
         fetch(server.url)
     assert not files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [(b"", {}), (CONTENT, {"Content-Type": "text/html; charset=utf-8"}), (CONTENT, {"Content-Encoding": "gzip"})],
+)
+def test_a_page_or_nothing_is_no_file(server: Server, tmp_path: Path, content: bytes, headers: dict[str, str]) -> None:
+    """Such as that of a login, or of a proxy."""
+    server.content, server.headers = content, headers
+    with pytest.raises(UserError, match=rf"the server sends no such file, but {len(content)} bytes of "):
+        fetch(server.url)
+    assert not files(tmp_path)
+
+
+def test_a_damaged_download_says_how_to_get_it_anew(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"damaged .*\. It came from {server.url}: delete it, and it is downloaded again"
+    ):
+        models.load(server.url)
+    kept = cached(server.url)
+    assert kept.is_file()
+    kept.unlink()
+    server.content = (WEIGHTS.parent.parent / "tests" / "data" / "official-format-tiny.pkl").read_bytes()
+    assert models.load(server.url).spec.name == "weights"
 
 
 def test_a_kept_file_that_changed_is_refused(server: Server) -> None:

@@ -56,6 +56,8 @@ class Wrong(nn.Module):
         ({"precond": "VPrecond"}, "precond is 'VPrecond'; allowed: EDMPrecond, "),
         ({"precond": "FlowPrecond", "sigma_data": 1}, "FlowPrecond has no argument sigma_data"),
         ({"precond": "DDPMPrecond", "prediction_type": "x0"}, "prediction_type is 'x0'; allowed: epsilon, "),
+        ({"precond": "EDMPrecond", "sigma_data": 0}, "EDMPrecond: sigma_data is 0; it must be above 1e-06"),
+        ({"precond": "FlowPrecond", "reversed_time": "no"}, "reversed_time is 'no'; it must be true or false"),
         ({}, r"Wrong returned \[2, 4, 4\] for x \[2, 1, 4, 4\]"),
     ],
 )

@@ -162,13 +162,15 @@ def test_inspect_tells_what_a_bundle_is(
     files = ["sampler-int8.onnx", "sampler-fp16.onnx"]
     changed = {"built_in": {"style": 3}, "random_weights": True}
     path = tmp_path / "small"
-    small_bundles.bundle(path, inputs, files=files, output=PICTURE, precisions=precisions, model=changed)
+    small_bundles.bundle(
+        path, inputs, files=files, output={**PICTURE, "shape": [1, "T", 3]}, precisions=precisions, model=changed
+    )
     keys = keys_asked(monkeypatch)
     assert run_main(main, "inspect", str(path), KEYS, "k.pub") == 0
     assert keys == [Path("k.pub")]
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "model: arms, style = 3, RANDOM WEIGHTS; none"
-    assert told[1] == "makes images: float32 [1, 2, 3], in [-1, 1]"
+    assert told[1] == "makes images: float32 [1, 'T', 3], in [-1, 1]"
     assert told[2:4] == ["takes hint: float32 [2]; which way", "takes label: int64 [], 0 to 9"]
     assert told[4] == "axis T: 2 to 8, usually 4"
     levels = "ddim, 2 evaluations at noise levels 2, 1; SHA-256 of its numbers"

@@ -128,7 +128,7 @@ def test_names_of_files_stay_inside(name: str, light: Path) -> None:
     manifest = json.loads((light / MANIFEST).read_text())
     manifest["files"][name] = manifest["files"]["plan.json"]
     write(light, manifest)
-    with pytest.raises(UserError, match="no file's name in a bundle"):
+    with pytest.raises(UserError, match=r"no file's name in a bundle|has the name"):
         Bundle.open(light)
 
 
@@ -164,6 +164,13 @@ def test_a_plan_of_other_data_or_evaluations_is_refused(light: Path) -> None:
             remake_manifest(light, partial(dict.update, plan_sha256=sha256))
             with pytest.raises(UserError, match=r"is not the plan of|is damaged"):
                 compare(Bundle.open(light))
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_manifest_of_other_evaluations_than_its_plan_is_no_sound_one(light: Path, form: tuple[str, ...]) -> None:
+    remake_manifest(light, partial(dict.update, nfe=10**9))
+    with pytest.raises(UserError, match=r"plan.json is not the plan of sampler.onnx: export it again"):
+        run_main(main, "inspect", str(light), *form)
 
 
 def arrays(of: Path) -> dict[str, Any]:

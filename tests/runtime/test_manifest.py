@@ -23,6 +23,7 @@ from edge_sampler.runtime.manifest import (
 from tests.bundles import facts
 
 FACTS = facts({"shape": [1], "conditions": {}, "axes": {}}, {"name": "images", "shape": [1], "units": ""})
+MEASURED = {"samples": 4, "rms_error": 0.01, "largest_error": 0.3, "relative_error": 0.1}
 FILES = {"sampler.onnx": {"sha256": "0" * 64, "bytes": 3}}
 
 
@@ -58,6 +59,16 @@ def test_the_hash_is_of_what_it_says_and_not_of_how() -> None:
         ({"files": {**FILES, "a": {"sha256": "0" * 63, "bytes": 1}}}, "is damaged: files.a.sha256 is '000"),
         ({"engines": [{"file": "a"}]}, r"is damaged: engines\[0\] lacks flavour"),
         ({"stages": ["encoder", "other"]}, r"is damaged: stages\[1\] is 'other'"),
+        ({"schema": 3.0}, "is damaged: schema is 3.0"),
+        ({"tools": {"a\x1b[2J": "1"}}, r"is damaged: tools has the name 'a\\x1b\[2J'"),
+        ({"inputs": {**FACTS["inputs"], "shape": [5]}}, r"is damaged: its noise is \[5\], and that of its loop \["),
+        ({"output": {**FACTS["output"], "shape": [5]}}, r"is damaged: it makes \[5\] of \[.*without a decoder"),
+        ({"model": {**FACTS["model"], "sigma_min": 0}}, "is damaged: its model knows the noise levels 0 to "),
+        (
+            {"model": {**FACTS["model"], "sigma_min": 1e9}},
+            "is damaged: its model knows the noise levels 1000000000.0 to",
+        ),
+        ({"precisions": {"fp32": MEASURED}}, "is damaged: it has fp32 twice"),
     ],
 )
 def test_what_is_not_of_its_form_is_told(change: dict[str, Any], told: str, tmp_path: Path) -> None:
@@ -109,7 +120,7 @@ def test_the_first_misfit_is_told_by_its_place(value: Any, told: str) -> None:
         (int, [0, 1, 2**63 - 1], [-1, 2**63, True, 1.0, "1", None]),
         (float, [0, -1, 0.5, 1 - 2**63], [2**63, -(2**63), True, "1", None]),
         (bool, [True, False], [0, 1, None]),
-        (str, ["", "a"], [1, None, ["a"]]),
+        (str, ["", "a", "é\n\t\u200f", "a" * 2**16], [1, None, ["a"], "\x1b[1m", "\r", "\u202e", "a" * (2**16 + 1)]),
         (object, [1, None, "a", []], []),
         (re.compile("a|bc"), ["a", "bc"], ["abc", "", 1, None]),
         ((str, type(None)), ["a", None], [0, False]),

@@ -90,7 +90,7 @@ class Bundle(Verified):
     def _check(self) -> None:
         """Raises UserError, or one of ``ODD``, where the manifest contradicts itself."""
         told, conditions = self.manifest, self.inputs.conditions
-        if not self.inputs.shape or not self.loop_inputs.shape:
+        if not self.inputs.shape:
             raise UserError("a sample's shape is empty")
         replace(self.inputs, shape=self.output.shape)  # which checks that
         if self.dtype == "uint8" and not self.output.is_image:

@@ -144,12 +144,16 @@ def read_manifest(folder: Path, verify_key: Path | None = None) -> dict[str, Any
 
 def contradiction(manifest: Mapping[str, Any]) -> str:
     """What one of its members says against another, for people; empty where all agree."""
-    noise, made = manifest["inputs"]["shape"], manifest["output"]["shape"]
-    loop = manifest["model"]["inputs"]["shape"]
+    inputs, loop, stages = manifest["inputs"], manifest["model"]["inputs"], manifest["stages"]
+    noise, made = inputs["shape"], manifest["output"]["shape"]
     lowest, highest = manifest["model"]["sigma_min"], manifest["model"]["sigma_max"]
-    if noise != loop:
-        return f"its noise is {noise!s:.80}, and that of its loop {loop!s:.80}"
-    if "decoder" not in manifest["stages"] and made != noise:
+    if noise != loop["shape"]:
+        return f"its noise is {noise!s:.80}, and that of its loop {loop['shape']!s:.80}"
+    if "encoder" not in stages and inputs != loop:
+        return "it takes other inputs than its loop, without an encoder"
+    if unknown := set(manifest["model"]["made"]) - set(loop["conditions"]):
+        return f"its encoder makes {min(unknown)!r:.80}, which its loop does not take"
+    if "decoder" not in stages and made != noise:
         return f"it makes {made!s:.80} of {noise!s:.80}, without a decoder"
     if not 0 < lowest < highest:
         return f"its model knows the noise levels {lowest} to {highest}"

@@ -69,7 +69,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 
     monkeypatch.setenv("EDGE_SAMPLER_CACHE", str(tmp_path / "cache"))
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         state.url = f"http://127.0.0.1:{http.server_port}/weights.pkl"
         yield state
         http.shutdown()

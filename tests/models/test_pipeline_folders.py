@@ -176,7 +176,7 @@ class Hub(SimpleHTTPRequestHandler):
 def served(folder: Path) -> Iterator[str]:
     """The address at which ``folder`` is shown as the hub."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

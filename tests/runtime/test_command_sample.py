@@ -123,7 +123,7 @@ def test_a_format_that_is_none(out: str, tmp_path: Path, told: list[Any]) -> Non
 
 
 def test_what_is_no_picture_is_written_as_arrays(tmp_path: Path, told: list[Any]) -> None:
-    bundle = pictures(tmp_path, output={"name": "actions", "shape": [2, 3], "units": ""})
+    bundle = pictures(tmp_path, inputs=inputs_of(2, 3), output={"name": "actions", "shape": [2, 3], "units": ""})
     with pytest.raises(UserError, match=r"it makes actions \[2, 3\], no pictures: write them with --out FILE\.npz"):
         sampled(bundle, "a.png")
     assert not (tmp_path / "a.png").exists()

@@ -57,10 +57,15 @@ def page(bundle: Path, out: Path, *arguments: str | Path) -> dict[str, Any]:
 
 
 def change(bundle: Path, **facts: Any) -> None:
-    """Makes a bundle one of other facts."""
+    """Makes a bundle one of other facts: its samples and its loop are shaped as its inputs are."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     files = facts.pop("files", manifest["files"])
-    write_manifest(bundle / "manifest.json", facts_of(manifest) | facts, files)
+    told = facts_of(manifest) | facts
+    shaped = facts.get("output") or told["inputs"]
+    for one in (told["inputs"], told["output"]):
+        one |= {"shape": shaped["shape"]}
+    told["model"] |= {"inputs": told["inputs"]}
+    write_manifest(bundle / "manifest.json", told, files)
 
 
 # ---- What is written

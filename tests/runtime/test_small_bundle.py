@@ -14,6 +14,7 @@ from edge_sampler.runtime.verified import PIECE, WEIGHTS, describe_files, file_s
 from tests.runtime.small_bundles import HINT, MEASURED, PLAN, REFITTED, bundle, inputs_of, reference
 
 CLASSES: dict[str, Any] = {"shape": [], "dtype": "int64", "null": None, "choices": 3, "description": ""}
+DECODING = {"stages": ["decoder"], "files": ["decoder.onnx"]}
 TEXT = {**HINT, "dtype": "int64", "text": {"file": "t.json", "default": "", "follows": ""}}
 
 
@@ -27,8 +28,9 @@ def damage(folder: Path, **given: Any) -> str:
     ("given", "told"),
     [
         ({"inputs": inputs_of()}, "a sample's shape is empty"),
-        ({"model": {"inputs": inputs_of()}}, "a sample's shape is empty"),
-        ({"output": {"name": "samples", "shape": [0], "units": ""}}, "a shape has the size 0"),
+        ({"model": {"inputs": inputs_of()}}, "its noise is [2, 3], and that of its loop []"),
+        ({"output": {"name": "samples", "shape": [0], "units": ""}}, "it makes [0] of [2, 3], without a decoder"),
+        ({"output": {"name": "samples", "shape": [0], "units": ""}, **DECODING}, "a shape has the size 0"),
         ({"dtype": "uint8"}, r"samples [2, 3] are no pictures, and uint8"),
         ({"stages": ["decoder"]}, "it names decoder.onnx, which is not among its files"),
         ({"precisions": {"fp16": MEASURED}}, "it names sampler-fp16.onnx, which"),

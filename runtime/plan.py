@@ -74,6 +74,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.sigmas or not all(np.isfinite(sigma) and sigma > 0 for sigma in self.sigmas):
             raise UserError("a plan needs at least one noise level, each finite and above 0")
+        if not (isinstance(self.solver, str) and self.solver.isprintable()):
+            raise UserError(f"a plan's solver is {self.solver!r:.40}; it must be a name in one line")
         if not (np.isfinite(self.clip) and self.clip >= 0):
             raise UserError(f"a plan's clip is {self.clip}; it must be a finite number, 0 or above")
         first, each = 1 + self.afs, self.columns
@@ -143,7 +145,7 @@ class Plan:
             raise UserError(f"{path} is damaged: not a valid plan ({type(error).__name__}: {error})") from error
         try:
             return cls(
-                solver=str(data["solver"]),
+                solver=data["solver"],
                 sigmas=tuple(float(sigma) for sigma in data["sigmas"]),
                 table=tuple(tuple(float(entry) for entry in row) for row in data["table"]),
                 report=FitReport.read(data["report"]) if data["report"] is not None else None,

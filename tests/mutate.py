@@ -99,6 +99,8 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     },
     "calibration/refinement.py": "tests/calibration/test_refinement_small.py tests/calibration/test_refinement.py "
     "-k 'small or parameters or slope or images_far or iteration_that'",
+    "models/arguments.py": "tests/models/test_arguments.py",
+    "models/download.py": "tests/models/test_download.py",
     "models/checkpoint.py": "tests/models/test_checkpoint.py "
     "tests/models/test_pickle_bounds.py tests/models/test_edm2.py "
     "-k 'not nested and not protocol and (not bombs or memo) and (not edm2 or whitened)'",

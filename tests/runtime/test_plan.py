@@ -132,6 +132,17 @@ REPORT = FitReport(
 )
 
 
+@pytest.mark.parametrize("solver", [None, 3, "a\nb", "a\x1b[2J"])
+def test_a_solvers_name_is_a_line(solver: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a plan's solver is .*; it must be a name in one line"):
+        replace(PLAN, solver=solver)
+    PLAN.save(tmp_path / "plan.json")
+    told = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps(told | {"solver": solver}))
+    with pytest.raises(UserError, match=r"plan\.json is damaged: .* it must be a name in one line"):
+        Plan.load(tmp_path / "plan.json")
+
+
 @pytest.mark.parametrize("channels", [0, 2])
 def test_json_keeps_every_bit(channels: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edge_sampler.models.architecture import build
-from edge_sampler.models.arguments import BETWEEN, check_types, preconditioning_of
+from edge_sampler.models.arguments import BETWEEN, check_plain, check_product, check_types, preconditioning_of
 from edge_sampler.models.precond import PRECONDITIONINGS
 from edge_sampler.runtime.errors import UserError
 
@@ -48,6 +48,38 @@ def test_an_argument_is_of_the_type_that_the_network_says(
     for value in others:
         with pytest.raises(ValueError, match=f"^{name} is .*; it must be {told}$"):
             check_types({name: value}, Taking)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("width", 2**24), ("num_blocks", 256), ("layers_per_block", 256), ("label_dim", 2**16)]
+)
+def test_numbers_have_bounds_by_their_names(name: str, most: int) -> None:
+    for value in (most, -most, math.inf):
+        check_plain({name: value})
+    for value in (most + 1, -most - 1):
+        with pytest.raises(ValueError, match=f"{name} is larger than {most}, beyond any network's"):
+            check_plain({name: [value]})
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({"a": {3: 1}}, "a has a name that is no text"),
+        ({"a": [b"1"]}, "a is a bytes; allowed are texts, numbers"),
+        ({"a": [[1] * 4096]}, "a makes more than 4096 values"),
+    ],
+)
+def test_what_is_no_plain_value_is_refused(value: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        check_plain(value)
+
+
+def test_all_values_count() -> None:
+    assert check_plain([1, "a", None, [2.5, True], {"b": 3}]) == 4096 - 8
+    assert check_plain([1] * 4095) == 1
+    check_product({"num_blocks": 64, "channel_mult": [1] * 64, "resolutions": [8]})
+    with pytest.raises(ValueError, match="65 levels of 64 blocks make more than 4096"):
+        check_product({"num_blocks": 64, "channel_mult": [1] * 65, "resolutions": [8]})
 
 
 @pytest.mark.parametrize(

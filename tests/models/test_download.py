@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge_sampler import models
-from edge_sampler.models.download import cached, fetch
+from edge_sampler.models.download import NotFoundError, cached, fetch
 from edge_sampler.models.zoo import WEIGHTS
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.errors import UserError
@@ -30,6 +30,7 @@ class Server:
     compares: bool = True  # whether it heeds If-Range
     length: bool = True  # whether it says how many bytes come
     headers: dict[str, str] = field(default_factory=dict)  # more of them
+    refuses: int = 0  # the status that it sends instead
     ranges: list[str | None] = field(default_factory=list)
 
 
@@ -43,8 +44,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
             state.ranges.append(wanted)
             same = self.headers.get("If-Range") == state.tag or not state.compares
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and same else 0
-            if self.path.endswith("absent.pkl"):
-                self.send_error(404)
+            if state.refuses or self.path.endswith("absent.pkl"):
+                self.send_error(state.refuses or 404)
                 return
             if start and start >= len(state.content):
                 self.send_response(416)
@@ -232,6 +233,24 @@ def test_what_is_not_there_is_named(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.pkl.*put the file at .*cache/downloads/.*/absent\.pkl"):
         fetch(url)
     assert not files(tmp_path)
+
+
+def test_that_nothing_is_there_is_told_apart(server: Server) -> None:
+    with pytest.raises(NotFoundError):
+        fetch(server.url.replace("weights", "absent"))
+    server.send = 1_000_000
+    with pytest.raises(UserError) as cut:
+        fetch(server.url)
+    for server.refuses in (403, 500):  # also when it goes on
+        with pytest.raises(UserError, match="cannot download") as refused:
+            fetch(server.url)
+        assert type(refused.value) is type(cut.value) is UserError
+
+
+def test_progress_is_no_result(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    fetch(server.url)
+    shown = capfd.readouterr()
+    assert (shown.out, "weights.pkl" in shown.err) == ("", True)
 
 
 def test_a_model_is_loaded_from_its_address(server: Server) -> None:

@@ -13,6 +13,7 @@ from edge_sampler.runtime.manifest import (
     MANIFEST,
     SCHEMA,
     again,
+    built_in,
     facts_of,
     fits,
     hash_of,
@@ -95,6 +96,12 @@ def test_another_hash_and_no_manifest_are_refused(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
+def test_what_is_built_into_a_graph_is_told() -> None:
+    assert built_in({"built_in": {}, "guidance": 1.0}) == []
+    assert built_in({"built_in": {"style": 3}, "guidance": 2.5}) == ["style = 3", "guidance 2.5"]
+    assert built_in({"built_in": {}, "guidance": 0}) == ["guidance 0"]
+
+
 FORM = {"a": int, "b?": [float], "c?": {"*": str, "x": bool}}
 
 
@@ -119,7 +126,7 @@ def test_the_first_misfit_is_told_by_its_place(value: Any, told: str) -> None:
 @pytest.mark.parametrize(
     ("form", "fitting", "others"),
     [
-        (int, [0, 1, 2**63 - 1], [-1, 2**63, True, 1.0, "1", None]),
+        (int, [0, 1, 2**63 - 1], [-1, 2**63, 2**63 + 1, True, 1.0, "1", None]),
         (float, [0, -1, 0.5, 1 - 2**63], [2**63, -(2**63), True, "1", None]),
         (bool, [True, False], [0, 1, None]),
         (str, ["", "a", "é\n\t\u200f", "a" * 2**16], [1, None, ["a"], "\x1b[1m", "\r", "\u202e", "a" * (2**16 + 1)]),

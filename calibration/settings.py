@@ -18,6 +18,18 @@ OWN = "own"  # the schedule that a model brings
 FEW, MANY = (128, 32), (256, 128)  # noises that fit, and that are held out, by default
 AUTO = ("iia-ipndm", "iia-ddim", "iia-dpmpp-2m", "ipndm")  # the best on chosen levels, docs/study.md
 
+MOST = 2**20  # of noises or steps: nobody has waited for as many
+BOUNDS = {  # the least and the largest value of a setting
+    "nfe": (1, 1000),  # of a graph that has the network so many times
+    "fine_steps": (2, MOST),
+    "reference_steps": (1, MOST),
+    "fit_batch": (1, MOST),
+    "heldout": (1, MOST),
+    "ridge": (0, float("inf")),
+    "seed": (0, 2**63 - 1),
+    "refine": (0, MOST),
+}
+
 
 def hyphens(name: str) -> str:
     """A field's name as the command line's option has it."""
@@ -90,18 +102,11 @@ class Settings:
     def __post_init__(self) -> None:
         if self.solver != "auto":
             find(self.solver)
-        for name, least in (
-            ("nfe", 1),
-            ("fine_steps", 2),
-            ("reference_steps", 1),
-            ("fit_batch", 1),
-            ("heldout", 1),
-            ("ridge", 0),
-            ("seed", 0),
-            ("refine", 0),
-        ):
-            if not getattr(self, name) >= least:
-                raise UserError(f"{hyphens(name)} is {getattr(self, name)}; it must be at least {least}")
+        for name, (least, most) in BOUNDS.items():
+            if not (value := getattr(self, name)) >= least:
+                raise UserError(f"{hyphens(name)} is {value}; it must be at least {least}")
+            if value > most:
+                raise UserError(f"{hyphens(name)} is {value}; it must be at most {most:,}")
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"temperature is {self.temperature}; it must be above 0 and finite")
         for name in ("fit_batch", "heldout"):

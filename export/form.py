@@ -10,6 +10,8 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Output
 from edge_sampler.runtime.plan import Plan
 
+MOST_SAMPLES = 4096  # of one picture
+
 
 @dataclass(frozen=True)
 class Form:
@@ -38,9 +40,10 @@ class Form:
     decode: bool = True
 
     def __post_init__(self) -> None:
-        if self.dtype not in OUTPUTS or self.samples < 1:
+        if self.dtype not in OUTPUTS or not 1 <= self.samples <= MOST_SAMPLES:
             raise UserError(
-                f"output is {self.dtype!r} and samples {self.samples}; allowed: {', '.join(OUTPUTS)}, and 1 or more"
+                f"output is {self.dtype!r} and samples {self.samples}; allowed: {', '.join(OUTPUTS)}, and 1 to "
+                f"{MOST_SAMPLES}"
             )
 
 

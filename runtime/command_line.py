@@ -11,7 +11,7 @@ import signal
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -118,12 +118,21 @@ def outcome(main: Callable[[], int | None]) -> tuple[int, str]:
     except KeyboardInterrupt:
         return 130, "interrupted"
     except OSError as error:
+        if not in_a_folder():
+            return 2, "error: the current folder is not there any more: change to one that is"
         if error.errno not in UNUSABLE:
             raise
         status, message = 2, f"cannot {verb(error)} {error.filename or 'the output'}: {error.strerror}"
         if error.filename is None:
             forget_output()
     return status, f"error: {one_line(message)}"
+
+
+def in_a_folder() -> bool:
+    """Whether the current folder is still there."""
+    with suppress(FileNotFoundError):
+        return bool(os.getcwd())
+    return False
 
 
 def verb(error: OSError) -> str:

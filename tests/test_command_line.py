@@ -95,6 +95,11 @@ EXPORT_MISTAKES = [
     (("--model", "edm-digits", "--nfe", "2", "--plan", "absent.json"), "--nfe 2 is for a fit: --plan absent.json has"),
     (("--model", "edm-digits", "--nfe", "2", "--samples", "0"), "samples 0; allowed"),
     (("--model", "edm-digits", "--nfe", "2", "--check", "-3"), "--check is -3; it must be at least 0"),
+    (("--model", "edm-digits", "--nfe", "2", "--check", "10000000000"), "at least 0 and at most 1,048,576"),
+    (
+        ("--model", "edm-digits", "--nfe", "2", "--samples", "4097"),
+        "samples 4097; allowed: float32, uint8, and 1 to 4096",
+    ),
 ]
 
 

@@ -127,6 +127,14 @@ def test_a_fault_of_ours_stays_one(error: Exception) -> None:
         outcome(raises(error))
 
 
+def test_a_current_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    told = "error: the current folder is not there any more: change to one that is"
+    assert outcome(lambda: len(os.path.abspath("a"))) == (2, told)
+
+
 def test_a_status_is_the_mains() -> None:
     assert outcome(lambda: None) == outcome(lambda: 0) == (0, "")
     assert outcome(lambda: 3) == (3, "")

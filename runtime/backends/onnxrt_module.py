@@ -25,12 +25,13 @@ THREADS = "EDGE_SAMPLER_THREADS"  # names the environment variable: of the CPU, 
 def threads() -> int:
     """How many threads ONNX Runtime may compute with on the CPU; 0, the default: as many as there are cores.
 
-    Raises UserError where the environment names no such number.
+    Never more than cores: they wait by spinning, and so would take the cores from each other. Raises UserError where
+    the environment names no number.
     """
     told = os.environ.get(THREADS, "0")
     if not re.fullmatch(r"\d{1,4}", told):
         raise UserError(f"{THREADS} is {told!r}; it must be a number of threads, or 0 for all cores")
-    return int(told)
+    return min(int(told), os.cpu_count() or 1)
 
 
 def library() -> Any:

@@ -21,10 +21,11 @@ from edge_sampler.runtime.install import install_command
 from edge_sampler.runtime.serve.metrics import OUTCOMES, SECONDS, SIZES, Histogram, Metrics, page
 
 
-@pytest.mark.parametrize(("told", "expected"), [(None, 0), ("0", 0), ("7", 7), ("9999", 9999)])
-def test_threads_are_as_many_as_the_environment_says(
+@pytest.mark.parametrize(("told", "expected"), [(None, 0), ("0", 0), ("7", 7), ("9999", 8)])
+def test_threads_are_as_many_as_the_environment_says_and_cores(
     told: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.delenv("EDGE_SAMPLER_THREADS", raising=False)
     if told is not None:
         monkeypatch.setenv("EDGE_SAMPLER_THREADS", told)

@@ -216,6 +216,20 @@ def pickles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("pickles")
+@pytest.mark.parametrize("class_name", ["EDMPrecond", "VPPrecond"])
+def test_a_snapshot_of_edm_names_its_preconditioning(class_name: str, tmp_path: Path) -> None:
+    made: dict[str, Any] = {"_init_kwargs": {"img_resolution": 8}, "_parameters": {"weight": torch.ones(2)}}
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"ema": Persistent(class_name, made)}))
+    found = checkpoint.read(tmp_path / "w.pkl")
+    assert found.architecture == {"precond": class_name, "img_resolution": 8}
+    assert found.tensors["weight"].tolist() == [1.0, 1.0]
+    made["_init_kwargs"]["odd"] = torch.ones(2)
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"ema": Persistent(class_name, made)}))
+    with pytest.raises(UserError, match="the argument 'odd' of its network is no plain value"):
+        checkpoint.read(tmp_path / "w.pkl")
+
+
+@pytest.mark.usefixtures("pickles")
 def test_a_snapshot_whose_tensors_are_not_its_networks_is_refused(tmp_path: Path) -> None:
     arguments = {"img_resolution": 16, "img_channels": 4, "label_dim": 0, "model_channels": 64, "num_blocks": 1}
     stem = Persistent("MPConv", {"_parameters": {"weight": torch.zeros(64, 4, 3, 3)}})

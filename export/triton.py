@@ -28,11 +28,11 @@ from edge_sampler.runtime.command_line import Parser, add_verify_key
 from edge_sampler.runtime.condition import Shape
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.output import writable
+from edge_sampler.runtime.output import check_link, writable
 from edge_sampler.runtime.sampler import feed_of
 from edge_sampler.runtime.verified import weights_beside
 
-CONFIG = "config.pbtxt"
+CONFIG, MADE = "config.pbtxt", "# Made by edge-sampler."  # begins it, which tells our models from others
 DEFAULT_BATCH = 16  # of a graph, which takes any
 DELAY = 5000  # microseconds that a batch waits to be full
 TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8"}
@@ -110,12 +110,14 @@ def write_repository(bundle: Bundle, name: str, form: Form, out: Path, force: bo
 
     Raises UserError where one is there without ``force``, and for a folder that Python imports as something else.
     """
+    check_link(out)
     if out.resolve().name == "triton" or any(out.glob("*.py")):
         raise UserError(f"{out} would hide or hold a package of Python's; choose another folder with --out")
     with ExitStack() as whole:
         ends = ("-seeds", "-noise", "")  # the first is renamed last: what it needs is there by then
         seeds, noise, base = (
-            whole.enter_context(writable(out / f"{name}{end}", force, "model of Triton", CONFIG)) for end in ends
+            whole.enter_context(writable(out / f"{name}{end}", force, "model of Triton", (CONFIG, MADE.encode())))
+            for end in ends
         )
         feed = feed_of(bundle, [0], bundle.examples(1))
         _put(base, base_config(bundle, name, form, feed))
@@ -256,7 +258,7 @@ def _map(entries: Mapping[str, Any]) -> list[Message]:
 
 def _put(folder: Path, config: Message) -> None:
     (folder / "1").mkdir(parents=True)
-    (folder / CONFIG).write_text("\n".join(lines(config)) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text("\n".join([MADE, *lines(config)]) + "\n", encoding="utf-8")
 
 
 def lines(message: Message, indent: str = "") -> Iterator[str]:

@@ -22,7 +22,7 @@ from edge_sampler.runtime.install import install_command
 COMMANDS = ("export", "calibration", "models", "runtime")  # of `python -m` and edge-sampler
 MOST_NUMBERS = 1_000_000
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-UNUSABLE = (*FULL, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, errno.ELOOP, errno.EMFILE)
+UNUSABLE = (*FULL, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.EBADF)
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,7 +80,8 @@ def run_command(main: Callable[[], int | None]) -> None:
         if interrupt.pressed():  # even where a library swallowed it, or made another error of it
             status, message = 130, "interrupted"
         if message:
-            print(message, file=sys.stderr)
+            with suppress(OSError):  # the status tells it where nothing can be printed
+                print(message, file=sys.stderr)
         sys.exit(status)
 
 
@@ -169,7 +170,7 @@ def whole_numbers(text: str) -> list[int]:
     """``0-63`` or ``1,5,9`` or both, as on a command line."""
     numbers: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(-?\d+)(?:-(\d+))?", part.strip())
+        match = re.fullmatch(r"(-?\d{1,99})(?:-(\d{1,99}))?", part.strip())
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
             raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 0-63 or 1,5,9")

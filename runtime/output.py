@@ -20,20 +20,25 @@ from edge_sampler.runtime.lock import release, take
 from edge_sampler.runtime.manifest import MANIFEST
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.new")  # as ``temporary`` names them
+Marker = tuple[str, bytes]  # a file that tells a folder's kind, and what stands in it: others have files of that name
+BUNDLE = (MANIFEST, b'"sampler.onnx"')
 LOCK, OLD = ".lock", ".old"  # in them
 TRIES = 5  # to lock what a sweeper may see before its lock
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
-def check_writable(target: Path, force: bool, kind: str = "file", marker: str = MANIFEST) -> None:
+def check_writable(target: Path, force: bool, kind: str = "file", marker: Marker = BUNDLE) -> None:
     """Raises UserError when ``target`` exists without ``force``, is of another kind, or cannot be written.
 
-    ``kind`` is "file", or what the folder that is to be written is called; it holds a file ``marker`` then.
+    ``kind`` is "file", or what the folder that is to be written is called; ``marker`` tells it from others then.
     """
+    check_link(target)
     restore(target)
     if target.exists() and not force:
         raise UserError(f"{target} exists; choose another with --out, or add --force")
-    alike = target.is_file() if kind == "file" else (target / marker).is_file()
+    name, stands = marker
+    is_folder = (target / name).is_file() and stands in (target / name).read_bytes()
+    alike = target.is_file() if kind == "file" else is_folder
     if target.exists() and not alike:
         found = "folder" if target.is_dir() else "file" if target.is_file() else "device"
         raise UserError(f"{target} is a {found} but no {kind}; --force replaces {kind}s only")
@@ -45,9 +50,15 @@ def check_writable(target: Path, force: bool, kind: str = "file", marker: str = 
         raise UserError(f"cannot write to {target.parent}: {error.strerror}") from error
 
 
+def check_link(target: Path) -> None:
+    """Raises UserError for a link that leads nowhere: neither it nor what it names can be replaced by a folder."""
+    if target.is_symlink() and not target.exists():
+        raise UserError(f"{target} is a link that leads nowhere; remove it, or choose another place")
+
+
 @contextmanager
 def writable(
-    target: Path, force: bool = False, kind: str = "file", marker: str = MANIFEST, tidy: bool = True
+    target: Path, force: bool = False, kind: str = "file", marker: Marker = BUNDLE, tidy: bool = True
 ) -> Iterator[Path]:
     """Yields a temporary path, of the target's name, that becomes ``target`` if all goes well.
 

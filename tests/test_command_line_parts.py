@@ -111,6 +111,7 @@ def test_what_is_no_condition(text: str, tmp_path: Path, monkeypatch: pytest.Mon
         (BoundError("too far off"), 1, "error: too far off"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(errno.ENOSPC, "full", "a"), 2, "error: cannot write a: full"),
+        (OSError(errno.EBADF, "not open"), 2, "error: cannot write the output: not open"),
         (OSError(errno.EROFS, "read-only", b"a"), 2, "error: cannot write b'a': read-only"),
         (OSError(errno.ELOOP, "a loop", "absent"), 2, "error: cannot open absent: a loop"),
         (OSError(errno.ENAMETOOLONG, "too long", "a" * 999), 2, f"error: cannot open {'a' * 999}: too long"),

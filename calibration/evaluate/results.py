@@ -7,7 +7,9 @@ import hashlib
 import io
 import json
 import re
+import stat
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -65,6 +67,8 @@ class Cache:
                 path.touch()  # it was used
             meter.evaluations += int(kept.pop(EVALUATIONS))
             return kept
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file, and would be one of the cache: remove it")
         before = meter.evaluations
         arrays, content = dict(compute()), io.BytesIO()
         entry = {**arrays, EVALUATIONS: np.array(meter.evaluations - before)}
@@ -72,7 +76,7 @@ class Cache:
         make_room(self.folder, self.limit - content.getbuffer().nbytes)
         try:
             with writable(path, force=True, tidy=False) as new, new.open("wb") as file:
-                file.write(hashlib.sha256(content.getbuffer()).digest())
+                file.write(_digest(path, content.getbuffer()))
                 file.write(content.getbuffer())
         except OSError as error:
             raise UserError(f"cannot keep results in {self.folder}: {error.strerror}; see --cache") from error
@@ -97,24 +101,34 @@ def make_room(folder: Path, limit: int) -> None:
     """Removes entries until at most ``limit`` bytes remain, first those that were not used for longest."""
     with suppress(OSError):  # another process may make room as well
         entries = [(path.stat(), path) for path in folder.iterdir() if ENTRY.fullmatch(path.name)]
-        over = sum(stat.st_size for stat, _ in entries) - limit
-        for stat, path in sorted(entries, key=lambda entry: entry[0].st_mtime_ns) if over > 0 else ():
+        over = sum(status.st_size for status, _ in entries) - limit
+        for status, path in sorted(entries, key=lambda entry: entry[0].st_mtime_ns) if over > 0 else ():
             if over <= 0:
                 break
             path.unlink(missing_ok=True)
-            over -= stat.st_size
+            over -= status.st_size
 
 
 def _kept(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of an entry: an .npz behind its SHA-256. None where it is not there, or has changed."""
+    """The arrays of an entry: an .npz behind its ``_digest``. None where none is there, or not what was kept there."""
     try:
-        content = path.read_bytes()
-    except OSError:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return None
+        content = memoryview(path.read_bytes())
+        if _digest(path, content[DIGEST:]) != content[:DIGEST]:
+            return None
+        with np.load(io.BytesIO(content[DIGEST:])) as stored:
+            found = {entry: stored[entry] for entry in stored.files}
+    except (OSError, MemoryError, ValueError, EOFError, zipfile.BadZipFile):
         return None
-    if hashlib.sha256(memoryview(content)[DIGEST:]).digest() != content[:DIGEST]:
-        return None
-    with np.load(io.BytesIO(memoryview(content)[DIGEST:])) as stored:
-        return {entry: stored[entry] for entry in stored.files}
+    return found if EVALUATIONS in found else None
+
+
+def _digest(path: Path, content: memoryview) -> bytes:
+    """Of an entry's name, which is its key's hash, and of its content: so no entry passes for another's."""
+    digest = hashlib.sha256(path.name.encode())
+    digest.update(content)
+    return digest.digest()
 
 
 NO_CACHE = Cache()

@@ -27,7 +27,7 @@ from edge_sampler.runtime.generate.on_ray import on_ray
 from edge_sampler.runtime.generate.workers import in_processes
 from edge_sampler.runtime.lock import locked
 from edge_sampler.runtime.noise import SEEDS
-from edge_sampler.runtime.output import sweep
+from edge_sampler.runtime.output import check_link, sweep
 
 EVERY = 1.0  # seconds between two records of what is done, and between two lines of progress
 
@@ -59,6 +59,7 @@ def main() -> int:
     for name, value in (("workers", workers), ("shard", arguments.shard)):
         if value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
+    check_link(arguments.out)
     job = job_of(arguments, bundle)
     record = job.record(bundle)
     out = arguments.out

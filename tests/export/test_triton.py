@@ -178,7 +178,9 @@ def changed(folder: Path, facts: Mapping[str, Any], arrays: Mapping[str, np.ndar
         with np.load(folder / "reference.npz") as stored:
             kept = {name: stored[name] for name in stored.files}
         np.savez(folder / "reference.npz", **kept | dict(arrays))
-    write_manifest(folder / "manifest.json", {**facts_of(manifest), **facts}, describe_files(folder))
+    told = {**facts_of(manifest), **facts}
+    told["model"] |= {"inputs": told["inputs"]}
+    write_manifest(folder / "manifest.json", told, describe_files(folder))
 
 
 def test_engines_are_chosen_by_gpu(

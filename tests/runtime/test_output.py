@@ -88,10 +88,10 @@ def test_what_another_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("force", [False, True])
 def test_nothing_half_written_stays(force: bool, tmp_path: Path) -> None:
-    target = tmp_path / "bundle"
+    target, old = tmp_path / "bundle", '{"files": {"sampler.onnx": {}}}'
     if force:
         target.mkdir()
-        (target / "manifest.json").write_text("old")
+        (target / "manifest.json").write_text(old)
 
     def fill(folder: Path) -> None:
         folder.mkdir()
@@ -102,7 +102,7 @@ def test_nothing_half_written_stays(force: bool, tmp_path: Path) -> None:
         fill(path)
     assert [path.name for path in tmp_path.iterdir()] == (["bundle"] if force else [])
     if force:
-        assert (target / "manifest.json").read_text() == "old"
+        assert (target / "manifest.json").read_text() == old
 
 
 def test_of_two_that_write_one_file_the_second_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,3 +346,27 @@ def test_windows_locks_one_byte(monkeypatch: pytest.MonkeyPatch) -> None:
         taken = lock._taken(7)
     assert taken
     assert asked == [(7, 2, 1)]
+
+
+@pytest.mark.parametrize("kind", ["file", "bundle"])
+@pytest.mark.parametrize("leads", ["nowhere", "to itself"])
+def test_a_link_that_leads_nowhere_is_told(kind: str, leads: str, tmp_path: Path) -> None:
+    link = tmp_path / "a"
+    link.symlink_to(tmp_path / "absent" if leads == "nowhere" else link)
+    for force in (False, True):
+        with pytest.raises(UserError, match="a is a link that leads nowhere; remove it, or choose another place"):
+            check_writable(link, force, kind)
+    assert link.is_symlink()
+
+
+def test_another_programs_manifest_makes_no_bundle(tmp_path: Path) -> None:
+    """Web applications have a manifest.json too, and there are models of Triton that are not ours."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text('{"name": "an application", "icons": []}')
+    with pytest.raises(UserError, match="app is a folder but no bundle; --force replaces bundles only"):
+        check_writable(tmp_path / "app", True, "bundle")
+    (tmp_path / "app" / "manifest.json").write_text('{"files": {"sampler.onnx": {}}}')
+    check_writable(tmp_path / "app", True, "bundle")
+    (tmp_path / "app" / "config").write_text("theirs")
+    with pytest.raises(UserError, match="app is a folder but no model; --force replaces models only"):
+        check_writable(tmp_path / "app", True, "model", ("config", b"ours"))

@@ -1,5 +1,6 @@
 """What is kept is what was computed, to the bit, or it is computed again."""
 
+import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 from edge_sampler.calibration.arguments import size_in_bytes
+from edge_sampler.calibration.evaluate import results
 from edge_sampler.calibration.evaluate.network import Meter
 from edge_sampler.calibration.evaluate.results import Cache
+from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import temporary
 
 ARRAYS = {"states": np.arange(6.0).reshape(2, 3), "mean": np.array([0.5], np.float32)}
@@ -83,6 +86,45 @@ def test_an_entry_that_was_cut_is_computed_again(kept: int, tmp_path: Path) -> N
     entry(tmp_path).write_bytes(entry(tmp_path).read_bytes()[:kept])
     assert same(cache.recall({"a": 1}, compute, Meter()))
     assert len(calls) == 2
+
+
+def test_no_entry_passes_for_anothers(tmp_path: Path) -> None:
+    cache, (compute, calls) = Cache(tmp_path), counted()
+    cache.recall({"a": 2}, lambda: {"other": np.zeros(3)}, Meter())
+    other = entry(tmp_path)
+    cache.recall({"a": 1}, compute, Meter())
+    (own,) = set(tmp_path.iterdir()) - {other}
+    own.write_bytes(other.read_bytes())
+    assert same(cache.recall({"a": 1}, compute, Meter()))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no zip", np.lib.format.MAGIC_PREFIX, b"PK\x05\x06" + bytes(18)],
+    ids=["nothing", "text", "an array's head", "an empty zip"],
+)
+def test_an_entry_of_another_kind_is_computed_again(content: bytes, tmp_path: Path) -> None:
+    """Though its hash is right."""
+    cache, (compute, calls) = Cache(tmp_path), counted()
+    cache.recall({"a": 1}, compute, Meter())
+    path = entry(tmp_path)
+    path.write_bytes(results._digest(path, memoryview(content)) + content)
+    assert same(cache.recall({"a": 1}, compute, Meter()))
+    assert len(calls) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs devices")
+@pytest.mark.parametrize("kind", ["pipe", "link to a device", "folder"])
+def test_what_is_no_file_is_no_entry(kind: str, tmp_path: Path) -> None:
+    cache, (compute, calls) = Cache(tmp_path), counted()
+    cache.recall({"a": 1}, compute, Meter())
+    path = entry(tmp_path)
+    path.unlink()
+    {"pipe": os.mkfifo, "link to a device": lambda p: p.symlink_to("/dev/zero"), "folder": Path.mkdir}[kind](path)
+    with pytest.raises(UserError, match=r"result is no file, and would be one of the cache: remove it"):
+        cache.recall({"a": 1}, compute, Meter())
+    assert len(calls) == 1
 
 
 def test_what_a_killed_writer_left_goes_and_what_one_holds_stays(tmp_path: Path) -> None:

@@ -151,8 +151,6 @@ def contradiction(manifest: Mapping[str, Any]) -> str:
         return f"its noise is {noise!s:.80}, and that of its loop {loop['shape']!s:.80}"
     if "encoder" not in stages and inputs != loop:
         return "it takes other inputs than its loop, without an encoder"
-    if unknown := set(manifest["model"]["made"]) - set(loop["conditions"]):
-        return f"its encoder makes {min(unknown)!r:.80}, which its loop does not take"
     if "decoder" not in stages and made != noise:
         return f"it makes {made!s:.80} of {noise!s:.80}, without a decoder"
     if not 0 < lowest < highest:

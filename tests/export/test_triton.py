@@ -157,6 +157,7 @@ def test_axes_are_sized_by_conditions(protocol: Any, copy: Path, tmp_path: Path)
     }
     reference = {"input_mask": np.ones((4, 4), bool), "input_speaker": np.ones(4, np.float32)}
     reference["made"] = np.zeros((4, 4, 5), np.float32)
+    reference["denoised"] = np.zeros((Bundle.open(copy).plan.nfe, 4, 4, 5), np.float32)
     changed(copy, {"inputs": inputs, "output": {"name": "mel", "shape": ["length", "width"], "units": ""}}, reference)
     base, noise, seeds = (config(protocol, folder) for folder in repository(copy, tmp_path / "models").values())
     assert {tensor.name: list(tensor.dims) for tensor in base.input} == {

@@ -64,7 +64,6 @@ def test_the_hash_is_of_what_it_says_and_not_of_how() -> None:
         ({"tools": {"a\x1b[2J": "1"}}, r"is damaged: tools has the name 'a\\x1b\[2J'"),
         ({"inputs": {**FACTS["inputs"], "shape": [5]}}, r"is damaged: its noise is \[5\], and that of its loop \["),
         ({"inputs": {**FACTS["inputs"], "axes": {"n": [1, 2, 3]}}}, "is damaged: it takes other inputs than its loop"),
-        ({"model": {**FACTS["model"], "made": ["told"]}}, "is damaged: its encoder makes 'told', which its loop does"),
         ({"output": {**FACTS["output"], "shape": [5]}}, r"is damaged: it makes \[5\] of \[.*without a decoder"),
         ({"model": {**FACTS["model"], "sigma_min": 0}}, "is damaged: its model knows the noise levels 0 to "),
         (

@@ -1,5 +1,9 @@
 """Remembers Ctrl-C, since a library may swallow it while it computes, or turn it into another error."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 _pressed = list[bool]()
 
 
@@ -21,3 +25,19 @@ def check() -> None:
     """Raises KeyboardInterrupt where Ctrl-C was pressed: asked before what was made takes its place."""
     if _pressed:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Ctrl-C comes after what is inside, and never to the processes that are started there: not even in their imports.
+
+    Where the system cannot hold it back, it comes as ever.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

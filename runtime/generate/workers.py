@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 
+from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.backends.onnxrt_module import THREADS
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.generate.job import Job, Shard
@@ -24,7 +25,8 @@ def in_processes(tasks: Iterator[tuple[Job, str]], workers: int) -> Iterator[Sha
         running: set[Future[Shard]] = set()
         while True:
             for task in islice(tasks, 2 * workers - len(running)):  # one more waits for each, with its conditions
-                running.add(pool.submit(make, *task))
+                with interrupt.held_back():  # the first one starts the workers
+                    running.add(pool.submit(make, *task))
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.backends.onnxrt_module import THREADS
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.generate import on_ray as of_ray
@@ -29,18 +31,23 @@ def tasks(count: int, taken: list[int]) -> Iterator[Any]:
         yield number, f"shard {number}"
 
 
+def blocks_ctrl_c() -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 class Pool:
     """Its futures are done when it is told; ``ended`` is how it was shut down."""
 
     def __init__(self, fails: Exception | None = None) -> None:
         self.futures, self.fails = list[Future[Any]](), fails
-        self.made, self.ended = list[Any](), list[Any]()
+        self.made, self.ended, self.held_back = list[Any](), list[Any](), list[bool]()
 
     def __call__(self, *arguments: Any, **settings: Any) -> "Pool":
         self.made.append((arguments, settings))
         return self
 
     def submit(self, make: Callable[..., Any], *task: Any) -> "Future[Any]":
+        self.held_back.append(not hasattr(signal, "pthread_sigmask") or blocks_ctrl_c())
         self.futures.append(Future())
         if self.fails:
             self.futures[-1].set_exception(self.fails)
@@ -81,6 +88,24 @@ def test_workers_share_the_cores(
     assert (number, context.get_start_method()) == (workers, "spawn")
     assert settings == {"initializer": start, "initargs": (threads,)}
     assert (children, pool.ended) == (["a", "b"], [{"cancel_futures": True}])
+    assert pool.held_back == [True] * 3
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs signals that can be held back")
+def test_ctrl_c_is_held_back_and_never_comes_to_children() -> None:
+    """A worker whose Python is still importing would tell of it at length."""
+    asked = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    reached = list[str]()
+
+    def work() -> None:
+        with interrupt.held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append(subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout.strip())
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert reached == ["True"]
+    assert not blocks_ctrl_c()
 
 
 def test_as_many_tasks_wait_as_there_are_workers(children: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,16 +18,16 @@ OWN = "own"  # the schedule that a model brings
 FEW, MANY = (128, 32), (256, 128)  # noises that fit, and that are held out, by default
 AUTO = ("iia-ipndm", "iia-ddim", "iia-dpmpp-2m", "ipndm")  # the best on chosen levels, docs/study.md
 
-MOST = 2**20  # of noises or steps: nobody has waited for as many
+MOST_NOISES = MOST_STEPS = 2**20  # nobody has waited for as many
 BOUNDS = {  # the least and the largest value of a setting
     "nfe": (1, 1000),  # of a graph that has the network so many times
-    "fine_steps": (2, MOST),
-    "reference_steps": (1, MOST),
-    "fit_batch": (1, MOST),
-    "heldout": (1, MOST),
+    "fine_steps": (2, MOST_STEPS),
+    "reference_steps": (1, MOST_STEPS),
+    "fit_batch": (1, MOST_NOISES),
+    "heldout": (1, MOST_NOISES),
     "ridge": (0, float("inf")),
     "seed": (0, 2**63 - 1),
-    "refine": (0, MOST),
+    "refine": (0, MOST_STEPS),
 }
 
 

@@ -31,7 +31,7 @@ from edge_sampler.calibration.budget import afford
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.judge import Judgement, judge
 from edge_sampler.calibration.report import show
-from edge_sampler.calibration.settings import MOST
+from edge_sampler.calibration.settings import MOST_NOISES
 from edge_sampler.export.assemble import Exported, export_bundle, export_graphs
 from edge_sampler.export.canvas import OUTPUTS
 from edge_sampler.export.engine_command import add_engine_arguments, additions_of
@@ -84,8 +84,8 @@ def main() -> None:
     add_engine_arguments(parser)
     arguments = parser.parse_args()
     additions = additions_of(arguments)
-    if arguments.check is not None and not 0 <= arguments.check <= MOST:
-        raise UserError(f"--check is {arguments.check}; it must be at least 0 and at most {MOST:,}")
+    if arguments.check is not None and not 0 <= arguments.check <= MOST_NOISES:
+        raise UserError(f"--check is {arguments.check}; it must be at least 0 and at most {MOST_NOISES:,}")
     shipped = arguments.plan == SHIPPED
     if (arguments.plan is None or shipped) == (arguments.nfe is None):
         if arguments.nfe is not None:

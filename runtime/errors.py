@@ -30,14 +30,14 @@ def one_line(text: str, most: int = 2_000) -> str:
 
     Args:
         text: anything.
-        most: characters.
+        most: characters of it that are shown.
 
     Returns:
         The line.
 
     Examples:
         >>> from edge_sampler.runtime.errors import one_line
-        >>> one_line("a\x1b[2J\n b"), one_line("x" * 100, most=9)
+        >>> one_line("a\x1b[2J\n b"), one_line("x" * 100, most=8)
         ('a\\x1b[2J b', 'xxxx … xxxx')
     """
     half = most // 2

@@ -21,7 +21,7 @@ from edge_sampler.runtime.manifest import MANIFEST
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.new")  # as ``temporary`` names them
 Marker = tuple[str, bytes]  # a file that tells a folder's kind, and what stands in it: others have files of that name
-BUNDLE = (MANIFEST, b'"sampler.onnx"')
+BUNDLE: Marker = (MANIFEST, b'"sampler.onnx"')
 LOCK, OLD = ".lock", ".old"  # in them
 TRIES = 5  # to lock what a sweeper may see before its lock
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -36,10 +36,7 @@ def check_writable(target: Path, force: bool, kind: str = "file", marker: Marker
     restore(target)
     if target.exists() and not force:
         raise UserError(f"{target} exists; choose another with --out, or add --force")
-    name, stands = marker
-    is_folder = (target / name).is_file() and stands in (target / name).read_bytes()
-    alike = target.is_file() if kind == "file" else is_folder
-    if target.exists() and not alike:
+    if target.exists() and not (target.is_file() if kind == "file" else is_marked(target, marker)):
         found = "folder" if target.is_dir() else "file" if target.is_file() else "device"
         raise UserError(f"{target} is a {found} but no {kind}; --force replaces {kind}s only")
     try:
@@ -48,6 +45,11 @@ def check_writable(target: Path, force: bool, kind: str = "file", marker: Marker
             pass
     except OSError as error:
         raise UserError(f"cannot write to {target.parent}: {error.strerror}") from error
+
+
+def is_marked(folder: Path, marker: Marker) -> bool:
+    name, stands = marker
+    return (folder / name).is_file() and stands in (folder / name).read_bytes()
 
 
 def check_link(target: Path) -> None:

@@ -43,7 +43,7 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/noise.py": "tests/runtime/test_small_parts.py",
     "runtime/images.py": "tests/runtime/test_small_parts.py",
     "runtime/protobuf.py": "tests/runtime/test_small_parts.py",
-    "runtime/lock.py": "tests/runtime/test_output.py",
+    "runtime/lock.py": "tests/runtime/test_lock.py",
     "runtime/scratch.py": "tests/runtime/test_scratch.py",
     "runtime/backends/__init__.py": "tests/runtime/test_backends.py",
     "runtime/errors.py": "tests/test_command_line_parts.py",

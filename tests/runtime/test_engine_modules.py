@@ -22,7 +22,7 @@ from edge_sampler.runtime.serve.metrics import OUTCOMES, SECONDS, SIZES, Histogr
 
 
 @pytest.mark.parametrize(("told", "expected"), [(None, 0), ("0", 0), ("7", 7), ("9999", 8)])
-def test_threads_are_as_many_as_the_environment_says_and_cores(
+def test_threads_are_as_many_as_the_environment_says_up_to_the_cores(
     told: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)

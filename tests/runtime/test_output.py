@@ -2,16 +2,15 @@
 
 import ctypes
 import os
-import stat
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from edge_sampler.runtime import interrupt, lock, output
+from edge_sampler.runtime import interrupt, output
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.lock import locked, release, take
+from edge_sampler.runtime.lock import release, take
 from edge_sampler.runtime.output import LOCK, OLD, check_writable, exchanged, put, restore, sweep, temporary, writable
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs locks that a process can meet itself at")
@@ -271,81 +270,6 @@ def test_what_a_dead_writer_moved_away_is_put_back(tmp_path: Path) -> None:
     folder(tmp_path / "c", "there")
     restore(tmp_path / "c")
     assert (tmp_path / "c" / "file").read_text() == "there"
-
-
-def test_one_lock_at_a_time(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-
-    def enter() -> None:
-        with locked(path, "another has it"):
-            pass
-
-    with locked(path, "another has it"):
-        with pytest.raises(UserError, match="another has it"):
-            enter()
-        assert take(path) is None
-    assert not path.exists()
-    enter()
-    with (
-        pytest.raises(UserError, match=r"cannot write .*absent/lock: No such file"),
-        locked(tmp_path / "absent/lock", ""),
-    ):
-        pass
-
-
-@pytest.mark.parametrize("replaced", [False, True])
-def test_a_lock_that_was_just_let_go_is_none(replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between opening and locking, its file may be gone, or another's."""
-    path, really, opened = tmp_path / "lock", os.open, list[int]()
-
-    def slow(name: Path, *arguments: int) -> int:
-        opened.append(really(name, *arguments))
-        path.unlink()
-        if replaced:
-            os.close(really(path, *arguments))
-        return opened[-1]
-
-    monkeypatch.setattr(os, "open", slow)
-    assert take(path) is None
-    with pytest.raises(OSError, match="Bad file"):
-        os.fstat(opened[0])
-
-
-def test_a_lock_that_is_interrupted_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = list[int]()
-
-    def interrupted(file: int) -> bool:
-        opened.append(file)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(lock, "_taken", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            take(tmp_path / "lock")
-    with pytest.raises(OSError, match="Bad file"):
-        os.fstat(opened[0])
-
-
-def test_a_lock_is_for_everyone_to_see(tmp_path: Path) -> None:
-    before = os.umask(0)
-    try:
-        file = take(tmp_path / "lock")
-    finally:
-        os.umask(before)
-    assert file is not None
-    assert stat.S_IMODE((tmp_path / "lock").stat().st_mode) == 0o644
-    release(tmp_path / "lock", file)
-
-
-def test_windows_locks_one_byte(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = list[tuple[int, ...]]()
-    library = SimpleNamespace(LK_NBLCK=2, locking=lambda *told: asked.append(told))
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "msvcrt", library)
-        patch.setattr(os, "name", "nt")
-        taken = lock._taken(7)
-    assert taken
-    assert asked == [(7, 2, 1)]
 
 
 @pytest.mark.parametrize("kind", ["file", "bundle"])

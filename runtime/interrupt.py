@@ -28,15 +28,15 @@ def check() -> None:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Ctrl-C comes after what is inside, and never to the processes that are started there: not even in their imports.
+def kept_from_children() -> Iterator[None]:
+    """Ctrl-C does not come to processes that are started inside, not even in their imports; this one is to end them.
 
-    Where the system cannot hold it back, it comes as ever.
+    Where the system has no masks of signals, it comes as ever.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which children begin with
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ def in_processes(tasks: Iterator[tuple[Job, str]], workers: int) -> Iterator[Sha
         running: set[Future[Shard]] = set()
         while True:
             for task in islice(tasks, 2 * workers - len(running)):  # one more waits for each, with its conditions
-                with interrupt.held_back():  # the first one starts the workers
+                with interrupt.kept_from_children():  # the first one starts the workers
                     running.add(pool.submit(make, *task))
             if not running:
                 return

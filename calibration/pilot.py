@@ -39,7 +39,7 @@ TOLERATED = 0.2  # of a sampler's error: the fine solution's, in an image as the
 class Pilot:
     """``levels`` of the fine solution, the last 0. ``products`` [2L, 2L] are the inner products of its L states, of
     the network's L - 1 answers, and of the mean answer at the highest level, summed over values of all pilot noises.
-    ``left`` [L] is the part of a state's error at each level that is left at the last.
+    ``left`` [L] is the part of a state's error at each level that is left at the last; it may have turned its sign.
     """
 
     levels: Sequence[float]
@@ -51,7 +51,8 @@ class Pilot:
 
         What an error leaves in the image is taken to this ``power``.
         """
-        errors = two_step_errors(self.products, self.levels, afs) * self.left ** (2 * power)
+        errors = two_step_errors(self.products, self.levels, afs)
+        np.multiply(errors, np.abs(self.left) ** (2 * power), out=errors, where=np.isfinite(errors))
         return [self.levels[place] for place in shortest(errors, steps)]
 
 

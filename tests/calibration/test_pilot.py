@@ -1,5 +1,6 @@
 """The pilot: enough levels, where they are needed, and the shortest path among them."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -74,6 +75,25 @@ def test_what_is_left_of_an_error_is_what_the_flow_leaves(mixture: Denoiser) -> 
     told = pilot(to_fit(Gaussian(0.5, mixture), 8, 4, 0), [5], NO_CACHE)
     expected = [1 / (1 + (sigma / 0.5) ** 2) ** 0.5 for sigma in told.levels]
     assert told.left[1:] == pytest.approx(expected[1:], rel=0.25)
+
+
+@pytest.mark.parametrize("afs", [False, True])
+@pytest.mark.parametrize("power", [1.0, 1.5])
+def test_an_error_that_turned_its_sign_weighs_by_its_size(power: float, afs: bool, mixture: Denoiser) -> None:
+    """The cube of a negative one was a gain, and infinity times it no number."""
+    told = pilot(to_fit(mixture, 8, 4, 0), [5], NO_CACHE)
+    turned = replace(told, left=told.left * (-1.0) ** np.arange(len(told.left)))
+    with np.errstate(all="raise"):
+        assert turned.grid(5, afs, power) == told.grid(5, afs, power)
+
+
+def test_where_nothing_is_left_of_an_error_there_is_a_path_all_the_same(mixture: Denoiser) -> None:
+    told = pilot(to_fit(Gaussian(0.0, mixture), 8, 4, 0), [5], NO_CACHE)
+    assert set(told.left[1:-1]) == {0.0}
+    with np.errstate(all="raise"):
+        grid = told.grid(5, afs=False)
+    assert [grid[0], grid[-1], len(grid)] == [told.levels[0], 0.0, 6]
+    assert grid == sorted(set(grid), reverse=True)
 
 
 def test_there_are_as_many_levels_as_the_error_asks_for(mixture: Denoiser) -> None:

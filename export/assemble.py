@@ -160,7 +160,7 @@ def export_bundle(
     Examples:
         >>> edge_sampler.export_bundle(model, plan, "shrink")  # it is there already
         Traceback (most recent call last):
-        edge_sampler.runtime.errors.UserError: shrink exists; choose another with --out, or add --force
+        edge_sampler.runtime.errors.UserError: shrink exists; choose another place, or add --force
     """
     check_fit(model, plan)
     spec, output = model.spec, output_of(model, form)

@@ -156,7 +156,7 @@ def extended(bundle: Bundle, sign: Signer | None = None) -> Iterator[tuple[Path,
 
 
 def replace_manifest(bundle: Bundle, facts: Mapping[str, Any], files: Mapping[str, Any]) -> None:
-    with writable(bundle.folder / MANIFEST, force=True) as path:
+    with writable(bundle.folder / MANIFEST, force=True, kind="part") as path:
         write_manifest(path, facts, files)
 
 

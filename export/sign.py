@@ -67,7 +67,7 @@ def signer(key: str | Path) -> Signer:
     def sign(folder: Path) -> None:
         told = f"timestamp:{int(time.time())}\tfile:{MANIFEST}\thashed"  # as minisign tells
         signature = secret.sign((folder / MANIFEST).read_bytes(), trusted_comment=told)
-        with writable(folder / SIGNATURE, force=True) as path:
+        with writable(folder / SIGNATURE, force=True, kind="part") as path:
             path.write_bytes(bytes(signature) + b"\n")
 
     return sign

@@ -5,6 +5,7 @@ holds by a lock. It takes its place in one step. The next writer of that place r
 """
 
 import ctypes
+import json
 import os
 import re
 import secrets
@@ -21,24 +22,25 @@ from edge_sampler.runtime.manifest import MANIFEST
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.new")  # as ``temporary`` names them
 Marker = tuple[str, bytes]  # a file that tells a folder's kind, and what stands in it: others have files of that name
-BUNDLE: Marker = (MANIFEST, b'"sampler.onnx"')
-LOCK, OLD = ".lock", ".old"  # in them
+BUNDLE: Marker = (MANIFEST, b'"sampler.onnx":')
+LOCK, OLD, NEW = "lock", "old", "new"  # in them
+LOOKED_AT = 2**24  # bytes of a file that tells a folder's kind
 TRIES = 5  # to lock what a sweeper may see before its lock
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
-def check_writable(target: Path, force: bool, kind: str = "file", marker: Marker = BUNDLE) -> None:
-    """Raises UserError when ``target`` exists without ``force``, is of another kind, or cannot be written.
+def check_writable(target: Path, force: bool | None, kind: str = "file", marker: Marker = BUNDLE) -> None:
+    """Raises UserError when ``target`` exists without ``force``, may not be replaced, or cannot be written.
 
-    ``kind`` is "file", or what the folder that is to be written is called; ``marker`` tells it from others then.
+    ``force`` is None where the command has no such option. ``kind`` is "file", "part" of a bundle that its writer
+    changes, or what the folder that is to be written is called; ``marker`` tells it from others then.
     """
     check_link(target)
     restore(target)
-    if target.exists() and not force:
-        raise UserError(f"{target} exists; choose another with --out, or add --force")
-    if target.exists() and not (target.is_file() if kind == "file" else is_marked(target, marker)):
-        found = "folder" if target.is_dir() else "file" if target.is_file() else "device"
-        raise UserError(f"{target} is a {found} but no {kind}; --force replaces {kind}s only")
+    if kind == "bundle":
+        in_utf8(target.absolute())
+    if target.exists():
+        check_replaceable(target, force, kind, marker)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary(Path(os.path.abspath(target))):
@@ -47,9 +49,39 @@ def check_writable(target: Path, force: bool, kind: str = "file", marker: Marker
         raise UserError(f"cannot write to {target.parent}: {error.strerror}") from error
 
 
+def check_replaceable(target: Path, force: bool | None, kind: str, marker: Marker) -> None:
+    """Raises UserError for what exists without ``force``, and for what ``force`` is not meant for."""
+    if not force:
+        raise UserError(f"{target} exists; {advice(force)}")
+    if not (target.is_file() if kind in ("file", "part") else is_marked(target, marker)):
+        found = "folder" if target.is_dir() else "file" if target.is_file() else "device"
+        raise UserError(f"{target} is a {found} but no {kind}; only a {kind} may be replaced")
+    if kind == "file" and (whole := bundle_of(target)):
+        raise UserError(f"{target} is a part of the bundle {whole}, which needs it; choose another place")
+    if target.is_dir() and Path.cwd().is_relative_to(target.resolve()):
+        raise UserError(f"{target} is the current folder, or holds it: start the command elsewhere")
+
+
+def advice(force: bool | None) -> str:
+    return "choose another place" + ", or add --force" * (force is not None)
+
+
+def bundle_of(file: Path) -> Path | None:
+    """The bundle whose manifest lists that file, or is that file."""
+    for folder in Path(os.path.abspath(file)).parents[:2]:  # engines are one deeper
+        name = Path(os.path.abspath(file)).relative_to(folder).as_posix()
+        listed = name.startswith(MANIFEST) or is_marked(folder, (MANIFEST, json.dumps(name).encode()))
+        if listed and is_marked(folder, BUNDLE):
+            return folder
+    return None
+
+
 def is_marked(folder: Path, marker: Marker) -> bool:
     name, stands = marker
-    return (folder / name).is_file() and stands in (folder / name).read_bytes()
+    if not (folder / name).is_file():
+        return False
+    with (folder / name).open("rb") as file:
+        return stands in file.read(LOOKED_AT)
 
 
 def check_link(target: Path) -> None:
@@ -58,9 +90,18 @@ def check_link(target: Path) -> None:
         raise UserError(f"{target} is a link that leads nowhere; remove it, or choose another place")
 
 
+def in_utf8(path: Path) -> str:
+    """The path, for libraries that take no other. Raises UserError where the disk's bytes are not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path}: ONNX Runtime takes only paths in UTF-8; choose another folder") from error
+    return str(path)
+
+
 @contextmanager
 def writable(
-    target: Path, force: bool = False, kind: str = "file", marker: Marker = BUNDLE, tidy: bool = True
+    target: Path, force: bool | None = False, kind: str = "file", marker: Marker = BUNDLE, tidy: bool = True
 ) -> Iterator[Path]:
     """Yields a temporary path, of the target's name, that becomes ``target`` if all goes well.
 
@@ -73,13 +114,12 @@ def writable(
     if tidy:
         sweep(place.parent, place.name)
     with temporary(place) as folder:
-        yield folder / place.name
+        (folder / NEW).mkdir()
+        yield folder / NEW / place.name
         interrupt.check()
         if place.exists() and not force:
-            raise UserError(
-                f"{target} was made meanwhile, by another process; choose another with --out, or add --force"
-            )
-        put(folder / place.name, place, folder / OLD)
+            raise UserError(f"{target} was made meanwhile, by another process; {advice(force)}")
+        put(folder / NEW / place.name, place, folder / OLD)
 
 
 @contextmanager
@@ -139,7 +179,7 @@ def restore(target: Path) -> None:
     place = Path(os.path.abspath(target))
     for folder in _leftovers(place.parent, place.name):
         with _taken_over(folder) as dead, suppress(OSError):
-            if dead and (folder / OLD).exists() and (folder / place.name).exists():
+            if dead and (folder / OLD).exists() and (folder / NEW / place.name).exists():
                 (folder / OLD).rename(place)
 
 

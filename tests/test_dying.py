@@ -64,7 +64,7 @@ def test_force_replaces_like_by_like(tmp_path: Path) -> None:
         ("folder", "bundle"),
         ("pipe", "file"),
     ):
-        with pytest.raises(UserError, match=f"but no {kind}; --force replaces {kind}s only"):
+        with pytest.raises(UserError, match=f"but no {kind}; only a {kind} may be replaced"):
             check_writable(tmp_path / name, True, kind)
     check_writable(tmp_path / "b", True, "bundle")
     check_writable(tmp_path / "file", True)

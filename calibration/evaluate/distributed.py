@@ -44,7 +44,7 @@ def written(
     device: torch.device,
     work: Callable[[ProgressBars], Result],
     write: Callable[[Result, Path], None],
-    force: bool = False,
+    force: bool | None = None,
 ) -> Result | None:
     """Runs ``work`` in all processes. The first shows progress and writes the result to ``target``, or nothing at all.
 

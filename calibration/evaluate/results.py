@@ -62,13 +62,12 @@ class Cache:
         if self.folder is None:
             return dict(compute())
         path = self._path(self.folder, key)
+        _check_entry(path)
         if (kept := _kept(path)) is not None:
             with suppress(OSError):
                 path.touch()  # it was used
             meter.evaluations += int(kept.pop(EVALUATIONS))
             return kept
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no file, and would be one of the cache: remove it")
         before = meter.evaluations
         arrays, content = dict(compute()), io.BytesIO()
         entry = {**arrays, EVALUATIONS: np.array(meter.evaluations - before)}
@@ -88,6 +87,7 @@ class Cache:
         """``recall`` of what all processes compute together; they compute it again unless each of them has it."""
         if self.folder is not None:
             path = self._path(self.folder, key)
+            _check_entry(path)
             if total(np.array([_kept(path) is not None], float))[0] < processes():
                 path.unlink(missing_ok=True)
         return self.recall(key, compute, meter)
@@ -109,11 +109,16 @@ def make_room(folder: Path, limit: int) -> None:
             over -= status.st_size
 
 
+def _check_entry(path: Path) -> None:
+    """Raises UserError for what is no file, not even behind a link, in the place of an entry."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise UserError(f"{path} is no file, and would be one of the cache: remove it")
+
+
 def _kept(path: Path) -> dict[str, np.ndarray] | None:
     """The arrays of an entry: an .npz behind its ``_digest``. None where none is there, or not what was kept there."""
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            return None
         content = memoryview(path.read_bytes())
         if _digest(path, content[DIGEST:]) != content[:DIGEST]:
             return None

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -21,7 +22,7 @@ from edge_sampler.models.training import objectives
 from edge_sampler.models.training.datasets import DATASETS, Dataset
 from edge_sampler.models.training.objectives import Objective
 from edge_sampler.models.zoo import WEIGHTS, ZOO
-from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.errors import UserError, one_line
 from edge_sampler.runtime.output import check_writable, writable
 
 
@@ -65,6 +66,7 @@ RECIPES = {
     "fashion-classifier": Recipe("fashion", images_seen=900_000, batch=128),
     "fashion-judge": Recipe("fashion", images_seen=600_000, batch=128),
 }
+STATE, LOSSES = "state.pt", ("losses.csv", "losses.png")  # in a run's folder, beside the weights
 CLASSIFIERS: dict[str, type[Classifier | Mixer]] = {"fashion-classifier": Classifier, "fashion-judge": Mixer}
 
 
@@ -95,8 +97,9 @@ def train(
     Raises UserError when ``folder`` holds a run of another recipe or cannot be written, the dataset is missing, or the
     loss is not finite.
     """
-    dataset = DATASETS[recipe.dataset](data)
-    check_writable(folder / f"{name}.safetensors", force=True)
+    dataset, state_path = DATASETS[recipe.dataset](data), folder / STATE
+    for made in (f"{name}.safetensors", *LOSSES):
+        check_writable(folder / made, force=state_path.exists() or None)  # without a state they are another's
     torch.manual_seed(recipe.seed)
     network, objective = untrained(name)
     started_from = _start_from(network, recipe.start) if recipe.start else ""
@@ -107,13 +110,8 @@ def train(
     optimiser = torch.optim.Adam(network.parameters(), betas=(0.9, 0.99))
     losses: list[float] = []
 
-    state_path = folder / "state.pt"
     if state_path.exists():
-        state = torch.load(state_path, map_location=device, weights_only=True)
-        if state["recipe"] != asdict(recipe):
-            raise UserError(f"{state_path} is of another recipe; remove {folder} or choose another --out")
-        network.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        state = read_state(state_path, recipe, network, optimiser)
         averaged, losses, started_from = state["averaged"], state["losses"], state["started_from"]
 
     images, labels = dataset.images.to(device), dataset.labels.to(device)
@@ -152,6 +150,30 @@ def train(
 
     save_losses(losses, folder)
     return write_weights(name, recipe, averaged, losses, dataset, folder, started_from)
+
+
+def read_state(path: Path, recipe: Recipe, network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """What a run of ``recipe`` left; network and optimiser take theirs. Raises UserError for anything else."""
+    otherwise = f"remove {path.parent} or choose another --out"
+    if not path.is_file():
+        raise UserError(f"{path} is no file; {otherwise}")
+    try:
+        state = torch.load(path, map_location=next(network.parameters()).device, weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it is a {type(state).__name__}")
+        of_another = state["recipe"] != asdict(recipe)
+        if not of_another:
+            network.load_state_dict(state["averaged"])  # these must fit as well
+            network.load_state_dict(state["model"])
+            optimiser.load_state_dict(state["optimiser"])
+            if not all(type(loss) is float for loss in state["losses"]) or type(state["started_from"]) is not str:
+                raise ValueError("its losses or its start are damaged")
+    except Exception as error:  # each part of PyTorch raises its own
+        reason = one_line(f"{type(error).__name__}: {error}", most=200)
+        raise UserError(f"{path} cannot be read as the state of a run ({reason}); {otherwise}") from error
+    if of_another:
+        raise UserError(f"{path} is of another recipe; {otherwise}")
+    return state
 
 
 def write_weights(
@@ -232,7 +254,8 @@ def save_losses(losses: Sequence[float], folder: Path) -> None:
     """losses.csv, one row a step, and losses.png, its curve smoothed over 100 steps (log scale)."""
     import matplotlib.pyplot as plt
 
-    with writable(folder / "losses.csv", force=True) as path, path.open("w", newline="") as file:
+    table, curve = (folder / name for name in LOSSES)
+    with writable(table, force=True) as path, path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["step", "loss"])
         writer.writerows(enumerate(losses))
@@ -240,6 +263,6 @@ def save_losses(losses: Sequence[float], folder: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     axes.semilogy(Tensor(losses).unfold(0, window, 1).mean(1).numpy())
     axes.set(xlabel="step", ylabel=f"loss, mean of {window} steps")
-    with writable(folder / "losses.png", force=True) as path:
+    with writable(curve, force=True) as path:
         figure.savefig(path)
     plt.close(figure)

@@ -19,6 +19,7 @@ from edge_sampler.runtime.backends.base import Backend, Spans, check_declared, c
 from edge_sampler.runtime.backends.onnxrt_module import INSTALL, library, threads, without_links
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.output import in_utf8
 from edge_sampler.runtime.protobuf import declare_outputs
 from edge_sampler.runtime.verified import weights_beside
 
@@ -89,8 +90,8 @@ class Session:
             onnxruntime.preload_dlls()  # finds the CUDA and cuDNN that pip installed
         with without_links(path) as found:
             folder_key = "session.model_external_initializers_file_folder_path"
-            options.add_session_config_entry(folder_key, str(found.parent.resolve()))
-            source = found.read_bytes() + declare_outputs(outputs) if outputs else str(found)
+            options.add_session_config_entry(folder_key, in_utf8(found.parent.resolve()))
+            source = found.read_bytes() + declare_outputs(outputs) if outputs else in_utf8(found)
             try:
                 with ThreadPoolExecutor(1) as thread:  # whose creator flushes denormals from then on
                     making = thread.submit(onnxruntime.InferenceSession, source, options, providers=chosen)

@@ -65,7 +65,10 @@ def main() -> int:
     out = arguments.out
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: --out is a folder")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}") from error
     with locked(out / ".lock", f"another process writes into {out}: wait for it, or name another folder"):
         sweep(out)
         there = finished(out, record)

@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     add_verify_key(parser)
     parser.add_argument("--out", type=Path, required=True, help="the folder, which must not be there yet")
-    parser.add_argument("--force", action="store_true", help="replace an existing page")
+    parser.add_argument("--force", action="store_true", help="replace an existing page, with all in its folder")
     for package in (ONNX_RUNTIME, TOKENIZERS):
         parser.add_argument(
             package.option, type=Path, metavar="FOLDER_OR_TARBALL", help=f"a copy of npm's {package.name}"

@@ -142,7 +142,7 @@ def test_a_hub_reads_the_card(copy: Path) -> None:
     for error in (bundle.manifest["judged"]["rms_error"], *bundle.manifest["judged"]["fixed_solvers"].values()):
         assert f"| {error:.4g} |" in text
     run_main(runtime_main, "inspect", str(copy))  # the card is the user's to edit: no hash holds it
-    with pytest.raises(Exception, match="exists; choose another with --out, or add --force"):
+    with pytest.raises(Exception, match="exists; choose another place, or add --force"):
         run_main(card.main, str(copy))
 
 

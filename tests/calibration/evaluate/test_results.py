@@ -115,15 +115,23 @@ def test_an_entry_of_another_kind_is_computed_again(content: bytes, tmp_path: Pa
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs devices")
-@pytest.mark.parametrize("kind", ["pipe", "link to a device", "folder"])
-def test_what_is_no_file_is_no_entry(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["pipe", "link to a device", "link to nothing", "folder"])
+@pytest.mark.parametrize("together", [False, True])
+def test_what_is_no_file_is_no_entry(kind: str, together: bool, tmp_path: Path) -> None:
     cache, (compute, calls) = Cache(tmp_path), counted()
-    cache.recall({"a": 1}, compute, Meter())
+    recall = cache.recall_together if together else cache.recall
+    recall({"a": 1}, compute, Meter())
     path = entry(tmp_path)
     path.unlink()
-    {"pipe": os.mkfifo, "link to a device": lambda p: p.symlink_to("/dev/zero"), "folder": Path.mkdir}[kind](path)
+    makers: dict[str, Callable[[Path], None]] = {
+        "pipe": os.mkfifo,
+        "link to a device": lambda path: path.symlink_to("/dev/zero"),
+        "link to nothing": lambda path: path.symlink_to("absent"),
+        "folder": Path.mkdir,
+    }
+    makers[kind](path)
     with pytest.raises(UserError, match=r"result is no file, and would be one of the cache: remove it"):
-        cache.recall({"a": 1}, compute, Meter())
+        recall({"a": 1}, compute, Meter())
     assert len(calls) == 1
 
 

@@ -3,11 +3,14 @@
 import csv
 import gzip
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +42,7 @@ def full_disk(bytes_left: int) -> Iterator[None]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +84,57 @@ def test_another_recipe_does_not_resume(tmp_path: Path) -> None:
     train("edm-digits", replace(SHORT, images_seen=32), tmp_path)
     with pytest.raises(UserError, match="another recipe"):
         train("edm-digits", replace(SHORT, images_seen=48), tmp_path)
+
+
+def damage(state: Path, kind: str) -> None:
+    content = state.read_bytes()
+    told = torch.load(state, weights_only=True)
+    others = {name: torch.zeros(3) for name in told["model"]}
+    changed: dict[str, Any] = {
+        "tensor": torch.zeros(3),
+        "no averages": {key: value for key, value in told.items() if key != "averaged"},
+        "averages of other shapes": {**told, "averaged": others},
+        "weights of other shapes": {**told, "model": others},
+        "losses that are text": {**told, "losses": ["0.5"]},
+        "a start that is none": {**told, "started_from": None},
+    }
+    state.unlink()
+    if kind in changed:
+        torch.save(changed[kind], state)
+    elif kind in ("folder", "pipe"):
+        state.mkdir() if kind == "folder" else os.mkfifo(state)
+    else:
+        state.write_bytes({"empty": b"", "junk": b"junk" * 99, "cut": content[:-99]}[kind])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train("edm-digits", replace(SHORT, images_seen=32), tmp_path_factory.mktemp("trained")).parent
+
+
+STATES = ["empty", "junk", "cut", "tensor", "no averages", "averages of other shapes", "weights of other shapes"]
+
+
+@pytest.mark.parametrize("kind", [*STATES, "losses that are text", "a start that is none", "folder", "pipe"])
+def test_a_damaged_state_is_told_in_one_line(kind: str, trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    damage(run / "state.pt", kind)
+    before = contents(run)
+    with pytest.raises(
+        UserError, match=r"state\.pt (cannot be read as the state of a run|is no file).*; remove "
+    ) as told:
+        train("edm-digits", replace(SHORT, images_seen=32), run)
+    assert "\n" not in str(told.value)
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("name", ["edm-digits.safetensors", "losses.csv", "losses.png"])
+def test_what_no_run_has_made_is_not_replaced(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("another's")
+    with pytest.raises(UserError, match=rf"{name} exists; choose another place$"):
+        train("edm-digits", SHORT, tmp_path)
+    assert contents(tmp_path) == {name: b"another's"}
 
 
 def test_the_metadata_tell_how_it_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

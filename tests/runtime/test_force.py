@@ -1,0 +1,106 @@
+"""What ``--force`` replaces, and what it is not meant for."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.output import LOCK, NEW, OLD, check_writable, writable
+
+
+@pytest.mark.parametrize("kind", ["file", "bundle"])
+@pytest.mark.parametrize("leads", ["nowhere", "to itself"])
+def test_a_link_that_leads_nowhere_is_told(kind: str, leads: str, tmp_path: Path) -> None:
+    link = tmp_path / "a"
+    link.symlink_to(tmp_path / "absent" if leads == "nowhere" else link)
+    for force in (False, True):
+        with pytest.raises(UserError, match="a is a link that leads nowhere; remove it, or choose another place"):
+            check_writable(link, force, kind)
+    assert link.is_symlink()
+
+
+def test_another_programs_manifest_makes_no_bundle(tmp_path: Path) -> None:
+    """Web applications have a manifest.json too, and there are models of Triton that are not ours."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text('{"name": "an application", "icons": []}')
+    with pytest.raises(UserError, match="app is a folder but no bundle; only a bundle may be replaced"):
+        check_writable(tmp_path / "app", True, "bundle")
+    (tmp_path / "app" / "manifest.json").write_text('{"files": {"sampler.onnx": {}}}')
+    check_writable(tmp_path / "app", True, "bundle")
+    (tmp_path / "app" / "config").write_text("theirs")
+    with pytest.raises(UserError, match="app is a folder but no model; only a model may be replaced"):
+        check_writable(tmp_path / "app", True, "model", ("config", b"ours"))
+
+
+def bundle(folder: Path) -> Path:
+    """As far as a writer looks."""
+    (folder / "engines").mkdir(parents=True)
+    listed = ["sampler.onnx", "plan.json", "engines/a.engine"]
+    (folder / "manifest.json").write_text(json.dumps({"files": {name: {} for name in listed}}))
+    for name in (*listed, "manifest.json.minisig", "README.md"):
+        (folder / name).write_text("its own")
+    return folder
+
+
+PARTS = ["manifest.json", "manifest.json.minisig", "sampler.onnx", "plan.json", "engines/a.engine"]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_of_a_bundle_is_not_replaced_but_by_who_changes_the_bundle(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture over plan.json would leave a bundle that nothing opens."""
+    whole = bundle(tmp_path / "whole")
+    monkeypatch.chdir(whole)
+    for target in (whole / name, Path(name), Path("engines") / ".." / name):
+        with pytest.raises(UserError, match=r"is a part of the bundle .*whole, which needs it; choose another place"):
+            check_writable(target, force=True)
+    check_writable(whole / name, force=True, kind="part")
+    for other in (whole / "README.md", whole / "plan.json.png", whole / "engines" / "plan.json"):
+        check_writable(other, force=True)
+    (whole / "manifest.json").write_text(json.dumps({"files": {"plan.json": {}}}))  # of something else
+    check_writable(whole / name, force=True)
+
+
+def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = bundle(tmp_path / "whole")
+    (tmp_path / "link").symlink_to(whole)
+    for here in (whole, whole / "engines"):
+        monkeypatch.chdir(here)
+        for target in (whole, Path(os.path.relpath(whole)), tmp_path / "link"):
+            with pytest.raises(UserError, match="is the current folder, or holds it: start the command elsewhere"):
+                check_writable(target, True, "bundle")
+    monkeypatch.chdir(tmp_path)
+    check_writable(whole, True, "bundle")
+
+
+@pytest.mark.parametrize("name", [LOCK, OLD, NEW, ".lock", ".old"])
+@pytest.mark.parametrize("kind", ["file", "bundle"])
+def test_names_that_writers_use_are_names_like_others(name: str, kind: str, tmp_path: Path) -> None:
+    for text in ("one", '{"sampler.onnx":'):
+        with writable(tmp_path / name, True, kind, ("text", b"one")) as new:
+            if kind != "file":
+                new.mkdir()
+            (new if kind == "file" else new / "text").write_text(text)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name if kind == "file" else tmp_path / name / "text").read_text() == text
+
+
+def test_a_command_without_force_does_not_advise_it(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    for force, advised in ((None, False), (False, True)):
+        with pytest.raises(UserError, match=r"a exists; choose another place") as told:
+            check_writable(tmp_path / "a", force)
+        assert ("--force" in str(told.value)) is advised
+
+
+def test_a_bundle_goes_where_its_graphs_can_be_opened(tmp_path: Path) -> None:
+    latin = tmp_path / os.fsdecode(b"\xe9t\xe9")
+    for place in (latin, latin / "in" / "it"):
+        with pytest.raises(UserError, match="ONNX Runtime takes only paths in UTF-8; choose another folder"):
+            check_writable(place, False, "bundle")
+    assert not latin.exists()
+    check_writable(tmp_path / "été", False, "bundle")
+    check_writable(latin / "a.png", False)

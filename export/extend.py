@@ -33,7 +33,7 @@ from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.install import install_command
 from edge_sampler.runtime.json_file import read_json
 from edge_sampler.runtime.manifest import FILE, MANIFEST, facts_of, read_manifest, write_manifest
-from edge_sampler.runtime.output import writable
+from edge_sampler.runtime.output import check_writable, writable
 from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.scratch import scratch
 from edge_sampler.runtime.signature import SIGNATURE
@@ -119,6 +119,7 @@ def extended(bundle: Bundle, sign: Signer | None = None) -> Iterator[tuple[Path,
     signature = bundle.folder / SIGNATURE
     with changing(bundle):
         clear(bundle.folder)
+        check_writable(bundle.folder / JOINING, force=True, kind="part")
         if signature.exists() and sign is None:
             raise UserError(
                 f"{bundle.folder} is signed, and its new manifest must be too: name the secret key with --sign, or "
@@ -139,7 +140,8 @@ def extended(bundle: Bundle, sign: Signer | None = None) -> Iterator[tuple[Path,
                 report = folder / REPORT
                 report.write_text(report_page(shown, bundle.folder), encoding="utf-8")
                 own = describe_files(folder)[REPORT]
-                (bundle.folder / JOINING).write_text(json.dumps(sorted({*before, *files} - {REPORT})), encoding="utf-8")
+                with writable(bundle.folder / JOINING, force=True, kind="part") as joining:
+                    joining.write_text(json.dumps(sorted({*before, *files} - {REPORT})), encoding="utf-8")
                 for path in sorted(folder.rglob("*")):
                     if path.is_file() and path != report:
                         place = bundle.folder / path.relative_to(folder)

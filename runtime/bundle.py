@@ -229,7 +229,7 @@ class Bundle(Verified):
         Raises:
             UserError: when the file is damaged or holds anything else.
         """
-        path = self.file("reference.npz")
+        path, nfe = self.file("reference.npz"), self.plan.nfe
         try:
             found = read_npz(path)
             seeds = found["seeds"]
@@ -238,7 +238,7 @@ class Bundle(Verified):
             given = {name: found[f"{REFERENCE_INPUT}{name}"] for name in self.inputs.conditions}
             _, sizes = self.inputs.check(given, len(seeds))
             shapes = {
-                "denoised": (self.plan.nfe, len(seeds), *self.loop_inputs.sized(sizes=sizes)),
+                "denoised": (nfe, len(seeds), *self.loop_inputs.sized(sizes=sizes)),
                 "made": (len(seeds), *self.inputs.sized(self.output.shape, sizes)),
             }
             for name, shape in shapes.items():

@@ -4,7 +4,6 @@ import argparse
 import difflib
 import errno
 import io
-import json
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError, one_line
 from edge_sampler.runtime.install import install_command
+from edge_sampler.runtime.json_file import parse_json
 
 COMMANDS = ("export", "calibration", "models", "runtime")  # of `python -m` and edge-sampler
 MOST_NUMBERS = 1_000_000
@@ -118,6 +118,8 @@ def outcome(main: Callable[[], int | None]) -> tuple[int, str]:
         return 141, ""  # as a shell has it
     except KeyboardInterrupt:
         return 130, "interrupted"
+    except MemoryError as error:
+        status, message = 2, f"there is not enough memory ({error}); ask for less at once"
     except OSError as error:
         if not in_a_folder():
             return 2, "error: the current folder is not there any more: change to one that is"
@@ -200,7 +202,7 @@ def given(texts: Sequence[str], of_text: Sequence[str] = ()) -> dict[str, Any]:
             elif name in of_text:
                 conditions[name] = value
             elif name:
-                numbers = [json.loads(number) for number in value.split(",")]
+                numbers = [parse_json(number) for number in value.split(",")]
                 conditions[name] = numbers if len(numbers) > 1 else numbers[0]
             else:
                 raise ValueError("it has no name")

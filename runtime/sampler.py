@@ -15,6 +15,7 @@ from edge_sampler.runtime.inputs import sizes_of
 from edge_sampler.runtime.noise import unit_noise
 
 DEFAULT_BATCH, VALUES = 64, 2**18  # in one run, unless told: samples, and values of their states
+FLOAT = np.finfo(np.float32)
 
 
 class Sampler:
@@ -70,8 +71,8 @@ class Sampler:
         largest = self._session.largest_batch
         if batch is not None and (batch < 1 or (largest and batch > largest)):
             raise UserError(f"batch is {batch}; it must be at least 1{f' and at most {largest}' if largest else ''}")
-        if not 0 < temperature < float("inf"):
-            raise UserError(f"temperature is {temperature}; it must be above 0 and finite")
+        if not float(FLOAT.tiny) <= temperature <= float(FLOAT.max):
+            raise UserError(f"temperature is {temperature}; it must be above 0 and finite, as a float32")
         seeds = checked_seeds(seeds)
         values, sizes = self.bundle.inputs.check(self.bundle.tokenized(conditions), len(seeds))
         shape, made = self.bundle.inputs.sized(sizes=sizes), []

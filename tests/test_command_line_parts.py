@@ -91,7 +91,8 @@ def test_conditions_are_numbers_texts_and_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["n", "3", "n=a", "n=", "absent.npz", "x=absent.npy", "n=1,", "x=pickled.npy", "a.npz"]
+    "text",
+    ["n", "3", "n=a", "n=", "absent.npz", "x=absent.npy", "n=1,", "x=pickled.npy", "a.npz", "n=" + "[" * 5000, "n=NaN"],
 )
 def test_what_is_no_condition(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -110,6 +111,7 @@ def test_what_is_no_condition(text: str, tmp_path: Path, monkeypatch: pytest.Mon
         (UserError("a\x1b[2J" + "b" * 10**6), 2, "error: a\\x1b[2J" + "b" * 995 + " … " + "b" * 1000),
         (BoundError("too far off"), 1, "error: too far off"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError("8 TB"), 2, "error: there is not enough memory (8 TB); ask for less at once"),
         (OSError(errno.ENOSPC, "full", "a"), 2, "error: cannot write a: full"),
         (OSError(errno.EBADF, "not open"), 2, "error: cannot write the output: not open"),
         (OSError(errno.EROFS, "read-only", b"a"), 2, "error: cannot write b'a': read-only"),

@@ -86,6 +86,18 @@ def test_of_two_that_add_to_one_bundle_none_is_lost(tmp_path: Path) -> None:
     assert [Bundle.open(tmp_path / "b").read(one.file) for one in Bundle.open(tmp_path / "b").engines] == [b"two"]
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_takes_the_place_of_a_note_is_told_before_the_work(kind: str, tmp_path: Path) -> None:
+    engine(tmp_path, "one")
+    note = tmp_path / "b" / extend.JOINING
+    note.mkdir() if kind == "folder" else os.mkfifo(note)
+    with (
+        pytest.raises(UserError, match=f"{extend.JOINING} is a .* but no part"),
+        extend.extended(Bundle.open(tmp_path / "b")),
+    ):
+        pytest.fail("it began")
+
+
 def test_only_what_joined_is_cleared(tmp_path: Path) -> None:
     """Whatever a bundle from elsewhere says: nothing out of it, and nothing that its manifest lists."""
     engine(tmp_path, "one")

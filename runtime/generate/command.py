@@ -22,13 +22,23 @@ from edge_sampler.runtime.backends import BACKENDS, choose
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser, add_verify_key, given, whole_numbers
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.generate.job import FORMATS, Job, Shard, finished, manifest_sha256, missing, write_record
+from edge_sampler.runtime.generate.job import (
+    FORMATS,
+    RECORD,
+    Job,
+    Shard,
+    finished,
+    manifest_sha256,
+    missing,
+    write_record,
+)
 from edge_sampler.runtime.generate.on_ray import on_ray
 from edge_sampler.runtime.generate.workers import in_processes
 from edge_sampler.runtime.lock import locked
 from edge_sampler.runtime.noise import SEEDS
 from edge_sampler.runtime.output import check_link, sweep
 
+MOST_WORKERS, MOST_SAMPLES = 1024, 10**8  # of one job
 EVERY = 1.0  # seconds between two records of what is done, and between two lines of progress
 
 
@@ -56,9 +66,9 @@ def main() -> int:
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle, arguments.verify_key)
     workers = arguments.workers if arguments.workers is not None else 8 if arguments.ray else 1
-    for name, value in (("workers", workers), ("shard", arguments.shard)):
-        if value < 1:
-            raise UserError(f"--{name} is {value}; it must be at least 1")
+    for name, value, most in (("workers", workers, MOST_WORKERS), ("shard", arguments.shard, MOST_SAMPLES)):
+        if not 1 <= value <= most:
+            raise UserError(f"--{name} is {value}; it must be at least 1 and at most {most:,}")
     check_link(arguments.out)
     job = job_of(arguments, bundle)
     record = job.record(bundle)
@@ -73,7 +83,12 @@ def main() -> int:
         sweep(out)
         there = finished(out, record)
         write_record(out, record, there, complete=False)  # what cannot be written is known before the work
-        run(job, record, there, workers, arguments.ray)
+        try:
+            run(job, record, there, workers, arguments.ray)
+        except UserError:
+            if not there:  # else the folder would be that of a job that cannot be
+                (out / RECORD).unlink()
+            raise
     return 0
 
 
@@ -82,7 +97,10 @@ def span(text: str) -> range:
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     if not match or not int(match[1]) <= int(match[2] or match[1]) < SEEDS:
         raise argparse.ArgumentTypeError(f"{text!r} is no range of seeds such as 0-999999, below {SEEDS}")
-    return range(int(match[1]), int(match[2] or match[1]) + 1)
+    seeds = range(int(match[1]), int(match[2] or match[1]) + 1)
+    if len(seeds) > MOST_SAMPLES:
+        raise argparse.ArgumentTypeError(f"{text!r} is {len(seeds):,} seeds; a job has {MOST_SAMPLES:,} at most")
+    return seeds
 
 
 def job_of(arguments: argparse.Namespace, bundle: Bundle) -> Job:

@@ -142,5 +142,4 @@ def write_record(out: Path, record: Mapping[str, Any], shards: Mapping[str, Shar
 
 def missing(job: Job, there: Mapping[str, Shard]) -> Iterator[tuple[Job, str]]:
     """The shards that are still to be made, and their files, one by one."""
-    names = [job.file(index) for index in range(job.shards)]
-    return ((job.part(index), name) for index, name in enumerate(names) if name not in there)
+    return ((job.part(index), name) for index in range(job.shards) if (name := job.file(index)) not in there)

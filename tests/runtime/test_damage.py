@@ -217,6 +217,13 @@ def test_whatever_the_reference_holds_is_one_line(light: Path) -> None:
             compare(Bundle.open(light))
 
 
+def test_another_plan_is_not_taken_for_a_damaged_reference(light: Path) -> None:
+    (light / "plan.json").write_text("{}")
+    with pytest.raises(UserError, match=r"plan\.json is not the file the manifest describes") as told:
+        Bundle.open(light).reference()
+    assert "reference.npz" not in str(told.value)
+
+
 MADE, TAKEN = "float[b, 1, 8, 8]", "float[b, 1, 8, 8]"
 GRAPHS = {  # what is taken, what is made, and how
     "other name": (f"{TAKEN} TAKEN", f"{MADE} other", "other = Identity(as)"),

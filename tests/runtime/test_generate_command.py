@@ -3,8 +3,10 @@
 import argparse
 import json
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from edge_sampler.runtime.condition import CLASSES
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.generate import command
 from edge_sampler.runtime.generate.command import main, show, span
-from edge_sampler.runtime.generate.job import RECORD, Job, Shard, write_record
+from edge_sampler.runtime.generate.job import RECORD, Job, Shard, missing, write_record
 from edge_sampler.runtime.noise import SEEDS
 from edge_sampler.runtime.verified import file_sha256
 from tests.conftest import run_main
@@ -175,7 +177,9 @@ def test_a_clock_that_stands_still_divides_by_nothing(
     [
         (("--workers", "0"), "--workers is 0; it must be at least 1"),
         (("--workers", "-1", "--ray", "auto"), "--workers is -1; it must be at least 1"),
+        (("--workers", "1025"), "--workers is 1025; it must be at least 1 and at most 1,024"),
         (("--shard", "0"), "--shard is 0; it must be at least 1"),
+        (("--shard", "100000001"), "--shard is 100000001; it must be at least 1 and at most 100,000,000"),
         (("--format", "zip"), "invalid choice: 'zip'"),
         (("--class-labels", "10"), "class_labels holds 10"),
     ],
@@ -185,6 +189,17 @@ def test_mistakes_make_no_folder(arguments: tuple[str, ...], told: str, small: B
         generate(small, "--seeds", "0-1", "--class-labels", "1", *arguments)
     assert not (small.folder.parent / "out").exists()
     assert not made
+
+
+def test_what_is_missing_is_told_one_by_one(small: Bundle) -> None:
+    """Of a hundred million shards too, whose names alone would take 10 GB."""
+    job = Job("b", "0", "out", range(10**8), 1, "npz", "auto", None, None, 1.0, {}, {}, {})
+    first = Shard("shard-000000.npz", "0", 1, 0, 1, "here")
+    tracemalloc.start()
+    (part, name), *_ = islice(missing(job, {first.file: first}), 2)
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
+    assert (part.seeds, name) == (range(1, 2), "shard-000001.npz")
 
 
 def test_what_is_required_is_asked_for(small: Bundle) -> None:

@@ -92,7 +92,7 @@ def test_a_batch_is_as_large_as_the_session_takes(
     assert len(sampler.sample([0], 1)) == 1
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1e39, 1e-50, float("inf"), float("nan")])
 def test_a_temperature_scales_the_noise(temperature: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler, _ = open_with(monkeypatch, tmp_path, same)
     with pytest.raises(UserError, match="it must be above 0 and finite"):

@@ -5,16 +5,15 @@ import re
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
 from edge_sampler.calibration.budget import Budget
 from edge_sampler.calibration.evaluate.results import LIMIT, Cache
 from edge_sampler.calibration.refinement import ITERATIONS
 from edge_sampler.calibration.schedules import SCHEDULES
-from edge_sampler.calibration.settings import CHOSEN, OWN, Settings, noises_for
+from edge_sampler.calibration.settings import CHOSEN, MOST_NOISES, OWN, Settings, noises_for
 from edge_sampler.models.checkpoint import FORMATS
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.device import best_device, usable
 from edge_sampler.models.families.base import Lora, Options
 from edge_sampler.models.loading import load
 from edge_sampler.models.onnx_denoiser import SUFFIX
@@ -55,6 +54,12 @@ def add_cache_argument(group: argparse._ActionsContainer) -> None:
     )
     limit_help = f"size of the cache, such as 5G; the results used longest ago go first (default: {LIMIT // 10**9}G)"
     group.add_argument("--cache-limit", type=size_in_bytes, default=LIMIT, metavar="SIZE", help=limit_help)
+
+
+def check_judging(noises: int) -> None:
+    """Raises UserError for a number of noises that cannot judge: of an interval there are two at the least."""
+    if not 2 <= noises <= MOST_NOISES:
+        raise UserError(f"--noises is {noises}; it must be at least 2 and at most {MOST_NOISES:,}")
 
 
 def add_refine_on_argument(group: argparse._ActionsContainer) -> None:
@@ -121,7 +126,7 @@ def file_name(model: str) -> str:
 
 def load_model(arguments: argparse.Namespace) -> Denoiser:
     """The model, its class and guidance built in, on the device that was asked for."""
-    name = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = usable(arguments.device if arguments.device != "auto" else best_device())
     if arguments.weights and arguments.random_weights:
         raise UserError("--weights and --random-weights exclude each other")
     options = Options(parse_size(arguments.size), arguments.vae, tuple(map(Lora.parse, arguments.lora)))
@@ -134,11 +139,7 @@ def load_model(arguments: argparse.Namespace) -> Denoiser:
         examples = given([str(arguments.conditions)] if arguments.conditions else [])
         examples |= prompts(model, arguments.prompts) if arguments.prompts else {}
         with_examples(model, {name: rows for name, rows in examples.items() if name not in values})
-    try:
-        return model.to(torch.device(name))
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise UserError(f"--device {name}: PyTorch cannot use it ({reason})") from error
+    return model.to(device)
 
 
 def aim(arguments: argparse.Namespace) -> Denoiser | None:

@@ -12,7 +12,7 @@ from edge_sampler.calibration.candidates import grid_of, scheme_of
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_judge
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
-from edge_sampler.calibration.fit import rms
+from edge_sampler.calibration.fit import image_errors, rms
 from edge_sampler.calibration.schedules import SCHEDULES
 from edge_sampler.calibration.settings import OWN, Settings
 from edge_sampler.calibration.solvers import find
@@ -34,16 +34,20 @@ class Judgement:
         error: the sampler's RMS error against converged images, in the data's units.
         others: the same by solver, on the model's usual noise levels; and for the best of them on its best levels, with
             an analytical first step if that helps.
+        median: the sampler's RMS error in the median image. A few images whose paths part decide the RMS error of all.
+        other_medians: the same of ``others``.
 
     Examples:
         >>> from edge_sampler.calibration.judge import Judgement
-        >>> Judgement(128, 0.03, {"ddim on edm levels": 0.2}).record()["rms_error"]
+        >>> Judgement(128, 0.03, {"ddim": 0.2}, 0.01, {"ddim": 0.1}).record()["rms_error"]
         0.03
     """
 
     noises: int
     error: float
     others: dict[str, float]
+    median: float
+    other_medians: dict[str, float]
 
     def record(self) -> dict[str, Any]:
         """As a manifest holds it.
@@ -51,7 +55,13 @@ class Judgement:
         Returns:
             JSON values.
         """
-        return {"noises": self.noises, "rms_error": self.error, "fixed_solvers": self.others}
+        return {
+            "noises": self.noises,
+            "rms_error": self.error,
+            "fixed_solvers": self.others,
+            "median_error": self.median,
+            "fixed_medians": self.other_medians,
+        }
 
 
 def judge(
@@ -84,11 +94,12 @@ def judge(
     with progress("fixed solvers", spent) as noises.network.meter.progress:
         tried = {name: error_of(one, few, goal) for name, one in fixed.items()}
         final = sorted(tried, key=lambda name: tried[name] if np.isfinite(tried[name]) else np.inf)[:FINAL]
-        errors = {name: error_of(fixed[name], noises, goal) for name in dict.fromkeys([*usual, *final])}
-        error = error_of(plan, noises, goal)
-    known = {name: other for name, other in errors.items() if np.isfinite(other)}
-    shown = {*usual, min(known, key=lambda name: known[name], default="")}
-    return Judgement(count, error, {name: known[name] for name in known if name in shown})
+        errors = {name: errors_of(fixed[name], noises, goal) for name in dict.fromkeys([*usual, *final])}
+        error, median = errors_of(plan, noises, goal)
+    known = {name: both for name, both in errors.items() if np.isfinite(both[0])}
+    shown = {*usual, min(known, key=lambda name: known[name][0], default="")}
+    others = {name: known[name][0] for name in known if name in shown}
+    return Judgement(count, error, others, median, {name: known[name][1] for name in others})
 
 
 def fixed_plans(model: Denoiser, nfe: int, noises: Noises) -> dict[str, Plan]:
@@ -132,6 +143,11 @@ def converged(model: Denoiser, count: int, progress: ProgressBars, cache: Cache)
         return noises, solution(noises, [model.spec.sigma_max], REFERENCE_STEPS, cache)[0.0]
 
 
+def errors_of(plan: Plan, noises: Noises, goal: Tensor) -> tuple[float, float]:
+    """RMS errors of the plan's images, and of the median one; ``goal`` [n or more, …] are the converged ones."""
+    wrong = sample(noises.network, noises.noise, plan) - goal[: len(noises)]
+    return rms(wrong), float(np.median(image_errors(wrong).cpu().numpy()))
+
+
 def error_of(plan: Plan, noises: Noises, goal: Tensor) -> float:
-    """RMS of the plan's images, of which ``goal`` [n or more, …] are the converged ones."""
-    return rms(sample(noises.network, noises.noise, plan) - goal[: len(noises)])
+    return errors_of(plan, noises, goal)[0]

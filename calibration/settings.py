@@ -1,6 +1,6 @@
 """What to calibrate, checked."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 from edge_sampler.calibration.evaluate.distributed import processes
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS
@@ -154,3 +154,6 @@ class Settings:
         """What the plan's solver is called; "auto" until it is known which one that is."""
         name = self.solver if self.solver == "auto" else find(self.solver).name
         return name + AFS * bool(self.afs) + REFINED * bool(self.refine)
+
+
+OF_A_FIT = tuple(field.name for field in fields(Settings) if field.name != "nfe")  # they change nothing of a plan

@@ -4,7 +4,7 @@ python -m calibration ship                            # those that lack, or whos
 python -m calibration ship --model edm-digits --nfe 10
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_sampler import models
@@ -12,38 +12,53 @@ from edge_sampler.calibration.arguments import add_cache_argument, cache
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.refinement import ITERATIONS
 from edge_sampler.calibration.settings import Settings, noises_for
+from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import bar
 from edge_sampler.models.shipped import PLANS, plan_file
 from edge_sampler.runtime.command_line import Parser, whole_numbers
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.output import writable
+from edge_sampler.runtime.output import check_writable, writable
 from edge_sampler.runtime.plan import Plan
 
-SHIPPING = ("edm-digits", "flow-digits", "edm-fashion", "edm-fashion-cond", "ddim-fashion")
-NFES = (3, 4, 5, 6, 8, 10)
+
+@dataclass(frozen=True)
+class Shipping:
+    """Of which evaluations a model has plans, and for which factor of guidance."""
+
+    nfes: tuple[int, ...] = (3, 4, 5, 6, 8, 10)
+    guidance: float = 1.0
+
+
+PLAIN = ("edm-digits", "flow-digits", "edm-fashion", "edm-fashion-cond", "ddim-fashion")
+SHIPPING = {**dict.fromkeys(PLAIN, Shipping()), "flow-emoji": Shipping((5,), guidance=3.0)}
 
 
 def main() -> None:
     parser = Parser(prog="python -m calibration ship", description=__doc__)
     parser.add_argument("--model", action="append", help=f"of the zoo (default: {', '.join(SHIPPING)})")
-    parser.add_argument("--nfe", type=whole_numbers, default=NFES, help=f"default: {','.join(map(str, NFES))}")
+    parser.add_argument("--nfe", type=whole_numbers, help="default: those that ship")
     parser.add_argument("--out", type=Path, default=PLANS, help="a folder (default: the package's own)")
     add_cache_argument(parser)
     arguments = parser.parse_args()
     kept = cache(arguments)
+    batch, heldout = noises_for(ITERATIONS)
+    lacking = list[tuple[Denoiser, Settings, Path]]()
     for name in arguments.model or SHIPPING:
-        model = models.load(name)
-        for nfe in arguments.nfe:
-            path = plan_file(name, nfe, arguments.out)
-            if fits(path, model):
-                continue
-            batch, heldout = noises_for(ITERATIONS)
-            plan = calibrate(model, Settings(nfe, fit_batch=batch, heldout=heldout, refine=ITERATIONS), bar, kept)
-            assert plan.report is not None
-            with writable(path, force=True) as new:
-                replace(plan, report=replace(plan.report, seconds=0.0)).save(new)  # what differs from run to run
-            print(f"{path.name}: {plan.solver}, {plan.report.heldout_rms_error:.4f} RMS")
+        shipping = SHIPPING.get(name, Shipping())
+        model = conditioned(models.load(name), guidance=shipping.guidance)
+        for nfe in arguments.nfe or shipping.nfes:
+            path = plan_file(name, nfe, shipping.guidance, arguments.out)
+            if not fits(path, model):
+                check_writable(path, force=True)  # before the fits
+                settings = Settings(nfe, fit_batch=batch, heldout=heldout, refine=ITERATIONS)
+                lacking.append((model, settings, path))
+    for model, settings, path in lacking:
+        plan = calibrate(model, settings, bar, kept)
+        assert plan.report is not None
+        with writable(path, force=True) as new:
+            replace(plan, report=replace(plan.report, seconds=0.0)).save(new)  # what differs from run to run
+        print(f"{path.name}: {plan.solver}, {plan.report.heldout_rms_error:.4f} RMS")
 
 
 def fits(path: Path, model: Denoiser) -> bool:

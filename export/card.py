@@ -94,8 +94,9 @@ def quality(bundle: Bundle) -> str:
     """Errors against the converged solution, and what lower precision changes."""
     measured, report, parts = judged(bundle), bundle.plan.report, list[str]()
     if measured:
-        errors = [(name, f"{error:.4g}") for name, error in measured[1].items()]
-        parts += [measured[0], table(("sampler", "RMS error"), errors)]
+        medians = {name: f"{error:.4g}" for name, error in measured.medians.items()}
+        errors = [(name, f"{error:.4g}", medians.get(name, "")) for name, error in measured.errors.items()]
+        parts += [measured.note, table(("sampler", "RMS error", "of the median image"), errors)]
     if report:
         parts.append(f"The fit's own {report.heldout} held-out noises: {report.heldout_rms_error:.4g}.")
     changes = [

@@ -31,7 +31,7 @@ from edge_sampler.calibration.budget import afford
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.judge import Judgement, judge
 from edge_sampler.calibration.report import show
-from edge_sampler.calibration.settings import MOST_NOISES
+from edge_sampler.calibration.settings import MOST_NOISES, OF_A_FIT, hyphens
 from edge_sampler.export.assemble import Exported, export_bundle, export_graphs
 from edge_sampler.export.canvas import OUTPUTS
 from edge_sampler.export.engine_command import add_engine_arguments, additions_of
@@ -79,23 +79,14 @@ def main() -> None:
         "--no-decode", dest="decode", action="store_false", help="leave the decoder out; the caller runs it"
     )
     group.add_argument("--out", type=Path, help="the bundle's folder (default: artifacts/MODEL-SOLVER-nfeN)")
-    group.add_argument("--force", action="store_true", help="replace an existing bundle")
+    group.add_argument("--force", action="store_true", help="replace an existing bundle, with all in its folder")
     add_sign(group)
     add_engine_arguments(parser)
     arguments = parser.parse_args()
     additions = additions_of(arguments)
     if arguments.check is not None and not 0 <= arguments.check <= MOST_NOISES:
         raise UserError(f"--check is {arguments.check}; it must be at least 0 and at most {MOST_NOISES:,}")
-    shipped = arguments.plan == SHIPPED
-    if (arguments.plan is None or shipped) == (arguments.nfe is None):
-        if arguments.nfe is not None:
-            raise UserError(
-                f"--nfe {arguments.nfe} is for a fit: --plan {arguments.plan} has its own number; leave it out"
-            )
-        raise UserError(f"name --nfe to fit a plan, --plan FILE to take one, or --plan {SHIPPED} with --nfe")
-    for option in ("towards", "budget"):
-        if arguments.plan and getattr(arguments, option):
-            raise UserError(f"--{option} is for a fit, and --plan is fitted already")
+    check_plan(arguments, parser)
     if arguments.refit and arguments.towards:
         raise UserError("--refit aims at the model's own images, and --towards at another's: leave one of them out")
     form = Form(arguments.output, arguments.samples, arguments.encode, arguments.decode)
@@ -104,8 +95,9 @@ def main() -> None:
         check_writable(out_folder(arguments, wanted.sampler, wanted.nfe), arguments.force, "bundle")
     sign = signer(arguments.sign) if arguments.sign else None
     stored = None
-    if arguments.plan:
-        stored = shipped_plan(arguments.model, arguments.nfe) if shipped else Plan.load(Path(arguments.plan))
+    if arguments.plan is not None:
+        stored = plan_of(arguments)
+        check_writable(out_folder(arguments, stored.solver, stored.nfe), arguments.force, "bundle")
     model, towards = load_model(arguments), aim(arguments)
     output_of(model, form)  # each of these says at once what cannot be
     model.draw_raw([0])
@@ -136,6 +128,27 @@ def main() -> None:
     print(f"{out}: look at report.html; run it with `{sample_command(bundle)}`")
     if additions:  # if that fails, the bundle stays: `python -m export engine` can add to it without another fit
         Console().print(add(bundle, additions, partial(refitted, model, cache(arguments)), sign))
+
+
+def check_plan(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Raises UserError unless there is either a plan or what a fit is made with."""
+    shipped = arguments.plan == SHIPPED
+    if (arguments.plan is None or shipped) == (arguments.nfe is None):
+        if arguments.nfe is not None:
+            raise UserError(
+                f"--nfe {arguments.nfe} is for a fit: --plan {arguments.plan} has its own number; leave it out"
+            )
+        raise UserError(f"name --nfe to fit a plan, --plan FILE to take one, or --plan {SHIPPED} with --nfe")
+    for option in (*OF_A_FIT, "towards", "budget"):
+        if arguments.plan is not None and getattr(arguments, option) != parser.get_default(option):
+            raise UserError(f"--{hyphens(option)} is for a fit, and --plan is fitted already: leave it out")
+
+
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """The one that ``--plan`` names."""
+    if arguments.plan == SHIPPED:
+        return shipped_plan(arguments.model, arguments.nfe, arguments.guidance)
+    return Plan.load(Path(arguments.plan))
 
 
 def out_folder(arguments: argparse.Namespace, solver: str, nfe: int) -> Path:
@@ -174,8 +187,13 @@ def measured(plan: Plan, judgement: Judgement | None) -> str:
         )
     if judgement:
         new = "new " if plan.report else ""
-        told.append(f"{judgement.error:.4f} RMS on {judgement.noises} {new}samples")
+        told.append(
+            f"{judgement.error:.4f} RMS on {judgement.noises} {new}samples; {judgement.median:.4f} in the median one"
+        )
         if judgement.others:
             best = min(judgement.others, key=lambda name: judgement.others[name])
-            told.append(f"{judgement.others[best]:.4f} RMS, the best fixed solver on these: {best}")
+            told.append(
+                f"{judgement.others[best]:.4f} RMS, the best fixed solver on these: {best}; "
+                f"{judgement.other_medians[best]:.4f} in the median one"
+            )
     return "\n".join(told) or "not measured"

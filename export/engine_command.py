@@ -81,6 +81,8 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
     """What the arguments ask for, checked; None when they ask for nothing."""
     if arguments.max_error is not None and not arguments.max_error > 0:
         raise UserError(f"--max-error is {arguments.max_error}; it must be above 0")
+    if arguments.max_error is not None and arguments.precision == "fp32":
+        raise UserError("--max-error bounds what a precision costs: name one with --precision")
     for option in ("one_scale", "refit"):
         if getattr(arguments, option) and arguments.precision not in QUANTISED:
             name = option.replace("_", "-")

@@ -51,14 +51,27 @@ def input_rows(bundle: Bundle) -> list[tuple[str, str, str]]:
     return rows
 
 
-def judged(bundle: Bundle) -> tuple[str, dict[str, float]] | None:
-    """RMS errors by sampler, the bundle's own first, and a sentence that says what they are; None: not measured."""
+@dataclass(frozen=True)
+class Judged:
+    """By sampler, the bundle's own first: RMS errors, and those of the median image, which earlier bundles lack."""
+
+    note: str
+    errors: dict[str, float]
+    medians: dict[str, float]
+
+
+def judged(bundle: Bundle) -> Judged | None:
+    """None: not measured."""
     told = bundle.manifest.get("judged")
     if not told:
         return None
     note = (
         f"RMS error against the converged solution from the same noise, {told['noises']} noises that no fit has seen. "
         "The other rows are fixed solvers with as many evaluations, on the model's usual noise levels, and the best of "
-        "them on the levels that serve it best, chosen on these noises."
+        "them on the levels that serve it best, chosen on these noises. A few images whose paths part decide the error "
+        "of all; the median image is like most."
     )
-    return note, {bundle.manifest["solver"]: told["rms_error"], **told["fixed_solvers"]}
+    own, medians = bundle.manifest["solver"], dict[str, float]()
+    if "median_error" in told:
+        medians = {own: told["median_error"], **told.get("fixed_medians", {})}
+    return Judged(note, {own: told["rms_error"], **told["fixed_solvers"]}, medians)

@@ -78,7 +78,9 @@ def quality(bundle: Bundle, plan: Plan) -> str:
     """Errors against the converged solution: those measured at export, and those of the fit."""
     parts, report, measured = list[str](), plan.report, judged(bundle)
     if measured:
-        parts.append(bars(measured[0], ("sampler", "RMS error"), measured[1]))
+        parts.append(bars(measured.note, ("sampler", "RMS error"), measured.errors))
+        if measured.medians:
+            parts.append(bars("", ("sampler", "of the median image"), measured.medians))
     if report:
         note = (
             f"The fit judged on {report.heldout} held-out noises: RMS error {report.heldout_rms_error:.4g}. It took "

@@ -78,12 +78,14 @@ class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _check_size(shapes: Preconditioned) -> None:
-    """A forward pass without values. Raises ValueError for a network or a sample beyond those that anybody has."""
+    """A forward pass without values. Raises ValueError for a network or a sample beyond those that anybody has, and for
+    an answer that has not the sample's shape.
+    """
     weights, sample = sum(weight.numel() for weight in shapes.parameters()), math.prod(shapes.shape)
     needed = {name: one for name, one in shapes.inputs.conditions.items() if one.null is None}
     told = {name: torch.empty(1, *shapes.inputs.sized(one.shape)) for name, one in needed.items()}
     with _Largest() as largest:
-        shapes(torch.empty(1, *shapes.shape), 1.0, **told)
+        denoised = shapes(torch.empty(1, *shapes.shape), 1.0, **told)
     for what, values, most in (
         ("parameters", weights, MOST_WEIGHTS),
         ("values in a sample", sample, MOST_SAMPLE),
@@ -91,6 +93,8 @@ def _check_size(shapes: Preconditioned) -> None:
     ):
         if values > most:
             raise ValueError(f"it has {values:,} {what}, beyond any network's: at the most {most:,}")
+    if denoised.shape[1:] != shapes.shape:
+        raise ValueError(f"it makes {list(denoised.shape[1:])} of a sample {list(shapes.shape)}")
 
 
 def build_known(architecture: Mapping[str, Any]) -> Preconditioned:

@@ -1,53 +1,15 @@
-"""Trains the models that ship with the project, on a CPU or a GPU.
+"""Trains the models that ship (``training/command.py``).
 
-    python -m models.train --dataset digits          # edm-digits: about 18 minutes on two cores; run again to resume
-    python -m models.train --dataset fashion         # edm-fashion: 5 minutes on an H200, a day on two cores (--images)
-    python -m models.train --dataset emoji           # flow-emoji: ten million images, for a GPU (--images on a CPU)
-    python -m models.train --model ddim-fashion      # any name of RECIPES
-
-Writes runs/MODEL/: state.pt (to resume from), losses.csv, losses.png, and the averaged weights, in half precision, as
-MODEL.safetensors. The same seed gives the same run on one CPU, interrupted or not; a GPU rounds in bfloat16, and sums
-in no fixed order.
+python -m models.train --help
 """
 
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from importlib import import_module
 
-import torch
-
-from edge_sampler.models.training.datasets import DATASETS
-from edge_sampler.models.training.train import RECIPES, train
-from edge_sampler.runtime.command_line import Parser, run_command
-from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.command_line import run_command
 
 
 def main() -> None:
-    parser = Parser(
-        prog="python -m models.train",
-        description=__doc__,
-        common=("--dataset", "--model", "--images", "--device", "--out"),
-    )
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--dataset", choices=DATASETS, help="trains the dataset's first model of RECIPES")
-    which.add_argument("--model", choices=RECIPES, help="trains this model")
-    parser.add_argument("--data", type=Path, help="its original files: a folder, or a font (default: Debian's)")
-    parser.add_argument("--images", type=int, help="training images to see in all (default: the model's recipe)")
-    parser.add_argument("--batch", type=int, help="images in a training step (default: the model's recipe)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
-    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/MODEL)")
-    arguments = parser.parse_args()
-    name = arguments.model or next(name for name in RECIPES if RECIPES[name].dataset == arguments.dataset)
-    changes: dict[str, Any] = {"seed": arguments.seed}
-    for option, field in (("images", "images_seen"), ("batch", "batch")):
-        value = getattr(arguments, option)
-        if value is not None and value < 1:
-            raise UserError(f"--{option} is {value}; it must be at least 1")
-        changes |= {field: value} if value else {}
-    recipe = replace(RECIPES[name], **changes)
-    weights = train(name, recipe, arguments.out or Path("runs") / name, arguments.data, arguments.device)
-    print(f"{weights}: copy it to models/weights/ to ship it")
+    import_module("edge_sampler.models.training.command").main()  # imported late: a missing library is one clear line
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from edge_sampler.runtime import doctor
 from edge_sampler.runtime.backends import BACKENDS
 from edge_sampler.runtime.bench import EAGER, UNROLLED, bench
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.command_line import Parser, add_verify_key, given, whole_numbers
+from edge_sampler.runtime.command_line import Parser, add_verify_key, conditions_of, whole_numbers
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.images import save_grid
@@ -114,7 +114,7 @@ def main() -> int:
 def sample(arguments: argparse.Namespace) -> int:
     bundle = Bundle.open(arguments.bundle, arguments.verify_key)
     known = bundle.inputs.conditions
-    seeds, conditions = arguments.seeds, given(arguments.condition, [name for name in known if known[name].text])
+    seeds, conditions = arguments.seeds, conditions_of(arguments, known)
     if arguments.class_labels is not None:
         labels = arguments.class_labels
         conditions["class_labels"] = labels_of(seeds, labels) if "class_labels" in known else labels

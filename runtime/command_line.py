@@ -9,15 +9,18 @@ import re
 import signal
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError, one_line
 from edge_sampler.runtime.install import install_command
 from edge_sampler.runtime.json_file import parse_json
+
+if TYPE_CHECKING:
+    from edge_sampler.runtime.condition import Condition  # at run time it would bring NumPy
 
 COMMANDS = ("export", "calibration", "models", "runtime")  # of `python -m` and edge-sampler
 MOST_NUMBERS = 1_000_000
@@ -41,6 +44,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for word in sys.argv[1:] if args is None else args:
+            if re.fullmatch("--[a-z-]+=--", word):  # which argparse takes for no value, and so for a list of none
+                self.error(f"{word}: -- is no value")
+        return super().parse_known_args(args, namespace)
 
     def format_help(self) -> str:
         if not self.common:
@@ -118,7 +127,9 @@ def outcome(main: Callable[[], int | None]) -> tuple[int, str]:
         return 141, ""  # as a shell has it
     except KeyboardInterrupt:
         return 130, "interrupted"
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("not enough memory|out of memory", str(error)):
+            raise  # PyTorch has no error of its own for it, on a CPU
         status, message = 2, f"there is not enough memory ({error}); ask for less at once"
     except OSError as error:
         if not in_a_folder():
@@ -182,8 +193,16 @@ def whole_numbers(text: str) -> list[int]:
     return numbers
 
 
+def conditions_of(arguments: argparse.Namespace, known: "Mapping[str, Condition]") -> dict[str, Any]:
+    """What ``--condition`` says. Raises UserError as ``given``, and where ``--class-labels`` says one of it again."""
+    conditions = given(arguments.condition, [name for name in known if known[name].text])
+    if arguments.class_labels is not None and "class_labels" in conditions:
+        raise UserError("class_labels is given twice, by --condition and by --class-labels: give it once")
+    return conditions
+
+
 def given(texts: Sequence[str], of_text: Sequence[str] = ()) -> dict[str, Any]:
-    """Conditions by name, of ``NAME=VALUE`` and ``FILE.npz``. Raises UserError for what is neither.
+    """Conditions by name, of ``NAME=VALUE`` and ``FILE.npz``. Raises UserError for what is neither, and for one twice.
 
     The values of conditions that are ``of_text`` are taken as they are, but for FILE.npy.
     """
@@ -196,14 +215,14 @@ def given(texts: Sequence[str], of_text: Sequence[str] = ()) -> dict[str, Any]:
         try:
             if path.suffix == ".npz" and not name:
                 with np.load(path, allow_pickle=False) as stored:
-                    conditions |= {key: stored[key] for key in stored.files}
+                    found = {key: stored[key] for key in stored.files}
             elif path.suffix == ".npy" and name:
-                conditions[name] = np.load(path, allow_pickle=False)
+                found = {name: np.load(path, allow_pickle=False)}
             elif name in of_text:
-                conditions[name] = value
+                found = {name: value}
             elif name:
                 numbers = [parse_json(number) for number in value.split(",")]
-                conditions[name] = numbers if len(numbers) > 1 else numbers[0]
+                found = {name: numbers if len(numbers) > 1 else numbers[0]}
             else:
                 raise ValueError("it has no name")
         except (OSError, ValueError, zipfile.BadZipFile) as error:
@@ -212,4 +231,7 @@ def given(texts: Sequence[str], of_text: Sequence[str] = ()) -> dict[str, Any]:
             raise UserError(
                 f"{text}: not NAME=NUMBERS, NAME=FILE.npy or FILE.npz that can be read ({error}){hint}"
             ) from error
+        if twice := sorted(found.keys() & conditions.keys()):
+            raise UserError(f"{twice[0]} is given twice: give it once")
+        conditions |= found
     return conditions

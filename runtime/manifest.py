@@ -63,7 +63,14 @@ FORM = {
     "plan_sha256": SHA256,
     "tools": {"*": str},
     "parity?": [{"stage": str, "largest": float, "rms": float}],
-    "judged?": {"noises": int, "schedule?": str, "rms_error": float, "fixed_solvers": {"*": float}},
+    "judged?": {
+        "noises": int,
+        "schedule?": str,
+        "rms_error": float,
+        "fixed_solvers": {"*": float},
+        "median_error?": float,
+        "fixed_medians?": {"*": float},
+    },
     "precisions?": {
         "*": {
             "samples": int,

@@ -42,7 +42,6 @@ def check_writable(target: Path, force: bool | None, kind: str = "file", marker:
     if target.exists():
         check_replaceable(target, force, kind, marker)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with temporary(Path(os.path.abspath(target))):
             pass
     except OSError as error:
@@ -126,23 +125,27 @@ def writable(
 def temporary(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` for what is to take its place, with a name that no other process has.
 
-    In containers, and on several hosts with one disk, process ids are the same.
+    In containers, and on several hosts with one disk, process ids are the same. Folders above it that were not there go
+    with it, unless they hold something else by then.
     """
-    lock = None
-    for last in [False] * TRIES + [True]:  # on a disk without locks the last goes on without: there nobody sweeps
-        folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
-        folder.mkdir()
-        with suppress(FileNotFoundError):
-            lock = take(folder / LOCK)
-        if lock is not None or last:
-            break
-        shutil.rmtree(folder, ignore_errors=True)
+    lock, missing = None, [above for above in target.parents if not above.exists()]
     try:
+        for last in [False] * TRIES + [True]:  # on a disk without locks the last goes on without: there nobody sweeps
+            folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+            folder.mkdir(parents=True)
+            with suppress(FileNotFoundError):
+                lock = take(folder / LOCK)
+            if lock is not None or last:
+                break
+            shutil.rmtree(folder, ignore_errors=True)
         yield folder
     finally:
         if lock is not None:
             release(folder / LOCK, lock)
         shutil.rmtree(folder, ignore_errors=True)
+        for above in missing:
+            with suppress(OSError):
+                above.rmdir()
 
 
 def put(new: Path, target: Path, old: Path) -> None:

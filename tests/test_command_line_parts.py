@@ -20,6 +20,7 @@ from edge_sampler.runtime.command_line import (
     MOST_NUMBERS,
     Parser,
     add_verify_key,
+    conditions_of,
     given,
     leave_name,
     outcome,
@@ -91,6 +92,34 @@ def test_conditions_are_numbers_texts_and_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("texts", "name"),
+    [(["n=3", "n=4"], "n"), (["a.npz", "x=1"], "x"), (["x=1", "a.npz"], "x"), (["prompt=a", "prompt=b"], "prompt")],
+)
+def test_a_condition_is_given_once(
+    texts: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", x=np.eye(2), y=np.eye(2))
+    with pytest.raises(UserError, match=f"^{name} is given twice: give it once"):
+        given(texts, ["prompt"])
+    labels = argparse.Namespace(condition=["class_labels=3"], class_labels=[3])
+    with pytest.raises(UserError, match=r"class_labels is given twice, by --condition and by --class-labels"):
+        conditions_of(labels, {})
+    labels.class_labels = None
+    assert conditions_of(labels, {}) == {"class_labels": 3}
+
+
+@pytest.mark.parametrize("word", ["--a=--", "--a-b=--"])
+def test_a_dash_is_no_value(word: str) -> None:
+    parser = Parser()
+    parser.add_argument("--a")
+    parser.add_argument("--a-b")
+    with pytest.raises(UserError, match=f"{word}: -- is no value"):
+        parser.parse_args([word])
+    assert parser.parse_args(["--a=prompt=--"]).a == "prompt=--"
+
+
+@pytest.mark.parametrize(
     "text",
     ["n", "3", "n=a", "n=", "absent.npz", "x=absent.npy", "n=1,", "x=pickled.npy", "a.npz", "n=" + "[" * 5000, "n=NaN"],
 )
@@ -111,6 +140,12 @@ def test_what_is_no_condition(text: str, tmp_path: Path, monkeypatch: pytest.Mon
         (UserError("a\x1b[2J" + "b" * 10**6), 2, "error: a\\x1b[2J" + "b" * 995 + " … " + "b" * 1000),
         (BoundError("too far off"), 1, "error: too far off"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 TB"),
+            2,
+            "error: there is not enough memory (DefaultCPUAllocator: not enough memory: you tried to allocate 8 TB); "
+            "ask for less at once",
+        ),
         (MemoryError("8 TB"), 2, "error: there is not enough memory (8 TB); ask for less at once"),
         (OSError(errno.ENOSPC, "full", "a"), 2, "error: cannot write a: full"),
         (OSError(errno.EBADF, "not open"), 2, "error: cannot write the output: not open"),

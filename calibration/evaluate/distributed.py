@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 from edge_sampler.models.progress import ProgressBars, bar, silent
-from edge_sampler.runtime.errors import BoundError
+from edge_sampler.runtime.errors import BoundError, UserError, one_line
 from edge_sampler.runtime.output import writable
 
 BLOCK = 32  # noises that stay together
@@ -28,10 +28,17 @@ def joined(device: torch.device) -> Iterator[None]:
 
     If one left early with an error, torchrun would end the others, rank 0 perhaps while it writes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (ValueError, RuntimeError) as error:
+        size, told = os.environ["WORLD_SIZE"], one_line(str(error), most=200)
+        raise UserError(
+            f"WORLD_SIZE is {size!r}, as torchrun sets it, and no processes can be joined ({told}): unset it, or start "
+            "the command by torchrun"
+        ) from error
     try:
         yield
         total(np.zeros(1))  # a barrier, which says when one is gone

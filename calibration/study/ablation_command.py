@@ -13,6 +13,7 @@ from edge_sampler.calibration.arguments import (
     add_model_arguments,
     add_noises_arguments,
     cache,
+    check_judging,
     file_name,
     load_model,
     refuse_engines_options,
@@ -43,8 +44,9 @@ def main() -> None:
     group.add_argument("--out", type=Path, help="a new Markdown file (default: ablation-MODEL.md)")
     arguments = parser.parse_args()
     nfes = sorted(set(arguments.nfe))
-    if nfes[0] < 2 or arguments.noises < 2:
-        raise UserError(f"--nfe {nfes} and --noises {arguments.noises}: both take at least 2")
+    if nfes[0] < 2:
+        raise UserError(f"--nfe is {nfes}; an ablation takes 2 evaluations or more")
+    check_judging(arguments.noises)
     settings = Settings(
         nfes[0], "iia-ipndm", fit_target="global", fit_batch=arguments.fit_batch, heldout=arguments.heldout
     )

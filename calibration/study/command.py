@@ -16,6 +16,7 @@ from edge_sampler.calibration.arguments import (
     add_noises_arguments,
     add_refine_on_argument,
     cache,
+    check_judging,
     file_name,
     load_model,
     refuse_engines_options,
@@ -77,8 +78,9 @@ def main(rivals: Sequence[Rival] = RIVALS) -> None:
     arguments = parser.parse_args()
     nfes = sorted(set(arguments.nfe))
     refined = sorted(set(arguments.refined or {*REFINED} & {*nfes})) if arguments.iterations else []
-    if not set(refined) <= set(nfes) or arguments.noises < 2:
-        raise UserError(f"--refined {refined} must be among --nfe {nfes}, and --noises at least 2")
+    if not set(refined) <= set(nfes):
+        raise UserError(f"--refined {refined} must be among --nfe {nfes}")
+    check_judging(arguments.noises)
     solvers, entered = solvers_of(arguments.solvers), rivals_of(arguments.rivals, rivals)
     settings = Settings(
         nfe=nfes[0],

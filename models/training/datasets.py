@@ -32,6 +32,8 @@ def digits(folder: Path | None = None) -> Dataset:
     """scikit-learn's 1,797 handwritten digits, 8×8; none is held out."""
     from sklearn.datasets import load_digits
 
+    if folder is not None:
+        raise UserError(f"--data {folder} changes nothing: scikit-learn brings the digits; leave it out")
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
     labels = torch.tensor(data.target)

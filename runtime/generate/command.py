@@ -20,7 +20,7 @@ import numpy as np
 
 from edge_sampler.runtime.backends import BACKENDS, choose
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.command_line import Parser, add_verify_key, given, whole_numbers
+from edge_sampler.runtime.command_line import Parser, add_verify_key, conditions_of, whole_numbers
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.generate.job import (
     FORMATS,
@@ -106,7 +106,7 @@ def span(text: str) -> range:
 def job_of(arguments: argparse.Namespace, bundle: Bundle) -> Job:
     """The job, its conditions checked for every seed."""
     known, seeds = bundle.inputs.conditions, arguments.seeds
-    told = given(arguments.condition, [name for name in known if known[name].text])
+    told = conditions_of(arguments, known)
     if arguments.class_labels is not None:
         told["class_labels"] = np.resize(np.array(arguments.class_labels), len(seeds))
     choose(bundle, arguments.backend, arguments.precision)  # says at once what cannot run

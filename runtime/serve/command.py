@@ -50,7 +50,9 @@ def main() -> int:
     key = _key()
     with _listening(arguments.host, arguments.port) as listener:
         if key is None and arguments.host not in LOCAL:
-            print(f"note: whoever reaches {arguments.host} may ask; {KEY} sets a key", file=sys.stderr)
+            print(
+                f"note: whoever reaches {arguments.host or 'this machine'} may ask; {KEY} sets a key", file=sys.stderr
+            )
         for name, bundle in bundles.items():
             if bundle.random_weights:
                 print(f"note: {name} has random weights; what it makes means nothing", file=sys.stderr)
@@ -92,7 +94,7 @@ def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeError, TypeError) as error:  # the last of a name that is too long and not ASCII
         told = str(error.strerror if isinstance(error, OSError) else error).partition(" (while ")[0]  # Python's own end
         raise UserError(
             f"cannot listen on port {port} of {host}: {told}; choose another with --port or --host"

@@ -5,6 +5,7 @@ import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
@@ -90,7 +91,10 @@ def test_the_errors_are_those_of_the_samplers(made: Path) -> None:
     judge = pytest.importorskip("edge_sampler.calibration.judge")
     from edge_sampler import models
     from edge_sampler.calibration.calibrate import calibrate
+    from edge_sampler.calibration.evaluate.results import NO_CACHE
     from edge_sampler.calibration.settings import Settings
+    from edge_sampler.models.progress import silent
+    from edge_sampler.runtime.plan import sample
 
     bundle, model = Bundle.open(made), models.load("edm-digits")
     judged = bundle.manifest["judged"]
@@ -98,6 +102,24 @@ def test_the_errors_are_those_of_the_samplers(made: Path) -> None:
     found = {name: judge.error_against_converged(model, plan, judged["noises"]) for name, plan in plans.items()}
     assert judged["rms_error"] == pytest.approx(found["iia"], rel=1e-3)
     assert judged["fixed_solvers"]["dpmpp-2m on edm levels"] == pytest.approx(found["dpmpp-2m"], rel=1e-3)
+    noises, goal = judge.converged(model, judged["noises"], silent, NO_CACHE)
+    for name, told in (
+        ("iia", judged["median_error"]),
+        ("dpmpp-2m", judged["fixed_medians"]["dpmpp-2m on edm levels"]),
+    ):
+        wrong = (sample(noises.network, noises.noise, plans[name]) - goal).numpy()
+        each = [float(np.sqrt(np.square(one).mean())) for one in wrong]
+        assert told == pytest.approx(np.median(each), rel=1e-3)
+    assert {*judged["fixed_medians"]} == {*judged["fixed_solvers"]}
+
+
+def test_a_bundle_of_before_shows_no_medians(made: Path) -> None:
+    manifest = json.loads((made / MANIFEST).read_text())
+    rows = [cells[0] for cells in Page(report_page(Bundle(made, manifest), made)).rows if cells]
+    assert rows.count("ipndm on edm levels") == 2
+    del manifest["judged"]["median_error"], manifest["judged"]["fixed_medians"]
+    rows = [cells[0] for cells in Page(report_page(Bundle(made, manifest), made)).rows if cells]
+    assert rows.count("ipndm on edm levels") == 1
 
 
 def test_nothing_is_run_or_fetched_whatever_a_model_is_called(made: Path) -> None:
@@ -140,6 +162,8 @@ def test_a_hub_reads_the_card(copy: Path) -> None:
     assert told.get("pipeline_tag") == "unconditional-image-generation"
     assert "onnx" in told.get("tags")
     for error in (bundle.manifest["judged"]["rms_error"], *bundle.manifest["judged"]["fixed_solvers"].values()):
+        assert f"| {error:.4g} |" in text
+    for error in (bundle.manifest["judged"]["median_error"], *bundle.manifest["judged"]["fixed_medians"].values()):
         assert f"| {error:.4g} |" in text
     run_main(runtime_main, "inspect", str(copy))  # the card is the user's to edit: no hash holds it
     with pytest.raises(Exception, match="exists; choose another place, or add --force"):

@@ -131,6 +131,7 @@ def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
         (json.dumps(DIGITS | {"channel_mult": [1] * 5000}), "more than 4096 values"),
         (json.dumps(DIGITS | {"model_channels": 10**12}), "model_channels is larger than"),
         (json.dumps(DIGITS | {"model_channels": 0}), "unusable architecture"),
+        (json.dumps(DIGITS | {"out_channels": 6}), r"it makes \[6, 8, 8\] of a sample \[1, 8, 8\]"),
         (json.dumps(DIGITS | {"channel_mult": []}), "unusable architecture"),
         (json.dumps(DIGITS | {"channel_mult": [1] * 200, "num_blocks": 200}), "200 levels of 200 blocks make"),
     ],

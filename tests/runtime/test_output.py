@@ -115,6 +115,21 @@ def test_nothing_half_written_stays(force: bool, tmp_path: Path) -> None:
         assert (target / "manifest.json").read_text() == old
 
 
+def test_folders_that_were_made_for_nothing_go(tmp_path: Path) -> None:
+    place = tmp_path / "in" / "deep" / "a"
+    check_writable(place, False)
+    with pytest.raises(ValueError, match="half"), writable(place):
+        raise ValueError("half")
+    with pytest.raises(UserError, match="File name too long"):
+        check_writable(tmp_path / "in" / ("a" * 300) / "b", False)
+    assert listed(tmp_path) == []
+    with writable(place) as new:
+        new.touch()
+        (tmp_path / "in" / "another").touch()
+    assert listed(tmp_path / "in") == ["another", "deep"]
+    assert listed(tmp_path / "in" / "deep") == ["a"]
+
+
 def test_of_two_that_write_one_file_the_second_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two containers have the same process id."""
     monkeypatch.setattr(os, "getpid", lambda: 7)

@@ -285,6 +285,7 @@ def test_random_weights_are_told(tmp_path: Path, told: list[Any], capsys: pytest
         (("--wait", "inf"), "--wait is inf"),
         (("--host", "no such host"), "of no such host: (?!Unknown error)[^(]+; choose another with --port or --host$"),
         (("--host", "ключ." * 99), "cannot listen on port 8000 of ключ"),
+        (("--host", "é" * 80), "cannot listen on port 8000 of éé"),
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], message: str, folder: Path, told: list[Any]) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from edge_sampler.calibration.evaluate.distributed import joined
+from edge_sampler.runtime.errors import UserError
 from tests import warm
 from tests.calibration.evaluate import jobs
 
@@ -23,6 +26,15 @@ def torchrun(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300, check=False
     )
+
+
+@pytest.mark.parametrize("told", ["2", "0", "-1", "junk", ""])
+def test_processes_that_torchrun_did_not_start_are_told(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", told)
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match=f"WORLD_SIZE is '{told}', .*: unset it, or start the command by torchrun$"):
+        with joined(torch.device("cpu")):
+            pytest.fail("it began")
 
 
 def free_port() -> str:

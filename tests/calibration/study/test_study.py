@@ -1,6 +1,7 @@
 """The study measures what it says, and writes what it found."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,8 @@ from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import image_errors
 from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.calibration.settings import AUTO, Settings
+from edge_sampler.calibration.study import ablation_command, frechet, report
 from edge_sampler.calibration.study import command as study_command
-from edge_sampler.calibration.study import frechet, report
 from edge_sampler.calibration.study.measure import Row, averages, converged, judging, reference
 from edge_sampler.calibration.study.rivals.bns import bns
 from edge_sampler.calibration.study.rivals.entry import BEST_FIXED, RIVAL, Rival
@@ -139,6 +140,14 @@ def test_of_rivals_alone(tmp_path: Path) -> None:
         run_main(of_few_rivals, *few, "--rivals", "none", "--out", str(tmp_path / "no"))
     with pytest.raises(UserError, match="at the NFE of --refined"):
         run_main(of_few_rivals, *few, "--rivals", "bns", "--iterations", "0", "--out", str(tmp_path / "no"))
+
+
+@pytest.mark.parametrize("main", [study_command.main, ablation_command.main])
+@pytest.mark.parametrize("noises", [1, 2**20 + 1, 10**25])
+def test_of_no_noises_and_of_more_than_anybody_waits_for(main: Callable[[], None], noises: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"--noises is {noises}; it must be at least 2 and at most 1,048,576"):
+        run_main(main, "--model", MIXTURE, "--nfe", "3", "--noises", str(noises), "--out", str(tmp_path / "no"))
+    assert not (tmp_path / "no").exists()
 
 
 def test_of_named_solvers_alone(tmp_path: Path) -> None:

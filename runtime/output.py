@@ -132,9 +132,12 @@ def temporary(target: Path) -> Iterator[Path]:
     try:
         for last in [False] * TRIES + [True]:  # on a disk without locks the last goes on without: there nobody sweeps
             folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
-            folder.mkdir(parents=True)
-            with suppress(FileNotFoundError):
+            try:
+                folder.mkdir(parents=True)
                 lock = take(folder / LOCK)
+            except FileNotFoundError:  # another process swept it, or removed a folder that it had made for nothing
+                if last:
+                    raise
             if lock is not None or last:
                 break
             shutil.rmtree(folder, ignore_errors=True)

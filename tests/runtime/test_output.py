@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -128,6 +129,22 @@ def test_folders_that_were_made_for_nothing_go(tmp_path: Path) -> None:
         (tmp_path / "in" / "another").touch()
     assert listed(tmp_path / "in") == ["another", "deep"]
     assert listed(tmp_path / "in" / "deep") == ["a"]
+
+
+def test_a_folder_that_another_removes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both made it, and the other needs it no more."""
+    mkdir, removed = Path.mkdir, list[Path]()
+
+    def meanwhile(self: Path, *arguments: Any, **options: Any) -> None:
+        if self.name == "in" and len(removed) < 3:
+            removed.append(self)
+            return
+        mkdir(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", meanwhile)
+    write(tmp_path / "in" / "a", "one")
+    assert len(removed) == 3
+    assert (tmp_path / "in" / "a").read_text() == "one"
 
 
 def test_of_two_that_write_one_file_the_second_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

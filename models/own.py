@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edge_sampler.models.arguments import preconditioning_of
+from edge_sampler.models.arguments import check_plain, check_types, preconditioning_of
 from edge_sampler.models.checkpoint import weights_sha256
 from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned, per_sample
 from edge_sampler.models.precond import PRECONDITIONINGS
@@ -134,18 +134,20 @@ def adapt(
     if unknown := [name for name in arguments if name not in known]:
         raise UserError(f"{precond} has no argument {unknown[0]}; it has {', '.join(known) or 'none'}")
     try:
+        check_types({"classes": classes, "sigma_min": sigma_min, "sigma_max": sigma_max}, adapt)
+        check_plain(classes, "classes")
         preconditioning = preconditioning_of(precond, arguments)
-    except (TypeError, ValueError) as error:
+        lowest, highest = preconditioning.sigma_range
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{precond}: {error}") from error
-    lowest, highest = preconditioning.sigma_range
-    lowest, highest = sigma_min or lowest, sigma_max or highest
+    lowest, highest = lowest if sigma_min is None else sigma_min, highest if sigma_max is None else sigma_max
     if not 0 < lowest < highest < math.inf:
         raise UserError(f"sigma_min is {lowest:g} and sigma_max {highest:g}; they must be above 0 and in order")
     preconditioning = replace(preconditioning, sampled=(lowest, highest), sigma_limits=(lowest, highest))
     sizes = {name: Axis(*sizes) for name, sizes in (axes or {}).items()}
     if isinstance(shape, int):
         raise UserError(f"shape is {shape}; it must be a tuple, such as ({shape},) or (3, 32, 32)")
-    inputs = Inputs(tuple(shape), {**class_labels(classes), **(conditions or {})}, sizes)
+    inputs = Inputs(tuple(shape), {**class_labels(int(classes)), **(conditions or {})}, sizes)
     model, name = Preconditioned(network, preconditioning, inputs), type(network).__name__
     made = Output(output or "samples", inputs.shape)
     if output is None and made.is_image:

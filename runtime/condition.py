@@ -102,7 +102,7 @@ class Condition:
     text: Text | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.choices < 2**63:
+        if type(self.choices) is not int or not 0 <= self.choices < 2**63:
             raise UserError(f"a condition has {self.choices} choices; it must be a number from 0 on, below 2^63")
         if self.dtype not in DTYPES:
             raise UserError(f"a condition's dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")

@@ -12,6 +12,7 @@ python -m export sign --help        # signs a bundle
 """
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -83,6 +84,8 @@ def main() -> None:
     add_sign(group)
     add_engine_arguments(parser)
     arguments = parser.parse_args()
+    if sys.flags.optimize > 1:
+        raise UserError("Python leaves out docstrings (-OO or PYTHONOPTIMIZE=2), and Polygraphy does not load without")
     additions = additions_of(arguments)
     if arguments.check is not None and not 0 <= arguments.check <= MOST_NOISES:
         raise UserError(f"--check is {arguments.check}; it must be at least 0 and at most {MOST_NOISES:,}")

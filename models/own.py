@@ -16,10 +16,12 @@ from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned, per
 from edge_sampler.models.precond import PRECONDITIONINGS
 from edge_sampler.models.spec import digest
 from edge_sampler.runtime.condition import Axis, Condition, class_labels
-from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.errors import UserError, one_line
 from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.text import tokenized
+
+ROUNDED = 0.05  # of the largest value, in which answers may differ that a network computes in few bits
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def adapt(
         raise UserError(f"{precond} has no argument {unknown[0]}; it has {', '.join(known) or 'none'}")
     try:
         check_types({"classes": classes, "sigma_min": sigma_min, "sigma_max": sigma_max}, adapt)
-        check_plain(classes, "classes")
+        check_plain(int(classes), "classes")
         preconditioning = preconditioning_of(precond, arguments)
         lowest, highest = preconditioning.sigma_range
     except (TypeError, ValueError, ArithmeticError) as error:
@@ -143,17 +145,24 @@ def adapt(
     lowest, highest = lowest if sigma_min is None else sigma_min, highest if sigma_max is None else sigma_max
     if not 0 < lowest < highest < math.inf:
         raise UserError(f"sigma_min is {lowest:g} and sigma_max {highest:g}; they must be above 0 and in order")
-    preconditioning = replace(preconditioning, sampled=(lowest, highest), sigma_limits=(lowest, highest))
+    limits = float(lowest), float(highest)
+    preconditioning = replace(preconditioning, sampled=limits, sigma_limits=limits)
     sizes = {name: Axis(*sizes) for name, sizes in (axes or {}).items()}
     if isinstance(shape, int):
         raise UserError(f"shape is {shape}; it must be a tuple, such as ({shape},) or (3, 32, 32)")
-    inputs = Inputs(tuple(shape), {**class_labels(int(classes)), **(conditions or {})}, sizes)
+    if not isinstance(licence, str) or licence != one_line(licence):
+        raise UserError(f"licence is {licence!r:.40}; it must be a line of text")
+    plain = tuple(int(size) if isinstance(size, np.integer) else size for size in shape)
+    inputs = Inputs(plain, {**class_labels(int(classes)), **(conditions or {})}, sizes)
     model, name = Preconditioned(network, preconditioning, inputs), type(network).__name__
     made = Output(output or "samples", inputs.shape)
     if output is None and made.is_image:
         made = replace(made, name="images")
     weights = weights_sha256(model.state_dict())
     nulls = {key: np.asarray(one.null).tolist() for key, one in inputs.conditions.items()}
+    for key, null in nulls.items():
+        if null is not None and not np.isfinite(np.asarray(null, float)).all():
+            raise UserError(f"condition {key} has a null of NaN or infinity: take what the network can be told")
     facts = [f"{type(network).__module__}.{type(network).__qualname__}", precond, arguments, nulls]
     model.describe(name, licence, weights, facts, output=decoder.output if decoder else made)
     if encoder:
@@ -227,10 +236,11 @@ def probe(model: Preconditioned) -> list[float]:
     checked, sizes = spec.called_with.check(raw, 2)
     x = torch.from_numpy(unit_noise([0, 1], spec.inputs.sized(sizes=sizes)))
     weight = torch.from_numpy(unit_noise([2, 3], spec.inputs.sized(sizes=sizes)))
+    middle = math.sqrt(spec.sigma_min * min(spec.sigma_max, 80.0))
     with torch.inference_mode():
         told = model.encode(checked)
         spec.inputs.check({key: value.numpy() for key, value in told.items()}, 2)
-        for sigma in (spec.sigma_max, math.sqrt(spec.sigma_min * min(spec.sigma_max, 80.0)), spec.sigma_min):
+        for sigma in (spec.sigma_max, middle, spec.sigma_min):
             c = model.preconditioning.coefficients(torch.tensor([sigma]))
             places, names = model.told(told, x.device)
             try:
@@ -244,12 +254,30 @@ def probe(model: Preconditioned) -> list[float]:
                 got = list(returned.shape) if isinstance(returned, torch.Tensor) else type(returned).__name__
                 raise UserError(f"{name} returned {got} for x {list(x.shape)}; it should return as many, as large")
             answers += figures(returned[:, : x.shape[1]], weight)
+        check_alone(model, x, middle, told)
         if model.decoder is not None:
             decoded, expected = model.decoder(x), [2, *spec.inputs.sized(spec.output.shape, sizes)]
             if (got := list(decoded.shape)) != expected:
                 raise UserError(f"the decoder returned {got} for x {list(x.shape)}; its output says {expected}")
+            if decoded.dtype != torch.float32:
+                raise UserError(f"the decoder returned {decoded.dtype}; it must be torch.float32")
             answers += figures(decoded, torch.from_numpy(unit_noise([2, 3], expected[1:])))
     return [float(f"{answer:.1e}") for answer in answers]
+
+
+def check_alone(model: Preconditioned, x: torch.Tensor, sigma: float, told: Mapping[str, torch.Tensor]) -> None:
+    """Raises UserError where the first of two samples gets another answer by itself."""
+    name, whole = model.spec.name, model(x, sigma, **told)
+    try:
+        alone = model(x[:1], sigma, **{key: value[:1] for key, value in told.items()})
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{name} failed for one sample: {reason}") from error
+    if (alone - whole[:1]).abs().max() > ROUNDED * whole.abs().max():
+        raise UserError(
+            f"{name} answers otherwise for one sample than for the same beside another: an answer may depend neither "
+            "on the other samples of a batch nor on chance"
+        )
 
 
 def figures(values: torch.Tensor, weight: torch.Tensor) -> list[float]:

@@ -71,7 +71,7 @@ def as_a_file(path: Path, name: str) -> Iterator[None]:
             yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
         raise UserError(f"{name} failed: {type(error).__name__}: {reason}") from error
 

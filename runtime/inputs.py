@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ from edge_sampler.runtime.condition import DTYPES, Axis, Condition, Shape
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.text import Text
 
-OUTPUT_NAME = re.compile(r"(?!(seeds|file)$)[^\W\d]\w*")  # names an array beside the seeds
+TAKEN = ("x", "sigma", "noise", "batch", "seeds", "temperature", "file")  # by graphs, and by what is called
 MOST_VALUES = 2**28  # of one sample: 1 GB in float32
 
 
@@ -52,11 +51,11 @@ class Inputs:
             if not (isinstance(size, str) or (number and 1 <= size <= MOST_VALUES)):
                 raise UserError(f"a shape has the size {size!r:.40}; it must be 1 or more, or an axis's name")
         named = {size for shape in self._shapes() for size in shape if isinstance(size, str)}
+        if odd := sorted(name for name in self.axes if not name.isidentifier()):
+            raise UserError(f"an axis is called {odd[0]!r:.40}; it must be a word")
         if unknown := sorted(named - set(self.axes)):
             raise UserError(f"axis {unknown[0]!r} has no sizes: give its least, usual and largest")
-        if clash := sorted(
-            set(self.conditions) & ({"x", "sigma", "noise", "batch", "seeds", "temperature", "file"} | set(self.axes))
-        ):
+        if clash := sorted(set(self.conditions) & {*TAKEN, *self.axes}):
             raise UserError(f"a condition is called {clash[0]!r}, which is taken: give it another name")
         for shape in self._shapes():
             if math.prod(self.sized(shape)) > MOST_VALUES:
@@ -213,8 +212,8 @@ class Output:
     units: str = "about [-1, 1]"
 
     def __post_init__(self) -> None:
-        if not OUTPUT_NAME.fullmatch(self.name):
-            raise UserError(f"an output is called {self.name!r:.40}; it must be a word, and neither seeds nor file")
+        if not self.name.isidentifier() or self.name in TAKEN:
+            raise UserError(f"an output is called {self.name!r:.40}; it must be a word, and none of {', '.join(TAKEN)}")
 
     @property
     def is_image(self) -> bool:

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def discrete_levels(scheduler: Any, sigmas: np.ndarray) -> Levels:
 
     def levels(steps: int) -> list[float]:
         times = timesteps(scheduler, lambda: scheduler.set_timesteps(steps), steps)
-        return [*np.exp(np.interp(times, np.arange(len(sigmas)), np.log(sigmas))).tolist(), 0.0]
+        return falling(np.exp(np.interp(times, np.arange(len(sigmas)), np.log(sigmas))), scheduler)
 
     return levels
 
@@ -209,16 +210,25 @@ def flow_levels(scheduler: Any, shift: Shift) -> Levels:
         told = shift(steps, scheduler.config)
         times = np.array(timesteps(scheduler, lambda: scheduler.set_timesteps(**told), steps))
         times = np.minimum(times / scheduler.config.num_train_timesteps, 1 - 1e-7)
-        return [*(times / (1 - times)).tolist(), 0.0]
+        return falling(times / (1 - times), scheduler)
 
     return levels
+
+
+def falling(levels: np.ndarray, scheduler: Any) -> list[float]:
+    """The levels, and 0. Raises UserError unless each is below the one before."""
+    whole = [*levels.tolist(), 0.0]
+    if not all(above > below for above, below in pairwise(whole)):
+        told = ", ".join(f"{level:.4g}" for level in whole)
+        raise UserError(f"{type(scheduler).__name__} has noise levels that do not fall: {told}: take --schedule")
+    return whole
 
 
 def timesteps(scheduler: Any, set_timesteps: Callable[[], None], steps: int) -> list[float]:
     """The scheduler's own, each once. Raises UserError where it has none for so many steps."""
     try:
         set_timesteps()
-    except (ValueError, TypeError, RuntimeError, IndexError) as error:
+    except (ValueError, TypeError, RuntimeError, IndexError, ArithmeticError) as error:
         raise UserError(f"{type(scheduler).__name__} has no noise levels for {steps} steps: {error}") from error
     times = list(dict.fromkeys(float(time) for time in scheduler.timesteps))
     if len(times) != steps:

@@ -220,7 +220,7 @@ def load(folder: Path, options: Options) -> Denoiser:
     index = index_of(folder)
     assert index is not None
     name = index.get("_class_name")
-    if name not in PIPELINES:
+    if not isinstance(name, str) or name not in PIPELINES:
         known = ", ".join(("DDPMPipeline", "DDIMPipeline", *PIPELINES))
         raise UserError(f"{folder} is a {name}, which is not supported; supported: {known}")
     return PIPELINES[name](Parts.of(folder, index, options.loras), options)

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,6 +126,13 @@ def test_what_is_for_a_fit_is_not_ignored_beside_a_plan(option: str, values: tup
 def test_a_plan_without_a_name_is_no_plan(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^\. is damaged: not a valid plan .*it is no file"):
         export("--model", "edm-digits", "--plan", "", "--out", str(tmp_path / "b"))
+
+
+def test_without_docstrings_there_is_no_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They end after the fit, in a library that cannot be loaded."""
+    monkeypatch.setattr("sys.flags", SimpleNamespace(optimize=2))
+    with pytest.raises(UserError, match="Python leaves out docstrings"):
+        export("--model", "edm-digits", "--nfe", "5", "--plan", "shipped")
 
 
 @pytest.mark.parametrize(("name", "guidance"), [("edm-digits", 1), ("flow-emoji", 3)])

@@ -1,5 +1,6 @@
 """Networks of one's own, as docs/your-model.md has them."""
 
+import json
 import os
 import re
 import subprocess
@@ -74,6 +75,8 @@ def test_what_cannot_be_adapted(arguments: dict[str, object], message: str) -> N
         ("def make(): return 1", "made a int; it should return what edge_sampler.adapt returns"),
         ("def make(): 1 / 0", "failed: ZeroDivisionError"),
         ("import nothing_of_this_name", "failed: ModuleNotFoundError"),
+        ("import sys; sys.exit(3)", "failed: SystemExit: 3"),
+        ("def make(): raise SystemExit", "failed: SystemExit"),
     ],
 )
 def test_files_that_make_no_model(code: str | None, message: str, tmp_path: Path) -> None:
@@ -173,6 +176,27 @@ class Told(nn.Module):
         return x * hint.mean(-1, keepdim=True).tanh()
 
 
+class Classed(nn.Module):
+    def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
+        return x * classes.sum(1, keepdim=True)
+
+
+class Mixing(nn.Module):
+    """Takes from each sample the mean of its batch, or adds noise of its own, or does neither."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return {"mean": x - x.mean(0), "chance": x + torch.rand_like(x), "none": x.half().float()}[self.kind]
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double()
+
+
 HINT = {"hint": edge_sampler.Condition((4,))}
 ROWS = np.zeros((6, 4), np.float32)
 
@@ -238,6 +262,15 @@ def test_a_shape_is_several_numbers() -> None:
         ({"sigma_max": 0.0}, "sigma_min is 0.002 and sigma_max 0; they must be above 0 and in order"),
         ({"sigma_min": False}, "sigma_min is False; it must be a number or null"),
         ({"sigma_max": "80"}, "sigma_max is '80'; it must be a number or null"),
+        ({"sigma_max": torch.tensor(5.0)}, r"sigma_max is tensor\(5.\); it must be a number or null"),
+        ({"licence": object()}, "licence is <object .*; it must be a line of text"),
+        ({"licence": "a\nb"}, "it must be a line of text"),
+        ({"licence": "\udc80"}, "it must be a line of text"),
+        (
+            {"conditions": {"hint": edge_sampler.Condition((4,), null=float("nan"))}},
+            "condition hint has a null of NaN or infinity",
+        ),
+        ({"decoder": edge_sampler.Decoder(Doubled(), edge_sampler.Output("pose", (8,)))}, "returned torch.float64"),
         ({"classes": 1.5}, "classes is 1.5; it must be a whole number, 0 or more"),
         ({"classes": True}, "classes is True; it must be a whole number, 0 or more"),
         ({"classes": None}, "classes is None; it must be a whole number, 0 or more"),
@@ -248,7 +281,20 @@ def test_a_shape_is_several_numbers() -> None:
 )
 def test_conditions_and_stages_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        models.adapt(Told(), (8,), conditions=HINT, **arguments)
+        models.adapt(Told(), (8,), **{"conditions": HINT, **arguments})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    model = models.adapt(Classed(), np.array([8]), classes=np.int64(3), sigma_max=np.float32(5))  # type: ignore[arg-type]
+    assert json.loads(json.dumps([model.spec.shape, model.spec.classes, model.spec.sigma_max])) == [[8], 3, 5.0]
+
+
+@pytest.mark.parametrize("kind", ["mean", "chance"])
+def test_an_answer_depends_on_its_sample_alone(kind: str) -> None:
+    """Else an image would be another with other images beside it, and nothing would say so."""
+    with pytest.raises(UserError, match="Mixing answers otherwise for one sample than for the same beside another"):
+        models.adapt(Mixing(kind), (8,))
+    assert models.adapt(Mixing("none"), (8,)).spec.shape == (8,)
 
 
 def test_a_condition_without_examples_is_asked_for_before_the_fit() -> None:

@@ -142,6 +142,9 @@ def test_json_keeps_them() -> None:
         (lambda: parse_sizes("-1"), "neither"),
         (lambda: Output("seeds"), "an output is called 'seeds'"),
         (lambda: Output("a b"), "an output is called 'a b'"),
+        (lambda: Output("x"), "an output is called 'x'; it must be a word, and none of x, sigma, noise"),
+        (lambda: Output("noise"), "an output is called 'noise'"),
+        (lambda: Inputs(("a b",), axes={"a b": Axis(1, 2, 3)}), "an axis is called 'a b'; it must be a word"),
     ],
 )
 def test_what_cannot_be_declared(make: Any, message: str) -> None:

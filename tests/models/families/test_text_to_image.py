@@ -262,6 +262,10 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit(folder / "model_index.json", _class_name="KandinskyPipeline"),
         "is a KandinskyPipeline, which is not supported; supported: DDPMPipeline, .*StableDiffusionPipeline",
     ),
+    "two pipelines": (
+        lambda folder: edit(folder / "model_index.json", _class_name=["os", "system"]),
+        r"is a \['os', 'system'\], which is not supported",
+    ),
     "no VAE": (lambda folder: remove(folder / "vae"), "vae is missing"),
     "no U-Net": (lambda folder: edit(folder / "model_index.json", unet=[None, None]), "its unet is missing"),
     "no weights": (
@@ -289,6 +293,18 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         "told an image beside the latents",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("offset", "message"),
+    [(2000, "has noise levels that do not fall: .*: take --schedule"), (10**30, "has no noise levels")],
+)
+def test_levels_of_the_pipelines_own_have_to_fall(offset: int, message: str, copy: Path) -> None:
+    edit(copy / "scheduler/scheduler_config.json", steps_offset=offset)
+    levels = models.load(str(copy)).own_levels
+    assert levels
+    with pytest.raises(UserError, match=message):
+        levels(4)
 
 
 @pytest.mark.parametrize("what", SPOILT)

@@ -125,6 +125,7 @@ def extended(bundle: Bundle, sign: Signer | None = None) -> Iterator[tuple[Path,
                 f"{bundle.folder} is signed, and its new manifest must be too: name the secret key with --sign, or "
                 f"remove {signature} before"
             )
+        bundle.file("plan.json")  # which the report shows
         before, facts = bundle.manifest["files"], deepcopy(facts_of(bundle.manifest))
         try:
             with tempfile.TemporaryDirectory(prefix=NEW, dir=bundle.folder) as name:
@@ -140,6 +141,9 @@ def extended(bundle: Bundle, sign: Signer | None = None) -> Iterator[tuple[Path,
                 report = folder / REPORT
                 report.write_text(report_page(shown, bundle.folder), encoding="utf-8")
                 own = describe_files(folder)[REPORT]
+                for name in describe_files(folder):
+                    if (bundle.folder / name).is_dir():
+                        raise UserError(f"{bundle.folder / name} is a folder, where a file is to be: remove it")
                 with writable(bundle.folder / JOINING, force=True, kind="part") as joining:
                     joining.write_text(json.dumps(sorted({*before, *files} - {REPORT})), encoding="utf-8")
                 for path in sorted(folder.rglob("*")):

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -215,10 +214,12 @@ def described(path: Path, graph: OnnxGraph) -> ModelSpec:
             for name, (dtype, shape) in graph.inputs.items()
             if name not in ("x", "sigma")
         }
-        for one in conditions.values():
-            _ = range(one.choices), np.asarray(0 if one.null is None else one.null).astype(one.dtype)
+        shape = graph.inputs["x"][1][1:]
+        inputs = Inputs(shape, conditions, axes)
         surplus = [name for name in said if name not in conditions]
         surplus += [f"{name}'s {key}" for name, one in said.items() for key in one if key not in OF_CONDITION]
+    except UserError as error:
+        raise UserError(f"{beside}: unusable ({error}); expected such as {EXAMPLE}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{beside}: unusable ({type(error).__name__}: {error}); expected such as {EXAMPLE}") from error
     if surplus:
@@ -232,11 +233,10 @@ def described(path: Path, graph: OnnxGraph) -> ModelSpec:
         )
     if schedule not in SCHEDULES:
         raise UserError(f"{beside}: schedule is {schedule!r}; allowed: {', '.join(SCHEDULES)}")
-    shape = graph.inputs["x"][1][1:]
     picture = len(shape) == 3 and shape[0] in (1, 3)
     return ModelSpec(
         name=path.name,
-        inputs=Inputs(shape, conditions, axes),
+        inputs=inputs,
         sigma_min=lowest,
         sigma_max=highest,
         licence=str(facts.get("licence", "unknown")),

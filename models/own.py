@@ -160,9 +160,6 @@ def adapt(
         made = replace(made, name="images")
     weights = weights_sha256(model.state_dict())
     nulls = {key: np.asarray(one.null).tolist() for key, one in inputs.conditions.items()}
-    for key, null in nulls.items():
-        if null is not None and not np.isfinite(np.asarray(null, float)).all():
-            raise UserError(f"condition {key} has a null of NaN or infinity: take what the network can be told")
     facts = [f"{type(network).__module__}.{type(network).__qualname__}", precond, arguments, nulls]
     model.describe(name, licence, weights, facts, output=decoder.output if decoder else made)
     if encoder:

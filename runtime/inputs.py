@@ -62,6 +62,19 @@ class Inputs:
                 raise UserError(f"{list(shape)} are more than {MOST_VALUES} values of one sample")
         for name, condition in self.conditions.items():
             self._check_text(name, condition.text)
+            self._check_null(name, condition)
+
+    def _check_null(self, name: str, condition: Condition) -> None:
+        """Raises UserError for a null that is no value of the condition."""
+        shape, null = self.sized(condition.shape), 0 if condition.null is None else condition.null
+        try:
+            values = np.broadcast_to(np.asarray(null, float), shape)
+        except UserError:  # one that is not there, and says so to whoever needs it
+            return
+        except (TypeError, ValueError) as error:
+            raise UserError(f"condition {name} has a null {null!r:.40}, which is no value of shape {shape}") from error
+        if not np.isfinite(values).all():
+            raise UserError(f"condition {name} has a null of NaN or infinity: take what the network can be told")
 
     def _check_text(self, name: str, text: Text | None) -> None:
         """Raises UserError for texts that take each other's value in a circle."""

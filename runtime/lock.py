@@ -25,7 +25,7 @@ def locked(path: Path, otherwise: str) -> Iterator[None]:
 
 def take(path: Path) -> int | None:
     """Locks a file, made where there is none; None where another process has it. Raises OSError."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)  # no file elsewhere
     try:
         if _taken(file) and os.path.samestat(os.fstat(file), path.stat()):  # else it is one that was just let go
             return file

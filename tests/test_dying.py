@@ -98,6 +98,24 @@ def test_what_takes_the_place_of_a_note_is_told_before_the_work(kind: str, tmp_p
         pytest.fail("it began")
 
 
+def test_what_takes_the_place_of_a_new_file_is_told_and_nothing_left(tmp_path: Path) -> None:
+    engine(tmp_path, "one")
+    (tmp_path / "b" / "new").mkdir()
+    before = sorted(path.name for path in (tmp_path / "b").iterdir())
+    with pytest.raises(UserError, match="new is a folder, where a file is to be: remove it"):
+        with extend.extended(Bundle.open(tmp_path / "b")) as (folder, _):
+            (folder / "new").write_text("file")
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == before
+
+
+def test_another_plan_is_told_before_the_work(tmp_path: Path) -> None:
+    engine(tmp_path, "one")
+    (tmp_path / "b" / "plan.json").write_text("{}")
+    with pytest.raises(UserError, match=r"plan\.json is not the file the manifest describes"):
+        with extend.extended(Bundle.open(tmp_path / "b")):
+            pytest.fail("it began")
+
+
 def test_only_what_joined_is_cleared(tmp_path: Path) -> None:
     """Whatever a bundle from elsewhere says: nothing out of it, and nothing that its manifest lists."""
     engine(tmp_path, "one")

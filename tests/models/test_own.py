@@ -270,6 +270,11 @@ def test_a_shape_is_several_numbers() -> None:
             {"conditions": {"hint": edge_sampler.Condition((4,), null=float("nan"))}},
             "condition hint has a null of NaN or infinity",
         ),
+        (
+            {"conditions": {"hint": edge_sampler.Condition((4,), null=[1, 2, 3])}},
+            r"condition hint has a null \[1, 2, 3\], which is no value of shape \(4,\)",
+        ),
+        ({"conditions": {"hint": edge_sampler.Condition((4,), null="x")}}, "condition hint has a null 'x'"),
         ({"decoder": edge_sampler.Decoder(Doubled(), edge_sampler.Output("pose", (8,)))}, "returned torch.float64"),
         ({"classes": 1.5}, "classes is 1.5; it must be a whole number, 0 or more"),
         ({"classes": True}, "classes is True; it must be a whole number, 0 or more"),

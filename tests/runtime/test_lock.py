@@ -35,6 +35,14 @@ def test_one_lock_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_makes_no_file_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"cannot write .*lock: Too many levels of symbolic links"):
+        with locked(tmp_path / "lock", ""):
+            pytest.fail("it began")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_lock_that_was_just_let_go_is_none(replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between opening and locking, its file may be gone, or another's."""

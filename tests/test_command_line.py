@@ -122,7 +122,8 @@ def test_a_condition_without_examples_is_refused_before_the_graph(tmp_path: Path
     """Which takes long. It is asked for even where nothing is fitted: the bundle records what PyTorch makes of some."""
     (tmp_path / "mine.py").write_text(
         "import edge_sampler, torch\n\n\nclass Told(torch.nn.Module):\n    def forward(self, x, sigma, hint):\n"
-        "        return x * hint.mean()\n\n\ndef make():\n    hint = {'hint': edge_sampler.Condition((3,))}\n"
+        "        return x * hint.mean(1)[:, None, None, None]\n\n\n"
+        "def make():\n    hint = {'hint': edge_sampler.Condition((3,))}\n"
         "    return edge_sampler.adapt(Told(), (1, 8, 8), conditions=hint)\n"
     )
     failed = run_here(tmp_path, "export", "--model", "mine.py:make", "--nfe", "2", *FAST)

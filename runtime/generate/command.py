@@ -86,7 +86,7 @@ def main() -> int:
         try:
             run(job, record, there, workers, arguments.ray)
         except UserError:
-            if not there:  # else the folder would be that of a job that cannot be
+            if not any(out.glob("shard-*")):  # else the folder would be that of a job that cannot be
                 (out / RECORD).unlink()
             raise
     return 0

@@ -93,7 +93,7 @@ def test_it_is_exported_and_right(name: str, tmp_path: Path) -> None:
 
 class Deciding(Net):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return super().forward(x, t) if x.mean().item() > 0 else x
+        return x if x.isnan().any().item() else super().forward(x, t)
 
 
 class FixesTheLength(nn.Module):

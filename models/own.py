@@ -111,8 +111,8 @@ def adapt(
         The denoiser, in evaluation mode. The network is part of it, and gets no gradients any more.
 
     Raises:
-        UserError: for an unknown preconditioning or argument, for examples that do not fit, and if the network or a
-            stage returns a wrong shape.
+        UserError: for an unknown preconditioning or argument, for examples that do not fit, if the network or a stage
+            returns a wrong shape, and if an answer depends on the other samples of its batch.
 
     Examples:
         >>> class Still(torch.nn.Module):  # a flow that predicts no motion

@@ -13,7 +13,7 @@ from edge_sampler.calibration.settings import CHOSEN, MOST_NOISES, OWN, Settings
 from edge_sampler.models.checkpoint import FORMATS
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
-from edge_sampler.models.device import best_device, usable
+from edge_sampler.models.device import best_device, usable_device
 from edge_sampler.models.families.base import Lora, Options
 from edge_sampler.models.loading import load
 from edge_sampler.models.onnx_denoiser import SUFFIX
@@ -126,7 +126,7 @@ def file_name(model: str) -> str:
 
 def load_model(arguments: argparse.Namespace) -> Denoiser:
     """The model, its class and guidance built in, on the device that was asked for."""
-    device = usable(arguments.device if arguments.device != "auto" else best_device())
+    device = usable_device(arguments.device if arguments.device != "auto" else best_device())
     if arguments.weights and arguments.random_weights:
         raise UserError("--weights and --random-weights exclude each other")
     options = Options(parse_size(arguments.size), arguments.vae, tuple(map(Lora.parse, arguments.lora)))

@@ -140,8 +140,8 @@ def extended(bundle: Bundle, sign: Signer | None = None) -> Iterator[tuple[Path,
                 shown = Bundle(Path(bundle.folder.resolve().name), {**facts, "files": files})
                 report = folder / REPORT
                 report.write_text(report_page(shown, bundle.folder), encoding="utf-8")
-                own = describe_files(folder)[REPORT]
-                for name in describe_files(folder):
+                joined = describe_files(folder)
+                for name in joined:
                     if (bundle.folder / name).is_dir():
                         raise UserError(f"{bundle.folder / name} is a folder, where a file is to be: remove it")
                 with writable(bundle.folder / JOINING, force=True, kind="part") as joining:
@@ -154,7 +154,7 @@ def extended(bundle: Bundle, sign: Signer | None = None) -> Iterator[tuple[Path,
                 replace_manifest(bundle, facts, {name: one for name, one in files.items() if name != REPORT})
                 signature.unlink(missing_ok=True)
                 report.replace(bundle.folder / REPORT)
-                replace_manifest(bundle, facts, files | {REPORT: own})
+                replace_manifest(bundle, facts, files | {REPORT: joined[REPORT]})
                 if sign:
                     sign(bundle.folder)
         finally:

@@ -55,7 +55,7 @@ def build(architecture: Mapping[str, Any], name: str) -> Preconditioned:
                     "it predicts fewer channels than it is given: networks conditioned on images need a "
                     "wrapper that takes the image as a condition, see docs/your-model.md"
                 )
-            _check_size(shapes)
+            _check_forward(shapes)
         return build_known(architecture)
     except KeyError as error:
         raise UserError(f"{name}: unusable architecture ({error.args[0]!r} is missing)") from error
@@ -77,7 +77,7 @@ class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
 
-def _check_size(shapes: Preconditioned) -> None:
+def _check_forward(shapes: Preconditioned) -> None:
     """A forward pass without values. Raises ValueError for a network or a sample beyond those that anybody has, and for
     an answer that has not the sample's shape.
     """

@@ -13,11 +13,8 @@ from edge_sampler.models.precond import PRECONDITIONINGS, Preconditioning
 LARGEST_NUMBER, MOST_BLOCKS, MOST_VALUES = 2**24, 256, 4096  # beyond what any network has
 MOST_CLASSES = 2**16  # of ImageNet's largest edition there are 21,841
 COUNTS = re.compile("layers|blocks|depth|mult")  # in names of arguments that say how many, or how many times as wide
-MAY_BE_NONE = (
-    "label_dim",
-    "augment_dim",
-    "classes",
-)  # whose 0 says that there is none; other whole numbers count from 1
+# Whose 0 says that there is none; other whole numbers count from 1.
+MAY_BE_NONE = ("label_dim", "augment_dim", "classes")
 MOST_STEPS = 1e6  # of training; published networks have 4,000 at the most
 BETWEEN = {  # what arguments of preconditionings have to be between
     "sigma_data": (1e-6, 1e6),

@@ -10,7 +10,7 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def usable(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
     """The device of that name, such as ``cuda:1``. Raises UserError where PyTorch computes nothing there."""
     try:
         device = torch.device(name)

@@ -13,7 +13,7 @@ from torch import nn
 from edge_sampler.models.arguments import check_plain, check_types, preconditioning_of
 from edge_sampler.models.checkpoint import weights_sha256
 from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned, per_sample
-from edge_sampler.models.precond import PRECONDITIONINGS
+from edge_sampler.models.precond import PRECONDITIONINGS, Preconditioning
 from edge_sampler.models.spec import digest
 from edge_sampler.runtime.condition import Axis, Condition, class_labels
 from edge_sampler.runtime.errors import UserError, one_line
@@ -130,28 +130,17 @@ def adapt(
         >>> still.spec.shape, still.spec.schedule
         ((64, 80), 'flow')
     """
-    if precond not in PRECONDITIONINGS:
-        raise UserError(f"precond is {precond!r}; allowed: {', '.join(PRECONDITIONINGS)}")
-    known = inspect.signature(PRECONDITIONINGS[precond]).parameters
-    if unknown := [name for name in arguments if name not in known]:
-        raise UserError(f"{precond} has no argument {unknown[0]}; it has {', '.join(known) or 'none'}")
     try:
         check_types({"classes": classes, "sigma_min": sigma_min, "sigma_max": sigma_max}, adapt)
         check_plain(int(classes), "classes")
-        preconditioning = preconditioning_of(precond, arguments)
-        lowest, highest = preconditioning.sigma_range
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"{precond}: {error}") from error
-    lowest, highest = lowest if sigma_min is None else sigma_min, highest if sigma_max is None else sigma_max
-    if not 0 < lowest < highest < math.inf:
-        raise UserError(f"sigma_min is {lowest:g} and sigma_max {highest:g}; they must be above 0 and in order")
-    limits = float(lowest), float(highest)
-    preconditioning = replace(preconditioning, sampled=limits, sigma_limits=limits)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not isinstance(licence, str) or licence != one_line(licence):
+        raise UserError(f"licence is {licence!r:.40}; it must be a line of text")
+    preconditioning = preconditioned(precond, arguments, sigma_min, sigma_max)
     sizes = {name: Axis(*sizes) for name, sizes in (axes or {}).items()}
     if isinstance(shape, int):
         raise UserError(f"shape is {shape}; it must be a tuple, such as ({shape},) or (3, 32, 32)")
-    if not isinstance(licence, str) or licence != one_line(licence):
-        raise UserError(f"licence is {licence!r:.40}; it must be a line of text")
     plain = tuple(int(size) if isinstance(size, np.integer) else size for size in shape)
     inputs = Inputs(plain, {**class_labels(int(classes)), **(conditions or {})}, sizes)
     model, name = Preconditioned(network, preconditioning, inputs), type(network).__name__
@@ -178,6 +167,26 @@ def adapt(
     stages = [weights_sha256(stage.state_dict()) for stage in (model.encoder, model.decoder) if stage is not None]
     model.spec = replace(model.spec, architecture=digest([*facts, answers, stages]))
     return model
+
+
+def preconditioned(
+    precond: str, arguments: Mapping[str, Any], sigma_min: float | None, sigma_max: float | None
+) -> Preconditioning:
+    """The one of that name, between its own noise levels or those that are told. Raises UserError as ``adapt`` does."""
+    if precond not in PRECONDITIONINGS:
+        raise UserError(f"precond is {precond!r}; allowed: {', '.join(PRECONDITIONINGS)}")
+    known = inspect.signature(PRECONDITIONINGS[precond]).parameters
+    if unknown := [name for name in arguments if name not in known]:
+        raise UserError(f"{precond} has no argument {unknown[0]}; it has {', '.join(known) or 'none'}")
+    try:
+        made = preconditioning_of(precond, arguments)
+        lowest, highest = made.sigma_range
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{precond}: {error}") from error
+    limits = float(lowest if sigma_min is None else sigma_min), float(highest if sigma_max is None else sigma_max)
+    if not 0 < limits[0] < limits[1] < math.inf:
+        raise UserError(f"sigma_min is {limits[0]:g} and sigma_max {limits[1]:g}; they must be above 0 and in order")
+    return replace(made, sampled=limits, sigma_limits=limits)
 
 
 def with_examples(model: Denoiser, examples: Examples) -> None:

@@ -69,7 +69,7 @@ class Inputs:
         shape, null = self.sized(condition.shape), 0 if condition.null is None else condition.null
         try:
             values = np.broadcast_to(np.asarray(null, float), shape)
-        except UserError:  # one that is not there, and says so to whoever needs it
+        except UserError:  # an array, of which a bundle holds only that there is one: it tells whoever needs it
             return
         except (TypeError, ValueError) as error:
             raise UserError(f"condition {name} has a null {null!r:.40}, which is no value of shape {shape}") from error

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge_sampler.models.device import best_device, usable
+from edge_sampler.models.device import best_device, usable_device
 from edge_sampler.models.training.datasets import DATASETS
 from edge_sampler.models.training.train import RECIPES, train
 from edge_sampler.runtime.command_line import Parser
@@ -50,6 +50,6 @@ def main() -> None:
         if value is not None and not least <= value <= most:
             raise UserError(f"--{option} is {value}; it must be at least {least} and at most {most:,}")
         changes |= {} if value is None else {field: value}
-    recipe, device = replace(RECIPES[name], **changes), usable(arguments.device)
+    recipe, device = replace(RECIPES[name], **changes), usable_device(arguments.device)
     weights = train(name, recipe, arguments.out or Path("runs") / name, arguments.data, str(device))
     print(f"{weights}: copy it to models/weights/ to ship it")

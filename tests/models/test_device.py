@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from edge_sampler.calibration.command import main as calibrate
-from edge_sampler.models.device import usable
+from edge_sampler.models.device import usable_device
 from edge_sampler.models.training.command import main as train
 from edge_sampler.runtime.errors import UserError
 from tests.conftest import run_main
 
 
 def test_what_pytorch_computes_on_is_taken() -> None:
-    assert usable("cpu") == torch.device("cpu")
+    assert usable_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["meta", "x", "cpu:-1", "", "vulkan", "hpu", "cuda:99"])
 def test_where_it_computes_nothing_is_told(name: str) -> None:
     with pytest.raises(UserError, match=f"^--device {name}: PyTorch cannot use it ") as told:
-        usable(name)
+        usable_device(name)
     assert "\n" not in str(told.value)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from edge_sampler.export.facts import commands, input_rows, judged
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser, add_verify_key
-from edge_sampler.runtime.output import writable
+from edge_sampler.runtime.output import in_utf8, writable
 
 HUB_LICENCES = {  # how a licence's name begins here, and what the hub calls it
     "Apache-2.0": "apache-2.0",
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle, arguments.verify_key)
+    in_utf8(bundle.folder.resolve())  # the card names it
     out = arguments.out or bundle.folder / "README.md"
     text = card(bundle)
     with writable(out, arguments.force) as path:

@@ -31,7 +31,7 @@ from edge_sampler.runtime.condition import Axis
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.install import install_command
-from edge_sampler.runtime.json_file import read_json
+from edge_sampler.runtime.json_file import ODD, read_json
 from edge_sampler.runtime.manifest import FILE, MANIFEST, facts_of, read_manifest, write_manifest
 from edge_sampler.runtime.output import check_writable, writable
 from edge_sampler.runtime.plan import Plan
@@ -174,9 +174,10 @@ def kept(name: str, engines: Collection[str]) -> bool:
 def clear(folder: Path) -> None:
     """Ends what an addition began that was cut short: files that joined and that no manifest lists go."""
     for new in folder.glob(f"{NEW}*"):
-        shutil.rmtree(new, ignore_errors=True)
+        if new.is_dir():  # a pipe would be waited for
+            shutil.rmtree(new, ignore_errors=True)
     joining = folder / JOINING
-    with suppress(OSError, ValueError):
+    with suppress(OSError, *ODD):
         listed = read_manifest(folder)["files"]
         for name in read_json(joining):
             path = folder / str(name)

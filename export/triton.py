@@ -54,8 +54,8 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="replace models of these names")
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle, arguments.verify_key)
-    name = arguments.name or arguments.bundle.resolve().name
-    if Path(name).name != name:
+    name = arguments.bundle.resolve().name if arguments.name is None else arguments.name
+    if name in ("", "..") or Path(name).name != name:
         raise UserError(f"--name is {name!r}; it must be the name of a folder")
     form = form_of(bundle, arguments.precision, arguments.batch)
     write_repository(bundle, name, form, arguments.out, arguments.force)

@@ -84,10 +84,10 @@ def run_command(main: Callable[[], int | None]) -> None:
         try:
             status, message = outcome(main)
         except BaseException:
-            if not interrupt.pressed():
+            if not interrupt.status():
                 raise
-        if interrupt.pressed():  # even where a library swallowed it, or made another error of it
-            status, message = 130, "interrupted"
+        if came := interrupt.status():  # even where a library swallowed it, or made another error of it
+            status, message = came, "interrupted" if came == interrupt.CTRL_C else ""
         if message:
             with suppress(OSError):  # the status tells it where nothing can be printed
                 print(message, file=sys.stderr)
@@ -96,12 +96,12 @@ def run_command(main: Callable[[], int | None]) -> None:
 
 @contextmanager
 def signals() -> Iterator[None]:
-    """SIGTERM exits, so that temporary files go, and Ctrl-C is remembered. The caller's own handlers come back."""
+    """SIGTERM exits, so that temporary files go, and both are remembered. The caller's own handlers come back."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as a shell has it
+    signal.signal(signal.SIGTERM, interrupt.handle)
     interrupt.forget()
     if before[signal.SIGINT] is signal.default_int_handler:  # a job in the background does without
-        signal.signal(signal.SIGINT, interrupt.press)
+        signal.signal(signal.SIGINT, interrupt.handle)
     try:
         yield
     finally:
@@ -126,7 +126,7 @@ def outcome(main: Callable[[], int | None]) -> tuple[int, str]:
         forget_output()
         return 141, ""  # as a shell has it
     except KeyboardInterrupt:
-        return 130, "interrupted"
+        return interrupt.CTRL_C, "interrupted"
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("not enough memory|out of memory", str(error)):
             raise  # PyTorch has no error of its own for it, on a CPU

@@ -1,30 +1,35 @@
-"""Remembers Ctrl-C, since a library may swallow it while it computes, or turn it into another error."""
+"""Remembers Ctrl-C and SIGTERM, since libraries swallow what they raise, or make another error of it."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_pressed = list[bool]()
+CTRL_C = 128 + signal.SIGINT  # as a shell has it
+_statuses = list[int]()
 
 
-def press(*_: object) -> None:
-    """The handler of SIGINT. Raises KeyboardInterrupt, as Python's own does."""
-    _pressed.append(True)
-    raise KeyboardInterrupt
+def handle(number: int, _: object = None) -> None:
+    """The handler of SIGINT and SIGTERM. Raises KeyboardInterrupt, as Python's own does, or SystemExit."""
+    _statuses.append(128 + number)
+    check()
 
 
-def pressed() -> bool:
-    return bool(_pressed)
+def status() -> int:
+    """What the first of them ends a command with, 130 or 143; 0 if none came."""
+    return _statuses[0] if _statuses else 0
 
 
 def forget() -> None:
-    _pressed.clear()
+    _statuses.clear()
 
 
 def check() -> None:
-    """Raises KeyboardInterrupt where Ctrl-C was pressed: asked before what was made takes its place."""
-    if _pressed:
+    """Raises again what the first of them raised: asked before what was made takes its place."""
+    if status() == CTRL_C:
         raise KeyboardInterrupt
+    if status():
+        sys.exit(status())
 
 
 @contextmanager

@@ -18,11 +18,11 @@ from pathlib import Path
 from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.lock import release, take
-from edge_sampler.runtime.manifest import MANIFEST
+from edge_sampler.runtime.manifest import HASH, MANIFEST
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.new")  # as ``temporary`` names them
-Marker = tuple[str, bytes]  # a file that tells a folder's kind, and what stands in it: others have files of that name
-BUNDLE: Marker = (MANIFEST, b'"sampler.onnx":')
+Marker = tuple[str, bytes]  # a file that tells a folder's kind, and what stands in it
+BUNDLE: Marker = (MANIFEST, f'"{HASH}":'.encode())  # others have files of that name
 LOCK, OLD, NEW = "lock", "old", "new"  # in them
 LOOKED_AT = 2**24  # bytes of a file that tells a folder's kind
 TRIES = 5  # to lock what a sweeper may see before its lock
@@ -42,7 +42,7 @@ def check_writable(target: Path, force: bool | None, kind: str = "file", marker:
     if target.exists():
         check_replaceable(target, force, kind, marker)
     try:
-        with temporary(Path(os.path.abspath(target))):
+        with temporary(place_of(target)):
             pass
     except OSError as error:
         raise UserError(f"cannot write to {target.parent}: {error.strerror}") from error
@@ -67,8 +67,9 @@ def advice(force: bool | None) -> str:
 
 def bundle_of(file: Path) -> Path | None:
     """The bundle whose manifest lists that file, or is that file."""
-    for folder in Path(os.path.abspath(file)).parents[:2]:  # engines are one deeper
-        name = Path(os.path.abspath(file)).relative_to(folder).as_posix()
+    place = place_of(file)
+    for folder in place.parents[:2]:  # engines are one deeper
+        name = place.relative_to(folder).as_posix()
         listed = name.startswith(MANIFEST) or is_marked(folder, (MANIFEST, json.dumps(name).encode()))
         if listed and is_marked(folder, BUNDLE):
             return folder
@@ -77,16 +78,26 @@ def bundle_of(file: Path) -> Path | None:
 
 def is_marked(folder: Path, marker: Marker) -> bool:
     name, stands = marker
-    if not (folder / name).is_file():
+    if not (folder / name).is_file() or (folder / name).is_symlink():
         return False
     with (folder / name).open("rb") as file:
         return stands in file.read(LOOKED_AT)
 
 
 def check_link(target: Path) -> None:
-    """Raises UserError for a link that leads nowhere: neither it nor what it names can be replaced by a folder."""
-    if target.is_symlink() and not target.exists():
-        raise UserError(f"{target} is a link that leads nowhere; remove it, or choose another place")
+    """Raises UserError for a path that goes over a link that leads nowhere, or back from a folder that is not there."""
+    for path in (target, *target.parents):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link that leads nowhere; remove it, or choose another place")
+        if path.name == ".." and not path.exists():
+            raise UserError(f"{path} leads back from a folder that is not there; choose another place")
+
+
+def place_of(target: Path) -> Path:
+    """Its one absolute path: what the system makes of ``..`` behind a link; the last name may be a link's own."""
+    if target.name in ("", ".."):
+        return Path(os.path.realpath(target))
+    return Path(os.path.realpath(target.parent), target.name)
 
 
 def in_utf8(path: Path) -> str:
@@ -109,7 +120,7 @@ def writable(
     Raises what ``check_writable`` raises.
     """
     check_writable(target, force, kind, marker)
-    place = Path(os.path.abspath(target))
+    place = place_of(target)
     if tidy:
         sweep(place.parent, place.name)
     with temporary(place) as folder:
@@ -182,7 +193,7 @@ def restore(target: Path) -> None:
     """Puts back what a writer moved away that died before its new was there. Does nothing where that is not so."""
     if target.exists():
         return
-    place = Path(os.path.abspath(target))
+    place = place_of(target)
     for folder in _leftovers(place.parent, place.name):
         with _taken_over(folder) as dead, suppress(OSError):
             if dead and (folder / OLD).exists() and (folder / NEW / place.name).exists():

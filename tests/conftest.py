@@ -57,7 +57,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest come first, so that no worker is left with one of them at the end."""
-    items.sort(key=lambda item: item.path.name != "test_tutorials.py")
+    items.sort(key=lambda item: item.path.name not in ("test_tutorials.py", "test_pages.py"))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import runpy
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -245,19 +246,16 @@ def handlers() -> Any:
 @pytest.mark.usefixtures("handlers")
 def test_a_signal_ends_it_as_a_shell_has_it() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    interrupt._pressed.append(True)  # of a command before
-    with signals():
-        assert not interrupt.pressed()
-        interrupt.check()
-        with pytest.raises(SystemExit) as ended:
-            signal.raise_signal(signal.SIGTERM)
-        assert ended.value.code == 143
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        assert interrupt.pressed()
-        with pytest.raises(KeyboardInterrupt):  # before what was made takes its place
+    for number, raised in ((signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)):
+        with signals():  # what came to the command before is forgotten
+            assert not interrupt.status()
             interrupt.check()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            with pytest.raises(raised):
+                signal.raise_signal(number)
+            assert interrupt.status() == 128 + number
+            with pytest.raises(raised):  # before what was made takes its place
+                interrupt.check()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with signals():
         signal.raise_signal(signal.SIGINT)
@@ -265,20 +263,22 @@ def test_a_signal_ends_it_as_a_shell_has_it() -> None:
 
 
 @pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("then", [None, RuntimeError("of a library"), UserError("another")], ids=repr)
 def test_an_interruption_is_told_whatever_was_made_of_it(
-    then: Exception | None, capsys: pytest.CaptureFixture[str]
+    then: Exception | None, number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main() -> int:
-        interrupt._pressed.append(True)
+        with suppress(KeyboardInterrupt, SystemExit):
+            interrupt.handle(number)
         if then:
             raise then
         return 0
 
     with pytest.raises(SystemExit) as ended:
         run_command(main)
-    assert ended.value.code == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err == ("interrupted\n" if number == signal.SIGINT else "")
 
 
 @pytest.mark.usefixtures("handlers")

@@ -98,6 +98,16 @@ def test_what_takes_the_place_of_a_note_is_told_before_the_work(kind: str, tmp_p
         pytest.fail("it began")
 
 
+@pytest.mark.parametrize("note", ["5", "[5, null]", "{", '{"plan.json": 1}'])
+def test_a_damaged_note_and_pipes_are_passed_over(note: str, tmp_path: Path) -> None:
+    engine(tmp_path, "one")
+    (tmp_path / "b" / extend.JOINING).write_text(note)
+    os.mkfifo(tmp_path / "b" / f"{extend.NEW}pipe")
+    engine(tmp_path, "two")
+    assert not (tmp_path / "b" / extend.JOINING).exists()
+    assert Bundle.open(tmp_path / "b").plan.nfe == 1
+
+
 def test_what_takes_the_place_of_a_new_file_is_told_and_nothing_left(tmp_path: Path) -> None:
     engine(tmp_path, "one")
     (tmp_path / "b" / "new").mkdir()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import safetensors.torch
 import torch
@@ -158,6 +159,9 @@ def read_state(path: Path, recipe: Recipe, network: nn.Module, optimiser: torch.
     if not path.is_file():
         raise UserError(f"{path} is no file; {otherwise}")
     try:
+        with ZipFile(path) as archive:  # PyTorch does not compare the sums that it writes
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged")
         state = torch.load(path, map_location=next(network.parameters()).device, weights_only=True)
         if not isinstance(state, dict):
             raise TypeError(f"it is a {type(state).__name__}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.manifest import HASH
 from edge_sampler.runtime.output import LOCK, NEW, OLD, check_writable, writable
 
 
@@ -18,7 +19,25 @@ def test_a_link_that_leads_nowhere_is_told(kind: str, leads: str, tmp_path: Path
     for force in (False, True):
         with pytest.raises(UserError, match="a is a link that leads nowhere; remove it, or choose another place"):
             check_writable(link, force, kind)
+        with pytest.raises(UserError, match="a is a link that leads nowhere; remove it, or choose another place"):
+            check_writable(link / "b" / "c", force, kind)
     assert link.is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["file", "bundle"])
+def test_a_way_back_is_the_systems(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a link, ``..`` is not the folder that holds the link, and what is there is looked at and written there."""
+    (tmp_path / "here" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "here" / "deep")
+    (tmp_path / "a").write_text("another's")
+    monkeypatch.chdir(tmp_path)
+    with writable(Path("link/../a"), None, kind) as new:
+        new.write_text("new")
+    assert (tmp_path / "here" / "a").read_text() == "new"
+    assert (tmp_path / "a").read_text() == "another's"
+    with pytest.raises(UserError, match=r"absent/\.\. leads back from a folder that is not there"):
+        check_writable(Path("absent/../b"), True, kind)
+    assert sorted(os.listdir()) == ["a", "here", "link"]
 
 
 def test_another_programs_manifest_makes_no_bundle(tmp_path: Path) -> None:
@@ -27,8 +46,15 @@ def test_another_programs_manifest_makes_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "app" / "manifest.json").write_text('{"name": "an application", "icons": []}')
     with pytest.raises(UserError, match="app is a folder but no bundle; only a bundle may be replaced"):
         check_writable(tmp_path / "app", True, "bundle")
-    (tmp_path / "app" / "manifest.json").write_text('{"files": {"sampler.onnx": {}}}')
-    check_writable(tmp_path / "app", True, "bundle")
+    whole = bundle(tmp_path / "whole")
+    check_writable(whole, True, "bundle")
+    listed = '{"files": {"sampler.onnx": "/static/sampler.abc.onnx"}, "manifest": "manifest_sha256"}'
+    (tmp_path / "app" / "manifest.json").write_text(listed)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "manifest.json").symlink_to(whole / "manifest.json")
+    for name in ("app", "linked"):
+        with pytest.raises(UserError, match=f"{name} is a folder but no bundle; only a bundle may be replaced"):
+            check_writable(tmp_path / name, True, "bundle")
     (tmp_path / "app" / "config").write_text("theirs")
     with pytest.raises(UserError, match="app is a folder but no model; only a model may be replaced"):
         check_writable(tmp_path / "app", True, "model", ("config", b"ours"))
@@ -38,7 +64,7 @@ def bundle(folder: Path) -> Path:
     """As far as a writer looks."""
     (folder / "engines").mkdir(parents=True)
     listed = ["sampler.onnx", "plan.json", "engines/a.engine"]
-    (folder / "manifest.json").write_text(json.dumps({"files": {name: {} for name in listed}}))
+    (folder / "manifest.json").write_text(json.dumps({"files": {name: {} for name in listed}, HASH: ""}))
     for name in (*listed, "manifest.json.minisig", "README.md"):
         (folder / name).write_text("its own")
     return folder

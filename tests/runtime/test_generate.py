@@ -192,6 +192,9 @@ def test_a_folder_of_something_else_or_in_use_is_refused(made: Path, tmp_path: P
         generate(made, tmp_path, "--seeds", "0-1")
     with pytest.raises(UserError, match="is a file"):
         generate(made, tmp_path / "holiday.jpg", "--seeds", "0-1")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="loop is a link that leads nowhere"):
+        generate(made, tmp_path / "loop" / "out", "--seeds", "0-1")
     (tmp_path / "out").mkdir()
     with locked(tmp_path / "out" / ".lock", ""), pytest.raises(UserError, match="another process writes"):
         generate(made, tmp_path / "out", "--seeds", "0-1")

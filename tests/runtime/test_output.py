@@ -99,7 +99,7 @@ def test_what_another_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("force", [False, True])
 def test_nothing_half_written_stays(force: bool, tmp_path: Path) -> None:
-    target, old = tmp_path / "bundle", '{"files": {"sampler.onnx": {}}}'
+    target, old = tmp_path / "bundle", '{"manifest_sha256": ""}'
     if force:
         target.mkdir()
         (target / "manifest.json").write_text(old)

@@ -104,7 +104,9 @@ def damage(state: Path, kind: str) -> None:
     elif kind in ("folder", "pipe"):
         state.mkdir() if kind == "folder" else os.mkfifo(state)
     else:
-        state.write_bytes({"empty": b"", "junk": b"junk" * 99, "cut": content[:-99]}[kind])
+        half = len(content) // 2  # in the weights
+        bit = content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
+        state.write_bytes({"empty": b"", "junk": b"junk" * 99, "cut": content[:-99], "bit": bit}[kind])
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +114,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train("edm-digits", replace(SHORT, images_seen=32), tmp_path_factory.mktemp("trained")).parent
 
 
-STATES = ["empty", "junk", "cut", "tensor", "no averages", "averages of other shapes", "weights of other shapes"]
+STATES = ["empty", "junk", "cut", "bit", "tensor", "no averages", "averages of other shapes", "weights of other shapes"]
 
 
 @pytest.mark.parametrize("kind", [*STATES, "losses that are text", "a start that is none", "folder", "pipe"])

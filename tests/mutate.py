@@ -32,9 +32,9 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "calibration/fit.py": "tests/calibration/test_fit_steps.py "
     "tests/calibration/test_fit.py -k 'steps or solve_finds or singular or gram or pulls'",
     "calibration/trace.py": "tests/calibration/test_trace.py",
-    "runtime/bundle.py": "tests/runtime/test_small_bundle.py tests/runtime/test_bundle.py -k 'small_bundle or lower'",
-    "runtime/verified.py": "tests/runtime/test_small_bundle.py",
-    "runtime/compare.py": "tests/runtime/test_compare_small.py tests/runtime/test_compare.py",
+    "runtime/bundle.py": "tests/runtime/test_bundle_parts.py tests/runtime/test_bundle.py -k 'bundle_parts or lower'",
+    "runtime/verified.py": "tests/runtime/test_bundle_parts.py",
+    "runtime/compare.py": "tests/runtime/test_compare_parts.py tests/runtime/test_compare.py",
     "runtime/condition.py": "tests/runtime/test_inputs.py",
     "runtime/engine_record.py": "tests/runtime/test_small_parts.py",
     "runtime/fit_report.py": "tests/runtime/test_small_parts.py",
@@ -49,8 +49,8 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/errors.py": "tests/test_command_line_parts.py",
     "runtime/backends/base.py": "tests/runtime/test_small_parts.py",
     "runtime/backends/feeds.py": "tests/runtime/test_small_parts.py",
-    "runtime/command.py": "tests/runtime/test_command_small.py tests/runtime/test_command_sample.py "
-    "tests/runtime/test_command.py -k 'small or sample.py or classes or spans'",
+    "runtime/command.py": "tests/runtime/test_command_parts.py tests/runtime/test_command_sample.py "
+    "tests/runtime/test_command.py -k 'command_parts or sample.py or classes or spans'",
     "runtime/__main__.py": "tests/test_command_line_parts.py",
     "runtime/command_line.py": "tests/test_command_line_parts.py tests/test_help.py tests/test_words.py "
     "-k 'parts or common or cannot_be_read'",
@@ -62,11 +62,11 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/serve/model.py": "tests/runtime/test_serve_model.py",
     "runtime/serve/batches.py": "tests/runtime/test_serve_parts.py tests/runtime/test_serve_model.py "
     "-k 'no_numbers or (parts and not sent and not changed and not escaped)'",
-    "runtime/generate/job.py": "tests/runtime/test_generate_small.py",
-    "runtime/generate/shard.py": "tests/runtime/test_generate_small.py",
+    "runtime/generate/job.py": "tests/runtime/test_generate_parts.py",
+    "runtime/generate/shard.py": "tests/runtime/test_generate_parts.py",
     "runtime/bench.py": "tests/runtime/test_bench.py tests/runtime/test_bundle.py -k 'test_bench.py or settle'",
-    "runtime/backends/onnxrt.py": "tests/runtime/test_onnxrt_small.py",
-    "runtime/backends/runtime_cache.py": "tests/runtime/test_trt_small.py",
+    "runtime/backends/onnxrt.py": "tests/runtime/test_onnxrt_parts.py",
+    "runtime/backends/runtime_cache.py": "tests/runtime/test_trt_parts.py",
     "runtime/backends/onnxrt_module.py": "tests/runtime/test_engine_modules.py",
     "runtime/backends/tensorrt_module.py": "tests/runtime/test_engine_modules.py",
     "runtime/install.py": "tests/runtime/test_engine_modules.py",
@@ -74,7 +74,7 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "-k 'engine or escaped'",
     "runtime/cache_folder.py": "tests/test_words.py -k 'cache or home'",
     "runtime/interrupt.py": "tests/test_command_line_parts.py",
-    "runtime/backends/trt.py": "tests/runtime/test_trt_small.py",
+    "runtime/backends/trt.py": "tests/runtime/test_trt_parts.py",
     "runtime/cuda.py": "tests/runtime/test_cuda.py",
     "runtime/doctor.py": "tests/runtime/test_doctor.py",
     "runtime/plan.py": "tests/runtime/test_plan.py",
@@ -90,15 +90,15 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/page/folder.py": "tests/runtime/test_page.py tests/runtime/test_page_parts.py",
     "runtime/page/npm.py": "tests/runtime/test_page_npm.py tests/runtime/test_page.py -k 'npm or package or version'",
     "runtime/page/command.py": "tests/runtime/test_page_parts.py",
-    "export/unroll.py": "tests/export/test_unroll_small.py",
-    "export/lower.py": "tests/export/test_lower_small.py tests/export/test_lower_others.py",
-    "export/precision.py": "tests/export/test_precision_small.py",
+    "export/unroll.py": "tests/export/test_unroll_parts.py",
+    "export/lower.py": "tests/export/test_lower_parts.py tests/export/test_lower_others.py",
+    "export/precision.py": "tests/export/test_precision_parts.py",
     **{
         f"export/precisions/{name}.py": "tests/export/test_precisions.py"
         for name in ("__init__", "base", "bf16", "fp16", "fp8", "int8", "int8_fp16")
     },
-    "calibration/refinement.py": "tests/calibration/test_refinement_small.py tests/calibration/test_refinement.py "
-    "-k 'small or parameters or slope or images_far or iteration_that'",
+    "calibration/refinement.py": "tests/calibration/test_refinement_parts.py tests/calibration/test_refinement.py "
+    "-k 'refinement_parts or parameters or slope or images_far or iteration_that'",
     "models/arguments.py": "tests/models/test_arguments.py",
     "models/download.py": "tests/models/test_download.py",
     "models/checkpoint.py": "tests/models/test_checkpoint.py "

@@ -17,7 +17,7 @@ from edge_sampler.export.lower import (
     widen_scalars,
 )
 from tests.conftest import relative
-from tests.export.test_lower_small import LOWERED, NODES, SCALE, count, group_norm, images, made_by, parsed
+from tests.export.test_lower_parts import LOWERED, NODES, SCALE, count, group_norm, images, made_by, parsed
 
 KEYS = "flat = Reshape(k, one) t = Transpose<perm = [0, 2, 1]>(flat) back = Reshape(t, other) made = Abs(back)"
 TARGETS = "int64[3] one = {8, 3, 5}, int64[4] other = {2, 4, 5, 3}, int64[1] first = {1}"

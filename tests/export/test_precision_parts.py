@@ -11,7 +11,7 @@ import pytest
 from edge_sampler.export.precision import around_network, clip_masks, inside_network, lower_precision, round_activations
 from edge_sampler.export.precisions import PRECISIONS
 from edge_sampler.runtime.errors import UserError
-from tests.export.test_lower_small import made_by, parsed
+from tests.export.test_lower_parts import made_by, parsed
 
 NOISE, MADE = "float[batch, 2] noise", "float[batch, 2] images"
 WEIGHTS = """float start = {1e7}, float c_in = {0.5}, float c_out = {2}, float c_skip = {0.25},

@@ -1,8 +1,8 @@
 """Tables of what a calibration found."""
 
-from rich.console import Console
 from rich.table import Table
 
+from edge_sampler.models.progress import Screen
 from edge_sampler.runtime.plan import Plan
 
 
@@ -11,7 +11,7 @@ def show(plan: Plan) -> None:
     report = plan.report
     if not report:
         return
-    console = Console()
+    console = Screen()
     if len(report.compared) > 1:
         table = Table("solver", "held out", title=f"solvers at {plan.nfe} evaluations: mean of the images' RMS errors")
         for solver, error in sorted(report.compared.items(), key=lambda row: row[1]):

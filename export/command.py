@@ -16,7 +16,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from edge_sampler.calibration.arguments import (
@@ -42,7 +41,7 @@ from edge_sampler.export.form import Form, check_fit, output_of
 from edge_sampler.export.refitted import refitted
 from edge_sampler.export.sign import add_sign, signer
 from edge_sampler.models.denoiser import Denoiser
-from edge_sampler.models.progress import bar
+from edge_sampler.models.progress import Screen, bar
 from edge_sampler.models.shipped import SHIPPED, shipped_plan
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser
@@ -126,11 +125,11 @@ def main() -> None:
     exported = export_bundle(
         model, plan, out, form, graphs=graphs, judgement=judgement, force=arguments.force, sign=sign, progress=bar
     )
-    Console().print(summary(model, plan, exported, judgement))
+    Screen().print(summary(model, plan, exported, judgement))
     bundle = Bundle.open(out)
     print(f"{out}: look at report.html; run it with `{sample_command(bundle)}`")
     if additions:  # if that fails, the bundle stays: `python -m export engine` can add to it without another fit
-        Console().print(add(bundle, additions, partial(refitted, model, cache(arguments)), sign))
+        Screen().print(add(bundle, additions, partial(refitted, model, cache(arguments)), sign))
 
 
 def check_plan(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

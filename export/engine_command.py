@@ -10,13 +10,12 @@ python -m export engine BUNDLE --precision int8 --refit                  # with 
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from edge_sampler.export.build_engine import engine_for
 from edge_sampler.export.extend import Additions, add, base_name
 from edge_sampler.export.facts import sample_command
 from edge_sampler.export.precisions import PRECISIONS, QUANTISED
 from edge_sampler.export.sign import add_sign, signer
+from edge_sampler.models.progress import Screen
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser, add_verify_key
 from edge_sampler.runtime.condition import Axis
@@ -44,7 +43,7 @@ def main() -> None:
     if additions.engine and base_name(additions.engine.file) in there and not arguments.force:
         raise UserError(f"{bundle.folder} holds {additions.engine.file} already; add --force to build it again")
     table = add(bundle, additions, sign=signer(arguments.sign) if arguments.sign else None)
-    Console().print(table)
+    Screen().print(table)
     alone = "" if additions.engine else f" --precision {additions.precision}"  # ONNX Runtime takes fp32 unasked
     print(f"{bundle.folder}: run it with `{sample_command(bundle)}{alone}`")
 

@@ -15,7 +15,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from edge_sampler.calibration.arguments import add_model_arguments, load_model
@@ -27,6 +26,7 @@ from edge_sampler.export.engine_command import add_engine_arguments, additions_o
 from edge_sampler.export.extend import Additions
 from edge_sampler.export.network_graph import OPSET, Positional
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.progress import Screen
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser, run_command, whole_numbers
 from edge_sampler.runtime.engine_record import Engine
@@ -131,14 +131,14 @@ def show(found: dict[int, list[dict[str, Any]]]) -> None:
             f"{rows[0]['size']:.3f}" if nfe else "",
             f"{rows[0]['nodes']:.0f}" if nfe else "",
         )
-    Console().print(table)
+    Screen().print(table)
     engines = Table("engine, NFE", "build seconds / NFE", "engine / fp32 weights", "layers / NFE")
     for nfe, rows in found.items():
         if "build" in rows[0]:
             seconds = median(row["build"] for row in rows)
             engines.add_row(str(nfe), f"{seconds:.2f}", f"{rows[0]['engine']:.2f}", f"{rows[0]['layers']:.0f}")
     if engines.rows:
-        Console().print(engines)
+        Screen().print(engines)
 
 
 if __name__ == "__main__":

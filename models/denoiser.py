@@ -143,11 +143,18 @@ class Denoiser(nn.Module):
 
         Returns:
             By name, [n, …], as ``spec.inputs`` says.
+
+        Raises:
+            UserError: if the encoder returns no tuple of as many as it should make.
         """
         told = {name: torch.from_numpy(np.array(value)).to(self.device) for name, value in raw.items()}
         if self.encoder is not None:
             with torch.inference_mode():
                 made = self.encoder(*(told.pop(name) for name in self.spec.raw))
+            if not isinstance(made, tuple | list) or len(made) != len(self.spec.made):
+                got = f"{len(made)} values" if isinstance(made, tuple | list) else f"a {type(made).__name__}"
+                wanted = ", ".join(self.spec.made)
+                raise UserError(f"{self.spec.name}'s encoder returned {got}; it should return a tuple of: {wanted}")
             told |= dict(zip(self.spec.made, made, strict=True))
         return {name: told[name] for name in self.spec.inputs.conditions}
 

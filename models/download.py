@@ -10,9 +10,9 @@ from http import HTTPStatus
 from pathlib import Path
 
 from filelock import FileLock
-from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
+from edge_sampler.models.progress import Screen
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import writable
@@ -110,7 +110,7 @@ def _download(url: str, partial: Path) -> Path:
         columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
         with (
             partial.open("ab" if start else "wb") as file,
-            Progress(*columns, console=Console(stderr=True)) as shown,
+            Progress(*columns, console=Screen(stderr=True)) as shown,
         ):
             task = shown.add_task(partial.stem, total=total, completed=start)
             while chunk := response.read(CHUNK):

@@ -7,21 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from edge_sampler.models.arguments import check_plain, check_types, preconditioning_of
 from edge_sampler.models.checkpoint import weights_sha256
-from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned, per_sample
+from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned
 from edge_sampler.models.precond import PRECONDITIONINGS, Preconditioning
+from edge_sampler.models.probe import probe
 from edge_sampler.models.spec import digest
 from edge_sampler.runtime.condition import Axis, Condition, class_labels
 from edge_sampler.runtime.errors import UserError, one_line
 from edge_sampler.runtime.inputs import Inputs, Output
-from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.text import tokenized
-
-ROUNDED = 0.05  # of the largest value, in which answers may differ that a network computes in few bits
 
 
 @dataclass(frozen=True)
@@ -181,9 +178,13 @@ def preconditioned(
     try:
         made = preconditioning_of(precond, arguments)
         lowest, highest = made.sigma_range
-    except (TypeError, ValueError, ArithmeticError) as error:
+        limits = float(lowest if sigma_min is None else sigma_min), float(highest if sigma_max is None else sigma_max)
+    except (TypeError, ValueError) as error:
         raise UserError(f"{precond}: {error}") from error
-    limits = float(lowest if sigma_min is None else sigma_min), float(highest if sigma_max is None else sigma_max)
+    except ArithmeticError as error:  # which names no argument
+        told = {**arguments, "sigma_min": sigma_min, "sigma_max": sigma_max}
+        given = ", ".join(f"{name}={value!r:.40}" for name, value in told.items() if value is not None)
+        raise UserError(f"{precond} with {given}: {error}") from error
     if not 0 < limits[0] < limits[1] < math.inf:
         raise UserError(f"sigma_min is {limits[0]:g} and sigma_max {limits[1]:g}; they must be above 0 and in order")
     return replace(made, sampled=limits, sigma_limits=limits)
@@ -223,69 +224,3 @@ def with_examples(model: Denoiser, examples: Examples) -> None:
         raise UserError("there are no examples: give at least one row")
     replace(wanted, conditions=named).check(found, rows)
     model.examples = examples if callable(examples) else found
-
-
-def probe(model: Preconditioned) -> list[float]:
-    """What tells a network's answers from another's of the same weights: figures of its answers at three noise levels.
-
-    To two digits, so that machines agree. Raises UserError where network, encoder or decoder return another shape than
-    they should. For conditions without examples stand normal numbers, masks that hide nothing, and 0 of what counts.
-    """
-    spec, name, answers = model.spec, model.spec.name, list[float]()
-    try:
-        raw = model.draw_raw([0, 1])
-    except UserError:
-        raw = {}
-        for place, (key, one) in enumerate(spec.called_with.conditions.items()):
-            values = unit_noise([2 * place + 4, 2 * place + 5], spec.inputs.sized(one.shape))
-            raw[key] = values if one.dtype == "float32" else np.full(values.shape, one.dtype == "bool", one.dtype)
-    checked, sizes = spec.called_with.check(raw, 2)
-    x = torch.from_numpy(unit_noise([0, 1], spec.inputs.sized(sizes=sizes)))
-    weight = torch.from_numpy(unit_noise([2, 3], spec.inputs.sized(sizes=sizes)))
-    middle = math.sqrt(spec.sigma_min * min(spec.sigma_max, 80.0))
-    with torch.inference_mode():
-        told = model.encode(checked)
-        spec.inputs.check({key: value.numpy() for key, value in told.items()}, 2)
-        for sigma in (spec.sigma_max, middle, spec.sigma_min):
-            c = model.preconditioning.coefficients(torch.tensor([sigma]))
-            places, names = model.told(told, x.device)
-            try:
-                returned = model.model(per_sample(c.c_in, x) * x * sigma, c.c_noise, *places, **names)
-            except RuntimeError as error:
-                reason = str(error).partition("\n")[0]
-                called = f"x {list(x.shape)} and a noise level {list(c.c_noise.shape)}, one for all samples"
-                raise UserError(f"{name} failed for {called}: {reason}") from error
-            twice = (2, 2 * x.shape[1], *x.shape[2:])
-            if not isinstance(returned, torch.Tensor) or tuple(returned.shape) not in (tuple(x.shape), twice):
-                got = list(returned.shape) if isinstance(returned, torch.Tensor) else type(returned).__name__
-                raise UserError(f"{name} returned {got} for x {list(x.shape)}; it should return as many, as large")
-            answers += figures(returned[:, : x.shape[1]], weight)
-        check_alone(model, x, middle, told)
-        if model.decoder is not None:
-            decoded, expected = model.decoder(x), [2, *spec.inputs.sized(spec.output.shape, sizes)]
-            if (got := list(decoded.shape)) != expected:
-                raise UserError(f"the decoder returned {got} for x {list(x.shape)}; its output says {expected}")
-            if decoded.dtype != torch.float32:
-                raise UserError(f"the decoder returned {decoded.dtype}; it must be torch.float32")
-            answers += figures(decoded, torch.from_numpy(unit_noise([2, 3], expected[1:])))
-    return [float(f"{answer:.1e}") for answer in answers]
-
-
-def check_alone(model: Preconditioned, x: torch.Tensor, sigma: float, told: Mapping[str, torch.Tensor]) -> None:
-    """Raises UserError where the first of two samples gets another answer by itself."""
-    name, whole = model.spec.name, model(x, sigma, **told)
-    try:
-        alone = model(x[:1], sigma, **{key: value[:1] for key, value in told.items()})
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{name} failed for one sample: {reason}") from error
-    if (alone - whole[:1]).abs().max() > ROUNDED * whole.abs().max():
-        raise UserError(
-            f"{name} answers otherwise for one sample than for the same beside another: an answer may depend neither "
-            "on the other samples of a batch nor on chance"
-        )
-
-
-def figures(values: torch.Tensor, weight: torch.Tensor) -> list[float]:
-    """How large they are, and something that no two arrays share by accident."""
-    return [values.double().std().item(), (values * weight).double().mean().item()]

@@ -10,6 +10,15 @@ Advance = Callable[[int], None]
 ProgressBars = Callable[[str, int], AbstractContextManager[Advance]]
 
 
+class Screen(Console):
+    """Where tables and bars go. Once nobody reads them, a table ends its command as a shell has it; bars just end."""
+
+    def on_broken_pipe(self) -> None:
+        if not self.stderr:
+            raise BrokenPipeError
+        self.quiet = True
+
+
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Advance]:
     """A bar on standard error, with the time spent and left; it stays when done, of as many steps as there were.
@@ -35,7 +44,7 @@ def bar(description: str, total: int) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as shown:
+    with Progress(*columns, console=Screen(stderr=True)) as shown:
         task = shown.add_task(description, total=total)
         yield lambda amount: shown.advance(task, amount)
         shown.update(task, total=shown.tasks[task].completed)

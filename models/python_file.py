@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -69,11 +70,11 @@ def as_a_file(path: Path, name: str) -> Iterator[None]:
     try:
         with neighbours_first(path.parent.resolve()):
             yield
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise UserError(f"{name} failed: {type(error).__name__}: {reason}") from error
+    except BaseException as error:  # whatever a user's code may raise
+        told = (line for line in traceback.format_exception_only(error) if not line.startswith(" "))  # nor the code
+        raise UserError(f"{name} failed: {next(told).splitlines()[0]}") from error
 
 
 @contextmanager

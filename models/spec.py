@@ -33,6 +33,9 @@ class ModelSpec:
         schedule: its default noise levels, a name of calibration's schedules; "own" are the levels that come with the
             model.
 
+    Raises:
+        UserError: for a condition with the output's name, and for conditions that ``Inputs`` refuses.
+
     Examples:
         >>> spec = edge_sampler.built_in(edge_sampler.load_model("edm-fashion-cond"), "class_labels", 7).spec
         >>> spec.title, spec.shape, spec.classes, list(spec.called_with.conditions)
@@ -56,6 +59,10 @@ class ModelSpec:
     guidance: float = 1.0
     branches: int = 1
     schedule: str = "edm"
+
+    def __post_init__(self) -> None:
+        if self.output.name in self.called_with.conditions:
+            raise UserError(f"a condition is called {self.output.name!r}, as the output is: give one another name")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ engines/                                  TensorRT engines, and the log of each 
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -30,7 +31,7 @@ import numpy as np
 
 from edge_sampler.runtime.engine_record import Engine
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import Inputs, Output
+from edge_sampler.runtime.inputs import FLOAT_IMAGES, Inputs, Output
 from edge_sampler.runtime.json_file import ODD
 from edge_sampler.runtime.manifest import MANIFEST, read_manifest
 from edge_sampler.runtime.npz import read_npz
@@ -40,7 +41,6 @@ from edge_sampler.runtime.text import tokenized
 from edge_sampler.runtime.verified import Verified
 
 REFERENCE_INPUT = "input_"  # begins the names of conditions in reference.npz
-FLOAT_IMAGES = "images_float32"  # what sampler.onnx calls its float images where its output is uint8
 FP32_TOLERANCE = 1e-4
 
 
@@ -79,7 +79,8 @@ class Bundle(Verified):
             UserError: when there is no bundle, that key has not signed it, its manifest is damaged, or of another
                 schema.
         """
-        restore(Path(folder))
+        with suppress(OSError):  # which reading tells
+            restore(Path(folder))
         bundle = cls(Path(folder), read_manifest(Path(folder), None if verify_key is None else Path(verify_key)))
         try:
             bundle._check()
@@ -275,6 +276,9 @@ class Bundle(Verified):
     @cached_property
     def _tokenizer(self) -> Callable[[str], str]:
         return cache(lambda file: self.read(file).decode())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.folder, self.manifest)  # to another process goes nothing that it has read
 
     def tokenized(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Conditions as they are given, token ids in place of text.

@@ -12,7 +12,8 @@ from edge_sampler.runtime.condition import DTYPES, Axis, Condition, Shape
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.text import Text
 
-TAKEN = ("x", "sigma", "noise", "batch", "seeds", "temperature", "file")  # by graphs, and by what is called
+FLOAT_IMAGES = "images_float32"  # what sampler.onnx calls its float images where its output is uint8
+TAKEN = ("x", "sigma", "noise", "batch", "seeds", "temperature", "file", FLOAT_IMAGES)  # by graphs and functions
 MOST_VALUES = 2**28  # of one sample: 1 GB in float32
 
 
@@ -26,8 +27,8 @@ class Inputs:
         axes: the sizes of each named axis.
 
     Raises:
-        UserError: for an axis without sizes, a name that is taken, a shape of more than 2^28 values, and a text that
-            follows itself.
+        UserError: for an axis without sizes, a name that is no word or is taken, a shape of more than 2^28 values, a
+            null that is no value, and a text that follows itself.
 
     Examples:
         >>> from edge_sampler.runtime.condition import Axis
@@ -51,12 +52,15 @@ class Inputs:
             if not (isinstance(size, str) or (number and 1 <= size <= MOST_VALUES)):
                 raise UserError(f"a shape has the size {size!r:.40}; it must be 1 or more, or an axis's name")
         named = {size for shape in self._shapes() for size in shape if isinstance(size, str)}
-        if odd := sorted(name for name in self.axes if not name.isidentifier()):
-            raise UserError(f"an axis is called {odd[0]!r:.40}; it must be a word")
+        for kind, names in (("an axis", self.axes), ("a condition", self.conditions)):
+            if odd := sorted(name for name in names if not name.isidentifier()):
+                raise UserError(f"{kind} is called {odd[0]!r:.40}; it must be a word")
+            if clash := sorted({*names} & {*TAKEN}):
+                raise UserError(f"{kind} is called {clash[0]!r}, which is taken: give it another name")
         if unknown := sorted(named - set(self.axes)):
             raise UserError(f"axis {unknown[0]!r} has no sizes: give its least, usual and largest")
-        if clash := sorted(set(self.conditions) & {*TAKEN, *self.axes}):
-            raise UserError(f"a condition is called {clash[0]!r}, which is taken: give it another name")
+        if clash := sorted({*self.conditions} & {*self.axes}):
+            raise UserError(f"a condition is called {clash[0]!r}, as an axis is: give it another name")
         for shape in self._shapes():
             if math.prod(self.sized(shape)) > MOST_VALUES:
                 raise UserError(f"{list(shape)} are more than {MOST_VALUES} values of one sample")
@@ -75,6 +79,8 @@ class Inputs:
             raise UserError(f"condition {name} has a null {null!r:.40}, which is no value of shape {shape}") from error
         if not np.isfinite(values).all():
             raise UserError(f"condition {name} has a null of NaN or infinity: take what the network can be told")
+        if beyond(values, condition.dtype).any():
+            raise UserError(f"condition {name} has a null {null!r:.40}, which is no {condition.dtype}")
 
     def _check_text(self, name: str, text: Text | None) -> None:
         """Raises UserError for texts that take each other's value in a circle."""
@@ -148,7 +154,7 @@ class Inputs:
 
         Raises:
             UserError: for a name that is missing or unknown, a wrong dtype or shape, sizes that disagree or leave their
-                range, NaN, and a choice out of range.
+                range, NaN, a number beyond the dtype, and a choice out of range.
         """
         known = [*self.conditions, *self.axes]
         for name in given:
@@ -173,8 +179,11 @@ class Inputs:
         return values, sizes
 
     def _checked(self, name: str, condition: Condition, given: Any, count: int, sizes: dict[str, int]) -> np.ndarray:
-        value = np.asarray(given)
         wanted = f"{name} must be {condition.wanted()}, one or {count}, one for each seed"
+        try:
+            value = np.asarray(given)
+        except ValueError as error:
+            raise UserError(f"{name} has rows of several lengths; {wanted}") from error
         if value.dtype.kind not in DTYPES[condition.dtype]:
             raise UserError(f"{name} is {value.dtype}; {wanted}")
         rank = len(condition.shape)
@@ -192,6 +201,8 @@ class Inputs:
             wrong = wrong if condition.null is None else wrong[wrong != condition.null]
             if wrong.size:
                 raise UserError(f"{name} holds {wrong.flat[0]}, which is out of range; {wanted}")
+        if (wrong := value[beyond(value, condition.dtype)]).size:
+            raise UserError(f"{name} holds {wrong.flat[0]}, which is beyond {condition.dtype}")
         value = value.astype(condition.dtype)
         return np.broadcast_to(value, (count, *value.shape[value.ndim - rank :]))
 
@@ -232,6 +243,13 @@ class Output:
     def is_image(self) -> bool:
         """Whether a picture can be drawn of it: grey or colour, [channels, height, width]."""
         return len(self.shape) == 3 and self.shape[0] in (1, 3)
+
+
+def beyond(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Which of the values that type cannot hold; a float32 holds a number near to it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        held = values.astype(dtype)
+    return ~np.isfinite(held) if dtype == "float32" else held != values
 
 
 def sizes_of(shape: Shape, array_shape: Sequence[int]) -> dict[str, int]:

@@ -162,7 +162,10 @@ def load(
 
 def checked_seeds(seeds: Sequence[int]) -> list[int]:
     """Whole numbers, at least one. Raises UserError for anything else."""
-    array = np.asarray(seeds)
+    try:
+        array = np.asarray(seeds)
+    except ValueError:  # lists of several lengths
+        array = np.empty(0)
     if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
         raise UserError(f"seeds are {seeds!r:.80}; they must be whole numbers, at least one, such as [0, 1, 2]")
     return [int(seed) for seed in array]

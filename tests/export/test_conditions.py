@@ -231,7 +231,7 @@ def test_graphs_of_pictures_are_what_they_were(name: str, tmp_path: Path) -> Non
         assert Counter(node.op_type for node in three) == OPS
 
 
-@pytest.mark.parametrize("taken", ["state", "step", "add", "linear", "val_0", "sample"])
+@pytest.mark.parametrize("taken", ["state", "step", "add", "linear", "val_0", "sample", "x_0", "half_range"])
 def test_conditions_have_any_name(taken: str, tmp_path: Path) -> None:
     class Told(torch.nn.Module):
         def __init__(self) -> None:
@@ -251,14 +251,25 @@ def test_conditions_have_any_name(taken: str, tmp_path: Path) -> None:
             assert relative(session.run({"noise": noise, taken: value})["samples"], expected) < 1e-4
 
 
-def test_a_condition_called_as_a_value_of_the_graph_is_refused() -> None:
-    class Told(torch.nn.Module):
-        def forward(self, x: torch.Tensor, t: torch.Tensor, x_0: torch.Tensor) -> torch.Tensor:
-            return x * x_0
+@pytest.mark.parametrize("output", ["denoised", "x_0", "state"])
+def test_the_output_has_any_name(output: str, tmp_path: Path) -> None:
+    class Halving(torch.nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return 0.5 * x
 
-    made = case_of(models.adapt(Told(), (4,), conditions={"x_0": Condition((4,))}))
-    with pytest.raises(UserError, match="a condition is called 'x_0', as a value inside the graph is"):
-        made.draw("unrolled", PLAN)
+    made = case_of(models.adapt(Halving(), (4,), output=output))
+    noise = np.random.default_rng(0).standard_normal((2, 4), np.float32)
+    expected = sample(made.model, torch.from_numpy(noise), PLAN)
+    for shape in SHAPES:
+        save_checked(made.draw(shape, PLAN), tmp_path / "s.onnx")
+        with Session(tmp_path / "s.onnx") as session:
+            assert relative(session.run({"noise": noise})[output], expected) < 1e-4
+
+
+def test_a_condition_called_as_the_output_is_refused() -> None:
+    conditions = {"samples": Condition((4,))}
+    with pytest.raises(UserError, match="a condition is called 'samples', as the output is: give one another name"):
+        models.adapt(torch.nn.Identity(), (4,), conditions=conditions)
 
 
 def test_a_condition_called_as_the_answer_is_refused() -> None:

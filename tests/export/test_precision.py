@@ -23,8 +23,9 @@ from edge_sampler.export.save import save_checked
 from edge_sampler.export.unroll import unroll
 from edge_sampler.models.denoiser import Denoiser, Preconditioned, per_sample
 from edge_sampler.runtime.backends.onnxrt import Session
-from edge_sampler.runtime.bundle import FLOAT_IMAGES, Bundle
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import FLOAT_IMAGES
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import sample
 from edge_sampler.runtime.sampler import feed_of

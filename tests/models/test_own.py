@@ -76,14 +76,32 @@ class Classed(nn.Module):
 
 
 class Mixing(nn.Module):
-    """Takes from each sample the mean of its batch, or adds noise of its own, or does neither."""
+    """Takes from each sample the mean of its batch, so much of it, between two noise levels."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, part: float = 1.0, lowest: float = 0.0, highest: float = 1e9) -> None:
         super().__init__()
-        self.kind = kind
+        self.part, self.lowest, self.highest = part, lowest, highest
 
+    def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        mixed = x - self.part * x.mean(0)
+        if sigma is None:
+            return mixed
+        return torch.where((sigma >= self.lowest) & (sigma <= self.highest), mixed, x.half().float())
+
+
+class Drawing(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return {"mean": x - x.mean(0), "chance": x + torch.rand_like(x), "none": x.half().float()}[self.kind]
+        return x + torch.rand_like(x)
+
+
+class Counting(nn.Module):
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return x * len(x)
+
+
+class MixingHints(nn.Module):
+    def forward(self, hint: Tensor) -> tuple[Tensor]:
+        return (hint - hint.mean(0),)
 
 
 class Doubled(nn.Module):
@@ -153,6 +171,7 @@ def test_a_shape_is_several_numbers() -> None:
         ),
         ({"sigma_min": 2.0, "sigma_max": 1.0}, "sigma_min is 2 and sigma_max 1; they must be above 0 and in order"),
         ({"sigma_min": 0}, "sigma_min is 0 and sigma_max 80; they must be above 0 and in order"),
+        ({"sigma_max": 10**400}, r"Denoised with sigma_max=1000\d*: int too large"),
         ({"sigma_max": 0.0}, "sigma_min is 0.002 and sigma_max 0; they must be above 0 and in order"),
         ({"sigma_min": False}, "sigma_min is False; it must be a number or null"),
         ({"sigma_max": "80"}, "sigma_max is '80'; it must be a number or null"),
@@ -174,7 +193,10 @@ def test_a_shape_is_several_numbers() -> None:
         ({"classes": True}, "classes is True; it must be a whole number, 0 or more"),
         ({"classes": None}, "classes is None; it must be a whole number, 0 or more"),
         ({"classes": 2**31}, "classes is larger than 65536, beyond any network's"),
-        ({"precond": "VPPrecond", "beta_d": 999, "beta_min": 999}, "VPPrecond: math range error"),
+        (
+            {"precond": "VPPrecond", "beta_d": 999, "beta_min": 999},
+            "VPPrecond with beta_d=999, beta_min=999: math range error",
+        ),
         ({"axes": {"length": (4, 2, 8)}}, "sizes 4, 2, 8; they must be at least 1, and in order"),
     ],
 )
@@ -188,12 +210,35 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert json.loads(json.dumps([model.spec.shape, model.spec.classes, model.spec.sigma_max])) == [[8], 3, 5.0]
 
 
-@pytest.mark.parametrize("kind", ["mean", "chance"])
-def test_an_answer_depends_on_its_sample_alone(kind: str) -> None:
+POSE = edge_sampler.Output("pose", (8,))
+
+
+@pytest.mark.parametrize(
+    ("network", "stages", "who"),
+    [
+        (Mixing(), {}, "Mixing is"),
+        (Mixing(1e-3), {}, "Mixing is"),
+        (Mixing(lowest=50.0), {}, "Mixing is"),
+        (Mixing(highest=0.01), {}, "Mixing is"),
+        (Drawing(), {}, "Drawing is"),
+        (Mixing(0.0), {"decoder": edge_sampler.Decoder(Mixing(), POSE)}, "Mixing's decoder is"),
+        (
+            Told(),
+            {"conditions": HINT, "encoder": edge_sampler.Encoder(MixingHints(), {"told": HINT["hint"]}, ("hint",))},
+            "Told's hint is",
+        ),
+    ],
+)
+def test_an_answer_depends_on_its_sample_alone(network: nn.Module, stages: dict[str, Any], who: str) -> None:
     """Else an image would be another with other images beside it, and nothing would say so."""
-    with pytest.raises(UserError, match="Mixing answers otherwise for one sample than for the same beside another"):
-        models.adapt(Mixing(kind), (8,))
-    assert models.adapt(Mixing("none"), (8,)).spec.shape == (8,)
+    with pytest.raises(UserError, match=f"{who} another for the same sample beside another one"):
+        models.adapt(network, (8,), **stages)
+
+
+def test_an_answer_is_the_same_in_a_batch() -> None:
+    with pytest.raises(UserError, match="Counting answers otherwise for one sample than for the same in a batch"):
+        models.adapt(Counting(), (8,))
+    assert models.adapt(Mixing(0.0), (8,)).spec.shape == (8,)  # which rounds, one as two
 
 
 def test_a_condition_without_examples_is_asked_for_before_the_fit() -> None:

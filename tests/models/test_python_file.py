@@ -24,6 +24,13 @@ ROOT = Path(__file__).parents[2]
         ("import nothing_of_this_name", "failed: ModuleNotFoundError"),
         ("import sys; sys.exit(3)", "failed: SystemExit: 3"),
         ("def make(): raise SystemExit", "failed: SystemExit"),
+        ("def make(): raise GeneratorExit", "failed: GeneratorExit"),
+        ("def make(: pass", "failed: SyntaxError: invalid syntax"),
+        ("class Odd(BaseException): pass\ndef make(): raise Odd(3)", r"failed: \S*Odd: 3$"),
+        (
+            "class Mute(Exception):\n    def __str__(self): 1 / 0\ndef make(): raise Mute",
+            r"failed: \S*Mute: <exception str\(\) failed>$",
+        ),
     ],
 )
 def test_files_that_make_no_model(code: str | None, message: str, tmp_path: Path) -> None:

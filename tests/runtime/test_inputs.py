@@ -99,11 +99,23 @@ def test_an_axis_that_no_condition_sizes_is_given_by_its_name_or_usual() -> None
         ({"class_labels": [-2, 4]}, "class_labels holds -2"),
         ({"class_labels": [0.0, 1.0]}, "class_labels is float64"),
         ({"class_labels": True}, "class_labels is bool"),
+        ({"memory": [[1.0], [1.0, 2.0]]}, "memory has rows of several lengths; memory must be"),
+        ({"memory": np.full((2, 3, 3), 1e39)}, r"memory holds 1e\+39, which is beyond float32"),
+        ({"memory": np.full((3, 3), -1e300)}, r"memory holds -1e\+300, which is beyond float32"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_line(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         INPUTS.check(fitting() | change, 2)
+
+
+@pytest.mark.parametrize("value", [2**63, np.array([2**63 + 5, 1], np.uint64), np.uint64(2**64 - 1)])
+def test_a_whole_number_beyond_int64_is_told(value: Any) -> None:
+    """NumPy would wrap it to another."""
+    inputs = Inputs((1,), {"k": Condition((), "int64")})
+    with pytest.raises(UserError, match=r"k holds \d+, which is beyond int64"):
+        inputs.check({"k": value}, 2)
+    assert inputs.check({"k": np.uint64(2**63 - 1)}, 2)[0]["k"].tolist() == [2**63 - 1] * 2
 
 
 def test_json_keeps_them() -> None:
@@ -132,7 +144,17 @@ def test_json_keeps_them() -> None:
         (lambda: Inputs((4.0,)), "a shape has the size 4.0"),  # type: ignore[arg-type]
         (lambda: Inputs((MOST_VALUES + 1,)), f"a shape has the size {MOST_VALUES + 1}"),
         (lambda: Inputs((MOST_VALUES, 2)), "are more than .* values of one sample"),
-        (lambda: Inputs((1,), {"T": Condition()}, {"T": Axis(1, 1, 1)}), "called 'T', which is taken"),
+        (lambda: Inputs((1,), {"T": Condition()}, {"T": Axis(1, 1, 1)}), "called 'T', as an axis is"),
+        (lambda: Inputs((1,), {}, {"batch": Axis(1, 1, 1)}), "an axis is called 'batch', which is taken"),
+        (lambda: Inputs((1,), {}, {"a b": Axis(1, 1, 1)}), "an axis is called 'a b'; it must be a word"),
+        *(
+            (lambda name=name: Inputs((1,), {name: Condition()}), "a condition is called .*; it must be a word")
+            for name in ("", "a b", "../a", "/etc/a", "a.b", "-a")
+        ),
+        (lambda: Inputs((1,), {"m": Condition((2,), "bool", null=2)}), "has a null 2, which is no bool"),
+        (lambda: Inputs((1,), {"k": Condition((), "int64", null=0.5)}), "has a null 0.5, which is no int64"),
+        (lambda: Inputs((1,), {"k": Condition((), "int64", null=2.0**63)}), "which is no int64"),
+        (lambda: Inputs((1,), {"a": Condition((2,), null=[0, 1e39])}), "which is no float32"),
         (lambda: Condition((4,), "float32", text=TEXT), r"is int64 \[length\], .* not text or float32 \[4\]"),
         (lambda: Condition((), "int64", text=TEXT), "is int64"),
         (lambda: Condition((4, 4), "int64", text=TEXT), "is int64"),

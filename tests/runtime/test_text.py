@@ -1,6 +1,7 @@
 """Text as a condition: token ids by the bundle's tokenizer, in the graph from there on."""
 
 import hashlib
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,8 @@ def test_a_bundle_takes_text(bundle: Path, tmp_path: Path) -> None:
         empty = sampler.sample([0, 1], prompt=["a red heart", "a"])
         with pytest.raises(UserError, match="prompt has 5 tokens"):
             sampler.sample([0], prompt="a a a a a")
+        again = pickle.loads(pickle.dumps(sampler.bundle))  # with the tokenizer that it has read
+    assert again.tokenized({"prompt": "a red heart"})["prompt"].tolist() == [2, 3, 4, 0]
     np.testing.assert_array_equal(made, ids)
     assert np.abs(made - empty).max() > 1e-3
     out = tmp_path / "made.npz"

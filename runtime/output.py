@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -124,7 +125,7 @@ def writable(
     if tidy:
         sweep(place.parent, place.name)
     with temporary(place) as folder:
-        (folder / NEW).mkdir()
+        make(folder / NEW)
         yield folder / NEW / place.name
         interrupt.check()
         if place.exists() and not force:
@@ -144,7 +145,7 @@ def temporary(target: Path) -> Iterator[Path]:
         for last in [False] * TRIES + [True]:  # on a disk without locks the last goes on without: there nobody sweeps
             folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
             try:
-                folder.mkdir(parents=True)
+                make(folder)
                 lock = take(folder / LOCK)
             except FileNotFoundError:  # another process swept it, or removed a folder that it had made for nothing
                 if last:
@@ -160,6 +161,12 @@ def temporary(target: Path) -> Iterator[Path]:
         for above in missing:
             with suppress(OSError):
                 above.rmdir()
+
+
+def make(folder: Path) -> None:
+    """A new folder that its owner can write to, whatever umask there is."""
+    folder.mkdir(parents=True)
+    folder.chmod(folder.stat().st_mode | stat.S_IRWXU)
 
 
 def put(new: Path, target: Path, old: Path) -> None:

@@ -116,6 +116,18 @@ def test_nothing_half_written_stays(force: bool, tmp_path: Path) -> None:
         assert (target / "manifest.json").read_text() == old
 
 
+def test_a_writer_can_write_whatever_umask_there_is(tmp_path: Path) -> None:
+    before = os.umask(0o777)
+    try:
+        with writable(tmp_path / "a") as new:
+            modes = [folder.stat().st_mode & 0o777 for folder in new.parents[:2]]
+            new.touch()
+    finally:
+        os.umask(before)
+    assert modes == [0o700, 0o700]
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0
+
+
 def test_folders_that_were_made_for_nothing_go(tmp_path: Path) -> None:
     place = tmp_path / "in" / "deep" / "a"
     check_writable(place, False)

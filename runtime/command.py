@@ -157,6 +157,8 @@ def spans(numbers: Sequence[int]) -> str:
 
 def parity(arguments: argparse.Namespace) -> int:
     names = arguments.backends.split(",")
+    if arguments.tolerance is not None and not 0 <= arguments.tolerance < np.inf:
+        raise UserError(f"--tolerance is {arguments.tolerance}; it must be a number, 0 or above")
     found = compare(Bundle.open(arguments.bundle, arguments.verify_key), arguments.seeds, names, arguments.precision)
     width = max(len(name) for d in found for name in (d.first, d.second)) + 2
     print(f"{'stage':<13}{'of':<{width}}{'against':<{width}}{'max':>10}{'RMS':>10}{'relative':>10}")

@@ -63,6 +63,14 @@ def test_what_is_beyond_is_marked(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert (status, lines[-1]) == (1, "BEYOND the tolerance of 1.0e-04")
 
 
+@pytest.mark.parametrize("tolerance", ["nan", "-1", "inf", "-1e-9"])
+def test_a_tolerance_that_nothing_is_measured_by_is_refused(
+    tolerance: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"--tolerance is .*; it must be a number, 0 or above"):
+        compared(monkeypatch, capsys, [], f"--tolerance={tolerance}")
+
+
 @pytest.mark.parametrize(("tolerance", "status"), [("9e-6", 1), ("1e-5", 0), ("0.5", 0)])
 def test_a_tolerance_is_the_users(
     tolerance: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -194,6 +194,7 @@ def add_precision(
     precision = additions.precision
     name = bundle.graph_name(precision)
     if name in bundle.manifest["files"]:
+        bundle.graph(name)
         if facts["precisions"][precision].get("one_scale", False) != additions.one_scale:
             other = "a scale for each evaluation" if additions.one_scale else "one scale for all evaluations"
             raise UserError(f"{bundle.folder} holds {name} already, with {other}: take another bundle")

@@ -31,7 +31,7 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def check_writable(target: Path, force: bool | None, kind: str = "file", marker: Marker = BUNDLE) -> None:
-    """Raises UserError when ``target`` exists without ``force``, may not be replaced, or cannot be written.
+    """Raises UserError when ``target`` exists without ``force``, is a bundle's own part, or cannot be written.
 
     ``force`` is None where the command has no such option. ``kind`` is "file", "part" of a bundle that its writer
     changes, or what the folder that is to be written is called; ``marker`` tells it from others then.
@@ -40,6 +40,8 @@ def check_writable(target: Path, force: bool | None, kind: str = "file", marker:
     restore(target)
     if kind == "bundle":
         in_utf8(target.absolute())
+    if kind == "file" and (whole := bundle_of(target)):
+        raise UserError(f"{target} is a part of the bundle {whole}, which needs it; choose another place")
     if target.exists():
         check_replaceable(target, force, kind, marker)
     try:
@@ -56,8 +58,6 @@ def check_replaceable(target: Path, force: bool | None, kind: str, marker: Marke
     if not (target.is_file() if kind in ("file", "part") else is_marked(target, marker)):
         found = "folder" if target.is_dir() else "file" if target.is_file() else "device"
         raise UserError(f"{target} is a {found} but no {kind}; only a {kind} may be replaced")
-    if kind == "file" and (whole := bundle_of(target)):
-        raise UserError(f"{target} is a part of the bundle {whole}, which needs it; choose another place")
     if target.is_dir() and Path.cwd().is_relative_to(target.resolve()):
         raise UserError(f"{target} is the current folder, or holds it: start the command elsewhere")
 

@@ -77,7 +77,7 @@ def signed(place: Path, word: str) -> None:
     pair, there = KeyPair.generate(), place / "b"
 
     def sign(folder: Path) -> None:
-        with writable(folder / SIGNATURE, force=True) as path:
+        with writable(folder / SIGNATURE, force=True, kind="part") as path:
             path.write_bytes(bytes(pair.secret_key.sign((folder / MANIFEST).read_bytes())))
 
     engine(place, word, sign)

@@ -74,8 +74,8 @@ ALL = (
     Mutation(
         "interrupted",
         "runtime/command_line.py",
-        'status, message = 130, "interrupted"',
-        'status, message = 0, "interrupted"',
+        "status, message = came, ",
+        "status, message = 0, ",
         "tests/test_command_line.py tests/test_words.py",
     ),
     Mutation("settle", "runtime/bench.py", "time.sleep(pace.settle)", "pass", "tests/runtime/test_bundle.py"),

@@ -14,6 +14,7 @@ from edge_sampler.export.facts import sample_command
 from edge_sampler.export.report_page import REPORT, report_page
 from edge_sampler.runtime.__main__ import main as runtime_main
 from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.manifest import MANIFEST
 from tests.conftest import run_main
 
@@ -141,6 +142,10 @@ def test_what_joins_a_bundle_joins_its_report(copy: Path) -> None:
     size = files["sampler-fp16.onnx"]["bytes"] / 1e6
     assert page(bundle).row("fp16") == [f"{size:.2f}", f"{told['rms_error']:.1e}", f"{told['largest_error']:.1e}", ""]
     run_main(runtime_main, "inspect", str(copy))  # every hash, the report's too
+    run_main(engine_command.main, str(copy), "--precision", "fp16")  # is there
+    (copy / "sampler-fp16.onnx").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"sampler-fp16\.onnx is not the file the manifest describes"):
+        run_main(engine_command.main, str(copy), "--precision", "fp16", "--force")
 
 
 @pytest.mark.parametrize("fixture", ["made", "conditional"])

@@ -84,6 +84,11 @@ def test_a_part_of_a_bundle_is_not_replaced_but_by_who_changes_the_bundle(
         with pytest.raises(UserError, match=r"is a part of the bundle .*whole, which needs it; choose another place"):
             check_writable(target, force=True)
     check_writable(whole / name, force=True, kind="part")
+    if name != "manifest.json":
+        (whole / name).unlink()
+        with pytest.raises(UserError, match="is a part of the bundle"):  # as bad as one that was there
+            check_writable(whole / name, force=False)
+        (whole / name).write_text("its own")
     for other in (whole / "README.md", whole / "plan.json.png", whole / "engines" / "plan.json"):
         check_writable(other, force=True)
     (whole / "manifest.json").write_text(json.dumps({"files": {"plan.json": {}}}))  # of something else

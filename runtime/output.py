@@ -55,7 +55,8 @@ def check_replaceable(target: Path, force: bool | None, kind: str, marker: Marke
     """Raises UserError for what exists without ``force``, and for what ``force`` is not meant for."""
     if not force:
         raise UserError(f"{target} exists; {advice(force)}")
-    if not (target.is_file() if kind in ("file", "part") else is_marked(target, marker)):
+    own = is_marked(target, marker) and not (target / marker[0]).is_symlink()  # others link to ours
+    if not (target.is_file() if kind in ("file", "part") else own):
         found = "folder" if target.is_dir() else "file" if target.is_file() else "device"
         raise UserError(f"{target} is a {found} but no {kind}; only a {kind} may be replaced")
     if target.is_dir() and Path.cwd().is_relative_to(target.resolve()):
@@ -79,7 +80,7 @@ def bundle_of(file: Path) -> Path | None:
 
 def is_marked(folder: Path, marker: Marker) -> bool:
     name, stands = marker
-    if not (folder / name).is_file() or (folder / name).is_symlink():
+    if not (folder / name).is_file():
         return False
     with (folder / name).open("rb") as file:
         return stands in file.read(LOOKED_AT)

@@ -95,6 +95,16 @@ def test_a_part_of_a_bundle_is_not_replaced_but_by_who_changes_the_bundle(
     check_writable(whole / name, force=True)
 
 
+def test_a_bundle_of_links_has_parts_too(tmp_path: Path) -> None:
+    """As hubs keep them in their caches."""
+    bundle(tmp_path / "whole")
+    (tmp_path / "linked").mkdir()
+    for name in ("manifest.json", "plan.json"):
+        (tmp_path / "linked" / name).symlink_to(tmp_path / "whole" / name)
+        with pytest.raises(UserError, match="is a part of the bundle"):
+            check_writable(tmp_path / "linked" / name, force=True)
+
+
 def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bundle(tmp_path / "whole")
     (tmp_path / "link").symlink_to(whole)

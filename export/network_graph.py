@@ -168,6 +168,11 @@ def export(
         if value.shape is None or str(value.shape[0]) != BATCH:
             raise UserError(fixed_batch(who))
     compute_in_single_precision(exported.graph)
+    if any(value.dtype == ir.DataType.BFLOAT16 for node in exported.graph for value in node.outputs):
+        raise UserError(
+            f"{who} computes in bfloat16, which ONNX Runtime does not on a CPU: let it compute in float32, and add "
+            "--precision bf16"
+        )
     DeduplicateInitializersPass()(exported)
     ClearMetadataAndDocStringPass()(exported)  # about 1.3 KB a node
     exported.graph.name = "denoiser"

@@ -214,6 +214,8 @@ def with_examples(model: Denoiser, examples: Examples) -> None:
     named = {
         key: one for key, one in wanted.conditions.items() if not one.choices and (key in made or key not in defaults)
     }
+    if chosen := [key for key in made if key in wanted.conditions and wanted.conditions[key].choices]:
+        raise UserError(f"{chosen[0]} takes no examples: each of its {wanted.conditions[chosen[0]].choices} is drawn")
     found = tokenized(named, made)
     counts = {key: len(np.asarray(value)) for key, value in found.items() if np.ndim(value)}
     if len(set(counts.values())) > 1 or len(counts) != len(found) or not counts:

@@ -26,17 +26,18 @@ def probe(model: Preconditioned) -> list[float]:
     checked, sizes = spec.called_with.check(values_of(model), 2)
     shape = spec.inputs.sized(sizes=sizes)
     x, weight = (torch.from_numpy(unit_noise(seeds, shape)) for seeds in ([0, 1], [2, 3]))
-    other = torch.stack([x[0], weight[0]])  # the first sample, beside another
+    moved = torch.stack([3 * weight[0], x[0]])  # the first sample, behind another and larger one
     with torch.inference_mode():
         told = model.encode(checked)
         spec.inputs.check({key: value.numpy() for key, value in told.items()}, 2)
-        beside = model.encode({key: value[[0, 0]] for key, value in checked.items()})
-        for key, value in told.items():
-            check_apart(f"{name}'s {key}", value, beside[key])
+        for rows in ([0, 0], [1, 0]):
+            beside = model.encode({key: value[rows] for key, value in checked.items()})
+            for key, value in told.items():
+                check_apart(f"{name}'s {key}", value, beside[key])
         middle = math.sqrt(spec.sigma_min * min(spec.sigma_max, 80.0))
         for sigma in (spec.sigma_max, middle, spec.sigma_min):
             returned = answer(model, x, sigma, told)
-            check_apart(name, returned, answer(model, other, sigma, beside))
+            check_apart(name, returned, answer(model, moved, sigma, beside))
             answers += figures(returned[:, : x.shape[1]], weight)
         check_alone(model, x, middle, told)
         if model.decoder is not None:
@@ -45,7 +46,7 @@ def probe(model: Preconditioned) -> list[float]:
                 raise UserError(f"the decoder returned {got} for x {list(x.shape)}; its output says {expected}")
             if decoded.dtype != torch.float32:
                 raise UserError(f"the decoder returned {decoded.dtype}; it must be torch.float32")
-            check_apart(f"{name}'s decoder", decoded, model.decoder(other))
+            check_apart(f"{name}'s decoder", decoded, model.decoder(moved))
             answers += figures(decoded, torch.from_numpy(unit_noise([2, 3], expected[1:])))
     return [float(f"{figure:.1e}") for figure in answers]
 
@@ -79,10 +80,10 @@ def answer(model: Preconditioned, x: Tensor, sigma: float, told: Mapping[str, Te
     return returned
 
 
-def check_apart(who: str, answers: Tensor, beside_another: Tensor) -> None:
-    """Raises UserError where the first of two samples got another answer when the second was another."""
-    one, again = answers.double(), beside_another.double()
-    if (one[0] - again[0]).abs().max() > SAME * one.abs().max():
+def check_apart(who: str, answers: Tensor, moved: Tensor) -> None:
+    """Raises UserError where the first of two samples got another answer when it was the second, beside another."""
+    one, again = answers[0].double(), moved[1].double()
+    if (one - again).abs().max() > SAME * one.abs().max():
         raise UserError(
             f"{who} is another for the same sample beside another one: an answer may depend neither on the other "
             "samples of a batch nor on chance"

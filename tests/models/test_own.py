@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +76,20 @@ class Classed(nn.Module):
 
 
 class Mixing(nn.Module):
-    """Takes from each sample the mean of its batch, so much of it, between two noise levels."""
+    """Takes from each sample so much of what its batch has, between two noise levels."""
 
-    def __init__(self, part: float = 1.0, lowest: float = 0.0, highest: float = 1e9) -> None:
+    def __init__(
+        self,
+        part: float = 1.0,
+        lowest: float = 0.0,
+        highest: float = 1e9,
+        statistic: Callable[[Tensor], Tensor] = lambda x: x.mean(0),
+    ) -> None:
         super().__init__()
-        self.part, self.lowest, self.highest = part, lowest, highest
+        self.part, self.lowest, self.highest, self.statistic = part, lowest, highest, statistic
 
     def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
-        mixed = x - self.part * x.mean(0)
+        mixed = x - self.part * self.statistic(x)
         if sigma is None:
             return mixed
         return torch.where((sigma >= self.lowest) & (sigma <= self.highest), mixed, x.half().float())
@@ -156,6 +162,10 @@ def test_a_shape_is_several_numbers() -> None:
     [
         ({"examples": {"hint": ROWS[:, :3]}}, r"hint has shape \[6, 3\]; hint must be float32 \[4\]"),
         ({"examples": {"hint": ROWS[:0]}}, "there are no examples"),
+        (
+            {"classes": 5, "examples": {"hint": ROWS, "class_labels": ROWS[:, 0]}},
+            "class_labels takes no examples: each of its 5 is drawn",
+        ),
         ({"examples": {"hint": ROWS, "more": ROWS}}, "unknown condition 'more'"),
         ({"examples": {"hint": ROWS, "more": ROWS[:2]}}, "of as many rows"),
         ({"examples": {"hint": ROWS * np.nan}}, "hint holds NaN"),
@@ -220,6 +230,9 @@ POSE = edge_sampler.Output("pose", (8,))
         (Mixing(1e-3), {}, "Mixing is"),
         (Mixing(lowest=50.0), {}, "Mixing is"),
         (Mixing(highest=0.01), {}, "Mixing is"),
+        (Mixing(statistic=lambda x: x[:1]), {}, "Mixing is"),
+        (Mixing(statistic=lambda x: x.cumsum(0) - x), {}, "Mixing is"),
+        (Mixing(statistic=lambda x: x.abs().max()), {}, "Mixing is"),
         (Drawing(), {}, "Drawing is"),
         (Mixing(0.0), {"decoder": edge_sampler.Decoder(Mixing(), POSE)}, "Mixing's decoder is"),
         (

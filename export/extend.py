@@ -1,6 +1,7 @@
 """Extends a finished bundle: by its graph in mixed precision, and by engines. All of it, or nothing."""
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -120,6 +121,9 @@ def extended(bundle: Bundle, sign: Signer | None = None) -> Iterator[tuple[Path,
     with changing(bundle):
         clear(bundle.folder)
         check_writable(bundle.folder / JOINING, force=True, kind="part")
+        engines = bundle.folder / ENGINES
+        if os.path.lexists(engines) and not engines.is_dir():
+            raise UserError(f"{engines} is no folder, and engines go there: remove it")
         if signature.exists() and sign is None:
             raise UserError(
                 f"{bundle.folder} is signed, and its new manifest must be too: name the secret key with --sign, or "
@@ -181,9 +185,10 @@ def clear(folder: Path) -> None:
         listed = read_manifest(folder)["files"]
         for name in read_json(joining):
             path = folder / str(name)
-            inside = FILE.fullmatch(str(name)) and path.parent.resolve().is_relative_to(folder.resolve())
-            if inside and name not in listed:
-                path.unlink(missing_ok=True)
+            above = Path(os.path.realpath(path.parent))  # behind links
+            if FILE.fullmatch(str(name)) and name not in listed and above.is_relative_to(folder.resolve()):
+                with suppress(OSError):  # what is no file was not put there
+                    path.unlink(missing_ok=True)
         joining.unlink()
 
 

@@ -26,14 +26,14 @@ from edge_sampler.runtime.backends.trt import PREFERENCE
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser, add_verify_key
 from edge_sampler.runtime.condition import Shape
-from edge_sampler.runtime.engine_record import Engine
+from edge_sampler.runtime.engine_record import MOST_BATCH, Engine
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import check_link, writable
 from edge_sampler.runtime.sampler import feed_of
 from edge_sampler.runtime.verified import weights_beside
 
 CONFIG, MADE = "config.pbtxt", "# Made by edge-sampler."  # begins it, which tells our models from others
-DEFAULT_BATCH, MOST = 16, 2**20  # images in one run of a graph, which takes any number: usually, and at the most
+DEFAULT_BATCH = 16  # images in one run of a graph, which takes any number
 DELAY = 5000  # microseconds that a batch waits to be full
 TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8"}
 Message = Mapping[str, Any]  # of protocol buffers: a list is a repeated field
@@ -84,8 +84,8 @@ def form_of(bundle: Bundle, precision: str | None, batch: int | None) -> Form:
 
     Raises UserError for a precision that is not there, engines that cannot make one image, and a batch beyond theirs.
     """
-    if batch is not None and not 1 <= batch <= MOST:
-        raise UserError(f"--batch is {batch}; it must be at least 1 and at most {MOST:,}")
+    if batch is not None and not 1 <= batch <= MOST_BATCH:
+        raise UserError(f"--batch is {batch}; it must be at least 1 and at most {MOST_BATCH:,}")
     engines = [one for one in bundle.engines if one.flavour == "tensorrt" and precision in (None, one.precision)]
     engines.sort(key=lambda one: (*PREFERENCE, one.precision).index(one.precision), reverse=True)
     chosen = {f"{target[2:-1]}.{target[-1]}": one for one in engines for target in one.targets}  # the best comes last

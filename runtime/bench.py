@@ -14,6 +14,7 @@ from edge_sampler.runtime.backends import choose
 from edge_sampler.runtime.backends.base import Spans
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.compare import Baseline
+from edge_sampler.runtime.engine_record import MOST_BATCH
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.sampler import feed_of
 
@@ -23,7 +24,6 @@ PERCENTILES = (50, 90, 95, 99)
 
 # The PyTorch path lives where PyTorch is known. A package offers it under this entry-point group as a function
 # (bundle, weights, on_gpu) → feed → samples, a feed being what sampler.onnx takes; it raises UserError when it cannot.
-MOST = 2**20  # samples of a batch, and rounds
 EAGER_GROUP = "edge_sampler.eager"
 
 
@@ -95,8 +95,8 @@ def bench(
 
     The limit is nfe calls of denoiser.onnx on one input, without a sampler around them; an engine has none.
     """
-    if not (1 <= batch <= MOST and 1 <= rounds <= MOST):
-        raise UserError(f"batch is {batch} and rounds {rounds}; both must be at least 1, and at most {MOST:,}")
+    if not (1 <= batch <= MOST_BATCH and 1 <= rounds <= MOST_BATCH):
+        raise UserError(f"batch is {batch} and rounds {rounds}; both must be at least 1, and at most {MOST_BATCH:,}")
     feed = feed_of(bundle, range(batch), bundle.examples(batch))
     chosen, left_out = choose(bundle, backend, precision), list[str]()
     paths: dict[str, Callable[[], object]] = {}

@@ -13,6 +13,7 @@ INSTALL = {
     "tensorrt": "install tensorrt (a Jetson's JetPack brings it; elsewhere: pip install tensorrt)",
     "tensorrt-rtx": "pip install tensorrt-rtx",
 }
+MOST_BATCH = 2**20  # samples in one run of anything
 PRECISION = re.compile(r"[a-z0-9+-]+")  # the form of a name; export.precisions has them
 
 
@@ -26,7 +27,7 @@ class Batch:
         max: the largest number.
 
     Raises:
-        UserError: where they are not in order, or below 1.
+        UserError: where they are not in order, below 1, or beyond a million.
 
     Examples:
         >>> from edge_sampler.runtime.engine_record import Batch
@@ -39,8 +40,9 @@ class Batch:
     max: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.opt <= self.max:
-            raise UserError(f"batch {self} is out of order; it must be MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX")
+        if not 1 <= self.min <= self.opt <= self.max <= MOST_BATCH:
+            order = f"MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX <= {MOST_BATCH:,}"
+            raise UserError(f"batch {self} is out of order; it must be {order}")
 
     def __str__(self) -> str:
         return str(self.max) if self.static else f"{self.min}:{self.opt}:{self.max}"

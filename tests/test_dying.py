@@ -1,6 +1,8 @@
 """Old or new, and whole, at whatever moment a writer dies; and what two writers do to one another."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +100,23 @@ def test_what_takes_the_place_of_a_note_is_told_before_the_work(kind: str, tmp_p
         pytest.fail("it began")
 
 
+@pytest.mark.parametrize("kind", ["file", "pipe", "nowhere", "loop"])
+def test_what_takes_the_place_of_the_engines_is_told_before_the_work(kind: str, tmp_path: Path) -> None:
+    engine(tmp_path, "one")
+    bundle = Bundle.open(tmp_path / "b")
+    engines = tmp_path / "b" / "engines"
+    shutil.rmtree(engines)
+    if kind in ("file", "pipe"):
+        engines.touch() if kind == "file" else os.mkfifo(engines)
+    else:
+        engines.symlink_to("engines" if kind == "loop" else "absent")
+    (tmp_path / "b" / extend.JOINING).write_text('["engines/half"]')  # of an addition that died
+    with pytest.raises(UserError, match="engines is no folder, and engines go there: remove it"):
+        with extend.extended(bundle):
+            pytest.fail("it began")
+    assert not (tmp_path / "b" / extend.JOINING).exists()
+
+
 @pytest.mark.parametrize("note", ["5", "[5, null]", "{", '{"plan.json": 1}'])
 def test_a_damaged_note_and_pipes_are_passed_over(note: str, tmp_path: Path) -> None:
     engine(tmp_path, "one")
@@ -134,7 +153,9 @@ def test_only_what_joined_is_cleared(tmp_path: Path) -> None:
         (tmp_path / name).write_text("mine")
     (tmp_path / "b" / "link").symlink_to(tmp_path / "outside")
     (tmp_path / "b" / "half").write_text("joined")
-    (tmp_path / "b" / extend.JOINING).write_text('["../mine", "link/mine", "plan.json", "half"]')
+    (tmp_path / "b" / "folder").mkdir()
+    names = ["../mine", "link/mine", "folder", "plan.json", "half"]
+    (tmp_path / "b" / extend.JOINING).write_text(json.dumps(names))
     engine(tmp_path, "two")
     assert (tmp_path / "mine").exists()
     assert (tmp_path / "outside" / "mine").exists()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser, add_verify_key
+from edge_sampler.runtime.engine_record import MOST_BATCH
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.install import install_command
 
@@ -65,8 +66,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--port is {arguments.port}; it must be 1 to 65535, or 0 for any that is free")
     for option in ("batch", "queue", "max_body"):
         value = getattr(arguments, option)
-        if value is not None and value < 1:
-            raise UserError(f"--{option.replace('_', '-')} is {value}; it must be at least 1")
+        if value is not None and not 1 <= value <= MOST_BATCH:
+            raise UserError(f"--{option.replace('_', '-')} is {value}; it must be at least 1, at most {MOST_BATCH:,}")
     if not (math.isfinite(arguments.wait) and arguments.wait >= 0):
         raise UserError(f"--wait is {arguments.wait}; it must be 0 or more milliseconds")
 

@@ -212,6 +212,7 @@ def test_a_precision_beyond_the_bound_adds_nothing(copy: Path) -> None:
         (("--engine", RTX, "--target", ""), "unknown target ''"),
         (("--engine", RTX, "--batch", "8:4:16"), "batch 8:4:16 is out of order"),
         (("--engine", RTX, "--batch", "0"), "batch 0 is out of order"),
+        (("--engine", RTX, "--batch", "9" * 26), "<= MAX <= 1,048,576"),
         (("--engine", RTX, "--batch", "1:4"), "size '1:4' is neither a number nor MIN:OPT:MAX"),
         (("--engine", "tensorrt"), "tensorrt is not installed: .*JetPack"),
         (("--engine", "openvino"), "invalid choice: 'openvino'"),

@@ -278,6 +278,7 @@ def test_random_weights_are_told(tmp_path: Path, told: list[Any], capsys: pytest
         (("--port", "65536"), "--port is 65536; it must be 1 to 65535, or 0"),
         (("--port", "-1"), "--port is -1; it must be 1 to 65535, or 0"),
         (("--batch", "0"), "--batch is 0; it must be at least 1"),
+        (("--batch", "9" * 20), "--batch is 9{20}; it must be at least 1, at most 1,048,576"),
         (("--queue", "0"), "--queue is 0; it must be at least 1"),
         (("--max-body", "0"), "--max-body is 0; it must be at least 1"),
         (("--wait", "-0.5"), "--wait is -0.5; it must be 0 or more milliseconds"),

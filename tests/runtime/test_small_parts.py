@@ -115,8 +115,9 @@ def test_a_graph_is_told_more_outputs_by_bytes_behind_it() -> None:
 def test_a_batch_is_read_as_it_is_told() -> None:
     assert str(Batch.parse("1:4:16")) == "1:4:16"
     assert str(Batch.parse("8")) == str(Batch(8, 8, 8)) == "8"
+    assert Batch(1, 1, 2**20).max == 2**20
     assert [batch.static for batch in (Batch(1, 1, 1), Batch(1, 2, 2))] == [True, False]
-    for wrong in ((0, 1, 1), (2, 1, 3), (1, 3, 2)):
+    for wrong in ((0, 1, 1), (2, 1, 3), (1, 3, 2), (1, 1, 2**20 + 1)):
         with pytest.raises(UserError, match="is out of order; it must be MIN:OPT:MAX with 1 <= MIN"):
             Batch(*wrong)
 

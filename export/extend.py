@@ -121,9 +121,9 @@ def extended(bundle: Bundle, sign: Signer | None = None) -> Iterator[tuple[Path,
     with changing(bundle):
         clear(bundle.folder)
         check_writable(bundle.folder / JOINING, force=True, kind="part")
-        engines = bundle.folder / ENGINES
-        if os.path.lexists(engines) and not engines.is_dir():
-            raise UserError(f"{engines} is no folder, and engines go there: remove it")
+        place = bundle.folder / ENGINES
+        if os.path.lexists(place) and not place.is_dir():
+            raise UserError(f"{place} is no folder, and engines go there: remove it")
         if signature.exists() and sign is None:
             raise UserError(
                 f"{bundle.folder} is signed, and its new manifest must be too: name the secret key with --sign, or "

@@ -129,7 +129,9 @@ def extended(bundle: Bundle, sign: Signer | None = None) -> Iterator[tuple[Path,
                 f"{bundle.folder} is signed, and its new manifest must be too: name the secret key with --sign, or "
                 f"remove {signature} before"
             )
-        bundle.file("plan.json")  # which the report shows
+        for name in bundle.manifest["files"]:
+            if not name.startswith(ENGINES):  # which can be built again
+                bundle.file(name)
         before, facts = bundle.manifest["files"], deepcopy(facts_of(bundle.manifest))
         try:
             with tempfile.TemporaryDirectory(prefix=NEW, dir=bundle.folder) as name:
@@ -199,7 +201,6 @@ def add_precision(
     precision = additions.precision
     name = bundle.graph_name(precision)
     if name in bundle.manifest["files"]:
-        bundle.graph(name)
         if facts["precisions"][precision].get("one_scale", False) != additions.one_scale:
             other = "a scale for each evaluation" if additions.one_scale else "one scale for all evaluations"
             raise UserError(f"{bundle.folder} holds {name} already, with {other}: take another bundle")

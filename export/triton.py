@@ -55,7 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle, arguments.verify_key)
     name = arguments.bundle.resolve().name if arguments.name is None else arguments.name
-    if name in ("", "..") or Path(name).name != name:
+    if name in ("", "..") or Path(name).name != name or not name.isprintable():
         raise UserError(f"--name is {name!r}; it must be the name of a folder")
     form = form_of(bundle, arguments.precision, arguments.batch)
     write_repository(bundle, name, form, arguments.out, arguments.force)

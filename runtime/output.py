@@ -20,6 +20,7 @@ from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.lock import release, take
 from edge_sampler.runtime.manifest import HASH, MANIFEST
+from edge_sampler.runtime.signature import SIGNATURE
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.new")  # as ``temporary`` names them
 Marker = tuple[str, bytes]  # a file that tells a folder's kind, and what stands in it
@@ -72,7 +73,7 @@ def bundle_of(file: Path) -> Path | None:
     place = place_of(file)
     for folder in place.parents[:2]:  # engines are one deeper
         name = place.relative_to(folder).as_posix()
-        listed = name.startswith(MANIFEST) or is_marked(folder, (MANIFEST, json.dumps(name).encode()))
+        listed = name in (MANIFEST, SIGNATURE) or is_marked(folder, (MANIFEST, json.dumps(name).encode()))
         if listed and is_marked(folder, BUNDLE):
             return folder
     return None
@@ -107,7 +108,7 @@ def in_utf8(path: Path) -> str:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{path}: ONNX Runtime takes only paths in UTF-8; choose another folder") from error
+        raise UserError(f"{path}: bundles need paths in UTF-8, as ONNX Runtime does; choose another folder") from error
     return str(path)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -137,12 +138,22 @@ def test_what_takes_the_place_of_a_new_file_is_told_and_nothing_left(tmp_path: P
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == before
 
 
-def test_another_plan_is_told_before_the_work(tmp_path: Path) -> None:
+def test_a_damaged_bundle_is_told_before_the_work(tmp_path: Path) -> None:
+    """Whatever file it is; but an engine, which can be built again."""
     engine(tmp_path, "one")
-    (tmp_path / "b" / "plan.json").write_text("{}")
-    with pytest.raises(UserError, match=r"plan\.json is not the file the manifest describes"):
-        with extend.extended(Bundle.open(tmp_path / "b")):
-            pytest.fail("it began")
+    bundle = Bundle.open(tmp_path / "b")
+    for name in bundle.manifest["files"]:
+        content = (tmp_path / "b" / name).read_bytes()
+        (tmp_path / "b" / name).write_bytes(content + b" ")
+        if name.startswith(extend.ENGINES):
+            with extend.extended(bundle):
+                pass
+            bundle = Bundle.open(tmp_path / "b")
+        else:
+            with pytest.raises(UserError, match=f"{re.escape(name)} is not the file the manifest describes"):
+                with extend.extended(bundle):
+                    pytest.fail("it began")
+        (tmp_path / "b" / name).write_bytes(content)
 
 
 def test_only_what_joined_is_cleared(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def test_it_is_whole_or_not_there(copy: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ((), "exists"),
         (("--name", "other", "--force"), "other is a folder but no model of Triton"),
-        *((("--name", name), "must be the name of a folder") for name in ("a/b", "..", ".", "")),
+        *((("--name", name), "must be the name of a folder") for name in ("a/b", "..", ".", "", "a\nb", "\udcff")),
         (("--name", "x", "--batch", "0"), "--batch is 0"),
         (("--name", "x", "--batch", "1048577"), "--batch is 1048577; it must be at least 1 and at most 1,048,576"),
         (("--name", "x", "--precision", "fp16"), "holds no sampler-fp16.onnx"),

@@ -140,7 +140,7 @@ def test_a_command_without_force_does_not_advise_it(tmp_path: Path) -> None:
 def test_a_bundle_goes_where_its_graphs_can_be_opened(tmp_path: Path) -> None:
     latin = tmp_path / os.fsdecode(b"\xe9t\xe9")
     for place in (latin, latin / "in" / "it"):
-        with pytest.raises(UserError, match="ONNX Runtime takes only paths in UTF-8; choose another folder"):
+        with pytest.raises(UserError, match="bundles need paths in UTF-8, as ONNX Runtime does; choose another folder"):
             check_writable(place, False, "bundle")
     assert not latin.exists()
     check_writable(tmp_path / "été", False, "bundle")

@@ -149,7 +149,7 @@ def test_json_keeps_them() -> None:
         (lambda: Inputs((1,), {}, {"a b": Axis(1, 1, 1)}), "an axis is called 'a b'; it must be a word"),
         *(
             (lambda name=name: Inputs((1,), {name: Condition()}), "a condition is called .*; it must be a word")
-            for name in ("", "a b", "../a", "/etc/a", "a.b", "-a")
+            for name in ("", "a b", "../a", "/etc/a", "a..b", ".a", "a.", "-a", "1")
         ),
         (lambda: Inputs((1,), {"m": Condition((2,), "bool", null=2)}), "has a null 2, which is no bool"),
         (lambda: Inputs((1,), {"k": Condition((), "int64", null=0.5)}), "has a null 0.5, which is no int64"),

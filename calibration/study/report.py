@@ -90,7 +90,7 @@ def markdown(study: Study) -> str:
         ("trimmed", f"RMS error without the worst {TRIMMED:.0%} of each solver's images"),
         ("median", "the median of the images' RMS errors"),
     ):
-        if len({row.kind for row in study.rows}) > 1:
+        if {BEST_FIXED} < {row.kind for row in study.rows}:
             heading = f"By {name}, the best of a kind to the best fixed solver on its best levels at the same NFE:"
             lines += ["", heading, "", *_ratios(study, columns, measure, lambda *at: fixed_row(study, *at))]
         if {RIVAL} < {row.kind for row in study.rows if row.kind != BEST_FIXED}:

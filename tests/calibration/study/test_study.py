@@ -128,6 +128,9 @@ def test_the_best_rival_may_be_of_any_kind(found: Path) -> None:
     assert [measured.rival(3, measure) for measure in ("rmse", "median")] == [rows[2], rows[1]]
     assert replace(measured, rows=tuple(rows[:2])).rival(3) == rows[0]
     assert measured.rival(4) is None
+    for shown, told in ((rows, True), (rows[1:], False), (rows[:1], False)):  # to what was not measured, or alone
+        page = report.markdown(replace(measured, rows=tuple(shown)))
+        assert ("to the best fixed solver on its best levels" in page) == told
 
 
 def test_of_rivals_alone(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def probe(model: Preconditioned) -> list[float]:
         for rows in ([0, 0], [1, 0]):
             beside = model.encode({key: value[rows] for key, value in checked.items()})
             for key, value in told.items():
-                check_apart(f"{name}'s {key}", value, beside[key])
+                check_apart(f"{name}'s encoder, which makes {key},", value, beside[key])
         middle = math.sqrt(spec.sigma_min * min(spec.sigma_max, 80.0))
         for sigma in (spec.sigma_max, middle, spec.sigma_min):
             returned = answer(model, x, sigma, told)
@@ -52,7 +52,7 @@ def probe(model: Preconditioned) -> list[float]:
 
 
 def values_of(model: Preconditioned) -> dict[str, np.ndarray]:
-    """Of each condition that a caller gives, for two samples."""
+    """By name, of each condition that a caller gives: [2, …]."""
     try:
         return model.draw_raw([0, 1])
     except UserError:
@@ -64,7 +64,7 @@ def values_of(model: Preconditioned) -> dict[str, np.ndarray]:
 
 
 def answer(model: Preconditioned, x: Tensor, sigma: float, told: Mapping[str, Tensor]) -> Tensor:
-    """The network's own for noise of that level. Raises UserError where it fails or its shape is wrong."""
+    """The network's own, as x, which is [2, *shape] of unit noise. Raises UserError where it fails or is not as x."""
     name, c = model.spec.name, model.preconditioning.coefficients(torch.tensor([sigma]))
     places, names = model.told(told, x.device)
     try:
@@ -81,12 +81,12 @@ def answer(model: Preconditioned, x: Tensor, sigma: float, told: Mapping[str, Te
 
 
 def check_apart(who: str, answers: Tensor, moved: Tensor) -> None:
-    """Raises UserError where the first of two samples got another answer when it was the second, beside another."""
+    """[2, …] each. Raises UserError where the first sample got another answer as the second, beside another."""
     one, again = answers[0].double(), moved[1].double()
     if (one - again).abs().max() > SAME * one.abs().max():
         raise UserError(
-            f"{who} is another for the same sample beside another one: an answer may depend neither on the other "
-            "samples of a batch nor on chance"
+            f"{who} answers otherwise for the same sample beside another one: an answer may depend neither on the "
+            "other samples of a batch nor on chance"
         )
 
 

@@ -73,8 +73,9 @@ def as_a_file(path: Path, name: str) -> Iterator[None]:
     except (UserError, KeyboardInterrupt):
         raise
     except BaseException as error:  # whatever a user's code may raise
-        told = (line for line in traceback.format_exception_only(error) if not line.startswith(" "))  # nor the code
-        raise UserError(f"{name} failed: {next(told).splitlines()[0]}") from error
+        lines = traceback.format_exception_only(error)  # a SyntaxError's begin with the code, indented
+        told = next(line for line in lines if not line.startswith(" "))
+        raise UserError(f"{name} failed: {told.splitlines()[0]}") from error
 
 
 @contextmanager

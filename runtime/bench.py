@@ -25,6 +25,7 @@ PERCENTILES = (50, 90, 95, 99)
 # The PyTorch path lives where PyTorch is known. A package offers it under this entry-point group as a function
 # (bundle, weights, on_gpu) → feed → samples, a feed being what sampler.onnx takes; it raises UserError when it cannot.
 EAGER_GROUP = "edge_sampler.eager"
+MOST_ROUNDS = 2**20
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,9 @@ def bench(
 
     The limit is nfe calls of denoiser.onnx on one input, without a sampler around them; an engine has none.
     """
-    if not (1 <= batch <= MOST_BATCH and 1 <= rounds <= MOST_BATCH):
-        raise UserError(f"batch is {batch} and rounds {rounds}; both must be at least 1, and at most {MOST_BATCH:,}")
+    if not (1 <= batch <= MOST_BATCH and 1 <= rounds <= MOST_ROUNDS):
+        most = f"at most {MOST_BATCH:,} and {MOST_ROUNDS:,}"
+        raise UserError(f"batch is {batch} and rounds {rounds}; they must be at least 1, and {most}")
     feed = feed_of(bundle, range(batch), bundle.examples(batch))
     chosen, left_out = choose(bundle, backend, precision), list[str]()
     paths: dict[str, Callable[[], object]] = {}

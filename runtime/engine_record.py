@@ -13,7 +13,7 @@ INSTALL = {
     "tensorrt": "install tensorrt (a Jetson's JetPack brings it; elsewhere: pip install tensorrt)",
     "tensorrt-rtx": "pip install tensorrt-rtx",
 }
-MOST_BATCH = 2**20  # samples in one run of anything
+MOST_BATCH = 2**20  # samples in one run, of an engine or a graph
 PRECISION = re.compile(r"[a-z0-9+-]+")  # the form of a name; export.precisions has them
 
 

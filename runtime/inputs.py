@@ -15,7 +15,7 @@ from edge_sampler.runtime.text import Text
 
 FLOAT_IMAGES = "images_float32"  # what sampler.onnx calls its float images where its output is uint8
 TAKEN = ("x", "sigma", "noise", "batch", "seeds", "temperature", "file", FLOAT_IMAGES)  # by graphs and functions
-WORD, WORDS = re.compile(r"[^\W\d]\w*"), re.compile(r"[^\W\d]\w*(\.\w+)*")  # policies have observation.state
+WORDS = re.compile(r"[^\W\d]\w*(\.\w+)*")  # what a condition may be called: policies have observation.state
 MOST_VALUES = 2**28  # of one sample: 1 GB in float32
 
 
@@ -54,8 +54,11 @@ class Inputs:
             if not (isinstance(size, str) or (number and 1 <= size <= MOST_VALUES)):
                 raise UserError(f"a shape has the size {size!r:.40}; it must be 1 or more, or an axis's name")
         named = {size for shape in self._shapes() for size in shape if isinstance(size, str)}
-        for kind, names, form in (("an axis", self.axes, WORD), ("a condition", self.conditions, WORDS)):
-            if odd := sorted(name for name in names if not form.fullmatch(name)):
+        for kind, names, fits in (
+            ("an axis", self.axes, str.isidentifier),
+            ("a condition", self.conditions, WORDS.fullmatch),
+        ):
+            if odd := sorted(name for name in names if not fits(name)):
                 raise UserError(f"{kind} is called {odd[0]!r:.40}; it must be a word")
             if clash := sorted({*names} & {*TAKEN}):
                 raise UserError(f"{kind} is called {clash[0]!r}, which is taken: give it another name")

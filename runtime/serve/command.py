@@ -23,6 +23,7 @@ from edge_sampler.runtime.install import install_command
 
 KEY = "EDGE_SAMPLER_API_KEY"
 LOCAL = ("127.0.0.1", "::1", "localhost")
+MOST_WAITING, MOST_MEGABYTES = 2**20, 2**20  # images in the queue; of a request's body
 
 
 def main() -> int:
@@ -64,10 +65,10 @@ def main() -> int:
 def _check(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.port <= 65535:
         raise UserError(f"--port is {arguments.port}; it must be 1 to 65535, or 0 for any that is free")
-    for option in ("batch", "queue", "max_body"):
+    for option, most in (("batch", MOST_BATCH), ("queue", MOST_WAITING), ("max_body", MOST_MEGABYTES)):
         value = getattr(arguments, option)
-        if value is not None and not 1 <= value <= MOST_BATCH:
-            raise UserError(f"--{option.replace('_', '-')} is {value}; it must be at least 1, at most {MOST_BATCH:,}")
+        if value is not None and not 1 <= value <= most:
+            raise UserError(f"--{option.replace('_', '-')} is {value}; it must be at least 1, at most {most:,}")
     if not (math.isfinite(arguments.wait) and arguments.wait >= 0):
         raise UserError(f"--wait is {arguments.wait}; it must be 0 or more milliseconds")
 

@@ -122,7 +122,7 @@ def test_an_engine_is_timed_without_a_loop(memory: tuple[int, ...], told: int, m
     with pytest.raises(UserError, match="batch is 5, and the engine takes 4 at most"):
         benching.bench(of, 5, 1)
     for batch, rounds in ((0, 1), (1, 0)):
-        with pytest.raises(UserError, match=f"batch is {batch} and rounds {rounds}; both must be at least 1"):
+        with pytest.raises(UserError, match=f"batch is {batch} and rounds {rounds}; they must be at least 1"):
             benching.bench(of, batch, rounds)
 
 

@@ -201,15 +201,15 @@ def two_step_errors(products: np.ndarray, levels: Sequence[float], afs: bool) ->
         squares = (seen * missed).sum(1)
         if now == 0:
             errors[0, 0, below] = squares
-        for before in range(now):
-            directions = np.stack([answers[now] - answers[before], noise[now] - noise[before]])
-            normal = directions @ products @ directions.T
-            scale = 1 / np.sqrt(np.maximum(np.diag(normal), np.finfo(float).tiny))
-            normal *= np.outer(scale, scale)
-            slope = (seen @ directions.T) * scale
-            gamma = np.linalg.solve(normal + RIDGE * np.eye(2), slope.T).T
-            gained = 2 * (gamma * slope).sum(1) - ((gamma @ normal) * gamma).sum(1)
-            errors[before, now, below] = np.maximum(squares - gained, 0.0)
+            continue
+        directions = np.stack([answers[now] - answers[:now], noise[now] - noise[:now]], 1)  # [now, 2, …]
+        normal = directions @ products @ directions.transpose(0, 2, 1)
+        scale = 1 / np.sqrt(np.maximum(np.diagonal(normal, axis1=1, axis2=2), np.finfo(float).tiny))
+        normal *= scale[:, :, None] * scale[:, None]
+        slope = directions @ seen.T * scale[:, :, None]
+        gamma = np.linalg.solve(normal + RIDGE * np.eye(2), slope)
+        gained = (gamma * (2 * slope - normal @ gamma)).sum(1)
+        errors[:now, now, below] = np.maximum(squares - gained, 0.0)
     return errors
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edge_sampler.models.denoiser import Denoiser, null_of
 from edge_sampler.models.onnx_graph import OnnxGraph, told
+from edge_sampler.models.probe import check_denoiser
 from edge_sampler.models.spec import ModelSpec, digest
 from edge_sampler.models.zoo import ZOO
 from edge_sampler.runtime.bundle import Bundle
@@ -95,7 +96,7 @@ def find(model: str) -> Path | None:
 def load(path: Path) -> Denoiser:
     """The denoiser of a graph, described by the bundle that it is of, or by FILE.json beside FILE.onnx.
 
-    Raises UserError for what is no denoiser's graph, and where nothing describes it.
+    Raises UserError for what is no denoiser's graph, where nothing describes it, and where samples change each other.
     """
     if (path.parent / MANIFEST).is_file() and not path.with_suffix(".json").is_file():
         bundle = Bundle.open(path.parent)
@@ -104,7 +105,9 @@ def load(path: Path) -> Denoiser:
         if path.name in bundle.manifest["files"]:
             raise UserError(f"{path} is no denoiser, but another graph of that bundle: name {path.parent / DENOISER}")
     graph = OnnxGraph(path)
-    return OnnxDenoiser(graph, described(path, graph)).eval()
+    model = OnnxDenoiser(graph, described(path, graph)).eval()
+    check_denoiser(model)
+    return model
 
 
 class NotHeld:

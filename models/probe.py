@@ -1,70 +1,129 @@
 """Asks a user's network and its stages for a few answers: what tells them from others, and whether they are sound."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from edge_sampler.models.denoiser import Preconditioned, per_sample
+from edge_sampler.models.denoiser import Denoiser, Preconditioned, per_sample
+from edge_sampler.models.spec import ModelSpec
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.noise import unit_noise
 
-ROUNDED = 0.05  # of the largest value, in which answers for one and for two samples may differ, computed in few bits
+DRAWN = 8  # values of each condition
 SAME = 1e-5  # of the largest value: for as many samples, each is computed by the same operations
+ROUNDED = 1e-3  # of the largest value, in which answers for one and for two samples may differ
+FEW_BITS = 0.05  # and where 16 bits or fewer hold values on the way
+
+
+class Rounding(TorchDispatchMode):
+    """Notices values of few bits while it is entered. ``allowed``: how far its computations may be off, relatively."""
+
+    allowed = ROUNDED
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        few = (isinstance(one, Tensor) and one.is_floating_point() and one.itemsize < 4 for one in tree_leaves(made))
+        self.allowed = FEW_BITS if any(few) else self.allowed
+        return made
 
 
 def probe(model: Preconditioned) -> list[float]:
     """What tells a network's answers from another's of the same weights: figures of its answers at three noise levels.
 
     To two digits, so that machines agree. Raises UserError where network, encoder or decoder return another shape than
-    they should, and where an answer depends on another sample's. For conditions without examples stand normal numbers,
-    masks that hide nothing, and 0 of what counts.
+    they should, and where an answer depends on another sample's, or on how many there are. For conditions without
+    examples stand normal numbers, masks that hide nothing, and 0 of what counts.
     """
     spec, name, answers = model.spec, model.spec.name, list[float]()
-    checked, sizes = spec.called_with.check(values_of(model), 2)
+    raws, sizes = drawn(model)
     shape = spec.inputs.sized(sizes=sizes)
     x, weight = (torch.from_numpy(unit_noise(seeds, shape)) for seeds in ([0, 1], [2, 3]))
-    moved = torch.stack([3 * weight[0], x[0]])  # the first sample, behind another and larger one
-    with torch.inference_mode():
-        told = model.encode(checked)
-        spec.inputs.check({key: value.numpy() for key, value in told.items()}, 2)
-        for rows in ([0, 0], [1, 0]):
-            beside = model.encode({key: value[rows] for key, value in checked.items()})
-            for key, value in told.items():
-                check_apart(f"{name}'s encoder, which makes {key},", value, beside[key])
-        middle = math.sqrt(spec.sigma_min * min(spec.sigma_max, 80.0))
-        for sigma in (spec.sigma_max, middle, spec.sigma_min):
-            returned = answer(model, x, sigma, told)
-            check_apart(name, returned, answer(model, moved, sigma, beside))
-            answers += figures(returned[:, : x.shape[1]], weight)
-        check_alone(model, x, middle, told)
+    states = (x[:1], x, torch.stack([3 * weight[0], x[0]]))
+    with torch.inference_mode(), Rounding() as rounding:
+        told = [model.encode(raw) for raw in raws]
+        spec.inputs.check({key: value.numpy() for key, value in told[1].items()}, 2)
+        for key in told[1]:
+            check_apart(f"{name}'s encoder, which makes {key},", [one[key] for one in told], rounding)
+        for sigma in levels(spec):
+            returned = [answer(model, *given, sigma) for given in zip(states, told, strict=True)]
+            check_apart(name, returned, rounding)
+            answers += figures(returned[1][:, : x.shape[1]], weight)
         if model.decoder is not None:
-            decoded, expected = model.decoder(x), [2, *spec.inputs.sized(spec.output.shape, sizes)]
-            if (got := list(decoded.shape)) != expected:
-                raise UserError(f"the decoder returned {got} for x {list(x.shape)}; its output says {expected}")
-            if decoded.dtype != torch.float32:
-                raise UserError(f"the decoder returned {decoded.dtype}; it must be torch.float32")
-            check_apart(f"{name}'s decoder", decoded, model.decoder(moved))
-            answers += figures(decoded, torch.from_numpy(unit_noise([2, 3], expected[1:])))
+            decoded, expected = [model.decoder(state) for state in states], spec.inputs.sized(spec.output.shape, sizes)
+            two = decoded[1]
+            got = list(two.shape) if isinstance(two, Tensor) else f"a {type(two).__name__}"
+            if got != [2, *expected]:
+                raise UserError(f"the decoder returned {got} for x {list(x.shape)}; its output says {[2, *expected]}")
+            if two.dtype != torch.float32:
+                raise UserError(f"the decoder returned {two.dtype}; it must be torch.float32")
+            check_apart(f"{name}'s decoder", decoded, rounding)
+            answers += figures(two, torch.from_numpy(unit_noise([2, 3], expected)))
     return [float(f"{figure:.1e}") for figure in answers]
 
 
-def values_of(model: Preconditioned) -> dict[str, np.ndarray]:
-    """By name, of each condition that a caller gives: [2, …]."""
+def check_denoiser(model: Denoiser) -> None:
+    """Raises UserError where an answer depends on another sample's, or on how many there are."""
+    raws, sizes = drawn(model)
+    x = torch.from_numpy(unit_noise([0, 1, 2], model.spec.inputs.sized(sizes=sizes)))
+    states = (x[:1], x[:2], torch.stack([3 * x[2], x[0]]))  # one first: a graph measures what its first run takes
+    with torch.inference_mode(), Rounding() as rounding:
+        told = [model.encode(raw) for raw in raws]
+        for sigma in levels(model.spec):
+            made = [model(sigma * state, sigma, **conditions) for state, conditions in zip(states, told, strict=True)]
+            if (got := list(made[1].shape)) != list(x[:2].shape):
+                raise UserError(f"{model.spec.name} made {got} of x {list(x[:2].shape)}; it must be as x")
+            check_apart(model.spec.name, made, rounding)
+
+
+def levels(spec: ModelSpec) -> tuple[float, float, float]:
+    return spec.sigma_max, math.sqrt(spec.sigma_min * min(spec.sigma_max, 80.0)), spec.sigma_min
+
+
+def drawn(model: Denoiser) -> tuple[list[dict[str, np.ndarray]], dict[str, int]]:
+    """Conditions as a caller gives them, of one sample, of it and a second, and of it behind another one; and the sizes
+    of axes.
+    """
+    called = model.spec.called_with
+    values, sizes = called.check(values_of(model), DRAWN)
+    behind = {
+        key: np.stack([another(value, called.conditions[key].choices), value[0]]) for key, value in values.items()
+    }
+    one, two = ({key: value[:count] for key, value in values.items()} for count in (1, 2))
+    return [one, two, behind], sizes
+
+
+def another(values: np.ndarray, choices: int) -> np.ndarray:
+    """One that the first two of them are not, if there can be: the next; what differs most in size, turned round; where
+    all are the same number, the next.
+    """
+    if choices:
+        return np.asarray((values[0] + 1) % choices)
+    sizes = np.abs(values.reshape(len(values), -1).astype(float)).sum(1)
+    found = np.flip(values[2 + np.abs(sizes[2:] - sizes[1]).argmax()])
+    return found + np.float32(1) if found.dtype == np.float32 and (found == values[0]).all() else found
+
+
+def values_of(model: Denoiser) -> dict[str, np.ndarray]:
+    """By name, of each condition that a caller gives: [``DRAWN``, …]."""
     try:
-        return model.draw_raw([0, 1])
+        return model.draw_raw(range(DRAWN))
     except UserError:
         raw = {}
         for place, (key, one) in enumerate(model.spec.called_with.conditions.items()):
-            values = unit_noise([2 * place + 4, 2 * place + 5], model.spec.inputs.sized(one.shape))
+            seeds = [2 * place + 4, 2 * place + 5, *range(100, 98 + DRAWN)]
+            values = unit_noise(seeds, model.spec.inputs.sized(one.shape))
             raw[key] = values if one.dtype == "float32" else np.full(values.shape, one.dtype == "bool", one.dtype)
         return raw
 
 
-def answer(model: Preconditioned, x: Tensor, sigma: float, told: Mapping[str, Tensor]) -> Tensor:
-    """The network's own, as x, which is [2, *shape] of unit noise. Raises UserError where it fails or is not as x."""
+def answer(model: Preconditioned, x: Tensor, told: Mapping[str, Tensor], sigma: float) -> Tensor:
+    """The network's own, as x, which is [n, *shape] of unit noise. Raises UserError where it fails or is not as x."""
     name, c = model.spec.name, model.preconditioning.coefficients(torch.tensor([sigma]))
     places, names = model.told(told, x.device)
     try:
@@ -73,33 +132,23 @@ def answer(model: Preconditioned, x: Tensor, sigma: float, told: Mapping[str, Te
         reason = str(error).partition("\n")[0]
         called = f"x {list(x.shape)} and a noise level {list(c.c_noise.shape)}, one for all samples"
         raise UserError(f"{name} failed for {called}: {reason}") from error
-    twice = (2, 2 * x.shape[1], *x.shape[2:])
+    twice = (len(x), 2 * x.shape[1], *x.shape[2:])
     if not isinstance(returned, Tensor) or tuple(returned.shape) not in (tuple(x.shape), twice):
         got = list(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
         raise UserError(f"{name} returned {got} for x {list(x.shape)}; it should return as many, as large")
     return returned
 
 
-def check_apart(who: str, answers: Tensor, moved: Tensor) -> None:
-    """[2, …] each. Raises UserError where the first sample got another answer as the second, beside another."""
-    one, again = answers[0].double(), moved[1].double()
+def check_apart(who: str, answers: Sequence[Tensor], rounding: Rounding) -> None:
+    """Raises UserError where a sample got several answers: alone, as the first of two, and behind another one."""
+    alone, one, again = (found[place].double() for found, place in zip(answers, (0, 0, 1), strict=True))
     if (one - again).abs().max() > SAME * one.abs().max():
         raise UserError(
             f"{who} answers otherwise for the same sample beside another one: an answer may depend neither on the "
             "other samples of a batch nor on chance"
         )
-
-
-def check_alone(model: Preconditioned, x: Tensor, sigma: float, told: Mapping[str, Tensor]) -> None:
-    """Raises UserError where the network fails for one sample, or the first of two gets another answer by itself."""
-    name, whole = model.spec.name, model(x, sigma, **told)
-    try:
-        alone = model(x[:1], sigma, **{key: value[:1] for key, value in told.items()})
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{name} failed for one sample: {reason}") from error
-    if (alone - whole[:1]).abs().max() > ROUNDED * whole.abs().max():
-        raise UserError(f"{name} answers otherwise for one sample than for the same in a batch: let it answer alike")
+    if (one - alone).abs().max() > rounding.allowed * one.abs().max():
+        raise UserError(f"{who} answers otherwise for one sample than for the same in a batch: let it answer alike")
 
 
 def figures(values: Tensor, weight: Tensor) -> list[float]:

@@ -29,8 +29,9 @@ def unit_noise(seeds: Sequence[int], shape: Sequence[int], stream: int = 0) -> n
         True
     """
     noise = np.empty((len(seeds), *shape), np.float32)
-    for row, seed in zip(noise, seeds, strict=True):
+    for place, seed in enumerate(seeds):
         if not 0 <= seed < SEEDS:
             raise UserError(f"seed {seed} is out of range; seeds are 0 to {SEEDS - 1}")
-        np.random.Generator(np.random.Philox(key=int(seed) + (stream << 64))).standard_normal(out=row, dtype=np.float32)
+        stream_of_seed = np.random.Generator(np.random.Philox(key=int(seed) + (stream << 64)))
+        stream_of_seed.standard_normal(out=noise[place, ...], dtype=np.float32)
     return noise

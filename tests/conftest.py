@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from edge_sampler.runtime.fit_report import FitReport
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import Plan
 from tests.bundles import BUNDLES
+from tests.warm import remember
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -141,12 +141,9 @@ def drawn_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[["
 
 
 @pytest.fixture(scope="session", autouse=HAS_PYTORCH)
-def operators_read_once() -> Iterator[None]:
-    """PyTorch's exporter reads the source of all operators each time: of a small network that is half the work."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
+def exporter_remembers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+        remember(patch.setattr)
         yield
 
 

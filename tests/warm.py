@@ -20,6 +20,8 @@ import sys
 import tempfile
 import threading
 import traceback
+import typing
+from collections.abc import Callable
 from contextlib import redirect_stderr, suppress
 from functools import cache
 from io import StringIO
@@ -167,20 +169,36 @@ def stream(number: int, mode: str, **how: Any) -> Any:
 
 
 def warm_up() -> None:
-    """Imports what a first export imports, and reads PyTorch's library of operators once (tests/conftest.py).
+    """Imports what a first export imports, and does once what PyTorch's exporter does for each network.
 
     ONNX Runtime is left out: it starts a thread, which no fork has.
     """
     import torch
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
+    remember(setattr)
     with patch.object(tqdm, "monitor_interval", 0), StringIO() as nowhere, redirect_stderr(nowhere):
         logging.disable()
         torch.onnx.export(torch.nn.Linear(1, 1).eval(), (torch.zeros(2, 1),), dynamo=True, verbose=False)
         logging.disable(logging.NOTSET)
     assert threading.active_count() == 1
+
+
+def remember(put: Callable[[object, str, object], None]) -> None:
+    """PyTorch's exporter reads the source of all operators once, and looks once for those that are made of others.
+
+    It did so for each network: of a small one, that is half the work. Each operator that is made of others gets a
+    kernel for the time of an export, whose annotations are evaluated each time: typing's Callable is remembered.
+    """
+    import torch
+    from torch.export import decomp_utils, exported_program
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    put(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+    composite = cache(exported_program._collect_all_valid_cia_ops)
+    for module in (exported_program, decomp_utils):
+        put(module, "_collect_all_valid_cia_ops", composite)
+    put(torch._ops, "Callable", typing.Callable)
 
 
 if __name__ == "__main__":

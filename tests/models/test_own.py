@@ -55,7 +55,7 @@ class Wrong(nn.Module):
         ({"precond": "DDPMPrecond", "prediction_type": "x0"}, "prediction_type is 'x0'; allowed: epsilon, "),
         ({"precond": "EDMPrecond", "sigma_data": 0}, "EDMPrecond: sigma_data is 0; it must be above 1e-06"),
         ({"precond": "FlowPrecond", "reversed_time": "no"}, "reversed_time is 'no'; it must be true or false"),
-        ({}, r"Wrong returned \[2, 4, 4\] for x \[2, 1, 4, 4\]"),
+        ({}, r"Wrong returned \[1, 4, 4\] for x \[1, 1, 4, 4\]"),
     ],
 )
 def test_what_cannot_be_adapted(arguments: dict[str, object], message: str) -> None:
@@ -101,13 +101,42 @@ class Drawing(nn.Module):
 
 
 class Counting(nn.Module):
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return x * len(x)
+    """Multiplies by one and so much for each sample, from a noise level on."""
+
+    def __init__(self, part: float = 1.0, lowest: float = 0.0) -> None:
+        super().__init__()
+        self.part, self.lowest = part, lowest
+
+    def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        counted = x * (1 + self.part * len(x))
+        return counted if sigma is None else torch.where(sigma >= self.lowest, counted, x)
+
+
+class CountingHints(nn.Module):
+    def forward(self, hint: Tensor) -> tuple[Tensor]:
+        return (hint * len(hint),)
 
 
 class MixingHints(nn.Module):
     def forward(self, hint: Tensor) -> tuple[Tensor]:
         return (hint - hint.mean(0),)
+
+
+class MixingTold(nn.Module):
+    """Takes something that the conditions of all samples have together for each sample's own."""
+
+    def __init__(self, statistic: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.statistic = statistic
+
+    def forward(self, x: Tensor, sigma: Tensor, *classes: Tensor, **hints: Tensor) -> Tensor:
+        told = self.statistic(torch.cat([*classes, *(hint.float() for hint in hints.values())], -1))
+        return x * (told * torch.arange(1, 1 + told.shape[-1])).sum(-1, keepdim=True)
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Tensor, sigma: Tensor, scale: Tensor) -> Tensor:
+        return x * scale[:, None]
 
 
 class Doubled(nn.Module):
@@ -116,7 +145,10 @@ class Doubled(nn.Module):
 
 
 HINT = {"hint": edge_sampler.Condition((4,))}
+POSE = edge_sampler.Output("pose", (8,))
 ROWS = np.zeros((6, 4), np.float32)
+ONE_ROW = np.arange(4, dtype=np.float32)[None]
+LENGTHS = np.array([[3], [8], [3], [3]])
 
 
 class Hints(nn.Module):
@@ -179,6 +211,7 @@ def test_a_shape_is_several_numbers() -> None:
             {"decoder": edge_sampler.Decoder(nn.Linear(8, 3), edge_sampler.Output("pose", (4,)))},
             r"the decoder returned \[2, 3\] for x \[2, 8\]; its output says \[2, 4\]",
         ),
+        ({"decoder": edge_sampler.Decoder(MixingHints(), POSE)}, r"the decoder returned a tuple for x \[2, 8\]"),
         ({"sigma_min": 2.0, "sigma_max": 1.0}, "sigma_min is 2 and sigma_max 1; they must be above 0 and in order"),
         ({"sigma_min": 0}, "sigma_min is 0 and sigma_max 80; they must be above 0 and in order"),
         ({"sigma_max": 10**400}, r"Denoised with sigma_max=1000\d*: int too large"),
@@ -220,9 +253,6 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert json.loads(json.dumps([model.spec.shape, model.spec.classes, model.spec.sigma_max])) == [[8], 3, 5.0]
 
 
-POSE = edge_sampler.Output("pose", (8,))
-
-
 @pytest.mark.parametrize(
     ("network", "stages", "who"),
     [
@@ -240,6 +270,14 @@ POSE = edge_sampler.Output("pose", (8,))
             {"conditions": HINT, "encoder": edge_sampler.Encoder(MixingHints(), {"told": HINT["hint"]}, ("hint",))},
             "Told's encoder, which makes hint,",
         ),
+        (MixingTold(lambda hint: hint.mean(0)), {"conditions": HINT}, "MixingTold"),
+        (MixingTold(lambda hint: hint[:1]), {"conditions": HINT, "examples": {"hint": ONE_ROW}}, "MixingTold"),
+        (MixingTold(lambda classes: classes[:1] * torch.arange(2)), {"classes": 2}, "MixingTold"),
+        (
+            MixingTold(lambda lengths: lengths / lengths.max()),
+            {"conditions": {"length": edge_sampler.Condition((1,), "int64")}, "examples": {"length": LENGTHS}},
+            "MixingTold",
+        ),
     ],
 )
 def test_an_answer_depends_on_its_sample_alone(network: nn.Module, stages: dict[str, Any], who: str) -> None:
@@ -248,10 +286,43 @@ def test_an_answer_depends_on_its_sample_alone(network: nn.Module, stages: dict[
         models.adapt(network, (8,), **stages)
 
 
-def test_an_answer_is_the_same_in_a_batch() -> None:
-    with pytest.raises(UserError, match="Counting answers otherwise for one sample than for the same in a batch"):
-        models.adapt(Counting(), (8,))
-    assert models.adapt(Mixing(0.0), (8,)).spec.shape == (8,)  # which rounds, one as two
+@pytest.mark.parametrize(
+    ("network", "stages", "who"),
+    [
+        (Counting(), {}, "Counting"),
+        (Counting(0.005), {}, "Counting"),
+        (Counting(lowest=50.0), {}, "Counting"),
+        (Mixing(0.0), {"decoder": edge_sampler.Decoder(Counting(), POSE)}, "Mixing's decoder"),
+        (
+            Told(),
+            {"conditions": HINT, "encoder": edge_sampler.Encoder(CountingHints(), {"told": HINT["hint"]}, ("hint",))},
+            "Told's encoder, which makes hint,",
+        ),
+    ],
+)
+def test_an_answer_is_the_same_in_a_batch(network: nn.Module, stages: dict[str, Any], who: str) -> None:
+    with pytest.raises(UserError, match=f"{who} answers otherwise for one sample than for the same in a batch"):
+        models.adapt(network, (8,), **stages)
+
+
+class Few(Counting):
+    """Computes in 16 bits, so that another kernel may round otherwise: here, by so much as ``part``."""
+
+    def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        return super().forward(x.half(), sigma).float()
+
+
+def test_few_bits_round() -> None:
+    assert models.adapt(Few(0.01), (8,)).spec.shape == (8,)
+    with pytest.raises(UserError, match="Few answers otherwise for one sample"):
+        models.adapt(Few(0.2), (8,))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
+def test_a_condition_may_be_one_number(dtype: str) -> None:
+    """Also before it has examples."""
+    model = models.adapt(Scaled(), (8,), conditions={"scale": edge_sampler.Condition((), dtype, null=0)})
+    assert model.spec.inputs.conditions["scale"].shape == ()
 
 
 def test_a_condition_without_examples_is_asked_for_before_the_fit() -> None:

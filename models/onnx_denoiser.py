@@ -16,14 +16,15 @@ from edge_sampler.models.spec import ModelSpec, digest
 from edge_sampler.models.zoo import ZOO
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.condition import Axis, Condition
-from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.errors import UserError, is_line
 from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.json_file import read_json
 from edge_sampler.runtime.manifest import MANIFEST
 
 SUFFIX, DENOISER = ".onnx", "denoiser.onnx"
 SCHEDULES = ("edm", "flow")
-FACTS = ("sigma_min", "sigma_max", "conditions", "axes", "schedule", "licence", "output")  # of FILE.json
+NUMBERS, LINES = ("sigma_min", "sigma_max"), ("schedule", "licence", "output")
+FACTS = (*NUMBERS, "conditions", "axes", *LINES)  # of FILE.json
 OF_CONDITION = ("null", "choices", "description")
 EXAMPLE = '{"sigma_min": 0.002, "sigma_max": 80}'
 
@@ -208,6 +209,10 @@ def described(path: Path, graph: OnnxGraph) -> ModelSpec:
     if not isinstance(facts, dict) or (unknown := sorted(set(facts) - set(FACTS))):
         what = f"unknown {unknown[0]!r}" if isinstance(facts, dict) else f"it is {facts!r:.40}"
         raise UserError(f"{beside}: {what}; expected an object such as {EXAMPLE}, of {', '.join(FACTS)}")
+    for key, value in facts.items():
+        if (key in NUMBERS and type(value) not in (int, float)) or (key in LINES and not is_line(value)):
+            kind = "number" if key in NUMBERS else "line of text"
+            raise UserError(f"{beside}: {key} is {value!r:.40}; it must be a {kind}")
     try:
         lowest, highest = float(facts["sigma_min"]), float(facts["sigma_max"])
         axes = {name: Axis(*sizes) for name, sizes in facts.get("axes", {}).items()}
@@ -230,6 +235,10 @@ def described(path: Path, graph: OnnxGraph) -> ModelSpec:
             f"{beside}: unknown {surplus[0]} among conditions; the graph has {', '.join(conditions) or 'none'}, and of "
             f"each may be told {', '.join(OF_CONDITION)}"
         )
+    if unused := sorted(
+        set(axes) - {size for known in (shape, *(one.shape for one in conditions.values())) for size in known}
+    ):
+        raise UserError(f"{beside}: no shape has the axis {unused[0]!r}; the graph takes {told(graph.inputs)}")
     if not 0 < lowest < highest < math.inf:
         raise UserError(
             f"{beside}: sigma_min is {lowest:g} and sigma_max {highest:g}; they must be above 0 and in order"
@@ -242,10 +251,10 @@ def described(path: Path, graph: OnnxGraph) -> ModelSpec:
         inputs=inputs,
         sigma_min=lowest,
         sigma_max=highest,
-        licence=str(facts.get("licence", "unknown")),
+        licence=facts.get("licence", "unknown"),
         architecture=digest([SUFFIX, {name: one.null for name, one in conditions.items()}]),
         weights_sha256="",
         random_weights=False,
-        output=Output(str(facts.get("output", "images" if picture else "samples")), shape),
+        output=Output(facts.get("output", "images" if picture else "samples"), shape),
         schedule=schedule,
     )

@@ -16,7 +16,7 @@ from edge_sampler.models.precond import PRECONDITIONINGS, Preconditioning
 from edge_sampler.models.probe import probe
 from edge_sampler.models.spec import digest
 from edge_sampler.runtime.condition import Axis, Condition, class_labels
-from edge_sampler.runtime.errors import UserError, one_line
+from edge_sampler.runtime.errors import UserError, is_line
 from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.text import tokenized
 
@@ -132,7 +132,7 @@ def adapt(
         check_plain(int(classes), "classes")
     except ValueError as error:
         raise UserError(str(error)) from error
-    if not isinstance(licence, str) or licence != one_line(licence):
+    if not is_line(licence):
         raise UserError(f"licence is {licence!r:.40}; it must be a line of text")
     preconditioning = preconditioned(precond, arguments, sigma_min, sigma_max)
     sizes = {name: Axis(*sizes) for name, sizes in (axes or {}).items()}

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge_sampler.runtime.errors import UserError
+import numpy as np
+
+from edge_sampler.runtime.errors import UserError, is_line
 from edge_sampler.runtime.text import Text
 
 DTYPES = {"float32": "fiu", "int64": "iu", "bool": "b"}  # NumPy's kinds that each may be given as
@@ -84,7 +86,8 @@ class Condition:
         text: how text becomes the value, int64 [length]; None: the condition is not a text.
 
     Raises:
-        UserError: for another dtype, for choices below 0, and for a text with another shape or dtype.
+        UserError: for another dtype, for choices below 0, for a description that is no line of text, and for a text of
+            another shape or dtype.
 
     Examples:
         >>> label = edge_sampler.Condition((), "int64", null=-1, choices=10, description="the class of the image")
@@ -102,6 +105,11 @@ class Condition:
     text: Text | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(s) if isinstance(s, np.integer) else s for s in self.shape))
+        if getattr(self.null, "shape", None) == ():  # a number of NumPy's or PyTorch's
+            object.__setattr__(self, "null", self.null.item())
+        if not is_line(self.description):
+            raise UserError(f"a condition's description is {self.description!r:.40}; it must be a line of text")
         if type(self.choices) is not int or not 0 <= self.choices < 2**63:
             raise UserError(f"a condition has {self.choices} choices; it must be a number from 0 on, below 2^63")
         if self.dtype not in DTYPES:

@@ -45,3 +45,8 @@ def one_line(text: str, most: int = 2_000) -> str:
         text = f"{text[:half]} … {text[len(text) - half :]}"
     line = " ".join(text.split())
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
+
+
+def is_line(text: object, most: int = 2_000) -> bool:
+    """Whether it is text that can be shown in one line as it is, and is not too long for that."""
+    return isinstance(text, str) and text.isprintable() and len(text) <= most

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from edge_sampler.runtime.condition import DTYPES, Axis, Condition, Shape
-from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.errors import UserError, is_line
 from edge_sampler.runtime.text import Text
 
 FLOAT_IMAGES = "images_float32"  # what sampler.onnx calls its float images where its output is uint8
 TAKEN = ("x", "sigma", "noise", "batch", "seeds", "temperature", "file", FLOAT_IMAGES)  # by graphs and functions
+VALUES = re.compile(r"(x|denoised)_\d+")  # of evaluations: tools look these up in a graph
 WORDS = re.compile(r"[^\W\d]\w*(\.\w+)*")  # what a condition may be called: policies have observation.state
 MOST_VALUES = 2**28  # of one sample: 1 GB in float32
 
@@ -60,7 +61,7 @@ class Inputs:
         ):
             if odd := sorted(name for name in names if not fits(name)):
                 raise UserError(f"{kind} is called {odd[0]!r:.40}; it must be a word")
-            if clash := sorted({*names} & {*TAKEN}):
+            if clash := sorted(filter(is_taken, names)):
                 raise UserError(f"{kind} is called {clash[0]!r}, which is taken: give it another name")
         if unknown := sorted(named - set(self.axes)):
             raise UserError(f"axis {unknown[0]!r} has no sizes: give its least, usual and largest")
@@ -229,7 +230,7 @@ class Output:
         units: the unit of its values, for people.
 
     Raises:
-        UserError: for a name that is no word, or taken.
+        UserError: for a name that is no word, or taken, and for units that are no line of text.
 
     Examples:
         >>> edge_sampler.Output("actions", (16, 2), "m").is_image
@@ -241,13 +242,22 @@ class Output:
     units: str = "about [-1, 1]"
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier() or self.name in TAKEN:
-            raise UserError(f"an output is called {self.name!r:.40}; it must be a word, and none of {', '.join(TAKEN)}")
+        if not isinstance(self.name, str) or not self.name.isidentifier():
+            raise UserError(f"an output is called {self.name!r:.40}; it must be a word")
+        if is_taken(self.name):
+            raise UserError(f"an output is called {self.name!r:.40}, which is taken: give it another name")
+        if not is_line(self.units):
+            raise UserError(f"an output's units are {self.units!r:.40}; they must be a line of text")
 
     @property
     def is_image(self) -> bool:
         """Whether a picture can be drawn of it: grey or colour, [channels, height, width]."""
         return len(self.shape) == 3 and self.shape[0] in (1, 3)
+
+
+def is_taken(name: str) -> bool:
+    """Whether graphs or functions have something of that name."""
+    return name in TAKEN or bool(VALUES.fullmatch(name))
 
 
 def beyond(values: np.ndarray, dtype: str) -> np.ndarray:

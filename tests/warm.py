@@ -7,6 +7,7 @@ Streams that are not UTF-8, options of Python, and HF_… beside libraries that 
 """
 
 import atexit
+import gc
 import json
 import logging
 import os
@@ -181,6 +182,7 @@ def warm_up() -> None:
         logging.disable()
         torch.onnx.export(torch.nn.Linear(1, 1).eval(), (torch.zeros(2, 1),), dynamo=True, verbose=False)
         logging.disable(logging.NOTSET)
+    gc.freeze()
     assert threading.active_count() == 1
 
 

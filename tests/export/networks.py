@@ -125,6 +125,18 @@ class Convolved(nn.Module):
         return self.last(x)
 
 
+class Classed(nn.Module):
+    """Images [n, 1, 8, 8] of ten classes, each of which shifts channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)
+        self.shifts = nn.Linear(10, 8)
+
+    def forward(self, x: Tensor, t: Tensor, classes: Tensor) -> Tensor:
+        return self.last(functional.silu(self.first(x) + self.shifts(classes)[..., None, None]))
+
+
 class Words(nn.Module):
     """Word numbers [n, S] → memory [n, S, 24]."""
 
@@ -156,6 +168,11 @@ def policy() -> Denoiser:
 def convolved(layers: int) -> Denoiser:
     torch.manual_seed(3)
     return adapt(Convolved(layers), (1, 8, 8), "EDMPrecond")
+
+
+def of_classes() -> Denoiser:
+    torch.manual_seed(4)
+    return adapt(Classed(), (1, 8, 8), "EDMPrecond", classes=10)
 
 
 def frames(stages: bool = False) -> Denoiser:

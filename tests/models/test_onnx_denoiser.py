@@ -218,12 +218,16 @@ def test_other_graphs_are_refused(model: onnx.ModelProto, message: str, tmp_path
     ("facts", "message"),
     [
         ({"sigma_min": 0.01}, "'sigma_max'"),
-        ({"sigma_min": 0.01, "sigma_max": "high"}, "'high'"),
+        ({"sigma_min": 0.01, "sigma_max": "high"}, "sigma_max is 'high'; it must be a number"),
         ({"sigma_min": 5, "sigma_max": 1}, "above 0 and in order"),
         ({**LEVELS, "sigma_data": 1}, "unknown 'sigma_data'"),
         ({**LEVELS, "schedule": "own"}, "schedule is 'own'; allowed: edm, flow"),
         ({**LEVELS, "conditions": {"text": {}}}, "unknown text among conditions; the graph has none"),
         ([1], r"it is \[1\]"),
+        ({**LEVELS, "sigma_min": True}, "sigma_min is True; it must be a number"),
+        ({**LEVELS, "licence": "a\nb"}, "licence is 'a.nb'; it must be a line of text"),
+        ({**LEVELS, "output": None}, "output is None; it must be a line of text"),
+        ({**LEVELS, "axes": {"length": [1, 2, 3]}}, r"no shape has the axis 'length'; the graph takes x float32"),
     ],
 )
 def test_descriptions_are_checked(facts: object, message: str, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Conditions and named axes: what fits is taken as it was meant, and what does not is one clear line."""
 
+import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -123,6 +125,8 @@ def test_json_keeps_them() -> None:
     assert Inputs.read(INPUTS.record()).conditions["class_labels"].null == -1
     assert INPUTS.record()["conditions"]["memory"]["null"] == 0.0
     assert Condition((2,), null=np.zeros(2)).record()["null"] is True
+    numbers = Condition((np.int64(2),), "int64", null=np.int64(-1))
+    assert json.loads(json.dumps(numbers.record())) == Condition((2,), "int64", null=-1).record()
 
 
 @pytest.mark.parametrize(
@@ -133,6 +137,16 @@ def test_json_keeps_them() -> None:
         (lambda: Inputs(("T",)), "axis 'T' has no sizes"),
         (lambda: Inputs((1,), {"noise": Condition()}), "called 'noise', which is taken"),
         (lambda: Inputs((1,), {"temperature": Condition()}), "called 'temperature', which is taken"),
+        (lambda: Inputs((1,), {"x_0": Condition()}), "called 'x_0', which is taken"),
+        (lambda: Output("denoised_12"), "called 'denoised_12', which is taken"),
+        (lambda: Output("x"), "an output is called 'x', which is taken: give it another name"),
+        (lambda: Output(units="m\n"), r"units are 'm\\n'; they must be a line of text"),
+        (lambda: Output(units=5), "units are 5; they must be a line of text"),
+        (lambda: Output(None), "called None; it must be a word"),
+        *(
+            (partial(Condition, description=odd), "description is .*; it must be a line of text")
+            for odd in (None, 5, "a\nb", "\x1b[31mred", "\udc80", 100_000 * "a")
+        ),
         (lambda: Axis(0, 1, 1), "must be at least 1, and in order"),
         (lambda: Axis(1, 3, 2), "must be at least 1, and in order"),
         (lambda: Condition((), "int64", choices=-1), "has -1 choices"),
@@ -164,7 +178,6 @@ def test_json_keeps_them() -> None:
         (lambda: parse_sizes("-1"), "neither"),
         (lambda: Output("seeds"), "an output is called 'seeds'"),
         (lambda: Output("a b"), "an output is called 'a b'"),
-        (lambda: Output("x"), "an output is called 'x'; it must be a word, and none of x, sigma, noise"),
         (lambda: Output("noise"), "an output is called 'noise'"),
         (lambda: Inputs(("a b",), axes={"a b": Axis(1, 2, 3)}), "an axis is called 'a b'; it must be a word"),
     ],

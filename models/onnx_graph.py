@@ -29,7 +29,8 @@ class OnnxGraph(nn.Module):
         path: of an ONNX file, its weights in it or in files beside it.
 
     ``inputs`` and ``outputs`` are what the graph declares, by name: a dtype, and a shape with the first axis, of
-    samples; a name in it is an axis of any size. ``sha256`` is of the file, and of those of its weights.
+    samples; a name in it is an axis of any size. ``sha256`` is of the file, and of those of its weights. ``few_bits``:
+    whether some of these have less than 32.
 
     Raises UserError for what is no ONNX file, or one that ONNX Runtime cannot load, and for weights not beside it.
     """
@@ -45,6 +46,8 @@ class OnnxGraph(nn.Module):
         hashes = [file_sha256(file) for file in files]
         self.sha256 = hashes[0] if len(hashes) == 1 else digest(hashes)
         self.weights_bytes = sum(file.stat().st_size for file in files)
+        dtypes = {onnx.helper.tensor_dtype_to_np_dtype(one.data_type) for one in model.graph.initializer}
+        self.few_bits = any(dtype.kind != "b" and dtype.itemsize < 4 for dtype in dtypes)
         self.numbers = sum(int(torch.Size(one.dims).numel()) for one in model.graph.initializer)
         self.sample_bytes = 0  # that a run takes for one sample; known after the first
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # is where the module is

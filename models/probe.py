@@ -73,6 +73,8 @@ def check_denoiser(model: Denoiser) -> None:
     x = torch.from_numpy(unit_noise([0, 1, 2], model.spec.inputs.sized(sizes=sizes)))
     states = (x[:1], x[:2], torch.stack([3 * x[2], x[0]]))  # one first: a graph measures what its first run takes
     with torch.inference_mode(), Rounding() as rounding:
+        if any(getattr(one, "few_bits", False) for one in model.modules()):
+            rounding.allowed = FEW_BITS
         told = [model.encode(raw) for raw in raws]
         for sigma in levels(model.spec):
             made = [model(sigma * state, sigma, **conditions) for state, conditions in zip(states, told, strict=True)]

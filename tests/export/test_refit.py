@@ -89,7 +89,7 @@ def largest_of(folder: Path, precision: str) -> Mapping[str, float]:
 def few(patch: pytest.MonkeyPatch, cache: Path) -> None:
     """A refit of seconds."""
     patch.setenv("EDGE_SAMPLER_CACHE", str(cache))
-    like = Settings(nfe=1, fit_batch=24, heldout=24, reference_steps=32, refine=1)
+    like = Settings(nfe=1, fit_batch=12, heldout=12, reference_steps=24, refine=1)
     patch.setattr(refitted, "refitted", partial(refitted.refitted, like=like))
 
 

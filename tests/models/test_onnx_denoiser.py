@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -243,6 +244,16 @@ def test_what_is_said_of_conditions_is_checked(said: object, tmp_path: Path) -> 
     path = put(tmp_path, model, {**LEVELS, "conditions": {"kind": said}})
     with pytest.raises(UserError, match=r"toy\.json: (unusable|unknown)"):
         models.load(path)
+
+
+@pytest.mark.parametrize(("dtype", "part", "rounds"), [("f2", 0.01, True), ("f2", 0.25, False), ("f4", 0.01, False)])
+def test_a_graph_of_few_bits_rounds(dtype: str, part: float, rounds: bool, tmp_path: Path) -> None:
+    """One sample comes out otherwise than two: by 1 in 100, as 16 bits may do, or by more."""
+    many = "count = Shape<end = 1>(x) many = Cast<to = 1>(count) share = Cast<to = 1>(part) more = Mul(many, share) "
+    model = graph(nodes=many + "one = Constant<value = float[1] {1}>() grown = Add(more, one) denoised = Mul(x, grown)")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([part], dtype), "part"))
+    with nullcontext() if rounds else pytest.raises(UserError, match="otherwise for one sample than for the same in"):
+        models.load(put(tmp_path, model))
 
 
 def test_what_is_no_graph_and_what_nothing_describes(tmp_path: Path, copy: Path) -> None:

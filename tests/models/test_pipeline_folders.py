@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from edge_sampler import models
 from edge_sampler.models import pipeline, scheduler_settings
 from edge_sampler.models.families import parts
 from edge_sampler.runtime.errors import UserError
+from tests import warm
 from tests.models.families import tiny
 
 
@@ -190,7 +190,7 @@ def loaded(names: str, endpoint: str, home: Path) -> list[str]:
         "    except UserError as error: print(error)"
     )
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_ETAG_TIMEOUT": "2"}
-    run = subprocess.run([sys.executable, "-c", code, *names.split()], env=environment, capture_output=True, text=True)
+    run = subprocess.run([warm.python(), "-c", code, *names.split()], env=environment, capture_output=True, text=True)
     assert not run.returncode, run.stderr
     return run.stdout.splitlines()
 

@@ -21,10 +21,12 @@ ROUNDED = 1e-3  # of the largest value, in which answers for one and for two sam
 FEW_BITS = 0.05  # and where 16 bits or fewer hold values on the way
 
 
-class Rounding(TorchDispatchMode):
+class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notices values of few bits while it is entered. ``allowed``: how far its computations may be off, relatively."""
 
-    allowed = ROUNDED
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.allowed = ROUNDED
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))

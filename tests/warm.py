@@ -193,11 +193,12 @@ def remember(put: Callable[[object, str, object], None]) -> None:
     kernel for the time of an export, whose annotations are evaluated each time: typing's Callable is remembered.
     """
     import torch
+    from torch._export import utils
     from torch.export import decomp_utils, exported_program
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     put(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
-    composite = cache(exported_program._collect_all_valid_cia_ops)
+    composite = cache(utils._collect_all_valid_cia_ops)
     for module in (exported_program, decomp_utils):
         put(module, "_collect_all_valid_cia_ops", composite)
     put(torch._ops, "Callable", typing.Callable)

@@ -141,10 +141,10 @@ def test_json_keeps_them() -> None:
         (lambda: Output("denoised_12"), "called 'denoised_12', which is taken"),
         (lambda: Output("x"), "an output is called 'x', which is taken: give it another name"),
         (lambda: Output(units="m\n"), r"units are 'm\\n'; they must be a line of text"),
-        (lambda: Output(units=5), "units are 5; they must be a line of text"),
-        (lambda: Output(None), "called None; it must be a word"),
+        (lambda: Output(units=5), "units are 5; they must be a line of text"),  # type: ignore[arg-type]
+        (lambda: Output(None), "called None; it must be a word"),  # type: ignore[arg-type]
         *(
-            (partial(Condition, description=odd), "description is .*; it must be a line of text")
+            (partial(Condition, description=odd), "description is .*; it must be a line of text")  # type: ignore[arg-type]
             for odd in (None, 5, "a\nb", "\x1b[31mred", "\udc80", 100_000 * "a")
         ),
         (lambda: Axis(0, 1, 1), "must be at least 1, and in order"),

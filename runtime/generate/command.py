@@ -20,7 +20,7 @@ import numpy as np
 
 from edge_sampler.runtime.backends import BACKENDS, choose
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.command_line import Parser, add_verify_key, conditions_of, whole_numbers
+from edge_sampler.runtime.command_line import MOST_NUMBERS, Parser, add_verify_key, conditions_of, whole_numbers
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.generate.job import (
     FORMATS,
@@ -66,7 +66,7 @@ def main() -> int:
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle, arguments.verify_key)
     workers = arguments.workers if arguments.workers is not None else 8 if arguments.ray else 1
-    for name, value, most in (("workers", workers, MOST_WORKERS), ("shard", arguments.shard, MOST_SAMPLES)):
+    for name, value, most in (("workers", workers, MOST_WORKERS), ("shard", arguments.shard, MOST_NUMBERS)):
         if not 1 <= value <= most:
             raise UserError(f"--{name} is {value}; it must be at least 1 and at most {most:,}")
     check_link(arguments.out)

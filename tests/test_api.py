@@ -22,3 +22,19 @@ def test_add_engine_refuses_in_one_line(arguments: dict[str, Any], says: str, tm
     with pytest.raises(edge_sampler.UserError, match=says) as refused:
         edge_sampler.add_engine(tmp_path / "none", **arguments)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"nfe": 2}, "^nfe beside settings: give either"),
+        ({"solver": "auto", "refine": 0}, "^solver, refine beside settings: give either"),
+        ({"settings": None}, "^give either nfe or settings$"),
+        ({"settings": None, "nfe": 0}, "^nfe is 0; it must be at least 1$"),
+    ],
+)
+def test_fit_takes_settings_or_options_of_its_own(arguments: dict[str, Any], says: str) -> None:
+    """None is ignored; there is no model yet, so nothing was asked either."""
+    settings = edge_sampler.Settings(nfe=2, solver="ddim")
+    with pytest.raises(edge_sampler.UserError, match=says):
+        edge_sampler.fit(**{"model": None, "settings": settings, **arguments})

@@ -1,6 +1,7 @@
 """What the command lines do, as functions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.settings import Settings, noises_for
 from edge_sampler.export.build_engine import engine_for
 from edge_sampler.export.extend import Additions, add
-from edge_sampler.export.precisions import PRECISIONS, QUANTISED
 from edge_sampler.export.sign import Signer
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families.base import Lora, Options
@@ -115,8 +115,8 @@ def add_engine(
     *,
     targets: str | None = None,
     precision: str = "fp32",
-    batch: str = "1",
-    axes: Mapping[str, str] | None = None,
+    batch: str | int = "1",
+    axes: Mapping[str, str | int] | None = None,
     loop: bool = False,
     max_error: float | None = None,
     refit: bool = False,
@@ -132,8 +132,8 @@ def add_engine(
         batch: the samples in one run, as a number, or MIN:OPT:MAX.
         axes: the same for each named axis; None: all sizes that the bundle takes.
         loop: whether to build a loop over one evaluation, in place of all evaluations in a row.
-        max_error: the largest RMS change of the images, in the data's units, that the precision may cause; eight bits
-            leave out layers to hold it. None: no bound.
+        max_error: the largest RMS change of the images, in the data's units, that the precision may cause, above 0;
+            eight bits leave out layers to hold it. None: no bound.
         refit: whether to refine the plan while layers are rounded, by the bundle's denoiser.onnx; for eight bits only.
         sign: a signer from ``signer``, which signs the bundle again; a signed bundle requires it.
 
@@ -149,13 +149,10 @@ def add_engine(
         >>> [(engine.flavour, engine.precision, engine.targets) for engine in bundle.engines]
         [('tensorrt-rtx', 'fp16', ('sm89',))]
     """
-    precisions = ("fp32", *PRECISIONS, *QUANTISED)
-    for what, name, known in (("flavour", flavour, tuple(LIBRARIES)), ("precision", precision, precisions)):
-        if name not in known:
-            raise UserError(f"unknown {what} {name!r}; known: {', '.join(known)}")
-    if refit and precision not in QUANTISED:
-        raise UserError(f"refit is for {', '.join(QUANTISED)}, and precision is {precision}")
-    engine = engine_for(flavour, targets, precision, Batch.parse(batch), loop)
-    sizes = {name: Axis.parse(text) for name, text in (axes or {}).items()}
-    add(Bundle.open(bundle), Additions(precision, max_error, engine, sizes, refit=refit), sign=sign)
+    additions = Additions(precision, max_error, refit=refit)
+    if flavour not in LIBRARIES:
+        raise UserError(f"unknown flavour {flavour!r}; known: {', '.join(LIBRARIES)}")
+    engine = engine_for(flavour, targets, precision, Batch.parse(str(batch)), loop)
+    sizes = {name: Axis.parse(str(size)) for name, size in (axes or {}).items()}
+    add(Bundle.open(bundle), replace(additions, engine=engine, axes=sizes), sign=sign)
     return Bundle.open(bundle)

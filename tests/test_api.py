@@ -15,6 +15,10 @@ import edge_sampler
         ({"refit": True}, "refit is for fp8, int8, .*, and precision is fp32"),
         ({"flavour": "other"}, "unknown flavour 'other'; known: tensorrt, tensorrt-rtx"),
         ({"batch": "4:2:1"}, "out of order"),
+        ({"batch": 0}, "batch 0 is out of order"),
+        ({"precision": "fp16", "max_error": -1}, "max-error is -1; it must be above 0"),
+        ({"precision": "fp16", "max_error": float("nan")}, "max-error is nan; it must be above 0"),
+        ({"max_error": 0.1}, "max-error bounds what a precision costs: name one, and fp32 costs nothing"),
     ],
 )
 def test_add_engine_refuses_in_one_line(arguments: dict[str, Any], says: str, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Writes that are old or new, and whole, at whatever moment the writer dies.
 
 What is to be written is made in a temporary folder beside its place, ``.NAME.<8 hex digits>.new``, which this process
-holds by a lock. It takes its place in one step. The next writer of that place removes what one that died left.
+holds by a lock; a NAME too long for that is a hash there. It takes its place in one step. The next writer of that place
+removes what one that died left.
 """
 
 import ctypes
+import hashlib
 import json
 import os
 import re
@@ -26,6 +28,7 @@ LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.new")  # as ``temporary`` names them
 Marker = tuple[str, bytes]  # a file that tells a folder's kind, and what stands in it
 BUNDLE: Marker = (MANIFEST, f'"{HASH}":'.encode())  # others have files of that name
 LOCK, OLD, NEW = "lock", "old", "new"  # in them
+LONGEST = 255 - len("..01234567.new")  # bytes of a name that stands in a temporary's
 LOOKED_AT = 2**24  # bytes of a file that tells a folder's kind
 TRIES = 5  # to lock what a sweeper may see before its lock
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -145,7 +148,7 @@ def temporary(target: Path) -> Iterator[Path]:
     lock, missing = None, [above for above in target.parents if not above.exists()]
     try:
         for last in [False] * TRIES + [True]:  # on a disk without locks the last goes on without: there nobody sweeps
-            folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+            folder = target.with_name(f".{_hidden(target.name)}.{secrets.token_hex(4)}.new")
             try:
                 make(folder)
                 lock = take(folder / LOCK)
@@ -167,8 +170,15 @@ def temporary(target: Path) -> Iterator[Path]:
 
 def make(folder: Path) -> None:
     """A new folder that its owner can write to, whatever umask there is."""
-    folder.mkdir(parents=True)
+    make_all(folder.parent)
+    folder.mkdir()
     folder.chmod(folder.stat().st_mode | stat.S_IRWXU)
+
+
+def make_all(folder: Path) -> None:
+    """A folder and those above it, where they are not there: mkdir(parents=True) calls itself for each, too deep."""
+    for one in (*reversed(folder.parents), folder):
+        one.mkdir(exist_ok=True)
 
 
 def put(new: Path, target: Path, old: Path) -> None:
@@ -217,8 +227,13 @@ def sweep(folder: Path, name: str = "") -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
+def _hidden(name: str) -> str:
+    """The name in a temporary folder's, which file systems allow to be as long as the file's own."""
+    return name if len(os.fsencode(name)) <= LONGEST else hashlib.sha256(os.fsencode(name)).hexdigest()
+
+
 def _leftovers(folder: Path, name: str) -> Iterable[Path]:
-    wanted = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.new") if name else LEFTOVER
+    wanted = re.compile(rf"\.{re.escape(_hidden(name))}\.[0-9a-f]{{8}}\.new") if name else LEFTOVER
     try:
         return [path for path in folder.iterdir() if wanted.fullmatch(path.name) and path.is_dir()]
     except OSError:

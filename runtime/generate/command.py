@@ -36,7 +36,7 @@ from edge_sampler.runtime.generate.on_ray import on_ray
 from edge_sampler.runtime.generate.workers import in_processes
 from edge_sampler.runtime.lock import locked
 from edge_sampler.runtime.noise import SEEDS
-from edge_sampler.runtime.output import check_link, sweep
+from edge_sampler.runtime.output import check_link, make_all, sweep
 
 MOST_WORKERS, MOST_SAMPLES = 1024, 10**8  # of one job
 EVERY = 1.0  # seconds between two records of what is done, and between two lines of progress
@@ -76,7 +76,7 @@ def main() -> int:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: --out is a folder")
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_all(out)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from error
     with locked(out / ".lock", f"another process writes into {out}: wait for it, or name another folder"):

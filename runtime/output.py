@@ -14,24 +14,40 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.json_file import parse_json
 from edge_sampler.runtime.lock import release, take
 from edge_sampler.runtime.manifest import HASH, MANIFEST
 from edge_sampler.runtime.signature import SIGNATURE
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.new")  # as ``temporary`` names them
-Marker = tuple[str, bytes]  # a file that tells a folder's kind, and what stands in it
-BUNDLE: Marker = (MANIFEST, f'"{HASH}":'.encode())  # others have files of that name
+Marker = tuple[str, Callable[[bytes], bool]]  # a file that tells a folder's kind, and whether that is its content
 LOCK, OLD, NEW = "lock", "old", "new"  # in them
 LONGEST = 255 - len("..01234567.new")  # bytes of a name that stands in a temporary's
 LOOKED_AT = 2**24  # bytes of a file that tells a folder's kind
+ENDS = re.compile(rb'\n "%s": "[^\n]*"\n}\n?' % HASH.encode())  # a manifest as we write it
 TRIES = 5  # to lock what a sweeper may see before its lock
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+def is_manifest(content: bytes) -> bool:
+    """Whether it is a bundle's, damaged or not: an object with its own hash, or where that is no JSON, with its end.
+
+    Others have files of that name, which may list bundles with their hashes.
+    """
+    try:
+        found = parse_json(content.decode())
+        return isinstance(found, dict) and HASH in found
+    except ValueError:
+        return content.startswith(b"{") and ENDS.search(content[-200:]) is not None
+
+
+BUNDLE: Marker = (MANIFEST, is_manifest)
 
 
 def check_writable(target: Path, force: bool | None, kind: str = "file", marker: Marker = BUNDLE) -> None:
@@ -75,19 +91,24 @@ def bundle_of(file: Path) -> Path | None:
     """The bundle whose manifest lists that file, or is that file."""
     place = place_of(file)
     for folder in place.parents[:2]:  # engines are one deeper
-        name = place.relative_to(folder).as_posix()
-        listed = name in (MANIFEST, SIGNATURE) or is_marked(folder, (MANIFEST, json.dumps(name).encode()))
-        if listed and is_marked(folder, BUNDLE):
+        name, manifest = place.relative_to(folder).as_posix(), content_of(folder / MANIFEST)
+        listed = name in (MANIFEST, SIGNATURE) or json.dumps(name).encode() in manifest
+        if listed and is_manifest(manifest):
             return folder
     return None
 
 
 def is_marked(folder: Path, marker: Marker) -> bool:
-    name, stands = marker
-    if not (folder / name).is_file():
-        return False
-    with (folder / name).open("rb") as file:
-        return stands in file.read(LOOKED_AT)
+    name, fits = marker
+    return (folder / name).is_file() and fits(content_of(folder / name))
+
+
+def content_of(path: Path) -> bytes:
+    """As much of a file as is looked at; nothing, where it is none."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(LOOKED_AT)
 
 
 def check_link(target: Path) -> None:

@@ -1,14 +1,15 @@
 """What the command lines do, as functions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.settings import Settings, noises_for
 from edge_sampler.export.build_engine import engine_for
 from edge_sampler.export.extend import Additions, add
-from edge_sampler.export.precisions import PRECISIONS, QUANTISED
 from edge_sampler.export.sign import Signer
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families.base import Lora, Options
@@ -65,8 +66,8 @@ def fit(
     settings: Settings | None = None,
     *,
     nfe: int | None = None,
-    solver: str = "auto",
-    refine: int = 0,
+    solver: str | None = None,
+    refine: int | None = None,
     towards: Denoiser | None = None,
     cache: str | Path | None = None,
     progress: ProgressBars = silent,
@@ -77,8 +78,9 @@ def fit(
         model: the denoiser, on the device that runs the fit.
         settings: all options of the fit, in place of ``nfe``, ``solver`` and ``refine``.
         nfe: the exact number of the sampler's network evaluations, 1 or more.
-        solver: a name, such as "ddim" or "iia-ipndm", or "auto": measures several, and keeps the best for this model.
-        refine: the largest number of iterations of joint refinement after the fit.
+        solver: a name, such as "ddim" or "iia-ipndm", or "auto", as None is: measures several, and keeps the best for
+            this model.
+        refine: the largest number of iterations of joint refinement after the fit; None: none.
         towards: the model whose converged images the fit aims at, if ``model`` is a worse form of it.
         cache: a folder for results, so that a killed fit can go on; None: keeps nothing.
         progress: shows the progress, such as ``edge_sampler.models.progress.bar``; by default nothing.
@@ -87,8 +89,8 @@ def fit(
         The plan. Its ``report`` describes the fit, and has the error on held-out noises; a fixed solver has no report.
 
     Raises:
-        UserError: for a value out of range, for both or neither of ``nfe`` and ``settings``, and for a model whose
-            conditions have no examples.
+        UserError: for a value out of range, for neither ``nfe`` nor ``settings``, for one of their options beside
+            ``settings``, and for a model whose conditions have no examples.
 
     Examples:
         >>> settings = edge_sampler.Settings(nfe=2, solver="iia-ddim", fit_batch=32, heldout=16)
@@ -96,11 +98,15 @@ def fit(
         >>> [step.error_after <= step.error_before for step in fitted.report.steps]
         [True, True]
     """
-    if (settings is None) == (nfe is None):
+    options: dict[str, Any] = {"nfe": nfe, "solver": solver, "refine": refine}
+    given = {name: value for name, value in options.items() if value is not None}
+    if settings is not None and given:
+        raise UserError(f"{', '.join(given)} beside settings: give either, since settings say all of a fit")
+    if settings is None and nfe is None:
         raise UserError("give either nfe or settings")
-    batch, heldout = noises_for(refine)
-    chosen = settings or Settings(nfe or 0, solver, fit_batch=batch, heldout=heldout, refine=refine)
-    return calibrate(model, chosen, progress, Cache(Path(cache)) if cache else NO_CACHE, towards)
+    batch, heldout = noises_for(refine or 0)
+    settings = settings or Settings(**given, fit_batch=batch, heldout=heldout)
+    return calibrate(model, settings, progress, Cache(Path(cache)) if cache else NO_CACHE, towards)
 
 
 def add_engine(
@@ -109,8 +115,8 @@ def add_engine(
     *,
     targets: str | None = None,
     precision: str = "fp32",
-    batch: str = "1",
-    axes: Mapping[str, str] | None = None,
+    batch: str | int = "1",
+    axes: Mapping[str, str | int] | None = None,
     loop: bool = False,
     max_error: float | None = None,
     refit: bool = False,
@@ -126,8 +132,8 @@ def add_engine(
         batch: the samples in one run, as a number, or MIN:OPT:MAX.
         axes: the same for each named axis; None: all sizes that the bundle takes.
         loop: whether to build a loop over one evaluation, in place of all evaluations in a row.
-        max_error: the largest RMS change of the images, in the data's units, that the precision may cause; eight bits
-            leave out layers to hold it. None: no bound.
+        max_error: the largest RMS change of the images, in the data's units, that the precision may cause, above 0;
+            eight bits leave out layers to hold it. None: no bound.
         refit: whether to refine the plan while layers are rounded, by the bundle's denoiser.onnx; for eight bits only.
         sign: a signer from ``signer``, which signs the bundle again; a signed bundle requires it.
 
@@ -143,13 +149,10 @@ def add_engine(
         >>> [(engine.flavour, engine.precision, engine.targets) for engine in bundle.engines]
         [('tensorrt-rtx', 'fp16', ('sm89',))]
     """
-    precisions = ("fp32", *PRECISIONS, *QUANTISED)
-    for what, name, known in (("flavour", flavour, tuple(LIBRARIES)), ("precision", precision, precisions)):
-        if name not in known:
-            raise UserError(f"unknown {what} {name!r}; known: {', '.join(known)}")
-    if refit and precision not in QUANTISED:
-        raise UserError(f"refit is for {', '.join(QUANTISED)}, and precision is {precision}")
-    engine = engine_for(flavour, targets, precision, Batch.parse(batch), loop)
-    sizes = {name: Axis.parse(text) for name, text in (axes or {}).items()}
-    add(Bundle.open(bundle), Additions(precision, max_error, engine, sizes, refit=refit), sign=sign)
+    additions = Additions(precision, max_error, refit=refit)
+    if flavour not in LIBRARIES:
+        raise UserError(f"unknown flavour {flavour!r}; known: {', '.join(LIBRARIES)}")
+    engine = engine_for(flavour, targets, precision, Batch.parse(str(batch)), loop)
+    sizes = {name: Axis.parse(str(size)) for name, size in (axes or {}).items()}
+    add(Bundle.open(bundle), replace(additions, engine=engine, axes=sizes), sign=sign)
     return Bundle.open(bundle)

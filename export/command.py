@@ -12,7 +12,6 @@ python -m export sign --help        # signs a bundle
 """
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +45,7 @@ from edge_sampler.models.shipped import SHIPPED, shipped_plan
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.install import check_docstrings
 from edge_sampler.runtime.output import check_writable
 from edge_sampler.runtime.plan import Plan
 
@@ -83,8 +83,7 @@ def main() -> None:
     add_sign(group)
     add_engine_arguments(parser)
     arguments = parser.parse_args()
-    if sys.flags.optimize > 1:
-        raise UserError("Python leaves out docstrings (-OO or PYTHONOPTIMIZE=2), and Polygraphy does not load without")
+    check_docstrings("Polygraphy")
     additions = additions_of(arguments)
     if arguments.check is not None and not 0 <= arguments.check <= MOST_NOISES:
         raise UserError(f"--check is {arguments.check}; it must be at least 0 and at most {MOST_NOISES:,}")

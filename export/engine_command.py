@@ -8,6 +8,7 @@ python -m export engine BUNDLE --precision int8 --refit                  # with 
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from edge_sampler.export.build_engine import engine_for
@@ -78,14 +79,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def additions_of(arguments: argparse.Namespace) -> Additions | None:
     """What the arguments ask for, checked; None when they ask for nothing."""
-    if arguments.max_error is not None and not arguments.max_error > 0:
-        raise UserError(f"--max-error is {arguments.max_error}; it must be above 0")
-    if arguments.max_error is not None and arguments.precision == "fp32":
-        raise UserError("--max-error bounds what a precision costs: name one with --precision")
-    for option in ("one_scale", "refit"):
-        if getattr(arguments, option) and arguments.precision not in QUANTISED:
-            name = option.replace("_", "-")
-            raise UserError(f"--{name} is for {', '.join(QUANTISED)}: name one of them with --precision")
+    additions = Additions(
+        arguments.precision, arguments.max_error, one_scale=arguments.one_scale, refit=arguments.refit
+    )
     if arguments.loop and arguments.engine is None:
         raise UserError("--loop is for an engine: name it with --engine")
     for option in ("target", "batch", "axis"):
@@ -93,14 +89,9 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
         if value and arguments.engine is None:
             of_fit = "" if option == "axis" else f" (a fit's: --fit-{option})"
             raise UserError(f"--{option} {value} is for an engine: name it with --engine{of_fit}")
-    engine = None
-    if arguments.engine:
-        batch = Batch.parse("1" if arguments.batch is None else arguments.batch)
-        engine = engine_for(arguments.engine, arguments.target, arguments.precision, batch, arguments.loop)
-    if engine is None and arguments.precision == "fp32":
-        return None
-    axes = {}
-    for text in arguments.axis:
-        name, _, sizes = text.partition("=")
-        axes[name] = Axis.parse(sizes)
-    return Additions(arguments.precision, arguments.max_error, engine, axes, arguments.one_scale, arguments.refit)
+    if arguments.engine is None:
+        return None if arguments.precision == "fp32" else additions
+    batch = Batch.parse("1" if arguments.batch is None else arguments.batch)
+    engine = engine_for(arguments.engine, arguments.target, arguments.precision, batch, arguments.loop)
+    sizes = [text.partition("=") for text in arguments.axis]
+    return replace(additions, engine=engine, axes={name: Axis.parse(of) for name, _, of in sizes})

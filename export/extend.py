@@ -20,7 +20,7 @@ from edge_sampler.export.changing import changing
 from edge_sampler.export.image_error import image_error
 from edge_sampler.export.lower import drop_unused
 from edge_sampler.export.precision import lower_precision, round_activations
-from edge_sampler.export.precisions import QUANTISED
+from edge_sampler.export.precisions import PRECISIONS, QUANTISED
 from edge_sampler.export.quantised import Refit, write_quantised
 from edge_sampler.export.report_page import REPORT, report_page
 from edge_sampler.export.save import save_checked
@@ -46,14 +46,28 @@ NEW, JOINING = ".new-", ".joining"  # in a bundle, while something is added to i
 
 @dataclass(frozen=True)
 class Additions:
-    """What to add to a bundle."""
+    """What to add to a bundle. Raises UserError where ``precision`` is unknown, or does not go with the others."""
 
     precision: str
     max_error: float | None
-    engine: Engine | None
+    engine: Engine | None = None
     axes: Mapping[str, Axis] = field(default_factory=dict)  # that the engine is for, where not all of the bundle's
     one_scale: bool = False  # of a quantised precision: the same scales in all evaluations
     refit: bool = False  # of a quantised precision: the plan refined with the rounding in the loop
+
+    def __post_init__(self) -> None:
+        known = ("fp32", *PRECISIONS, *QUANTISED)
+        if self.precision not in known:
+            raise UserError(f"unknown precision {self.precision!r}; known: {', '.join(known)}")
+        if self.max_error is not None and not self.max_error > 0:
+            raise UserError(f"max-error is {self.max_error}; it must be above 0")
+        if self.max_error is not None and self.precision == "fp32":
+            raise UserError("max-error bounds what a precision costs: name one, and fp32 costs nothing")
+        for name, given in (("one-scale", self.one_scale), ("refit", self.refit)):
+            if given and self.precision not in QUANTISED:
+                raise UserError(
+                    f"{name} is for {', '.join(QUANTISED)}, and precision is {self.precision}: name another"
+                )
 
 
 def add(bundle: Bundle, additions: Additions, refit: Refit | None = None, sign: Signer | None = None) -> Table:

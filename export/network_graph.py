@@ -155,7 +155,9 @@ def export(
                 verbose=False,
             )
         except Exception as error:  # each part of PyTorch raises its own
-            raise UserError(reason(error, who, axes)) from error
+            scripted = any(isinstance(one, torch.jit.ScriptModule) for one in module.modules())
+            advice = ": PyTorch exports nothing of torch.jit.script; give the network that it was made of" * scripted
+            raise UserError(f"{reason(error, who, axes)}{advice}") from error
     assert program is not None
     exported = program.model
     name_sizes(exported, inputs.dynamic)

@@ -28,11 +28,12 @@ from edge_sampler.runtime.command_line import Parser, add_verify_key
 from edge_sampler.runtime.condition import Shape
 from edge_sampler.runtime.engine_record import MOST_BATCH, Engine
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.output import check_link, writable
+from edge_sampler.runtime.output import Marker, check_link, writable
 from edge_sampler.runtime.sampler import feed_of
 from edge_sampler.runtime.verified import weights_beside
 
 CONFIG, MADE = "config.pbtxt", "# Made by edge-sampler."  # begins it, which tells our models from others
+OURS: Marker = (CONFIG, lambda content: MADE.encode() in content)
 DEFAULT_BATCH = 16  # images in one run of a graph, which takes any number
 DELAY = 5000  # microseconds that a batch waits to be full
 TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8"}
@@ -116,8 +117,7 @@ def write_repository(bundle: Bundle, name: str, form: Form, out: Path, force: bo
     with ExitStack() as whole:
         ends = ("-seeds", "-noise", "")  # the first is renamed last: what it needs is there by then
         seeds, noise, base = (
-            whole.enter_context(writable(out / f"{name}{end}", force, "model of Triton", (CONFIG, MADE.encode())))
-            for end in ends
+            whole.enter_context(writable(out / f"{name}{end}", force, "model of Triton", OURS)) for end in ends
         )
         feed = feed_of(bundle, [0], bundle.examples(1))
         _put(base, base_config(bundle, name, form, feed))

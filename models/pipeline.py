@@ -16,7 +16,7 @@ from edge_sampler.models.scheduler_settings import (
     check_scheduler,
 )
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.install import install_command
+from edge_sampler.runtime.install import check_docstrings, install_command
 from edge_sampler.runtime.json_file import read_object
 
 HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
@@ -125,6 +125,7 @@ def download(name: str) -> Path:
     By diffusers' own loader, into the cache that all tools of Hugging Face share: HF_HOME, HF_ENDPOINT, HF_TOKEN and
     HF_HUB_OFFLINE say what they say everywhere. Raises UserError when the files cannot be had.
     """
+    check_docstrings("diffusers")
     try:
         from diffusers import DiffusionPipeline
     except (ImportError, RuntimeError) as error:  # of its own, or of a library that it finds

@@ -80,7 +80,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command line's ``main`` and exits: with its status, or with an error's and one line on standard error."""
     leave_name()
     open_streams()
-    with signals():
+    with signals(), unwritten_forgotten():
         try:
             status, message = outcome(main)
         except BaseException:
@@ -113,7 +113,11 @@ def signals() -> Iterator[None]:
 def outcome(main: Callable[[], int | None]) -> tuple[int, str]:
     """The status and the line that a command line ends with."""
     try:
-        status = main() or 0
+        try:
+            status = main() or 0
+        except SystemExit:  # of --help
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
         return status, ""
     except UserError as error:
@@ -123,7 +127,6 @@ def outcome(main: Callable[[], int | None]) -> tuple[int, str]:
         needed = f"calibration and export need: {fits}, engines of finished bundles: {engines}"
         status, message = 2, f"{error.name} is not installed; {needed}"
     except BrokenPipeError:  # whoever reads the output, such as head, has enough
-        forget_output()
         return 141, ""  # as a shell has it
     except KeyboardInterrupt:
         return interrupt.CTRL_C, "interrupted"
@@ -137,8 +140,6 @@ def outcome(main: Callable[[], int | None]) -> tuple[int, str]:
         if error.errno not in UNUSABLE:
             raise
         status, message = 2, f"cannot {verb(error)} {error.filename or 'the output'}: {error.strerror}"
-        if error.filename is None:
-            forget_output()
     return status, f"error: {one_line(message)}"
 
 
@@ -167,9 +168,17 @@ def open_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def forget_output() -> None:
-    """What could not be written is not tried again by Python's last flush."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+@contextmanager
+def unwritten_forgotten() -> Iterator[None]:
+    """What a standard stream does not take is not tried again by Python's last flush, which ends with status 120."""
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def leave_name() -> None:

@@ -12,7 +12,7 @@ from edge_sampler.runtime.bundle import REFERENCE_INPUT, Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import as_floats
 from edge_sampler.runtime.plan import Plan, sample
-from edge_sampler.runtime.sampler import checked, feed_of, made_of, shape_made, usual_batch
+from edge_sampler.runtime.sampler import checked, checked_seeds, feed_of, made_of, shape_made, usual_batch
 
 HALF_LEVEL = 0.5 / 127.5  # what rounding to uint8 may change
 Feed = Mapping[str, np.ndarray]
@@ -79,7 +79,7 @@ class Difference:
 
 def compare(
     bundle: Bundle,
-    seeds: list[int] | None = None,
+    seeds: Sequence[int] | None = None,
     backends: Sequence[str] = ("auto",),
     precision: str | None = None,
 ) -> list[Difference]:
@@ -98,7 +98,8 @@ def compare(
         For every pair of paths, the differences at each evaluation, if both show it, and last in their output.
 
     Raises:
-        UserError: if backends run different plans, if there is nothing to compare with, or if no backend can run it.
+        UserError: for seeds that are not 1 to a million whole numbers, if backends run different plans, if there is
+            nothing to compare with, or if no backend can run it.
 
     Examples:
         >>> found = edge_sampler.compare(edge_sampler.Bundle.open("shrink"), backends=["onnxrt"])
@@ -113,6 +114,7 @@ def compare(
         conditions = {name: stored[f"{REFERENCE_INPUT}{name}"] for name in bundle.inputs.conditions}
         recorded[PYTORCH] = Trajectory(bundle.plan, stored["denoised"], stored["made"], bundle.tolerance())
     else:
+        seeds = checked_seeds(seeds)
         conditions = bundle.examples(len(seeds))
     feed = feed_of(bundle, seeds, conditions)
     paths = {backend.name: run_sampler(bundle, feed, backend, precision) for backend in chosen}

@@ -1,10 +1,12 @@
 """Writes that are old or new, and whole, at whatever moment the writer dies.
 
 What is to be written is made in a temporary folder beside its place, ``.NAME.<8 hex digits>.new``, which this process
-holds by a lock. It takes its place in one step. The next writer of that place removes what one that died left.
+holds by a lock; a NAME too long for that is a hash there. It takes its place in one step. The next writer of that place
+removes what one that died left.
 """
 
 import ctypes
+import hashlib
 import json
 import os
 import re
@@ -12,23 +14,40 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.json_file import parse_json
 from edge_sampler.runtime.lock import release, take
 from edge_sampler.runtime.manifest import HASH, MANIFEST
 from edge_sampler.runtime.signature import SIGNATURE
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.new")  # as ``temporary`` names them
-Marker = tuple[str, bytes]  # a file that tells a folder's kind, and what stands in it
-BUNDLE: Marker = (MANIFEST, f'"{HASH}":'.encode())  # others have files of that name
+Marker = tuple[str, Callable[[bytes], bool]]  # a file that tells a folder's kind, and whether that is its content
 LOCK, OLD, NEW = "lock", "old", "new"  # in them
+LONGEST = 255 - len("..01234567.new")  # bytes of a name that stands in a temporary's
 LOOKED_AT = 2**24  # bytes of a file that tells a folder's kind
+ENDS = re.compile(rb'\n "%s": "[^\n]*"\n}\n?' % HASH.encode())  # a manifest as we write it
 TRIES = 5  # to lock what a sweeper may see before its lock
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+def is_manifest(content: bytes) -> bool:
+    """Whether it is a bundle's, damaged or not: an object with its own hash, or where that is no JSON, with its end.
+
+    Others have files of that name, which may list bundles with their hashes.
+    """
+    try:
+        found = parse_json(content.decode())
+        return isinstance(found, dict) and HASH in found
+    except ValueError:
+        return content.startswith(b"{") and ENDS.search(content[-200:]) is not None
+
+
+BUNDLE: Marker = (MANIFEST, is_manifest)
 
 
 def check_writable(target: Path, force: bool | None, kind: str = "file", marker: Marker = BUNDLE) -> None:
@@ -72,19 +91,24 @@ def bundle_of(file: Path) -> Path | None:
     """The bundle whose manifest lists that file, or is that file."""
     place = place_of(file)
     for folder in place.parents[:2]:  # engines are one deeper
-        name = place.relative_to(folder).as_posix()
-        listed = name in (MANIFEST, SIGNATURE) or is_marked(folder, (MANIFEST, json.dumps(name).encode()))
-        if listed and is_marked(folder, BUNDLE):
+        name, manifest = place.relative_to(folder).as_posix(), content_of(folder / MANIFEST)
+        listed = name in (MANIFEST, SIGNATURE) or json.dumps(name).encode() in manifest
+        if listed and is_manifest(manifest):
             return folder
     return None
 
 
 def is_marked(folder: Path, marker: Marker) -> bool:
-    name, stands = marker
-    if not (folder / name).is_file():
-        return False
-    with (folder / name).open("rb") as file:
-        return stands in file.read(LOOKED_AT)
+    name, fits = marker
+    return (folder / name).is_file() and fits(content_of(folder / name))
+
+
+def content_of(path: Path) -> bytes:
+    """As much of a file as is looked at; nothing, where it is none."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(LOOKED_AT)
 
 
 def check_link(target: Path) -> None:
@@ -145,7 +169,7 @@ def temporary(target: Path) -> Iterator[Path]:
     lock, missing = None, [above for above in target.parents if not above.exists()]
     try:
         for last in [False] * TRIES + [True]:  # on a disk without locks the last goes on without: there nobody sweeps
-            folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+            folder = target.with_name(f".{_hidden(target.name)}.{secrets.token_hex(4)}.new")
             try:
                 make(folder)
                 lock = take(folder / LOCK)
@@ -167,8 +191,15 @@ def temporary(target: Path) -> Iterator[Path]:
 
 def make(folder: Path) -> None:
     """A new folder that its owner can write to, whatever umask there is."""
-    folder.mkdir(parents=True)
+    make_all(folder.parent)
+    folder.mkdir()
     folder.chmod(folder.stat().st_mode | stat.S_IRWXU)
+
+
+def make_all(folder: Path) -> None:
+    """A folder and those above it, where they are not there: mkdir(parents=True) calls itself for each, too deep."""
+    for one in (*reversed(folder.parents), folder):
+        one.mkdir(exist_ok=True)
 
 
 def put(new: Path, target: Path, old: Path) -> None:
@@ -217,8 +248,13 @@ def sweep(folder: Path, name: str = "") -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
+def _hidden(name: str) -> str:
+    """The name in a temporary folder's, which file systems allow to be as long as the file's own."""
+    return name if len(os.fsencode(name)) <= LONGEST else hashlib.sha256(os.fsencode(name)).hexdigest()
+
+
 def _leftovers(folder: Path, name: str) -> Iterable[Path]:
-    wanted = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.new") if name else LEFTOVER
+    wanted = re.compile(rf"\.{re.escape(_hidden(name))}\.[0-9a-f]{{8}}\.new") if name else LEFTOVER
     try:
         return [path for path in folder.iterdir() if wanted.fullmatch(path.name) and path.is_dir()]
     except OSError:

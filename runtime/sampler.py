@@ -10,6 +10,7 @@ import numpy as np
 
 from edge_sampler.runtime.backends import choose
 from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.command_line import MOST_NUMBERS
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import sizes_of
 from edge_sampler.runtime.noise import unit_noise
@@ -51,7 +52,7 @@ class Sampler:
         """Makes samples. A sample depends on its own seed and conditions, and not on other samples.
 
         Args:
-            seeds: whole numbers, 0 to 2^63 - 1.
+            seeds: whole numbers, 0 to 2^63 - 1; a million at most.
             batch: the number of samples in one run; by default the engine's largest, or ``usual_batch``.
             temperature: scales the noise; usually 1, for which samplers are fitted.
             conditions: the inputs in ``bundle.inputs`` by name: one value, or one for each seed, [n, …]. For a text
@@ -63,8 +64,8 @@ class Sampler:
             [-1, 1], or uint8 [n, H, W, C] if the bundle says so.
 
         Raises:
-            UserError: for seeds out of range; for a condition that is missing, unknown or of a wrong dtype or shape;
-                and for a batch larger than the engine's.
+            UserError: for seeds out of range, or too many; for a condition that is missing, unknown or of a wrong dtype
+                or shape; and for a batch larger than the engine's.
         """
         if self._closed:
             raise UserError("the sampler is closed: sample inside its with block")
@@ -161,10 +162,12 @@ def load(
 
 
 def checked_seeds(seeds: Sequence[int]) -> list[int]:
-    """Whole numbers, at least one. Raises UserError for anything else."""
+    """Whole numbers, at least one, as many as a command line takes. Raises UserError for anything else."""
     try:
+        if (count := len(seeds)) > MOST_NUMBERS:  # before anything is made of them
+            raise UserError(f"{count:,} seeds are too many: one call takes {MOST_NUMBERS:,} at most")
         array = np.asarray(seeds)
-    except ValueError:  # lists of several lengths
+    except (TypeError, ValueError, OverflowError):  # no list, lists of several lengths, a range beyond what len() tells
         array = np.empty(0)
     if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
         raise UserError(f"seeds are {seeds!r:.80}; they must be whole numbers, at least one, such as [0, 1, 2]")

@@ -12,6 +12,7 @@ import numpy as np
 
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.install import install_command
+from edge_sampler.runtime.json_file import ODD, parse_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -101,9 +102,14 @@ class Text:
 def tokens(texts: Any, content: str, name: str, length: int) -> np.ndarray:
     """Token ids int64 [length] of one text, or [n, length] of several; ``name`` is the condition's, for messages.
 
-    Raises UserError for a text with more tokens, and as ``loaded`` does.
+    Raises UserError for a text with more tokens or not in UTF-8, and as ``loaded`` does.
     """
     written = [texts] if isinstance(texts, str) else [str(text) for text in texts]
+    for text in written:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{name} is {text[:40]!r}, which is no text in UTF-8") from error
     ids = [encoding.ids for encoding in loaded(content, length).encode_batch(written)]
     for found, text in zip(ids, written, strict=True):
         if len(found) > length:
@@ -143,6 +149,28 @@ def loaded(content: str, length: int) -> "Tokenizer":
     return tokenizer
 
 
+@cache
+def vocabulary(content: str) -> int | None:
+    """How many token ids a tokenizer has, from 0 on; None where that is not known. It needs no library."""
+    try:
+        told = parse_json(content)
+        words = told["model"]["vocab"]
+        ids = words.values() if isinstance(words, dict) else [len(words) - 1]
+        return 1 + max(*ids, told["padding"]["pad_id"], *(one["id"] for one in told["added_tokens"]))
+    except ODD:
+        return None
+
+
+def check_ids(name: str, ids: Any, size: int) -> None:
+    """Raises UserError for one that the tokenizer does not have: a graph counts from the end, or ends with an error."""
+    try:
+        found = np.asarray(ids)
+    except ValueError:  # rows of several lengths, as whoever checks shapes says
+        return
+    if found.dtype.kind in "iu" and (wrong := found[(found < 0) | (found >= size)]).size:
+        raise UserError(f"{name} holds the token id {wrong.flat[0]}; those of its tokenizer are 0 to {size - 1}")
+
+
 def is_text(value: Any) -> bool:
     """A text, or several in a list or array."""
     return isinstance(value, str) or (
@@ -156,7 +184,7 @@ def tokenized(
     """What is given, with token ids in place of text; texts that were not given are their defaults.
 
     ``read`` returns the content of a tokenizer's file, where a condition does not hold it. Raises UserError as
-    ``tokens`` does.
+    ``tokens`` and ``check_ids`` do.
     """
 
     def text_of(name: str) -> Any:
@@ -168,7 +196,10 @@ def tokenized(
     told = dict(given)
     for name, condition in conditions.items():
         value = text_of(name)
-        if condition.text and is_text(value):
+        if condition.text and value is not None:
             content = condition.text.content or read(condition.text.file)
-            told[name] = tokens(value, content, name, int(condition.shape[0]))
+            if is_text(value):
+                told[name] = tokens(value, content, name, int(condition.shape[0]))
+            elif size := vocabulary(content):
+                check_ids(name, value, size)
     return told

@@ -6,6 +6,7 @@ import io
 import os
 import runpy
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -185,31 +186,53 @@ def test_a_status_is_the_mains() -> None:
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "full")], ids=["pipe", "full"])
-def test_an_output_that_takes_no_more_gets_no_more(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
-    forgotten = list[int]()
-    monkeypatch.setattr(command_line, "forget_output", lambda: forgotten.append(1))
+@pytest.mark.parametrize("ended", [0, SystemExit(0)], ids=repr)
+def test_what_the_output_still_holds_is_written_in_time(
+    error: OSError, ended: int | SystemExit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the last flush, of Python itself, would fail with a traceback: of --help too, which exits."""
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(flush=raises(error)))
     expected = (141, "") if isinstance(error, BrokenPipeError) else (2, "error: cannot write the output: full")
-    assert outcome(raises(error)) == expected
-    assert forgotten == [1]
+    assert outcome(raises(ended) if isinstance(ended, SystemExit) else lambda: ended) == expected
+    assert outcome(raises(UserError("wrong"))) == (2, "error: wrong")
 
 
-def test_what_the_output_still_holds_is_written_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the last flush, of Python itself, would fail with a traceback."""
+WRITES = """
+import sys
+from contextlib import suppress
+from edge_sampler.runtime.command_line import Parser, run_command
+from edge_sampler.runtime.errors import UserError
+def main():
+    print("made")
+    with suppress(OSError):  # as logging does
+        print("note", file=sys.stderr)
+    if sys.argv[1] == "wrong":
+        raise UserError("wrong")
+    if sys.argv[1] == "help":
+        Parser().parse_args(["--help"])
+    return 3
+run_command(main)
+"""
 
-    def full() -> None:
-        raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(sys, "stdout", SimpleNamespace(flush=full))
-    monkeypatch.setattr(command_line, "forget_output", lambda: None)
-    assert outcome(lambda: 0) == (2, "error: cannot write the output: full")
-
-
-def test_an_output_that_is_forgotten_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with (tmp_path / "out").open("w") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        command_line.forget_output()
-        stream.write("lost")
-    assert (tmp_path / "out").read_text() == ""
+@pytest.mark.parametrize(
+    ("gone", "asked", "status", "told"),
+    [
+        ("stdout", "help", 141, "note\n"),
+        ("stdout", "work", 141, "note\n"),
+        ("stdout", "wrong", 2, "note\nerror: wrong\n"),
+        ("stderr", "work", 3, "made\n"),
+        ("stderr", "wrong", 2, "made\n"),
+    ],
+)
+def test_a_reader_that_has_gone_is_no_fault(gone: str, asked: str, status: int, told: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    out, err = (writer if name == gone else subprocess.PIPE for name in ("stdout", "stderr"))
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    ended = subprocess.run([sys.executable, "-c", WRITES, asked], text=True, env=buffered, stdout=out, stderr=err)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr if gone == "stdout" else ended.stdout) == (status, told)
 
 
 def test_streams_that_are_closed_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from edge_sampler.calibration.evaluate.distributed import processes, total
 from edge_sampler.calibration.evaluate.network import Meter
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.output import sweep, writable
+from edge_sampler.runtime.output import make_all, sweep, writable
 
 MEANING = 3  # raise it when code that makes stored results changes them
 DIGEST = hashlib.sha256().digest_size
@@ -45,7 +45,7 @@ class Cache:
         if self.folder is None:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_all(self.folder)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:

@@ -12,7 +12,7 @@ from torch import nn
 
 from edge_sampler.models.mapped import move_widened
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.install import install_command
+from edge_sampler.runtime.install import check_docstrings, install_command
 from edge_sampler.runtime.json_file import read_json
 
 VAES = ("AutoencoderKL", "AutoencoderTiny")
@@ -46,7 +46,8 @@ def variant_of(folder: Path) -> str | None:
 
 
 def module(library: str) -> Any:
-    """diffusers or transformers. Raises UserError where it is not installed."""
+    """diffusers or transformers. Raises UserError where it is not installed, or Python leaves out its docstrings."""
+    check_docstrings(library)
     try:
         return importlib.import_module(library)
     except ImportError as error:

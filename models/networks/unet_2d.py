@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.install import install_command
+from edge_sampler.runtime.install import check_docstrings, install_command
 
 
 class UNet2D(nn.Module):
@@ -18,6 +18,7 @@ class UNet2D(nn.Module):
     def __init__(
         self, img_resolution: int, in_channels: int, out_channels: int, label_dim: int = 0, **config: Any
     ) -> None:
+        check_docstrings("diffusers")
         try:
             from diffusers import UNet2DModel
         except ImportError as error:

@@ -20,7 +20,7 @@ import numpy as np
 
 from edge_sampler.runtime.backends import BACKENDS, choose
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.command_line import Parser, add_verify_key, conditions_of, whole_numbers
+from edge_sampler.runtime.command_line import MOST_NUMBERS, Parser, add_verify_key, conditions_of, whole_numbers
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.generate.job import (
     FORMATS,
@@ -36,7 +36,7 @@ from edge_sampler.runtime.generate.on_ray import on_ray
 from edge_sampler.runtime.generate.workers import in_processes
 from edge_sampler.runtime.lock import locked
 from edge_sampler.runtime.noise import SEEDS
-from edge_sampler.runtime.output import check_link, sweep
+from edge_sampler.runtime.output import check_link, make_all, sweep
 
 MOST_WORKERS, MOST_SAMPLES = 1024, 10**8  # of one job
 EVERY = 1.0  # seconds between two records of what is done, and between two lines of progress
@@ -66,7 +66,7 @@ def main() -> int:
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle, arguments.verify_key)
     workers = arguments.workers if arguments.workers is not None else 8 if arguments.ray else 1
-    for name, value, most in (("workers", workers, MOST_WORKERS), ("shard", arguments.shard, MOST_SAMPLES)):
+    for name, value, most in (("workers", workers, MOST_WORKERS), ("shard", arguments.shard, MOST_NUMBERS)):
         if not 1 <= value <= most:
             raise UserError(f"--{name} is {value}; it must be at least 1 and at most {most:,}")
     check_link(arguments.out)
@@ -76,7 +76,7 @@ def main() -> int:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: --out is a folder")
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_all(out)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from error
     with locked(out / ".lock", f"another process writes into {out}: wait for it, or name another folder"):

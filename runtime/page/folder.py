@@ -59,7 +59,7 @@ def write_site(bundle: Bundle, out: Path, given: Mapping[Package, Path | None], 
     """
     facts = facts_of(bundle)
     texts = [known for known in facts["conditions"] if known["kind"] == "text"]
-    with writable(out, force, "page", (FACTS, b"")) as folder:
+    with writable(out, force, "page", (FACTS, lambda content: True)) as folder:
         folder.mkdir()
         for name in STATIC:
             shutil.copyfile(Path(__file__).with_name(name), folder / name)

@@ -48,6 +48,7 @@ class Service:
         self.reading = reading
         self.draining = False
         self.active = 0  # requests that were accepted and have no answer yet
+        self.bodies = set[asyncio.Task[bytes]]()  # that have not come whole: of requests that nobody accepted yet
 
     @property
     def ready(self) -> bool:
@@ -132,7 +133,7 @@ class Service:
             model.metrics.seconds.add(time.perf_counter() - started)
         except QueueFullError:
             response = error(429, f"the queue of {model.name} is full; ask again later", {"Retry-After": "1"})
-        except asyncio.CancelledError:  # by a second signal
+        except asyncio.CancelledError:  # by a second signal, or while its body came
             response = error(503, "the server ended before the answer", {"Connection": "close"})
         except ClientDisconnect:
             response = error(499, "the client went away")
@@ -180,8 +181,11 @@ class Service:
                     raise too_large
             return bytes(body)
 
+        body = asyncio.create_task(read())
+        self.bodies.add(body)
+        body.add_done_callback(self.bodies.discard)
         try:
-            return await asyncio.wait_for(read(), self.reading)
+            return await asyncio.wait_for(body, self.reading)
         except asyncio.TimeoutError as late:
             raise HTTPException(408, f"the body took more than {self.reading:.0f} s", {"Connection": "close"}) from late
 

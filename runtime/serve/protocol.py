@@ -5,6 +5,7 @@ extension, triton-inference-server/server, docs/protocol/extension_binary_data.m
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.json_file import parse_json
 
 HEAD_LENGTH = "Inference-Header-Content-Length"  # bytes of the JSON, where tensors follow it
 BYTES = "BYTES"  # of text, in UTF-8
@@ -124,9 +126,7 @@ def _head(body: bytes, length: str | None) -> dict[str, Any]:
     if length is not None and not (length.isascii() and length.isdigit() and int(length[:20]) <= len(body)):
         raise UserError(f"{HEAD_LENGTH} is {length[:40]!r}; it must be the bytes of JSON among the body's {len(body)}")
     try:
-        head = json.loads(body[: int(length)] if length else body)
-    except RecursionError as error:
-        raise UserError("the body's JSON is nested too deep") from error
+        head = parse_json((body[: int(length)] if length else body).decode())
     except ValueError as error:  # of bytes that are no UTF-8, too
         raise UserError(f"the body is not JSON: {error}"[:300]) from error
     if not isinstance(head, dict):
@@ -188,12 +188,14 @@ def _of_json(name: str, datatype: str, shape: tuple[int, ...], item: Mapping[str
     if wrong := set(map(type, values)) - allowed:
         raise UserError(f"{_told(name)} is {datatype} and holds {', '.join(sorted(kind.__name__ for kind in wrong))}")
     try:
-        for text in values if datatype == BYTES else ():
-            text.encode()
-        with np.errstate(over="ignore"):  # infinity, which is refused later
-            return np.array(values, object if datatype == BYTES else DTYPES[datatype]).reshape(shape)
+        with np.errstate(over="ignore"):  # infinity, which is told below
+            array = np.array(values, object if datatype == BYTES else DTYPES[datatype])
     except (OverflowError, ValueError) as error:
         raise UserError(f"{_told(name)} holds what is no {datatype}: {error}"[:300]) from error
+    infinite = np.flatnonzero(np.isinf(array)) if array.dtype.kind == "f" else ()
+    if beyond := [values[place] for place in infinite if math.isfinite(values[place])]:
+        raise UserError(f"{_told(name)} holds {beyond[0]}, which is beyond {datatype}")
+    return array.reshape(shape)
 
 
 def _of_bytes(name: str, datatype: str, shape: tuple[int, ...], data: memoryview) -> np.ndarray:

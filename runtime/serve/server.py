@@ -35,6 +35,8 @@ class Server(uvicorn.Server):
         while not self._service.draining or self._service.active:
             await asyncio.sleep(step)
         self.should_exit = True
+        for body in self._service.bodies:
+            body.cancel()
 
 
 def serve(bundles: Mapping[str, Bundle], listener: socket.socket, key: str | None, options: argparse.Namespace) -> None:

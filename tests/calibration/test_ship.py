@@ -14,6 +14,7 @@ from edge_sampler.export.form import check_fit
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.shipped import plan_file, shipped_plan
+from edge_sampler.runtime import install
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan
@@ -130,7 +131,7 @@ def test_a_plan_without_a_name_is_no_plan(tmp_path: Path) -> None:
 
 def test_without_docstrings_there_is_no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """They end after the fit, in a library that cannot be loaded."""
-    monkeypatch.setattr("sys.flags", SimpleNamespace(optimize=2))
+    monkeypatch.setattr(install, "sys", SimpleNamespace(flags=SimpleNamespace(optimize=2)))
     with pytest.raises(UserError, match="Python leaves out docstrings"):
         export("--model", "edm-digits", "--nfe", "5", "--plan", "shipped")
 

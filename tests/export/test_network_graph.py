@@ -56,6 +56,11 @@ class Brief(nn.Module):
             return self.layer(x).float()
 
 
+class Scripted(nn.Module):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x / 2
+
+
 class Unknown(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return torch.linalg.svd(x)[1].sum(-1)[..., None, None] * x
@@ -70,6 +75,7 @@ class Unknown(nn.Module):
         (EvenAxis(), r"EvenAxis does not take every size .*: PyTorch finds .*length = 2\*_length"),
         (ByValue(), r"ByValue decides by the values of its input \(.*test_network_graph\.py:\d+\), which no graph can"),
         (Brief(), "Brief computes in bfloat16, which ONNX Runtime does not on a CPU: .* and add --precision bf16"),
+        (torch.jit.script(Scripted()), r"cannot be exported .*: PyTorch exports nothing of torch\.jit\.script; give"),
         (Unknown(), r"Unknown cannot be exported .*: DispatchError: No ONNX function found for .*svd"),
     ],
     ids=lambda value: type(value).__name__,

@@ -269,7 +269,7 @@ def test_a_conditional_bundle_of_uint8_images_is_quantised(conditional: Path, tm
 
 def test_mistakes_are_named(quantised: Path, copy: Path, tmp_path: Path) -> None:
     for arguments, message in (
-        (("--precision", "fp16", "--one-scale"), "--one-scale is for fp8, int8, int8"),
+        (("--precision", "fp16", "--one-scale"), "one-scale is for fp8, int8, int8"),
         (("--engine", "tensorrt-rtx", "--precision", "int8", "--loop"), "--loop has one copy of the network"),
     ):
         with pytest.raises(UserError, match=message):

@@ -267,7 +267,7 @@ def test_a_killed_refit_is_taken_up(refit: Refit, made: Path, monkeypatch: pytes
 def test_mistakes_are_named(copy: Path, staged: Path, tmp_path: Path) -> None:
     before = sorted(path.name for path in copy.iterdir())
     for precision in ("fp32", "fp16"):
-        with pytest.raises(UserError, match="--refit is for fp8, int8, int8"):
+        with pytest.raises(UserError, match="refit is for fp8, int8, int8"):
             add(copy, "--precision", precision, "--refit")
     assert sorted(path.name for path in copy.iterdir()) == before
     with pytest.raises(UserError, match="--refit asks for examples of words, mask, and a bundle holds too few"):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -12,9 +13,11 @@ from edge_sampler import models
 from edge_sampler.models import listing
 from edge_sampler.models.command import main
 from edge_sampler.models.download import cached
+from edge_sampler.models.families import libraries
 from edge_sampler.models.verify import denoising_errors, verify
 from edge_sampler.models.zoo import GROUPS, ZOO
-from edge_sampler.runtime.errors import BoundError
+from edge_sampler.runtime import install
+from edge_sampler.runtime.errors import BoundError, UserError
 from tests.conftest import run_main
 
 ROOT = Path(__file__).parent.parent.parent
@@ -49,6 +52,20 @@ def test_a_missing_package_marks_rows_and_ends_nothing(
     assert set(ZOO) < set(lines)
     assert {name for name in ZOO if "needs diffusers " in lines[name]} == set(GROUPS[-1].rows)
     assert "Weights" in lines
+
+
+def test_without_docstrings_there_are_no_networks_of_diffusers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers reads its own, and raises where they are left out."""
+    monkeypatch.setattr(install, "sys", SimpleNamespace(flags=SimpleNamespace(optimize=2)))
+    listing.counted.cache_clear()
+    run_main(main, "list")
+    listing.counted.cache_clear()
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()}
+    assert {name for name in ZOO if " ? " in lines[name]} == set(GROUPS[-1].rows)
+    with pytest.raises(UserError, match=r"leaves out docstrings .*, and transformers does not load without"):
+        libraries.module("transformers")
 
 
 def test_the_list_needs_the_runtime_alone() -> None:

@@ -57,7 +57,37 @@ def test_another_programs_manifest_makes_no_bundle(tmp_path: Path) -> None:
             check_writable(tmp_path / name, True, "bundle")
     (tmp_path / "app" / "config").write_text("theirs")
     with pytest.raises(UserError, match="app is a folder but no model; only a model may be replaced"):
-        check_writable(tmp_path / "app", True, "model", ("config", b"ours"))
+        check_writable(tmp_path / "app", True, "model", ("config", lambda content: content == b"ours"))
+
+
+OWN = {"schema": 3, "files": {"a": {"bytes": 12}}, HASH: "0123"}
+
+
+@pytest.mark.parametrize(
+    ("content", "ours"),
+    [
+        (json.dumps(OWN), True),
+        (json.dumps(OWN, indent=2), True),  # by a formatter
+        (json.dumps(OWN, indent=1) + "\n", True),
+        (json.dumps(OWN, indent=1).replace("12", "1r"), True),  # a flipped bit
+        (json.dumps(OWN, indent=1).replace("12", "1\udcb2"), True),
+        (json.dumps(OWN, indent=1)[:-9], False),  # cut short, it is like any text
+        (json.dumps(list(OWN)), False),
+        (json.dumps({"deployed": [OWN]}, indent=1), False),
+        (json.dumps({"deployed": OWN}, indent=1).replace("12", "1r"), False),
+        (f'"{HASH}":', False),
+        (f'# Notes\n "{HASH}": "0123"\n}}\n', False),
+    ],
+)
+def test_a_bundles_manifest_is_known_though_it_is_damaged(content: str, ours: bool, tmp_path: Path) -> None:
+    """Another's file that speaks of bundles is none: what lies beside it would be lost."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "manifest.json").write_text(content, errors="surrogateescape")
+    if ours:
+        check_writable(tmp_path / "a", True, "bundle")
+    else:
+        with pytest.raises(UserError, match="a is a folder but no bundle; only a bundle may be replaced"):
+            check_writable(tmp_path / "a", True, "bundle")
 
 
 def bundle(folder: Path) -> Path:
@@ -121,7 +151,7 @@ def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("kind", ["file", "bundle"])
 def test_names_that_writers_use_are_names_like_others(name: str, kind: str, tmp_path: Path) -> None:
     for text in ("one", '{"sampler.onnx":'):
-        with writable(tmp_path / name, True, kind, ("text", b"one")) as new:
+        with writable(tmp_path / name, True, kind, ("text", lambda content: content == b"one")) as new:
             if kind != "file":
                 new.mkdir()
             (new if kind == "file" else new / "text").write_text(text)

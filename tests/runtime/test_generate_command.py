@@ -179,7 +179,7 @@ def test_a_clock_that_stands_still_divides_by_nothing(
         (("--workers", "-1", "--ray", "auto"), "--workers is -1; it must be at least 1"),
         (("--workers", "1025"), "--workers is 1025; it must be at least 1 and at most 1,024"),
         (("--shard", "0"), "--shard is 0; it must be at least 1"),
-        (("--shard", "100000001"), "--shard is 100000001; it must be at least 1 and at most 100,000,000"),
+        (("--shard", "1000001"), "--shard is 1000001; it must be at least 1 and at most 1,000,000"),
         (("--format", "zip"), "invalid choice: 'zip'"),
         (("--class-labels", "10"), "class_labels holds 10"),
     ],

@@ -16,6 +16,7 @@ from edge_sampler.runtime.output import (
     LOCK,
     NEW,
     OLD,
+    _hidden,
     check_writable,
     exchanged,
     put,
@@ -55,6 +56,24 @@ def test_what_is_written_is_there_afterwards_and_nothing_else(tmp_path: Path) ->
     write(path, "two", force=True)
     assert path.read_text() == "two"
     assert listed(path.parent) == ["a.txt"]
+
+
+def test_a_file_may_lie_as_deep_as_the_system_allows(tmp_path: Path) -> None:
+    """Deeper than functions may call themselves; all its folders go again."""
+    check_writable(tmp_path / "/".join("x" * 1000) / "a.txt", force=False)
+    assert not listed(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a" * 241, "b" * 255, "γ" * 127])
+def test_a_name_may_be_as_long_as_the_system_allows(name: str, tmp_path: Path) -> None:
+    """A dead writer of another long name has left what only its own next writer may remove."""
+    left = tmp_path / f".{_hidden(name[:-1] + 'c')}.01234567.new"
+    own = tmp_path / f".{_hidden(name)}.01234567.new"
+    left.mkdir()
+    own.mkdir()
+    write(tmp_path / name, "one")
+    assert (tmp_path / name).read_text() == "one"
+    assert listed(tmp_path) == sorted([left.name, name])
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -9,6 +9,7 @@ import pytest
 
 from edge_sampler.runtime import sampler as module
 from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.command_line import MOST_NUMBERS
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.manifest import MANIFEST, write_manifest
 from edge_sampler.runtime.noise import unit_noise
@@ -163,3 +164,13 @@ def test_seeds_are_whole_numbers() -> None:
     for wrong in ([], [[1]], [[1], [1, 2]], [0.5], [True], ["1"], 3):
         with pytest.raises(UserError, match="they must be whole numbers, at least one"):
             checked_seeds(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [MOST_NUMBERS + 1, 10**15])
+def test_no_more_seeds_than_a_command_line_takes(count: int) -> None:
+    """10^15 would fill any memory, were they looked at one by one."""
+    with pytest.raises(UserError, match=f"^{count:,} seeds are too many: one call takes 1,000,000 at most"):
+        checked_seeds(range(count))
+    with pytest.raises(UserError, match="must be whole numbers"):
+        checked_seeds(range(10**30))  # has no len()
+    assert len(checked_seeds(range(MOST_NUMBERS))) == MOST_NUMBERS

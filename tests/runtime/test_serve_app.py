@@ -304,6 +304,25 @@ def test_a_body_that_does_not_end_is_given_up() -> None:
     assert service.models["a"].metrics.requests == {"bad_request": 1}
 
 
+def test_a_body_that_is_given_up_is_told_so() -> None:
+    service = served()
+
+    async def given_up() -> Answer:
+        asked = asyncio.create_task(asking(make_app(service, None), "POST", "/v2/models/a/infer", [ONE], no_end=True))
+        while not service.bodies:
+            await asyncio.sleep(0)
+        for body in service.bodies:
+            body.cancel()
+        return await asked
+
+    answer = asyncio.run(asyncio.wait_for(given_up(), 60))
+    assert (answer.status, answer.json["error"]) == (503, "the server ended before the answer")
+    assert answer.headers["connection"] == "close"
+    assert (service.bodies, service.active) == (set(), 0)
+    ask(service, "POST", "/v2/models/a/infer", ONE)
+    assert service.bodies == set()
+
+
 def test_what_nobody_waits_for_is_not_made() -> None:
     service = served(model := Model("a", waits=60))
     for method, path in (("POST", "infer"), ("GET", "image?seed=1")):

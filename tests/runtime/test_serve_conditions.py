@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import edge_sampler
-from edge_sampler import Condition, runtime
+from edge_sampler import Condition, Text, runtime
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.export.assemble import export_bundle
 from edge_sampler.runtime.noise import unit_noise
 from tests.runtime.serving import Served, asked, eventually, serving
-from tests.runtime.test_text import WORDS, prompt
+from tests.runtime.test_text import LENGTH, WORDS, tokenizer
 
 Request = dict[str, Any]
 
@@ -37,10 +37,13 @@ class Voice(torch.nn.Module):
 @pytest.fixture(scope="module")
 def voice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
+    words = tokenizer()
+    words.add_tokens(["moon"])
+    prompt = Condition((LENGTH,), "int64", text=Text.of(words.to_str()))
     model = edge_sampler.adapt(
         Voice(),
         ("length", 2),
-        conditions={"prompt": prompt(), "loud": Condition(("length",))},
+        conditions={"prompt": prompt, "loud": Condition(("length",))},
         axes={"length": (2, 4, 8)},
         examples={"prompt": ["a red heart", "a blue star"], "loud": np.ones((2, 4), np.float32)},
     )
@@ -126,9 +129,9 @@ def test_text_is_bytes_and_ids_are_int64(voice: Path, served: Served) -> None:
 
 
 def test_a_request_that_fails_in_the_run_fails_alone(voice: Path, served: Served) -> None:
-    """Ids beyond the vocabulary, which nothing can tell before."""
+    """A word that the tokenizer has and the network has not, which nothing can tell before."""
     fine = [request(seed, "a blue star", 4) for seed in (1, 2)]
-    bad = {**request(3, "", 4), "prompt": [[99, 0, 0, 0]]}
+    bad = request(3, "moon", 4)
     before = len(served.gate.runs)
     with ThreadPoolExecutor(4) as pool, served.held():
         first = pool.submit(served.infer, "voice", fine[0])

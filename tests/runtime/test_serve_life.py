@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -96,6 +97,7 @@ def test_a_second_signal_ends_it_at_once(made: Path) -> None:
 
 
 def test_sigterm_ends_the_command_in_order(made: Path, expected: np.ndarray) -> None:
+    """What is accepted is answered; what has come in part waits for nobody, and uvicorn complains of nothing."""
     command = [sys.executable, "-m", "edge_sampler.runtime", "serve", str(made), "--port", "0", "--batch", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -106,10 +108,12 @@ def test_sigterm_ends_the_command_in_order(made: Path, expected: np.ndarray) -> 
         port = int(process.stdout.readline().rpartition(":")[2])
         assert "digits: ready, by ONNX Runtime" in process.stdout.readline()
         served = Served(port, [], None, None)  # type: ignore[arg-type]
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as pool, socket.create_connection(("127.0.0.1", port), 60) as half:
+            half.sendall(b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{")
             accepted = pool.submit(served.infer, "digits", {"seeds": range(64)})
             eventually(lambda: served.metric("queue_images", model="digits") > 0)
             process.send_signal(signal.SIGTERM)
+            assert half.recv(100).startswith(b"HTTP/1.1 503 ")
             np.testing.assert_array_equal(accepted.result().array, expected)
         assert process.wait(60) == 0
         assert process.stderr.read() == ""

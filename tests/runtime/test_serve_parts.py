@@ -21,8 +21,10 @@ from edge_sampler.runtime.serve.protocol import DTYPES, NAMES, read_request, wri
 
 NUMBERS = st.sampled_from([np.dtype(dtype) for dtype in DTYPES.values()])
 SHAPES = of_numpy.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=3)
-ARRAYS = NUMBERS.flatmap(  # ONNX Runtime may have put an end to subnormal numbers in this process
-    lambda dtype: of_numpy.arrays(dtype, SHAPES, elements=of_numpy.from_dtype(dtype, allow_subnormal=False))
+ARRAYS = NUMBERS.flatmap(  # JSON has no NaN, and ONNX Runtime may have ended subnormal numbers in this process
+    lambda dtype: of_numpy.arrays(
+        dtype, SHAPES, elements=of_numpy.from_dtype(dtype, allow_subnormal=False, allow_nan=False)
+    )
 )
 
 

@@ -28,7 +28,9 @@ OPTIONS = argparse.Namespace(backend="onnxrt", precision="fp16", batch=4, queue=
 
 
 def ending(active: int = 0, draining: bool = False) -> tuple[Server, Any]:
-    service = SimpleNamespace(active=active, draining=draining)
+    cancelled = list[int]()
+    body = SimpleNamespace(cancel=lambda: cancelled.append(1))
+    service = SimpleNamespace(active=active, draining=draining, bodies=[body], cancelled=cancelled)
     return Server(uvicorn.Config(lambda: None), service), service  # type: ignore[arg-type]
 
 
@@ -55,7 +57,8 @@ def test_the_first_signal_lets_it_answer_and_the_second_does_not() -> None:
     ("active", "draining", "ends"), [(0, True, True), (1, True, False), (0, False, False), (1, False, False)]
 )
 def test_it_ends_when_all_is_answered(active: int, draining: bool, ends: bool) -> None:
-    one, _ = ending(active, draining)
+    """And bodies that have not come whole are given up then: nobody has accepted their requests."""
+    one, service = ending(active, draining)
 
     async def waited() -> None:
         await asyncio.wait_for(one.end_when_drained(step=0.001), 60 if ends else 0.02)
@@ -65,7 +68,7 @@ def test_it_ends_when_all_is_answered(active: int, draining: bool, ends: bool) -
     else:
         with pytest.raises(asyncio.TimeoutError):
             asyncio.run(waited())
-    assert one.should_exit == ends
+    assert (one.should_exit, len(service.cancelled)) == (ends, ends)
 
 
 class Model:

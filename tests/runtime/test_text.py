@@ -26,7 +26,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs
-from edge_sampler.runtime.text import loaded, tokenized
+from edge_sampler.runtime.text import loaded, tokenized, vocabulary
 from tests.conftest import export, run_main
 
 WORDS = ["<pad>", "<unk>", "a", "red", "heart", "blue", "star"]
@@ -140,6 +140,11 @@ def test_what_is_not_given_has_a_default_or_another_text() -> None:
         ({"prompt": "a red heart a star"}, "prompt has 5 tokens, .*, and the model takes 4: shorten 'a red heart a"),
         ({"prompt": ["a", 3]}, "prompt is <U21; prompt must be text or int64"),
         ({"prompt": []}, "prompt is float64; "),
+        ({"prompt": "\udcff"}, r"^prompt is '\\udcff', which is no text in UTF-8$"),
+        ({"prompt": ["a", "red \udcff"]}, r"^prompt is 'red \\udcff', which is no text in UTF-8$"),
+        ({"prompt": [-1] * 4}, "^prompt holds the token id -1; those of its tokenizer are 0 to 6$"),
+        ({"prompt": np.array([[0, 6, 7, 2]])}, "^prompt holds the token id 7; those of its tokenizer are 0 to 6$"),
+        ({"prompt": [[1], [1, 2]]}, "prompt has rows of several lengths"),
         ({}, r"prompt is missing: give text or int64 \[4\]"),
     ],
 )
@@ -147,6 +152,19 @@ def test_what_does_not_fit_is_one_clear_line(given: dict[str, Any], message: str
     known = {"prompt": prompt()}
     with pytest.raises(UserError, match=message):
         Inputs((), known).check(tokenized(known, given), 2)
+
+
+def test_a_vocabulary_is_as_large_as_its_file_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the library too: token ids do not need it."""
+    pieces = Tokenizer(models.Unigram([("a", 0.0), ("b", -1.0)], 0, False))
+    pieces.enable_padding(pad_id=0)
+    more = tokenizer()
+    more.add_special_tokens(["<end>"])
+    padded = tokenizer()
+    padded.enable_padding(pad_id=9)
+    contents = [made.to_str() for made in (tokenizer(), pieces, more, padded)]
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert [vocabulary(content) for content in (*contents, "no file")] == [7, 2, 8, 10, None]
 
 
 def test_tokenizers_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,10 @@ def probe(model: Preconditioned) -> list[float]:
             check_apart(name, returned, rounding)
             answers += figures(returned[1][:, : x.shape[1]], weight)
         if model.decoder is not None:
-            decoded, expected = [model.decoder(state) for state in states], spec.inputs.sized(spec.output.shape, sizes)
+            decoded, expected = (
+                [model.decoder(state.clone()) for state in states],
+                spec.inputs.sized(spec.output.shape, sizes),
+            )
             two = decoded[1]
             got = list(two.shape) if isinstance(two, Tensor) else f"a {type(two).__name__}"
             if got != [2, *expected]:
@@ -103,14 +106,17 @@ def drawn(model: Denoiser) -> tuple[list[dict[str, np.ndarray]], dict[str, int]]
 
 
 def another(values: np.ndarray, choices: int) -> np.ndarray:
-    """One that the first two of them are not, if there can be: the next; what differs most in size, turned round; where
-    all are the same number, the next.
+    """One that the first two of them are not, if there can be: the next; what differs most in size; of numbers that are
+    the same, what they are turned round, or the next.
     """
     if choices:
         return np.asarray((values[0] + 1) % choices)
     sizes = np.abs(values.reshape(len(values), -1).astype(float)).sum(1)
-    found = np.flip(values[2 + np.abs(sizes[2:] - sizes[1]).argmax()])
-    return found + np.float32(1) if found.dtype == np.float32 and (found == values[0]).all() else found
+    found = values[2 + np.abs(sizes[2:] - sizes[1]).argmax()]
+    if found.dtype == np.float32 and (found == values[0]).all():
+        turned = np.flip(found)
+        return found + np.float32(1) if (turned == found).all() else turned
+    return found
 
 
 def values_of(model: Denoiser) -> dict[str, np.ndarray]:

@@ -105,6 +105,8 @@ class Condition:
     text: Text | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.shape, str | int):
+            raise UserError(f"a condition's shape is {self.shape!r:.40}; it must be a tuple, such as (5,)")
         object.__setattr__(self, "shape", tuple(int(s) if isinstance(s, np.integer) else s for s in self.shape))
         if getattr(self.null, "shape", None) == ():  # a number of NumPy's or PyTorch's
             object.__setattr__(self, "null", self.null.item())

@@ -1,4 +1,9 @@
-"""The errors that a user can mend."""
+"""The errors that a user can mend, and text in one line."""
+
+import re
+
+# Characters that steer terminals or the direction of text, and halves of characters.
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -49,4 +54,5 @@ def one_line(text: str, most: int = 2_000) -> str:
 
 def is_line(text: object, most: int = 2_000) -> bool:
     """Whether it is text that can be shown in one line as it is, and is not too long for that."""
-    return isinstance(text, str) and text.isprintable() and len(text) <= most
+    whole = isinstance(text, str) and len(text) <= most and text.splitlines() in ([], [text])
+    return whole and not STEERING.search(str(text))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.errors import STEERING, UserError
 from edge_sampler.runtime.json_file import parse_json, read_bytes
 from edge_sampler.runtime.signature import check_signature
 
@@ -17,7 +17,6 @@ HASH = "manifest_sha256"  # the member that is the hash of all others
 FILE = re.compile(r"(?!\.{1,2}(/|$))[\w.+-]+(/(?!\.{1,2}(/|$))[\w.+-]+)*", re.ASCII)  # never one outside of it
 SHA256 = re.compile(r"[0-9a-f]{64}")
 LARGEST = 2**63  # whole numbers are below
-STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # terminals, and text's direction
 LONGEST = 2**16  # characters of a text
 
 # What a value has to be: a type (float takes whole numbers too), several of them, a pattern of text, [what each is],

@@ -161,13 +161,18 @@ def vocabulary(content: str) -> int | None:
         return None
 
 
-def check_ids(name: str, ids: Any, size: int) -> None:
-    """Raises UserError for one that the tokenizer does not have: a graph counts from the end, or ends with an error."""
+def check_ids(name: str, ids: Any, size: int, null: Any) -> None:
+    """Raises UserError for one that the tokenizer does not have, and that is not the condition's null: a graph counts
+    from the end, or ends with an error.
+    """
     try:
         found = np.asarray(ids)
     except ValueError:  # rows of several lengths, as whoever checks shapes says
         return
-    if found.dtype.kind in "iu" and (wrong := found[(found < 0) | (found >= size)]).size:
+    if found.dtype.kind not in "iu":
+        return
+    wrong = found[(found < 0) | (found >= size)]
+    if (wrong := wrong[wrong != null] if isinstance(null, int) else wrong).size:
         raise UserError(f"{name} holds the token id {wrong.flat[0]}; those of its tokenizer are 0 to {size - 1}")
 
 
@@ -201,5 +206,5 @@ def tokenized(
             if is_text(value):
                 told[name] = tokens(value, content, name, int(condition.shape[0]))
             elif size := vocabulary(content):
-                check_ids(name, value, size)
+                check_ids(name, value, size, condition.null)
     return told

@@ -318,6 +318,29 @@ def test_few_bits_round() -> None:
         models.adapt(Few(0.2), (8,))
 
 
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2)
+
+
+class Looking(nn.Module):
+    """Looks up two numbers, each in a table of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.few, self.many = nn.Embedding(4, 8), nn.Embedding(100, 8)
+
+    def forward(self, x: Tensor, sigma: Tensor, places: Tensor) -> Tensor:
+        return x + self.few(places[:, 0]) + self.many(places[:, 1])
+
+
+def test_what_is_right_is_not_refused() -> None:
+    """A decoder that works in place, and numbers that are in range where the examples have them."""
+    models.adapt(Mixing(0.0), (8,), decoder=edge_sampler.Decoder(InPlace(), POSE))
+    places = {"places": edge_sampler.Condition((2,), "int64")}
+    models.adapt(Looking(), (8,), conditions=places, examples={"places": np.array([[0, 50], [1, 99], [3, 5]])})
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
 def test_a_condition_may_be_one_number(dtype: str) -> None:
     """Also before it has examples."""

@@ -125,6 +125,7 @@ def test_json_keeps_them() -> None:
     assert Inputs.read(INPUTS.record()).conditions["class_labels"].null == -1
     assert INPUTS.record()["conditions"]["memory"]["null"] == 0.0
     assert Condition((2,), null=np.zeros(2)).record()["null"] is True
+    assert Condition(description="5\u00a0°C, 👩‍🚀").description.startswith("5")
     numbers = Condition((np.int64(2),), "int64", null=np.int64(-1))
     assert json.loads(json.dumps(numbers.record())) == Condition((2,), "int64", null=-1).record()
 
@@ -139,6 +140,8 @@ def test_json_keeps_them() -> None:
         (lambda: Inputs((1,), {"temperature": Condition()}), "called 'temperature', which is taken"),
         (lambda: Inputs((1,), {"x_0": Condition()}), "called 'x_0', which is taken"),
         (lambda: Output("denoised_12"), "called 'denoised_12', which is taken"),
+        (lambda: Condition("ab"), "shape is 'ab'; it must be a tuple"),  # type: ignore[arg-type]
+        (lambda: Condition(5), "shape is 5; it must be a tuple"),  # type: ignore[arg-type]
         (lambda: Output("x"), "an output is called 'x', which is taken: give it another name"),
         (lambda: Output(units="m\n"), r"units are 'm\\n'; they must be a line of text"),
         (lambda: Output(units=5), "units are 5; they must be a line of text"),  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,16 @@ def test_what_does_not_fit_is_one_clear_line(given: dict[str, Any], message: str
     known = {"prompt": prompt()}
     with pytest.raises(UserError, match=message):
         Inputs((), known).check(tokenized(known, given), 2)
+
+
+def test_a_null_is_no_wrong_token() -> None:
+    """Networks have a word of their own for it."""
+    known = {"prompt": replace(prompt(), null=7)}
+    assert Inputs((), known).check(tokenized(known, {"prompt": [7, 7, 0, 6]}), 1)[0]["prompt"].tolist() == [
+        [7, 7, 0, 6]
+    ]
+    with pytest.raises(UserError, match="prompt holds the token id 8"):
+        tokenized(known, {"prompt": [7, 7, 8, 0]})
 
 
 def test_a_vocabulary_is_as_large_as_its_file_says(monkeypatch: pytest.MonkeyPatch) -> None:

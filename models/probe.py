@@ -57,10 +57,8 @@ def probe(model: Preconditioned) -> list[float]:
             check_apart(name, returned, rounding)
             answers += figures(returned[1][:, : x.shape[1]], weight)
         if model.decoder is not None:
-            decoded, expected = (
-                [model.decoder(state.clone()) for state in states],
-                spec.inputs.sized(spec.output.shape, sizes),
-            )
+            expected = spec.inputs.sized(spec.output.shape, sizes)
+            decoded = [model.decoder(state.clone()) for state in states]
             two = decoded[1]
             got = list(two.shape) if isinstance(two, Tensor) else f"a {type(two).__name__}"
             if got != [2, *expected]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from edge_sampler.calibration.judge import Judgement
 from edge_sampler.export.canvas import OUTPUTS
+from edge_sampler.export.fold import fold_into_weights
 from edge_sampler.export.form import Form, check_fit, output_of
 from edge_sampler.export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm, transpose_keys_at_once
 from edge_sampler.export.network_graph import OPSET, export_decoder, export_denoiser, export_encoder
@@ -119,10 +120,16 @@ def export_graphs(model: Denoiser) -> Graphs:
     model.to(device)
     for graph in (denoiser, encoder, decoder):
         if graph is not None:
-            lower_group_norm(graph)
-            transpose_keys_at_once(graph)
-            keep_batch_in_reshapes(graph)
+            simplify(graph)
     return Graphs(model.spec, denoiser, encoder, decoder)
+
+
+def simplify(graph: ir.Model) -> None:
+    """PyTorch's graph → the one that bundles are made of, in place; it computes the same."""
+    lower_group_norm(graph)
+    transpose_keys_at_once(graph)
+    keep_batch_in_reshapes(graph)
+    fold_into_weights(graph)
 
 
 def export_bundle(

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from edge_sampler.export.lift_scales import lift_scales
-from edge_sampler.export.lower import lower_opset, prepare_for_tensorrt
+from edge_sampler.export.lower import lower_opset
 from edge_sampler.export.precision import lower_precision
 from edge_sampler.export.precisions import QUANTISED
 from edge_sampler.export.roll import roll
 from edge_sampler.export.save import save_checked
+from edge_sampler.export.tensorrt_graph import prepare_for_tensorrt
 from edge_sampler.export.tensorrt_release import reads
 from edge_sampler.runtime import cuda
 from edge_sampler.runtime.backends.tensorrt_module import Library, library, logger, version

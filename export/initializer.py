@@ -11,3 +11,12 @@ def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)
     return graph.initializers[name]
+
+
+def reshaped(graph: ir.Graph, weight: ir.Value | None, shape: tuple[int, ...]) -> ir.Value:
+    """The weight in that shape; its name has the shape in it, since one weight may be needed in several."""
+    assert weight is not None
+    assert weight.const_value is not None
+    return initializer(
+        graph, f"{weight.name}_as_{'x'.join(map(str, shape))}", weight.const_value.numpy().reshape(shape)
+    )

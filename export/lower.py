@@ -1,25 +1,28 @@
-"""Rewrites an exported graph for the engines that will read it."""
+"""Rewrites an exported graph for those who will read it, ONNX Runtime above all."""
 
 import math
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edge_sampler.export.initializer import initializer
 
-UNIT = (("ones", 1), ("zeros", 0))  # a scale and a bias that change nothing
+UNIT_EPSILON = 2.0**-16  # of a variance of 1, exactly, and no less than cuDNN takes
 
 
 def lower_group_norm(model: ir.Model) -> None:
-    """GroupNormalization → Reshape, LayerNormalization, Reshape, Mul, Add, in place.
+    """GroupNormalization → Reshape, LayerNormalization, Reshape, BatchNormalization, in place.
 
     ONNX Runtime has no kernel for GroupNormalization, neither on CPUs nor with CUDA: it expands each into some forty
     nodes, a quarter of a small network's time. TensorRT has one, and should get the graph without this.
 
     LayerNormalization has a scale of ones, as large as what it normalises. A scale that is broadcast over it, which
-    ONNX allows, saves the last two nodes, but ONNX Runtime below 1.24 refuses it, on CPUs its slow path runs it, and
+    ONNX allows, saves the last node, but ONNX Runtime below 1.24 refuses it, on CPUs its slow path runs it, and
     its CUDA kernel (1.31 at least) computes something else and says nothing: images were off by 0.5.
+
+    BatchNormalization, of mean 0 and variance 1, is each channel's scale and bias: as Mul and Add, to the bit, but one
+    pass over the images less.
 
     Where a call chooses a size, no scale can be as large: there it is InstanceNormalization, of groups for channels.
     """
@@ -30,32 +33,26 @@ def lower_group_norm(model: ir.Model) -> None:
         x, scale, bias = node.inputs
         assert x is not None
         assert x.shape is not None
-        groups, epsilon = node.attributes["num_groups"].as_int(), _epsilon(node)
+        groups, epsilon = node.attributes["num_groups"].as_int(), epsilon_of(node)
         channels, *spatial = (size if isinstance(size, int) else -1 for size in x.shape[1:])
-        size, per_channel = channels // groups * math.prod(spatial), (channels, *(1 for _ in spatial))
-        sizes = ir.node("Shape", [x])
+        size = channels // groups * math.prod(spatial)
         if -1 in spatial:
             grouped = ir.node("Reshape", [x, _constant(graph, [0, groups, -1])])
-            same = [
-                initializer(graph, f"{name}_{groups}", np.full(groups, number, np.float32)) for name, number in UNIT
-            ]
+            same = ones_and_zeros(graph, groups)
             normalised = ir.node("InstanceNormalization", [grouped.outputs[0], *same], {"epsilon": epsilon})
         else:
             grouped = ir.node("Reshape", [x, _constant(graph, [0, groups, size])])
-            ones = initializer(graph, f"ones_{size}", np.ones(size, np.float32))
+            ones = _filled(graph, "ones", size, 1)
             normalised = ir.node("LayerNormalization", [grouped.outputs[0], ones], {"axis": 2, "epsilon": epsilon})
-        several = spatial.count(-1) > 1
-        target = sizes.outputs[0] if several else _constant(graph, [0, channels, *spatial])
+        steps = {"sizes": ir.node("Shape", [x])} if spatial.count(-1) > 1 else {}
+        target = steps["sizes"].outputs[0] if steps else _constant(graph, [0, channels, *spatial])
         back = ir.node("Reshape", [normalised.outputs[0], target])
-        scaled = ir.node("Mul", [back.outputs[0], _reshaped(graph, scale, per_channel)])
-        shifted = ir.node("Add", [scaled.outputs[0], _reshaped(graph, bias, per_channel)])
-        steps = {"sizes": sizes} if several else {}
-        steps |= {"grouped": grouped, "normalised": normalised, "back": back, "scaled": scaled, "norm": shifted}
+        unit = [_filled(graph, "zeros", channels, 0), _filled(graph, "variance_1", channels, 1 - UNIT_EPSILON)]
+        affine = ir.node("BatchNormalization", [back.outputs[0], scale, bias, *unit], {"epsilon": UNIT_EPSILON})
+        steps |= {"grouped": grouped, "normalised": normalised, "back": back, "norm": affine}
         for suffix, step in steps.items():
             step.outputs[0].name = f"{node.outputs[0].name}_{suffix}"
-        ir.convenience.replace_nodes_and_values(
-            graph, node, [node], list(steps.values()), node.outputs, shifted.outputs
-        )
+        ir.convenience.replace_nodes_and_values(graph, node, [node], list(steps.values()), node.outputs, affine.outputs)
 
 
 def transpose_keys_at_once(model: ir.Model) -> None:
@@ -161,41 +158,13 @@ def keep_batch_in_reshapes(model: ir.Model) -> None:
             node.attributes.pop("allowzero", None)  # set by the exporter; here 0 is to mean "as before"
 
 
-def _epsilon(norm: ir.Node) -> float:
-    return norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5  # as ONNX has it
+def _filled(graph: ir.Graph, name: str, size: int, number: float) -> ir.Value:
+    return initializer(graph, f"{name}_{size}", np.full(size, number, np.float32))
 
 
-def _constant(graph: ir.Graph, numbers: list[int]) -> ir.Value:
-    """The initializer that holds these int64 numbers."""
-    return initializer(graph, "shape_" + "_".join(map(str, numbers)), np.array(numbers, np.int64))
-
-
-def _reshaped(graph: ir.Graph, weight: ir.Value | None, shape: tuple[int, ...]) -> ir.Value:
-    """The weight in that shape; its name has the shape in it, since one weight may be needed in several."""
-    assert weight is not None
-    assert weight.const_value is not None
-    return initializer(
-        graph, f"{weight.name}_as_{'x'.join(map(str, shape))}", weight.const_value.numpy().reshape(shape)
-    )
-
-
-def prepare_for_tensorrt(model: ir.Model, batch: int | None, group_norm: bool = True) -> None:
-    """Undoes and adds what makes TensorRT's builds quick, in place; ``batch`` fixes the batch size.
-
-    ``group_norm``: whether the release reads GroupNormalization.
-
-    On edm-digits at NFE 10 TensorRT-RTX 1.7 takes 11.2 s with LayerNormalization as ``lower_group_norm`` leaves it,
-    7.4 s with GroupNormalization, and 4.8 s with full-rank scalars and ``engine.share_norm_scales`` besides.
-    """
-    if batch is not None:
-        fix_batch(model, batch)
-    ShapeInferencePass()(model)  # does not know GroupNormalization, so that comes last
-    for graph in model.graphs():
-        widen_scalars(graph)
-        if group_norm:
-            raise_group_norm(graph)
-            model.opset_imports[""] = max(model.opset_imports[""], 21)  # the first that has a scale for each channel
-        drop_unused(graph)
+def ones_and_zeros(graph: ir.Graph, size: int) -> list[ir.Value]:
+    """A scale and a bias that change nothing."""
+    return [_filled(graph, "ones", size, 1), _filled(graph, "zeros", size, 0)]
 
 
 def lower_opset(model: ir.Model, opset: int) -> None:
@@ -208,81 +177,23 @@ def lower_opset(model: ir.Model, opset: int) -> None:
     model.opset_imports[""] = min(model.opset_imports[""], opset)
 
 
-def fix_batch(model: ir.Model, batch: int) -> None:
-    """Writes the batch size where inputs and outputs, of a loop's body as well, leave it open; named axes stay so."""
-    for graph in model.graphs():
-        for value in (*graph.inputs, *graph.outputs):
-            assert value.shape is not None
-            value.shape = ir.Shape([batch if str(size) == "batch" else size for size in value.shape])
+def scales_and_shifts(norm: ir.Node) -> bool:
+    """Whether this is a BatchNormalization that does nothing else, by weights that stay."""
+    if norm.op_type != "BatchNormalization" or len(norm.outputs) > 1:
+        return False
+    if any(value is None or value.const_value is None for value in norm.inputs[1:]):
+        return False
+    mean, variance = (value.const_value.numpy().astype(float) for value in norm.inputs[3:])  # type: ignore[union-attr]
+    return not mean.any() and bool((abs(variance + epsilon_of(norm) - 1) < 2 * UNIT_EPSILON).all())
 
 
-def raise_group_norm(graph: ir.Graph) -> None:
-    """What ``lower_group_norm`` writes → GroupNormalization, in place; whatever is not exactly that stays as it is.
-
-    TensorRT takes it of images alone, not of the rows of positions that diffusers' attention normalizes. One group
-    stays as well: TensorRT 10.16 computes it as an instance norm, silently (TensorRT issue 4756).
-    """
-    for node in list(graph):
-        if node.op_type == "LayerNormalization" and (found := lowered_group_norm(node)):
-            nodes, x, weights, groups = found
-            norm = ir.node(
-                "GroupNormalization",
-                [x, *(_reshaped(graph, weight, (-1,)) for weight in weights)],
-                {"num_groups": groups, "epsilon": _epsilon(node)},
-            )
-            norm.outputs[0].name = f"{node.outputs[0].name}_group"
-            ir.convenience.replace_nodes_and_values(graph, node, nodes, [norm], nodes[-1].outputs, norm.outputs)
+def epsilon_of(norm: ir.Node) -> float:
+    return norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5  # as ONNX has it
 
 
-def lowered_group_norm(node: ir.Node) -> tuple[list[ir.Node], ir.Value, list[ir.Value], int] | None:
-    """The five nodes around this LayerNormalization, their input, scale and bias, and the number of groups.
-
-    None unless they are a group norm of images [n, C, H, W] with two groups or more.
-    """
-    grouped, ones, *shift = node.inputs
-    into = grouped.producer() if grouped else None
-    if into is None or into.op_type != "Reshape" or shift or ones is None or ones.const_value is None:
-        return None
-    nodes, weights = [into, node], []
-    for op_type in ("Reshape", "Mul", "Add"):
-        readers = nodes[-1].outputs[0].consumers()
-        if len(readers) != 1 or readers[0].op_type != op_type or readers[0].inputs[0] is not nodes[-1].outputs[0]:
-            return None
-        nodes.append(readers[0])
-        weight = readers[0].inputs[1]
-        if weight is None or weight.const_value is None:
-            return None
-        weights.append(weight)
-    x, shape = into.inputs[0], weights.pop(0).const_value.numpy().tolist()  # type: ignore[union-attr]
-    if x is None or x.shape is None or len(x.shape) != 4 or len(shape) != 4 or list(x.shape[1:]) != shape[1:]:
-        return None
-    channels = shape[1]
-    target = into.inputs[1]
-    if target is None or target.const_value is None or any(tuple(w.shape or ()) != (channels, 1, 1) for w in weights):
-        return None
-    _, groups, size = target.const_value.numpy().tolist() if target.const_value.size == 3 else (0, 0, 0)
-    ones_of_it = ones.const_value.numpy()
-    if groups < 2 or groups * size != math.prod(shape[1:]) or channels % groups or not (ones_of_it == 1).all():
-        return None
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
-    if axis not in (2, -1) or ones_of_it.shape != (size,):
-        return None
-    return nodes, x, weights, groups
-
-
-def widen_scalars(graph: ir.Graph) -> None:
-    """Gives scalar factors and terms their result's number of dimensions, in place.
-
-    The parser would add a layer to each use.
-    """
-    for node in graph:
-        shape = node.outputs[0].shape
-        if node.op_type not in ("Mul", "Add") or shape is None:
-            continue
-        for index, value in enumerate(node.inputs):
-            if value is not None and value.const_value is not None and value.const_value.size == 1:
-                widened = _reshaped(graph, value, (1,) * len(shape))
-                node.replace_input_with(index, widened)
+def _constant(graph: ir.Graph, numbers: list[int]) -> ir.Value:
+    """The initializer that holds these int64 numbers."""
+    return initializer(graph, "shape_" + "_".join(map(str, numbers)), np.array(numbers, np.int64))
 
 
 def drop_unused(graph: ir.Graph) -> None:

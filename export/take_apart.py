@@ -1,6 +1,7 @@
 """Sorts the denoiser's nodes: constants, those that a call computes once, and those that every evaluation repeats."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ def sources(graph: ir.Graph) -> Sources:
         told = frozenset[str]().union(*(found.get(value, frozenset()) for value in node.inputs if value is not None))
         if node.op_type == "Shape" and node.inputs[0] in graph.inputs:
             told = frozenset({GIVEN})  # the noise is as large
+        if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
+            told |= {STATE}  # a body may read anything around it
         found.update((value, told) for value in node.outputs)
     return found
 
@@ -89,9 +92,16 @@ def evaluate(graph: ir.Graph, names: Sequence[str], sigmas: Sequence[float]) -> 
     computed = [name for name in names if name != LEVEL]
     if not computed:
         return feeds
-    part = ir.convenience.extract(graph, [LEVEL], computed)
+    with session_of(graph, [LEVEL], computed) as session:
+        return {sigma: feed | session.run(feed) for sigma, feed in feeds.items()}
+
+
+@contextmanager
+def session_of(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[Session]:
+    """ONNX Runtime for a part of the graph, from the values called ``inputs`` to those called ``outputs``."""
+    part = ir.convenience.extract(graph, inputs, outputs)
     with scratch() as folder:
-        path = folder / "constants.onnx"
+        path = folder / "part.onnx"
         ir.save(ir.Model(part, ir_version=10), path)
         with Session(path) as session:
-            return {sigma: feed | session.run(feed) for sigma, feed in feeds.items()}
+            yield session

@@ -38,13 +38,13 @@ class Symbol:
         return Symbol(((1.0, self.canvas.add("Clip", [value, *bounds], f"{value.name}_clipped")),))
 
     def draw(self, canvas: Canvas, name: str) -> ir.Value:
-        """The value called ``name``: a product for each term, and one sum."""
-        products = []
+        """The value called ``name``: a product for each term, and one sum of several."""
+        several, products = len(self.terms) > 1, []
         for index, (weight, value) in enumerate(self.terms):
             number = np.float32(weight)
             factor = canvas.constant(f"w{number!s}", np.array(number))
-            products.append(canvas.add("Mul", [factor, value], f"{name}_{index}"))
-        return canvas.add("Sum", products, name)
+            products.append(canvas.add("Mul", [factor, value], f"{name}_{index}" if several else name))
+        return canvas.add("Sum", products, name) if several else products[0]
 
 
 def unroll(

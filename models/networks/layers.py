@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, conv_transpose2d, silu, softmax
+from torch.nn.functional import conv2d, conv_transpose2d, pad, silu, softmax
 
 
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
@@ -110,8 +110,45 @@ def attend(qkv: Tensor, heads: int, normalised: Callable[[Tensor], Tensor] = lam
     depth = channels // (3 * heads)
     by_head = qkv.reshape(-1, depth, 3, height * width).transpose(1, 2)  # [n·heads, 3, depth, positions]
     q, k, v = torch.split(normalised(by_head), 1, dim=1)
-    weight = softmax((q * depth**-0.5).transpose(2, 3) @ k, dim=3)
-    return (v @ weight.transpose(2, 3)).reshape(-1, heads * depth, height, width)
+    return mean_by_likeness(q * depth**-0.5, k, v).reshape(-1, heads * depth, height, width)
+
+
+def mean_by_likeness(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(qᵀk) weighs v, all [n, 1, depth, positions]; q has the factor depth^-½."""
+    return v @ softmax(q.transpose(2, 3) @ k, dim=3).transpose(2, 3)
+
+
+def self_attention(x: Tensor, qkv: Conv2d, proj: Conv2d, heads: int, factor: float) -> Tensor:
+    """Attention over positions, and the projection behind it, times ``factor``: x [n, c, h, w] → [n, c, h, w].
+
+    A graph's weights are computed once. So an exported one has them by head, then (q, k, v), then depth, where images
+    are put in this order otherwise; q's factor is in them; and of a single head the projection is in v's, since
+    attention makes a weighted mean, before which a matrix and a bias do what they do behind it.
+    """
+    if not torch.compiler.is_exporting():
+        return times(proj(attend(qkv(x), heads)), factor)
+    _, channels, height, width = x.shape
+    depth = channels // heads
+    q, k, v = matrix(qkv).reshape(heads, depth, 3, -1).unbind(2)
+    if heads == 1:
+        projected = matrix(proj)
+        v = factor * (projected[:, :-1] @ v + pad(projected[:, -1:], (channels, 0)))
+    joined = torch.stack([q * depth**-0.5, k, v], dim=1).reshape(3 * channels, -1)
+    by_head = conv2d(x, joined[:, :-1, None, None], joined[:, -1]).reshape(-1, 3, depth, height * width)
+    seen = mean_by_likeness(*torch.split(by_head, 1, dim=1)).reshape(-1, channels, height, width)
+    return seen if heads == 1 else times(proj(seen), factor)
+
+
+def times(x: Tensor, factor: float) -> Tensor:
+    """factor · x, without a pass over it where that is x."""
+    return x if factor == 1 else factor * x
+
+
+def matrix(layer: Conv2d) -> Tensor:
+    """The weights of a 1×1 convolution, and its bias as one more column, [out, in + 1]."""
+    assert layer.weight is not None
+    assert layer.bias is not None
+    return torch.cat([layer.weight.flatten(1), layer.bias[:, None]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -163,11 +200,8 @@ class UNetBlock(nn.Module):
             h = silu(self.norm1(h) * (scale + 1) + shift)
         else:
             h = silu(self.norm1(h + modulation))
-        x = self._residual(self.skip(x), self.conv1(self.dropout(h)))
+        x = times(self.skip(x) + self.conv1(self.dropout(h)), self.style.skip_scale)
         if self.heads:
-            x = self._residual(x, self.proj(attend(self.qkv(self.norm2(x)), self.heads)))
+            seen = self_attention(self.norm2(x), self.qkv, self.proj, self.heads, self.style.skip_scale)
+            x = torch.add(seen, x, alpha=self.style.skip_scale)
         return x
-
-    def _residual(self, x: Tensor, branch: Tensor) -> Tensor:
-        x = x + branch
-        return x if self.style.skip_scale == 1 else x * self.style.skip_scale

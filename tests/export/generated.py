@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from edge_sampler.runtime.plan import Plan, nested
 
 SIZE, LEVEL, SEEN = 4, 8, 3  # pixels of a side; widths of the noise embedding and of the condition
-KINDS = ("attention", "conv", "film", "grouped", "norm", "residual", "rows", "shift", "silu")
+KINDS = (
+    "attention",
+    "conv",
+    "film",
+    "grouped",
+    "norm",
+    "normal_rows",
+    "projected",
+    "residual",
+    "rows",
+    "shift",
+    "silu",
+)
 
 
 @dataclass(frozen=True)
@@ -145,6 +157,19 @@ class Drawing:
     def residual(self, h: ir.Value, level: ir.Value) -> ir.Value:
         branch = self.conv(self.silu(self.norm(h, level), level), level)
         return self.add("Add", [h, branch], self.image)
+
+    def projected(self, h: ir.Value, level: ir.Value) -> ir.Value:
+        """Two residual blocks whose sums have a factor; the first one's skip path is a convolution too."""
+        skip, branch = self.conv(h, level, bias=False), self.conv(self.silu(h, level), level)
+        first = self.add("Mul", [self.add("Add", [skip, branch], self.image), self.number(0.75)], self.image)
+        branch = self.conv(self.norm(first, level), level)
+        return self.add("Add", [branch, self.add("Mul", [self.number(0.5), first], self.image)], self.image)
+
+    def normal_rows(self, h: ir.Value, level: ir.Value) -> ir.Value:
+        """A norm that one 1×1 convolution reads, as attention begins in EDM's networks."""
+        channels = self.recipe.channels
+        weights = [self.weight(channels, channels, 1, 1), self.weight(channels, scale=0.1)]
+        return self.add("Conv", [self.norm(h, level), *weights], self.image, kernel_shape=[1, 1])
 
     def rows(self, h: ir.Value, level: ir.Value) -> ir.Value:
         """A norm over channels, which stand last for it."""

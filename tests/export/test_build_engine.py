@@ -13,8 +13,8 @@ import pytest
 
 from edge_sampler.export.build_engine import build, engine_for, parsed, read_graph
 from edge_sampler.export.engine_command import main
-from edge_sampler.export.lower import prepare_for_tensorrt
 from edge_sampler.export.save import save_checked
+from edge_sampler.export.tensorrt_graph import prepare_for_tensorrt
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.backends.tensorrt_module import library, logger
 from edge_sampler.runtime.bundle import Bundle

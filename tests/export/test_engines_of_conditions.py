@@ -12,11 +12,12 @@ from torch import nn
 
 from edge_sampler import models
 from edge_sampler.export.build_engine import build, engine_for
-from edge_sampler.export.lower import drop_unused, fix_batch, lower_group_norm
+from edge_sampler.export.lower import drop_unused, lower_group_norm
 from edge_sampler.export.network_graph import export_denoiser
 from edge_sampler.export.precision import lower_precision
 from edge_sampler.export.precisions import PRECISIONS
 from edge_sampler.export.save import save_checked
+from edge_sampler.export.tensorrt_graph import fix_batch
 from edge_sampler.export.unroll import unroll
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.backends.onnxrt import Session

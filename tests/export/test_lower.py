@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from edge_sampler import models
-from edge_sampler.export.lower import keep_batch_in_reshapes, lower_group_norm, prepare_for_tensorrt
+from edge_sampler.export.lower import keep_batch_in_reshapes, lower_group_norm
 from edge_sampler.export.network_graph import export_denoiser
 from edge_sampler.export.save import save_checked
+from edge_sampler.export.tensorrt_graph import prepare_for_tensorrt
 from edge_sampler.runtime.backends.onnxrt import Session
 from tests.conftest import relative
 

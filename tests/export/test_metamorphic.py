@@ -12,15 +12,11 @@ import numpy as np
 import onnx_ir as ir
 from hypothesis import example, given, settings
 
-from edge_sampler.export.lower import (
-    keep_batch_in_reshapes,
-    lower_group_norm,
-    prepare_for_tensorrt,
-    transpose_keys_at_once,
-)
+from edge_sampler.export.assemble import simplify
 from edge_sampler.export.precision import lower_precision, round_activations
 from edge_sampler.export.roll import roll
 from edge_sampler.export.save import save_checked
+from edge_sampler.export.tensorrt_graph import prepare_for_tensorrt
 from edge_sampler.export.unroll import unroll
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.plan import Plan, sample
@@ -52,9 +48,7 @@ def run(model: ir.Model, feed: Feed) -> np.ndarray:
 def lowered(recipe: Recipe) -> ir.Model:
     """As `export` hands a graph on."""
     graph = recipe.graph()
-    lower_group_norm(graph)
-    transpose_keys_at_once(graph)
-    keep_batch_in_reshapes(graph)
+    simplify(graph)
     return graph
 
 

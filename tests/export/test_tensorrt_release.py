@@ -10,8 +10,9 @@ import pytest
 
 from edge_sampler import models
 from edge_sampler.export.assemble import export_graphs, write_graphs
-from edge_sampler.export.lower import lower_opset, prepare_for_tensorrt
+from edge_sampler.export.lower import lower_opset
 from edge_sampler.export.save import save_checked
+from edge_sampler.export.tensorrt_graph import prepare_for_tensorrt
 from edge_sampler.export.tensorrt_release import reads
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.backends.onnxrt import Session

@@ -1,0 +1,150 @@
+"""What moves into weights computes the same; what cannot move there stays."""
+
+from collections import Counter
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+import torch
+
+from edge_sampler.export.fold import fold_into_weights
+from edge_sampler.models.networks.layers import Conv2d, self_attention
+from tests.conftest import relative
+from tests.export.test_lower_parts import count, images, made_by, parsed
+
+WEIGHTS = """float[4, 4, 1, 1] w = {1, 2, 0, -1, 0.5, 0, 1, 3, -2, 1, 1, 0, 0, 1, -1, 2}, float[4] b = {1, -1, 0, 2},
+    float[4, 4, 1, 1] v = {0, 1, 3, 1, 2, 0, -1, 1, 1, 1, -2, 0, 1, 0, 0, 1}, float half = {0.5},
+    float[6] ones = {1, 1, 1, 1, 1, 1}, int64[3] rows = {0, 4, 6}, int64[4] back = {0, 4, 2, 3}"""
+NORM = "g = Reshape({}, rows) n = LayerNormalization<axis = 2, epsilon = 0.001>(g, ones) r = Reshape(n, back)"
+SUM = "c = Conv(x, w, b) d = Conv(x, v) s = Add(c, d)"
+AFFINE = "float[4] scale = {1, -2, 0.5, 3}, float[4] bias = {0, 1, -1, 2}, float[4] zeros = {0, 0, 0, 0}"
+AFFINE += ", float[4] variance = {0.75, 0.75, 0.75, 0.75}"
+NORMAL = "a = BatchNormalization<epsilon = 0.25>(x, scale, bias, zeros, variance)"
+
+
+def folded(nodes: str, weights: str, folder: Path, scale: float = 1.0) -> tuple[Counter[str], ir.Model]:
+    """The number of nodes by operator, and the graph, which computes what it did."""
+    model, x = parsed(nodes, weights), scale * images()
+    expected = made_by(model, folder, x=x)
+    fold_into_weights(model)
+    assert relative(made_by(model, folder, x=x), expected) < 1e-6
+    return count(model), model
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        f"{SUM} m = Mul(s, half) made = Tanh(m)",
+        f"{SUM} m = Mul(half, s) made = Tanh(m)",
+        "c = Conv(x, w, b) m = Mul(c, half) made = Tanh(m)",
+        "c = Conv(x, w, b) s = Add(c, c) m = Mul(s, half) made = Tanh(m)",
+        "c = Conv(x, w, b) d = Conv(x, w) s = Add(d, c) m = Mul(s, half) made = Tanh(m)",  # the later one first
+        "c = ConvTranspose(x, w, b) m = Mul(c, half) made = Tanh(m)",
+        f"{SUM} m = Mul(s, half) k = Mul(m, half) made = Tanh(k)",
+    ],
+)
+def test_a_factor_goes_into_convolutions(nodes: str, tmp_path: Path) -> None:
+    found, _ = folded(nodes, WEIGHTS, tmp_path)
+    assert "Mul" not in found
+
+
+def test_a_weight_that_another_reads_stays(tmp_path: Path) -> None:
+    nodes = f"{SUM} m = Mul(s, half) e = Conv(m, w, b) made = Tanh(e)"
+    found, model = folded(nodes, WEIGHTS, tmp_path)
+    assert "Mul" not in found
+    assert {"w", "b"} <= model.graph.initializers.keys()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.003])  # where a norm's epsilon decides
+def test_norms_that_read_the_sum_get_another_epsilon(scale: float, tmp_path: Path) -> None:
+    """As in a block with attention: its norm reads what the second sum multiplies."""
+    weights = WEIGHTS.replace("b = {1, -1, 0, 2}", "b = {0, 0, 0, 0}")
+    nodes = f"{SUM} m = Mul(s, half) {NORM.format('m')} k = Mul(m, half) made = Add(r, k)"
+    found, _ = folded(nodes, weights, tmp_path, scale)
+    assert "Mul" not in found
+    for norm in ("LayerNormalization<axis = -1, epsilon = 0.01>(m, three)", "InstanceNormalization(m, b, b)"):
+        nodes = f"{SUM} m = Mul(s, half) r = {norm} k = Mul(m, half) made = Add(r, k)"
+        found, _ = folded(nodes, f"{WEIGHTS}, float[3] three = {{1, 2, 3}}", tmp_path, scale)
+        assert "Mul" not in found
+
+
+STAYING = {
+    "it is the output": f"{SUM} made = Mul(s, half)",
+    "another reads the sum": f"{SUM} m = Mul(s, half) made = Add(m, s)",
+    "another reads a part": f"{SUM} m = Mul(s, half) made = Add(m, d)",
+    "a part is no convolution": "c = Conv(x, w, b) s = Add(c, x) m = Mul(s, half) made = Tanh(m)",
+    "a part is a weight": "c = Conv(x, w, b) s = Add(c, half) m = Mul(s, half) made = Tanh(m)",
+    "a factor of the input": f"{SUM} k = ReduceMean(x) m = Mul(s, k) made = Tanh(m)",
+    "a factor for each channel": f"{SUM} m = Mul(s, each) made = Tanh(m)",
+    "a factor with axes": f"{SUM} m = Mul(s, wide) made = Squeeze(m, first)",
+    "a small factor": f"{SUM} m = Mul(s, small) made = Tanh(m)",
+    "a large factor": f"{SUM} m = Mul(s, large) made = Tanh(m)",
+    "a factor below 0": f"{SUM} m = Mul(s, below) made = Tanh(m)",
+    "weights of the input": "k = ReduceMean(x) u = Mul(w, k) c = Conv(x, u) m = Mul(c, half) made = Tanh(m)",
+    "two read what a norm gets": f"{SUM} {NORM.format('s')} k = Abs(g) q = ReduceSum(k) m = Mul(s, half) t = Add(r, q) "
+    "made = Add(t, m)",
+}
+
+
+@pytest.mark.parametrize("kind", STAYING)
+def test_a_factor_stays_where(kind: str, tmp_path: Path) -> None:
+    weights = f"""{WEIGHTS}, float[4, 1, 1] each = {{1, 2, 3, 4}}, float small = {{0.1}}, float large = {{9}},
+        float below = {{-1}}, float[1, 1, 1, 1, 1] wide = {{2}}, int64[1] first = {{0}}"""
+    found, _ = folded(STAYING[kind], weights, tmp_path)
+    assert "Mul" in found
+
+
+@pytest.mark.parametrize("bias", ["", ", b"])
+def test_what_follows_a_norm_goes_into_a_convolution(bias: str, tmp_path: Path) -> None:
+    found, _ = folded(f"{NORMAL} c = Conv(a, w{bias}) made = Tanh(c)", f"{WEIGHTS}, {AFFINE}", tmp_path)
+    assert found == {"Conv": 1, "Tanh": 1}
+
+
+APART = {
+    "another reads it": f"{NORMAL} c = Conv(a, w) made = Add(c, a)",
+    "it is padded": f"{NORMAL} c = Conv<pads = [0, 0, 1, 0]>(a, w) made = Slice(c, first, second, axis)",
+    "it is padded by name": f'{NORMAL} c = Conv<auto_pad = "SAME_UPPER", strides = [1, 2]>(a, w) d = Conv(x, w) '
+    "t = ReduceSum(c) made = Add(d, t)",
+    "it is wider": f"{NORMAL} made = Conv<pads = [1, 1, 1, 1]>(a, three)",
+    "it has groups": f"{NORMAL} made = Conv<group = 2>(a, pairs)",
+    "it is the weight": f"{NORMAL} c = Conv(y, a) t = ReduceSum(c) made = Add(x, t)",
+    "a variance": f"{NORMAL.replace('0.25', '0.5')} made = Conv(a, w)",
+}
+
+
+@pytest.mark.parametrize("kind", APART)
+def test_what_follows_a_norm_stays_where(kind: str, tmp_path: Path) -> None:
+    weights = f"""{WEIGHTS}, {AFFINE}, float[4, 2, 1, 1] pairs = {{1, 2, 0, -1, 0.5, 0, 1, 3}}, int64[1] first = {{0}},
+        int64[1] second = {{2}}, int64[1] axis = {{2}}, float[4, 4, 3, 3] three = {{{", ".join(map(str, range(144)))}}},
+        float[1, 4, 2, 3] y = {{{", ".join(map(str, range(24)))}}}"""
+    found, _ = folded(APART[kind], weights, tmp_path)
+    assert found["BatchNormalization"] == 1
+
+
+def test_what_depends_on_no_input_is_a_weight(tmp_path: Path) -> None:
+    weights = "float[4, 1, 1] each = {1, 2, 3, 4}, int8[4, 1, 1] eight = {1, 2, 3, 4}, float half = {0.5}"
+    nodes = "k = Exp(each) l = Neg(k) a = Mul(x, l) e = DequantizeLinear(eight, half) f = Neg(e) made = Add(a, f)"
+    found, _ = folded(nodes, weights, tmp_path)
+    assert found == {"Mul": 1, "DequantizeLinear": 1, "Neg": 1, "Add": 1}  # eight bits stay so in the file
+
+
+def test_a_body_that_reads_the_input_is_no_weight(tmp_path: Path) -> None:
+    branches = "then_branch = a () => (float[batch, 4, 2, 3] t) { t = Neg(x) }, "
+    branches += "else_branch = b () => (float[batch, 4, 2, 3] e) { e = Abs(x) }"
+    found, _ = folded(f"made = If<{branches}>(yes)", "bool yes = {1}", tmp_path)
+    assert found == {"If": 1}
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("factor", [1.0, 0.7])
+def test_attention_is_exported_as_it_is_computed(heads: int, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = Conv2d(8, 24, 1), Conv2d(8, 8, 1)
+    for parameter in (one for layer in layers for one in layer.parameters()):
+        torch.nn.init.normal_(parameter, 0.2, 0.5)
+    x = torch.randn(3, 8, 2, 3)
+    with torch.no_grad():
+        expected = self_attention(x, *layers, heads, factor)
+        monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+        assert relative(self_attention(x, *layers, heads, factor).numpy(), expected.numpy()) < 1e-5
+        assert expected.std() > 0.1

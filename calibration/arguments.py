@@ -9,7 +9,8 @@ from edge_sampler.calibration.budget import Budget
 from edge_sampler.calibration.evaluate.results import LIMIT, Cache
 from edge_sampler.calibration.refinement import ITERATIONS
 from edge_sampler.calibration.schedules import SCHEDULES
-from edge_sampler.calibration.settings import CHOSEN, MOST_NOISES, OWN, Settings, noises_for
+from edge_sampler.calibration.settings import CHOSEN, MOST_NOISES, OWN, Settings, hyphens, noises_for
+from edge_sampler.calibration.solvers import find
 from edge_sampler.models.checkpoint import FORMATS
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
@@ -246,6 +247,10 @@ def settings(arguments: argparse.Namespace) -> Settings:
             f"--reference-steps {arguments.reference_steps} changes nothing: chosen levels have fine steps of their "
             "own; leave it out, or add --schedule edm"
         )
+    fits = arguments.solver == "auto" or find(arguments.solver).history is not None
+    for name in () if fits or chosen or arguments.refine or refits else ("fit_target", "history", "ridge"):
+        if getattr(arguments, name) != getattr(DEFAULTS, name):
+            raise UserError(f"--{hyphens(name)} changes nothing: {arguments.solver} is a fixed solver; leave it out")
     batch, heldout = noises_for(0 if arguments.paper else arguments.refine)
     asked = Settings(
         nfe=arguments.nfe,

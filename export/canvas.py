@@ -7,8 +7,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
+from edge_sampler.export.initializer import equal
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import FLOAT_IMAGES
+from edge_sampler.runtime.inputs import FLOAT_IMAGES, is_taken
 
 OUTPUTS = ("float32", "uint8")
 SAMPLE = "sample"  # what the last state is called where a decoder follows
@@ -26,9 +27,12 @@ class Canvas:
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         """The initializer of that name, made when it is new."""
-        return self.weight(name, ir.tensor(array, name=name))
+        return self.weight(name, ir.tensor(array))
 
     def weight(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """The same; another name, where a network has a weight of it, or where it is to be a state's."""
+        while is_taken(name) or (name in self.weights and not equal(self.weights[name].const_value, tensor)):
+            name += "_"
         if name not in self.weights:
             self.weights[name] = ir.Value(
                 name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor

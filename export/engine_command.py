@@ -94,4 +94,7 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
     batch = Batch.parse("1" if arguments.batch is None else arguments.batch)
     engine = engine_for(arguments.engine, arguments.target, arguments.precision, batch, arguments.loop)
     sizes = [text.partition("=") for text in arguments.axis]
-    return replace(additions, engine=engine, axes={name: Axis.parse(of) for name, _, of in sizes})
+    axes = {name: Axis.parse(of) for name, _, of in sizes}
+    if len(axes) < len(sizes):
+        raise UserError(f"--axis {' --axis '.join(arguments.axis)}: name each axis once")
+    return replace(additions, engine=engine, axes=axes)

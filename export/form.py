@@ -66,6 +66,9 @@ def check_fit(model: Denoiser, plan: Plan) -> None:
 
 def output_of(model: Denoiser, form: Form) -> Output:
     """What a sampler of this form makes. Raises UserError where it cannot be as ``form.dtype`` says."""
+    for option, asked, stage in (("encode", form.encode, model.encoder), ("decode", form.decode, model.decoder)):
+        if not asked and stage is None:
+            raise UserError(f"no-{option}: {model.spec.name} has no {option}r to leave out")
     bare = model.decoder is not None and not form.decode
     output = Output("samples", model.spec.inputs.shape, "the decoder's input") if bare else model.spec.output
     if form.dtype == "uint8" and not output.is_image:

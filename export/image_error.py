@@ -7,6 +7,7 @@ import numpy as np
 
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.sampler import feed_of
 
 CHECKED_VALUES = 16_384  # that many, in 4 to 64 samples, tell a precision's error
@@ -15,11 +16,20 @@ FIRST_CHECKED_SEED = 1_000_000  # not the seeds that people look at
 
 def image_error(bundle: Bundle, path: Path, optimise: bool, against: Path | None = None) -> dict[str, float]:
     """Of the graph at ``path`` against sampler.onnx, or another of float32: RMS, largest, and largest relative to the
-    largest value; over a few seeds, computed on the CPU. ``optimise`` lets ONNX Runtime fuse that graph's nodes."""
+    largest value; over a few seeds, computed on the CPU. ``optimise`` lets ONNX Runtime fuse that graph's nodes.
+
+    Raises UserError where it makes NaN or infinity and the other does not.
+    """
     count = number_of_samples(bundle, CHECKED_VALUES)
     feed = feed_of(bundle, range(FIRST_CHECKED_SEED, FIRST_CHECKED_SEED + count), bundle.examples(count))
     exact = floats_made(bundle, against or bundle.graph("sampler.onnx"), feed, optimise=True)
-    difference = floats_made(bundle, path, feed, optimise) - exact
+    made = floats_made(bundle, path, feed, optimise)
+    if not np.isfinite(made).all() and np.isfinite(exact).all():
+        raise UserError(
+            f"{path.stem} makes NaN or infinity where sampler.onnx does not: the network's values leave the range of "
+            "that precision; nothing was added (bf16 has the range of float32)"
+        )
+    difference = made - exact
     largest = float(np.abs(difference).max())
     return {
         "samples": count,

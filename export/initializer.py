@@ -5,12 +5,23 @@ import onnx_ir as ir
 
 
 def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """The graph's initializer of that name, made of ``array`` when it is new."""
+    """The graph's initializer of that name, made of ``array`` when it is new; another name, where it holds another."""
+    tensor = ir.tensor(array)
+    while name in graph.initializers and not equal(graph.initializers[name].const_value, tensor):
+        name += "_"
     if name not in graph.initializers:
-        tensor = ir.tensor(array, name=name)
+        tensor.name = name
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)
     return graph.initializers[name]
+
+
+def equal(one: ir.TensorProtocol | None, other: ir.TensorProtocol) -> bool:
+    """Whether two tensors hold the same."""
+    if one is None or one is other:
+        return one is other
+    alike = one.dtype == other.dtype and tuple(one.shape) == tuple(other.shape)
+    return alike and one.tobytes() == other.tobytes()
 
 
 def reshaped(graph: ir.Graph, weight: ir.Value | None, shape: tuple[int, ...]) -> ir.Value:

@@ -30,7 +30,7 @@ def lower_group_norm(model: ir.Model) -> None:
     for node in list(graph):
         if node.op_type != "GroupNormalization":
             continue
-        x, scale, bias = node.inputs
+        x, *weights = node.inputs
         assert x is not None
         assert x.shape is not None
         groups, epsilon = node.attributes["num_groups"].as_int(), epsilon_of(node)
@@ -48,7 +48,8 @@ def lower_group_norm(model: ir.Model) -> None:
         target = steps["sizes"].outputs[0] if steps else _constant(graph, [0, channels, *spatial])
         back = ir.node("Reshape", [normalised.outputs[0], target])
         unit = [_filled(graph, "zeros", channels, 0), _filled(graph, "variance_1", channels, 1 - UNIT_EPSILON)]
-        affine = ir.node("BatchNormalization", [back.outputs[0], scale, bias, *unit], {"epsilon": UNIT_EPSILON})
+        per_channel = [_for_channels(graph, weight, channels) for weight in weights]
+        affine = ir.node("BatchNormalization", [back.outputs[0], *per_channel, *unit], {"epsilon": UNIT_EPSILON})
         steps |= {"grouped": grouped, "normalised": normalised, "back": back, "norm": affine}
         for suffix, step in steps.items():
             step.outputs[0].name = f"{node.outputs[0].name}_{suffix}"
@@ -156,6 +157,15 @@ def keep_batch_in_reshapes(model: ir.Model) -> None:
         if sizes[0] == -1:
             node.replace_input_with(1, _constant(model.graph, [0, *sizes[1:]]))
             node.attributes.pop("allowzero", None)  # set by the exporter; here 0 is to mean "as before"
+
+
+def _for_channels(graph: ir.Graph, weight: ir.Value | None, channels: int) -> ir.Value:
+    """One number for each channel; opsets before 21 have one for each group."""
+    assert weight is not None
+    if weight.const_value is None or weight.const_value.size == channels:
+        return weight
+    numbers = weight.const_value.numpy()
+    return initializer(graph, f"{weight.name}_of_{channels}", np.repeat(numbers, channels // len(numbers)))
 
 
 def _filled(graph: ir.Graph, name: str, size: int, number: float) -> ir.Value:

@@ -15,7 +15,7 @@ from edge_sampler.export.initializer import initializer
 from edge_sampler.export.precisions import PRECISIONS
 from edge_sampler.runtime.errors import UserError
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # a network begins and ends with one that has weights
+WEIGHTED = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")  # a network begins and ends with one that has weights
 RESTORED = "DequantizeLinear"  # of a weight of eight bits
 FLOAT32_INPUTS = {"Resize": (1, 2)}  # regions and scales, which ONNX has in float32 alone
 
@@ -23,13 +23,17 @@ FLOAT32_INPUTS = {"Resize": (1, 2)}  # regions and scales, which ONNX has in flo
 def lower_precision(model: ir.Model, precision: str) -> None:
     """The sampler's graph (or the denoiser's) in one of ``precisions``, in place; inputs and outputs keep their types.
 
-    Raises UserError when a weight is too large for it.
+    Raises UserError when a weight is too large for it, and where nothing is to be lowered.
     """
     ShapeInferencePass()(model)
     lowered: set[ir.Value] = set()  # a loop's body reads values of the graph around it, which comes first
     for graph in model.graphs():
         clip_masks(graph, precision)
         _lower(graph, precision, lowered)
+    if not lowered:
+        raise UserError(
+            f"{precision} would change nothing: the network has no {', '.join(WEIGHTED)} with weights of its own"
+        )
     for value in lowered:
         value.dtype = PRECISIONS[precision].dtype
     model.graph.opset_imports[""] = max(model.graph.opset_imports[""], PRECISIONS[precision].opset)

@@ -86,7 +86,7 @@ def draw_body(
                 now[value] = gather(name, np.stack([parts.constants[sigma][name] for sigma in plan.sigmas]))
             elif value not in now and name in parts.constants[plan.sigmas[0]]:
                 now[value] = body.constant(f"{name}@all", parts.constants[plan.sigmas[0]][name])
-            elif name in outer.weights:
+            elif name in outer.weights and outer.weights[name].const_value is value.const_value:
                 now[value] = outer.weights[name]
             if value in now:
                 node.replace_input_with(index, now[value])

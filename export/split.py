@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from edge_sampler.export.initializer import initializer
 from edge_sampler.export.take_apart import CONSTANT, GIVEN, sources
 
 SMOOTH = ("Elu", "Erf", "Exp", "Gelu", "LeakyRelu", "Mish", "Relu", "Sigmoid", "Softplus", "Tanh")
@@ -98,7 +99,11 @@ def split_layers(graph: ir.Graph, single: Mapping[ir.Value, ir.Value]) -> None:
     for node in list(graph):
         first, out = node.inputs[0] if node.inputs else None, node.outputs[0]
         if node.op_type == "Concat" and along_last_axis(node):
-            joined = [single.get(value, value) for value in node.inputs if value is not None]
+            joined = [  # a row may also be repeated along itself
+                row if width(row := single.get(value, value)) == width(value) else value
+                for value in node.inputs
+                if value is not None
+            ]
             parts = [Piece(value, width(value), found[value] <= CONSTANT) for value in joined if value in found]
             told = all(part.width and (part.constant or found[part.value] == {GIVEN}) for part in parts)
             if told and len(parts) == len(joined) and len({part.constant for part in parts}) == 2:
@@ -125,14 +130,12 @@ def replace_layer(graph: ir.Graph, node: ir.Node, pieces: Sequence[Piece], matri
     sums: dict[bool, ir.Value] = {True: bias[0]} if bias and bias[0] is not None else {}
     start = 0
     for piece in pieces:
-        name = f"{weight.name}_rows{start}"
-        if name not in graph.initializers:
-            rows = ir.tensor(np.ascontiguousarray(matrix[start : start + piece.width]), name=name)
-            shape = ir.Shape(rows.shape.numpy())
-            graph.register_initializer(ir.Value(name=name, shape=shape, type=weight.type, const_value=rows))
-        product = placed(graph, node, "MatMul", [piece.value, graph.initializers[name]], f"{out.name}%{start}")
+        end = start + piece.width
+        name = f"{weight.name}_rows{start}_{end}"  # of layers that share it, each has its own pieces
+        rows = initializer(graph, name, np.ascontiguousarray(matrix[start:end]))
+        product = placed(graph, node, "MatMul", [piece.value, rows], f"{out.name}%{start}")
         summed = sums.get(piece.constant)
-        start += piece.width
+        start = end
         sums[piece.constant] = (
             product if summed is None else placed(graph, node, "Add", [summed, product], f"{out.name}%sum{start}")
         )

@@ -136,6 +136,10 @@ def conditioned(
         model = NullClass(model, null_class)
     if guidance != 1:
         model = guided(model, guidance, one_batch)
+    if guidance == 1 and not one_batch:
+        raise UserError("two-passes is for guidance, and guidance is 1: name --guidance S, or leave it out")
+    if class_label is not None and CLASSES in (values or {}):
+        raise UserError(f"class-label and set {CLASSES} both name the class: leave one of them out")
     settled = ({} if class_label is None else {CLASSES: class_label}) | dict(values or {})
     for name, value in settled.items():
         model = built_in(model, name, value)

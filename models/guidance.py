@@ -1,12 +1,15 @@
 """Guidance: a weighted sum of a denoiser's answers under different conditions."""
 
+import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from edge_sampler.models.denoiser import Denoiser, Wrapped, null_of
+from edge_sampler.models.spec import ModelSpec, digest
 from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.text import Text
@@ -22,6 +25,9 @@ class Branch:
         negated: the conditions that have their negative value in this branch, which the caller gives as ``negative_…``.
             ``guided`` adds negatives to a model that takes a text.
 
+    Raises:
+        UserError: for a weight that is no finite number.
+
     Examples:
         >>> unconditional = edge_sampler.Branch(-0.5, nulled=("class_labels",))
         >>> unconditional.weight
@@ -31,6 +37,15 @@ class Branch:
     weight: float
     nulled: tuple[str, ...] = ()
     negated: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        numeric = isinstance(self.weight, numbers.Real) and math.isfinite(self.weight)
+        named = all(isinstance(names, tuple | list) for names in (self.nulled, self.negated))
+        if not numeric or not named:
+            raise UserError(f"{self}: the weight must be a finite number, and nulled and negated lists of names")
+        object.__setattr__(self, "weight", float(self.weight))
+        object.__setattr__(self, "nulled", tuple(self.nulled))
+        object.__setattr__(self, "negated", tuple(self.negated))
 
 
 NEGATIVE = "negative_"  # begins the name of a condition that stands for another in a branch
@@ -107,6 +122,10 @@ class Guided(Wrapped):
         guidance: the scale, for people and records only; the branches' weights decide.
         one_batch: whether all branches run as one batch of several times the size, or one after the other.
 
+    Raises:
+        UserError: without branches, and for a branch that names a condition which the model does not have, or which has
+            no null.
+
     Examples:
         >>> told = edge_sampler.load_model("edm-fashion-cond")
         >>> terms = [edge_sampler.Branch(1.5), edge_sampler.Branch(-0.5, ("class_labels",))]
@@ -120,9 +139,13 @@ class Guided(Wrapped):
     """
 
     def __init__(self, model: Denoiser, branches: Sequence[Branch], guidance: float, one_batch: bool) -> None:
-        scale = guidance * model.spec.guidance  # guidance of a guided model: the scales multiply
-        super().__init__(model, guidance=scale, branches=len(branches) * model.spec.branches)
-        self.parts, self.one_batch = tuple(branches), one_batch
+        self.parts, self.one_batch, spec = tuple(branches), one_batch, model.spec
+        check_branches(spec, self.parts)
+        facts = spec.architecture
+        if self.parts != classifier_free(model, guidance):  # which the scale tells
+            facts = digest(["guided", spec.architecture, [asdict(part) for part in self.parts]])
+        scale = guidance * spec.guidance  # guidance of a guided model: the scales multiply
+        super().__init__(model, guidance=scale, branches=len(self.parts) * spec.branches, architecture=facts)
 
     def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Tensor | None) -> Tensor:
         negatives = {NEGATIVE + name for part in self.parts for name in part.negated}
@@ -166,6 +189,30 @@ class Guided(Wrapped):
         return {name: null_of(known[name], tuple(value.shape[1:]), x.device) for name, value in told.items()}
 
 
+def check_branches(spec: ModelSpec, branches: Sequence[Branch]) -> None:
+    """Raises UserError as ``Guided`` does."""
+    if not branches:
+        raise UserError("guidance has no branches: name one at least")
+    known = spec.inputs.conditions
+    nulls = [name for name, one in known.items() if one.null is not None]
+    for branch in branches:
+        if unknown := [name for name in branch.nulled if name not in nulls]:
+            raise UserError(
+                f"{branch}: {spec.name} has no null of {unknown[0]!r}; it has of: {', '.join(nulls) or 'none'}"
+            )
+        if unknown := [name for name in branch.negated if NEGATIVE + name not in known]:
+            raise UserError(f"{branch}: {spec.name} has no negative of {unknown[0]!r}; `guided` adds those of texts")
+
+
+def classifier_free(model: Denoiser, scale: float) -> tuple[Branch, Branch]:
+    """S·D_c + (1 - S)·D_∅, in which texts have their negatives, and every other condition with a null has that."""
+    negated = model.negated if isinstance(model, Negatable) else ()
+    nulled = [
+        name for name, one in model.spec.inputs.conditions.items() if one.null is not None and name not in negated
+    ]
+    return Branch(scale), Branch(1 - scale, tuple(nulled), negated)
+
+
 def guided(model: Denoiser, scale: float, one_batch: bool = True) -> Denoiser:
     """A model with classifier-free guidance (arXiv 2207.12598, eq. 6): S·D_c + (1 - S)·D_∅.
 
@@ -190,16 +237,12 @@ def guided(model: Denoiser, scale: float, one_batch: bool = True) -> Denoiser:
     """
     if not abs(scale) < float("inf"):
         raise UserError(f"guidance is {scale}; it must be a finite number")
-    negated: tuple[str, ...] = ()
     if any(one.text for one in model.spec.called_with.conditions.values()):
         model = Negatable(model)
-        negated = model.negated
-    nulled = tuple(
-        name for name, one in model.spec.inputs.conditions.items() if one.null is not None and name not in negated
-    )
-    if not nulled and not negated:
+    branches = classifier_free(model, scale)
+    if not branches[1].nulled and not branches[1].negated:
         classes = " (its classes have no value that means none: name one by --null-class)" * bool(model.spec.classes)
         raise UserError(
             f"guidance {scale:g} needs a condition with a null, or a text, and {model.spec.name} has neither{classes}"
         )
-    return Guided(model, [Branch(scale), Branch(1 - scale, nulled, negated)], scale, one_batch).eval()
+    return Guided(model, branches, scale, one_batch).eval()

@@ -13,7 +13,7 @@ from edge_sampler.models.arguments import check_plain, check_types, precondition
 from edge_sampler.models.checkpoint import weights_sha256
 from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned
 from edge_sampler.models.precond import PRECONDITIONINGS, Preconditioning
-from edge_sampler.models.probe import probe
+from edge_sampler.models.probe import check_denoiser, probe
 from edge_sampler.models.spec import digest
 from edge_sampler.runtime.condition import Axis, Condition, class_labels
 from edge_sampler.runtime.errors import UserError, is_line
@@ -159,7 +159,7 @@ def adapt(
     if decoder:
         model.decoder = decoder.module.eval().requires_grad_(False)
     if examples is not None:
-        with_examples(model, examples)
+        give_examples(model, examples)
     answers = probe(model)
     stages = [weights_sha256(stage.state_dict()) for stage in (model.encoder, model.decoder) if stage is not None]
     model.spec = replace(model.spec, architecture=digest([*facts, answers, stages]))
@@ -199,7 +199,8 @@ def with_examples(model: Denoiser, examples: Examples) -> None:
             to arrays [seeds, …]; for a text condition, token ids.
 
     Raises:
-        UserError: if they do not fit the model's conditions, or have different numbers of rows.
+        UserError: if they do not fit the model's conditions, or have different numbers of rows; if the model fails for
+            them, and if its answer depends on the other samples of a batch.
 
     Examples:
         >>> pinned = edge_sampler.Pinned(model)
@@ -208,6 +209,12 @@ def with_examples(model: Denoiser, examples: Examples) -> None:
         >>> edge_sampler.fit(pinned, nfe=2, solver="ddim").nfe
         2
     """
+    give_examples(model, examples)
+    check_denoiser(model)
+
+
+def give_examples(model: Denoiser, examples: Examples) -> None:
+    """The same, for a model that is not asked yet what it answers."""
     wanted = model.spec.called_with
     made = examples([0, 1]) if callable(examples) else examples
     defaults = tokenized(wanted.conditions, {})

@@ -71,19 +71,51 @@ def probe(model: Preconditioned) -> list[float]:
 
 
 def check_denoiser(model: Denoiser) -> None:
-    """Raises UserError where an answer depends on another sample's, or on how many there are."""
+    """Raises UserError where an answer depends on another sample's, or on how many there are; and where it fails.
+
+    It is also asked for the examples whose whole numbers are least and largest.
+    """
     raws, sizes = drawn(model)
     x = torch.from_numpy(unit_noise([0, 1, 2], model.spec.inputs.sized(sizes=sizes)))
     states = (x[:1], x[:2], torch.stack([3 * x[2], x[0]]))  # one first: a graph measures what its first run takes
     with torch.inference_mode(), Rounding() as rounding:
         if any(getattr(one, "few_bits", False) for one in model.modules()):
             rounding.allowed = FEW_BITS
-        told = [model.encode(raw) for raw in raws]
+        for raw in extremes(model):
+            answered(model, x[:1], levels(model.spec)[1], raw)
         for sigma in levels(model.spec):
-            made = [model(sigma * state, sigma, **conditions) for state, conditions in zip(states, told, strict=True)]
+            made = [answered(model, sigma * state, sigma, raw) for state, raw in zip(states, raws, strict=True)]
             if (got := list(made[1].shape)) != list(x[:2].shape):
                 raise UserError(f"{model.spec.name} made {got} of x {list(x[:2].shape)}; it must be as x")
             check_apart(model.spec.name, made, rounding)
+
+
+def answered(model: Denoiser, x: Tensor, sigma: float, raw: Mapping[str, np.ndarray]) -> Tensor:
+    """Its answer for what a caller gives. Raises UserError where it fails."""
+    try:
+        return model(x, sigma, **model.encode(raw))
+    except (IndexError, RuntimeError) as error:
+        told = ", ".join(f"{key} {list(value.shape)}" for key, value in raw.items())
+        raise UserError(f"{model.spec.name} failed for {told or 'its data'}: {first_line(error)}") from error
+
+
+def extremes(model: Denoiser) -> list[dict[str, np.ndarray]]:
+    """Of examples that are arrays, those with the least and the largest whole number of each condition, [1, …]."""
+    if callable(model.examples) or not model.examples:
+        return []
+    called, rows = model.spec.called_with, set[int]()
+    found = {key: np.asarray(value) for key, value in model.examples.items()}
+    for key, value in found.items():
+        if called.conditions[key].dtype == "int64" and value.size:
+            rows |= {int(np.unravel_index(place, value.shape)[0]) for place in (value.argmin(), value.argmax())}
+    one = model.draw_raw([0])
+    return [
+        called.check(one | {key: value[row : row + 1] for key, value in found.items()}, 1)[0] for row in sorted(rows)
+    ]
+
+
+def first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def levels(spec: ModelSpec) -> tuple[float, float, float]:
@@ -134,12 +166,15 @@ def answer(model: Preconditioned, x: Tensor, told: Mapping[str, Tensor], sigma: 
     """The network's own, as x, which is [n, *shape] of unit noise. Raises UserError where it fails or is not as x."""
     name, c = model.spec.name, model.preconditioning.coefficients(torch.tensor([sigma]))
     places, names = model.told(told, x.device)
+    given = {key: value.clone() for key, value in told.items()}
     try:
         returned = model.model(per_sample(c.c_in, x) * x * sigma, c.c_noise, *places, **names)
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
+    except (IndexError, RuntimeError) as error:
         called = f"x {list(x.shape)} and a noise level {list(c.c_noise.shape)}, one for all samples"
-        raise UserError(f"{name} failed for {called}: {reason}") from error
+        raise UserError(f"{name} failed for {called}: {first_line(error)}") from error
+    for key, value in given.items():
+        if not torch.equal(value, told[key]):
+            raise UserError(f"{name} changes its condition {key} in place, for all evaluations: let it change a copy")
     twice = (len(x), 2 * x.shape[1], *x.shape[2:])
     if not isinstance(returned, Tensor) or tuple(returned.shape) not in (tuple(x.shape), twice):
         got = list(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__

@@ -119,7 +119,8 @@ class Bundle(Verified):
     def tolerance(self, precision: str = "fp32") -> float:
         """How far images may be off from those of the same plan in fp32.
 
-        Three times the precision's error when it was measured, since other noises meet other extremes.
+        Three times the precision's error when it was measured, since other noises meet other extremes; but no less than
+        in fp32.
 
         Args:
             precision: one that the bundle has.
@@ -130,7 +131,7 @@ class Bundle(Verified):
         if precision == "fp32":
             return FP32_TOLERANCE
         recorded = self.manifest["precisions"][precision]
-        return 3 * float(recorded.get("of_same_plan", recorded)["relative_error"])
+        return max(FP32_TOLERANCE, 3 * float(recorded.get("of_same_plan", recorded)["relative_error"]))
 
     def rms_tolerance(self, precision: str = "fp32") -> float:
         """How far the median sample may be, RMS, from what exact arithmetic gives: three times the RMS of all samples
@@ -140,10 +141,10 @@ class Bundle(Verified):
             precision: one that the bundle has.
 
         Returns:
-            In the samples' units; infinity for fp32, and for bundles that do not tell.
+            In the samples' units; infinity for fp32, for bundles that do not tell, and where nothing was off.
         """
         recorded = {} if precision == "fp32" else self.manifest["precisions"][precision]
-        return 3 * float(recorded.get("of_same_plan", recorded).get("rms_error", np.inf))
+        return 3 * float(recorded.get("of_same_plan", recorded).get("rms_error", 0)) or np.inf
 
     @cached_property
     def engines(self) -> tuple[Engine, ...]:

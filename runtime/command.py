@@ -31,6 +31,7 @@ from edge_sampler.runtime.command_line import Parser, add_verify_key, conditions
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.images import save_grid
+from edge_sampler.runtime.json_file import write_json
 from edge_sampler.runtime.manifest import built_in
 from edge_sampler.runtime.output import check_writable, writable
 from edge_sampler.runtime.sampler import Sampler
@@ -213,7 +214,7 @@ def times(arguments: argparse.Namespace) -> int:
             print(f"left out: {line}")
     if arguments.json:
         with writable(arguments.json, arguments.force) as path:
-            path.write_text(json.dumps(written, indent=1) + "\n")
+            write_json(path, written)
     return 0
 
 

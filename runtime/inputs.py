@@ -190,6 +190,13 @@ class Inputs:
             value = np.asarray(given)
         except ValueError as error:
             raise UserError(f"{name} has rows of several lengths; {wanted}") from error
+        except (
+            RuntimeError,
+            TypeError,
+        ) as error:  # a tensor of PyTorch with gradients, or of a type that NumPy has not
+            raise UserError(f"{name} is no array that NumPy reads ({error}); {wanted}") from error
+        if np.ma.is_masked(given):
+            raise UserError(f"{name} has masked entries: fill them; {wanted}")
         if value.dtype.kind not in DTYPES[condition.dtype]:
             raise UserError(f"{name} is {value.dtype}; {wanted}")
         rank = len(condition.shape)

@@ -29,6 +29,15 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Raises UserError for NaN and infinity, which no reader of JSON takes."""
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"{path.name} would hold a number that is not finite, and is not written") from error
+    path.write_text(f"{text}\n", encoding="utf-8")
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """An object's members. Raises UserError where the file cannot be read or holds anything else."""
     try:

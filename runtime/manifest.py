@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_sampler.runtime.errors import STEERING, UserError
-from edge_sampler.runtime.json_file import parse_json, read_bytes
+from edge_sampler.runtime.json_file import parse_json, read_bytes, write_json
 from edge_sampler.runtime.signature import check_signature
 
 MANIFEST = "manifest.json"
@@ -112,7 +112,7 @@ def built_in(model: Mapping[str, Any]) -> list[str]:
 def write_manifest(path: Path, facts: Mapping[str, Any], files: Mapping[str, Any]) -> None:
     """Closes a bundle: ``facts`` are what it is, ``files`` of ``describe_files``."""
     told = json.loads(json.dumps({"schema": SCHEMA, **facts_of(facts), "files": files}))
-    path.write_text(json.dumps({**told, HASH: hash_of(told)}, indent=1) + "\n", encoding="utf-8")
+    write_json(path, {**told, HASH: hash_of(told)})
 
 
 def hash_of(manifest: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport
-from edge_sampler.runtime.json_file import ODD, read_json
+from edge_sampler.runtime.json_file import ODD, read_json, write_json
 
 SCHEMA = 3
 READ = (2, SCHEMA)  # 2 has the mean as lists of numbers
@@ -117,7 +117,7 @@ class Plan:
         fields = {"schema": SCHEMA, "solver": self.solver, "sigmas": self.sigmas, "table": self.table}
         fields |= {"clip": self.clip} if self.clip else {}
         fields |= {"report": self.report and self.report.record()} | ({"mean": packed(self.mean)} if self.afs else {})
-        Path(path).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(path), fields)
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from math import prod
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ class Sampler:
         """
         if self._closed:
             raise UserError("the sampler is closed: sample inside its with block")
+        if not isinstance(batch, int | np.integer | None) or not isinstance(temperature, Real):
+            raise UserError(f"batch is {batch!r:.40} and temperature {temperature!r:.40}; they must be numbers")
         largest = self._session.largest_batch
         if batch is not None and (batch < 1 or (largest and batch > largest)):
             raise UserError(f"batch is {batch}; it must be at least 1{f' and at most {largest}' if largest else ''}")

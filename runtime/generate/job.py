@@ -1,7 +1,6 @@
 """What is to be made: a bundle's samples of a range of seeds, in shards; and the record of those that are there."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.json_file import ODD, read_json
+from edge_sampler.runtime.json_file import ODD, read_json, write_json
 from edge_sampler.runtime.manifest import HASH
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.verified import file_sha256
@@ -137,7 +136,7 @@ def write_record(out: Path, record: Mapping[str, Any], shards: Mapping[str, Shar
     """The list of shards, whole or as it was."""
     listed = [asdict(shards[name]) for name in sorted(shards)]
     with writable(out / RECORD, force=True, tidy=False) as path:
-        path.write_text(json.dumps({"job": record, "complete": complete, "shards": listed}, indent=1) + "\n")
+        write_json(path, {"job": record, "complete": complete, "shards": listed})
 
 
 def missing(job: Job, there: Mapping[str, Shard]) -> Iterator[tuple[Job, str]]:

@@ -16,6 +16,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.compare import denoised_name
 from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.json_file import write_json
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.page.npm import Package, files_of
 from edge_sampler.runtime.protobuf import declare_outputs
@@ -77,7 +78,7 @@ def write_site(bundle: Bundle, out: Path, given: Mapping[Package, Path | None], 
         for name in ("sampler.onnx", *facts["data"], *{known["file"] for known in texts}):
             facts["files"][name] = bundle.manifest["files"][name]
             shutil.copyfile(bundle.file(name), folder / name)
-        (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / FACTS, facts)
 
 
 def facts_of(bundle: Bundle) -> dict[str, Any]:

@@ -25,10 +25,11 @@ from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.manifest import facts_of, write_manifest
+from edge_sampler.runtime.plan import sample
 from edge_sampler.runtime.sampler import load
 from edge_sampler.runtime.verified import describe_files
 from tests.bundles import TINY
-from tests.conftest import bundle, export
+from tests.conftest import bundle, export, relative
 from tests.export.networks import euler, frames
 from tests.graphs import X, graph, put
 
@@ -188,3 +189,39 @@ def test_a_value_that_is_given_may_be_the_answer(tmp_path: Path) -> None:
     drawn = export_denoiser(models.load(path))
     assert [value.name for value in drawn.graph.outputs] == ["denoised"]
     assert replace(models.load(path).spec, name="").shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["w20.0", "w0.75", "denoised_0", "x_1", "noise", "images", "shape_0_2_8", "zeros_4"])
+def test_a_weight_has_any_name(name: str, tmp_path: Path) -> None:
+    """Also one that this package gives to what it puts into graphs."""
+    normal = "u = Constant<value_floats = [1.0, 2.0, 3.0, 4.0]>() k = GroupNormalization<num_groups = 2>(x, u, u)"
+    nodes = f"{normal} held = Constant<value = float {{0.5}}>() scaled = Mul(k, held) denoised = Add(scaled, x)"
+    given = graph("float[batch, 4, 2, 2] x, float[] sigma", "float[batch, 4, 2, 2] denoised", nodes)
+    for node in given.graph.node:
+        for values in (node.input, node.output):
+            values[:] = [name if value == "held" else value for value in values]
+    model = models.load(put(tmp_path, given))
+    noise = np.random.default_rng(0).standard_normal((2, 4, 2, 2), np.float32)
+    with torch.inference_mode():
+        expected = sample(lambda x, s: model(x.float(), s).double(), torch.from_numpy(noise).double(), PLAN)
+    write_graphs(export_graphs(model), PLAN, tmp_path)
+    with Session(tmp_path / "sampler.onnx", ["images", "denoised_0"]) as session:
+        found = session.run({"noise": noise})
+    assert relative(found["images"], expected) < 1e-5
+    assert found["denoised_0"].shape == noise.shape
+
+
+def test_group_norms_of_older_opsets_have_numbers_for_groups(tmp_path: Path) -> None:
+    nodes = "u = Constant<value_floats = [1.0, 3.0]>() k = GroupNormalization<num_groups = 2>(x, u, u)"
+    given = graph(
+        "float[batch, 4, 2, 2] x, float[] sigma", "float[batch, 4, 2, 2] denoised", f"{nodes} denoised = Tanh(k)"
+    )
+    given.opset_import[0].version = 18
+    model = models.load(put(tmp_path, given))
+    noise = np.random.default_rng(0).standard_normal((2, 4, 2, 2), np.float32)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(noise), 1.0)
+    write_graphs(export_graphs(model), PLAN, tmp_path)
+    with Session(tmp_path / "denoiser.onnx") as session:
+        found = session.run({"x": noise, "sigma": np.array(1, np.float32)})["denoised"]
+    assert relative(found, expected) < 1e-5

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import edge_sampler
 from edge_sampler.export.assemble import export_graphs
+from edge_sampler.export.extend import Additions, add
+from edge_sampler.export.form import output_of
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import UserError
 
@@ -118,6 +120,36 @@ def test_what_no_graph_can_hold_is_one_line(make: object, shape: tuple[int | str
     with pytest.raises(UserError, match=message) as raised:
         export_graphs(model)
     assert "\n" not in str(raised.value)
+
+
+class Large(nn.Module):
+    """Values on the way are beyond float16's range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+        nn.init.constant_(self.first.weight, 3e4)
+        nn.init.constant_(self.last.weight, 1e-5)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.last(self.first(10 * x))
+
+
+def test_a_precision_that_makes_nan_joins_no_bundle(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = edge_sampler.adapt(Large(), (4,))
+    folder = edge_sampler.export_bundle(model, edge_sampler.fit(model, nfe=2, solver="ddim"), tmp_path / "b").folder
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="makes NaN or infinity where sampler"):
+        add(edge_sampler.Bundle.open(folder), Additions("fp16", None))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_only_a_stage_that_is_there_is_left_out() -> None:
+    model = edge_sampler.adapt(Net(1, 1), (1, 8, 8))
+    for form, stage in ((edge_sampler.Form(encode=False), "encoder"), (edge_sampler.Form(decode=False), "decoder")):
+        with pytest.raises(UserError, match=f"Net has no {stage} to leave out"):
+            output_of(model, form)
 
 
 def test_a_network_that_predicts_too_little_is_refused_at_once() -> None:

@@ -199,3 +199,14 @@ def test_a_weight_has_to_fit(largest: float, fits: bool) -> None:
     else:
         with pytest.raises(UserError, match=r"first holds 6\.56e\+04, more than fp16's 65504: use bf16 or fp32"):
             lower_precision(model, "fp16")
+
+
+def test_a_network_without_weights_of_its_own_has_nothing_to_lower() -> None:
+    with pytest.raises(UserError, match="fp16 would change nothing: the network has no Conv, ConvTranspose, Einsum"):
+        lower_precision(parsed("a = Tanh(x) made = Mul(a, two)", "float two = {2}"), "fp16")
+
+
+def test_a_product_by_einsum_is_one_of_matrices() -> None:
+    nodes = 'a = Einsum<equation = "bchw,cd->bdhw">(x, w) b = Tanh(a) made = Einsum<equation = "bchw,cd->bdhw">(b, w)'
+    model = parsed(nodes, f"float[4, 4] w = {{{', '.join(map(str, range(16)))}}}")
+    assert {node.op_type for node in inside_network(model.graph, "fp16")} == {"Einsum", "Tanh"}

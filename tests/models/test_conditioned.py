@@ -115,3 +115,48 @@ def test_a_command_says_how_guidance_runs(options: tuple[str, ...]) -> None:
     model = load_model(parser.parse_args(["--model", "edm-fashion-cond", "--guidance", "2", *options]))
     assert isinstance(model, Guided)
     assert model.one_batch == (not options)
+
+
+def test_a_guided_models_identity_has_its_branches(model: Denoiser) -> None:
+    """Else a fit for other weights would be taken for this one's."""
+    usual = edge_sampler.guided(model, 2.0)
+    branch = edge_sampler.Branch
+    same = edge_sampler.Guided(model, [branch(2.0), branch(-1.0, ("text", "image"))], 2.0, True)
+    others = [
+        edge_sampler.Guided(model, [branch(2.0), branch(-1.0, nulled)], 2.0, True) for nulled in (("text",), ("image",))
+    ]
+    others += [
+        edge_sampler.Guided(model, [branch(weight), branch(-1.0, ("text", "image"))], 2.0, True) for weight in (3, 1)
+    ]
+    assert same.spec.fingerprint == usual.spec.fingerprint
+    assert len({one.spec.fingerprint for one in (usual, *others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("branches", "message"),
+    [
+        ([], "no branches"),
+        ([(1.0, ("txet",))], "no null of 'txet'; it has of: text, image"),
+        ([(1.0, (), ("text",))], "no negative of 'text'"),
+        ([(float("nan"),)], "finite number"),
+        ([("1",)], "finite number"),
+        ([(1.0, "text")], "lists of names"),
+    ],
+)
+def test_branches_that_cannot_be(branches: list[tuple[Any, ...]], message: str, model: Denoiser) -> None:
+    with pytest.raises(UserError, match=message):
+        edge_sampler.Guided(model, [edge_sampler.Branch(*one) for one in branches], 1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--two-passes", "two-passes is for guidance"),
+        ("--class-label 1 --set class_labels=2", "both name the class"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(options: str, message: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_model_arguments(parser)
+    with pytest.raises(UserError, match=message):
+        load_model(parser.parse_args(["--model", "edm-fashion-cond", *options.split()]))

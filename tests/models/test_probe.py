@@ -182,3 +182,36 @@ def test_a_condition_may_be_one_number(dtype: str) -> None:
     """Also before it has examples."""
     model = models.adapt(Scaled(), (8,), conditions={"scale": edge_sampler.Condition((), dtype, null=0)})
     assert model.spec.inputs.conditions["scale"].shape == ()
+
+
+@pytest.mark.parametrize("places", [[[0, 50], [4, 9], [1, 1]], [[0, 50], [1, -1], [2, 2]]])
+def test_examples_that_come_later_are_tried(places: list[list[int]]) -> None:
+    """Those with the least and the largest numbers, so that a fit does not end at one of them."""
+    model = models.adapt(Looking(), (8,), conditions={"places": edge_sampler.Condition((2,), "int64")})
+    edge_sampler.with_examples(model, {"places": np.array([[0, 50], [3, 99], [0, 0]])})
+    with pytest.raises(UserError, match=r"Looking failed for places \[[12], 2\]"):
+        edge_sampler.with_examples(model, {"places": np.array(places)})
+
+
+class WeighsTogether(nn.Module):
+    """Takes a mean over all samples' weights, which are the same unless somebody gives others."""
+
+    def forward(self, x: Tensor, sigma: Tensor, weight: Tensor) -> Tensor:
+        return x * weight.float().mean()
+
+
+def test_examples_that_come_later_are_compared() -> None:
+    model = models.adapt(WeighsTogether(), (8,), conditions={"weight": edge_sampler.Condition((), "int64")})
+    with pytest.raises(UserError, match="WeighsTogether answers otherwise"):
+        edge_sampler.with_examples(model, {"weight": np.array([1, 2, 3, 7])})
+
+
+class Halving(nn.Module):
+    def forward(self, x: Tensor, sigma: Tensor, scale: Tensor) -> Tensor:
+        return x * scale.mul_(0.5)
+
+
+def test_a_condition_that_is_changed_in_place_is_refused() -> None:
+    """Each evaluation would see another value."""
+    with pytest.raises(UserError, match="Halving changes its condition scale in place"):
+        models.adapt(Halving(), (8,), conditions={"scale": edge_sampler.Condition((1,))})

@@ -197,6 +197,8 @@ def test_lower_precision_may_err_three_times_what_was_measured(made: Path) -> No
     assert measured.rms_tolerance() == measured.rms_tolerance("fp16") == np.inf  # they do not tell
     told["int8"] = {"rms_error": 0.5, "of_same_plan": {"relative_error": 0.02, "rms_error": 0.004}}
     assert measured.rms_tolerance("int8") == pytest.approx(0.012)
+    told["fp16"] = {"relative_error": 0.0, "rms_error": 0.0}  # it rounds nothing, and others add in another order
+    assert (measured.tolerance("fp16"), measured.rms_tolerance("fp16")) == (1e-4, np.inf)
 
 
 def test_paths_settle_and_warm_up_before_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,13 @@ def test_an_axis_that_no_condition_sizes_is_given_by_its_name_or_usual() -> None
         inputs.check({"length": 10}, 1)
 
 
+class Unreadable:
+    """As a tensor of PyTorch that has gradients."""
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        raise RuntimeError("it needs gradients")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -102,6 +109,8 @@ def test_an_axis_that_no_condition_sizes_is_given_by_its_name_or_usual() -> None
         ({"class_labels": [0.0, 1.0]}, "class_labels is float64"),
         ({"class_labels": True}, "class_labels is bool"),
         ({"memory": [[1.0], [1.0, 2.0]]}, "memory has rows of several lengths; memory must be"),
+        ({"memory": np.ma.masked_less(np.arange(6.0).reshape(2, 3), 2)}, "memory has masked entries: fill them"),
+        ({"memory": Unreadable()}, r"memory is no array that NumPy reads \(it needs gradients\)"),
         ({"memory": np.full((2, 3, 3), 1e39)}, r"memory holds 1e\+39, which is beyond float32"),
         ({"memory": np.full((3, 3), -1e300)}, r"memory holds -1e\+300, which is beyond float32"),
     ],

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies
 
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.json_file import LARGEST, parse_json, read_json, read_object
+from edge_sampler.runtime.json_file import LARGEST, parse_json, read_json, read_object, write_json
 
 SCALARS = strategies.none() | strategies.booleans() | strategies.integers() | strategies.text()
 NUMBERS = strategies.floats(allow_nan=False, allow_infinity=False)
@@ -67,3 +67,12 @@ def test_only_a_file_is_read_and_only_its_members_are_an_object(tmp_path: Path) 
             read_object(path)
     with pytest.raises(UserError, match=r"absent: not a readable JSON object \(.*No such file"):
         read_object(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_no_reader_takes_is_not_written(number: float, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"error": 1.5})
+    with pytest.raises(UserError, match=r"a\.json would hold a number that is not finite"):
+        write_json(path, {"error": number})
+    assert read_json(path) == {"error": 1.5}

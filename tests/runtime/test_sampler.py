@@ -174,3 +174,11 @@ def test_no_more_seeds_than_a_command_line_takes(count: int) -> None:
     with pytest.raises(UserError, match="must be whole numbers"):
         checked_seeds(range(10**30))  # has no len()
     assert len(checked_seeds(range(MOST_NUMBERS))) == MOST_NUMBERS
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 1.5}, {"batch": "2"}, {"temperature": "1"}, {"temperature": None}])
+def test_sizes_and_factors_are_numbers(wrong: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, _ = open_with(monkeypatch, tmp_path, same)
+    with pytest.raises(UserError, match="they must be numbers"):
+        sampler.sample([0], **wrong)
+    assert len(sampler.sample([0], np.int64(1), np.float32(1))) == 1

@@ -138,8 +138,12 @@ def load_model(arguments: argparse.Namespace) -> Denoiser:
         raise UserError(f"--conditions {arguments.conditions}: expected FILE.npz, with [rows, …] by name")
     if arguments.conditions or arguments.prompts:
         examples = given([str(arguments.conditions)] if arguments.conditions else [])
-        examples |= prompts(model, arguments.prompts) if arguments.prompts else {}
-        with_examples(model, {name: rows for name, rows in examples.items() if name not in values})
+        texts = prompts(model, arguments.prompts) if arguments.prompts else {}
+        if both := [name for name in texts if name in examples]:
+            raise UserError(f"--conditions and --prompts both hold examples of {both[0]}: leave it out of one of them")
+        examples |= texts
+        if left := {name: rows for name, rows in examples.items() if name not in values}:
+            with_examples(model, left)
     return model.to(device)
 
 
@@ -153,11 +157,12 @@ def aim(arguments: argparse.Namespace) -> Denoiser | None:
 
 def prompts(model: Denoiser, path: Path) -> dict[str, list[str]]:
     """Examples of the one text that a model is told. Raises UserError where it is told none, and for an empty file."""
-    told = [name for name, one in model.spec.called_with.conditions.items() if one.text and one.text.must_be_given]
+    texts = {name: one.text for name, one in model.spec.called_with.conditions.items() if one.text}
+    told = [name for name, text in texts.items() if text.must_be_given] or list(texts)
     if len(told) != 1:
         raise UserError(f"--prompts is for models that are told one text; {model.spec.name} is told {len(told)}")
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(f"--prompts {path}: cannot be read as text ({error})") from error
     if not lines:

@@ -1,6 +1,7 @@
 """Rewrites an exported graph for those who will read it, ONNX Runtime above all."""
 
 import math
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -168,13 +169,13 @@ def _for_channels(graph: ir.Graph, weight: ir.Value | None, channels: int) -> ir
     return initializer(graph, f"{weight.name}_of_{channels}", np.repeat(numbers, channels // len(numbers)))
 
 
-def _filled(graph: ir.Graph, name: str, size: int, number: float) -> ir.Value:
-    return initializer(graph, f"{name}_{size}", np.full(size, number, np.float32))
+def _filled(graph: ir.Graph, name: str, size: int, number: float, dtype: np.dtype[Any] | type = np.float32) -> ir.Value:
+    return initializer(graph, f"{name}_{size}", np.full(size, number, dtype))
 
 
-def ones_and_zeros(graph: ir.Graph, size: int) -> list[ir.Value]:
+def ones_and_zeros(graph: ir.Graph, size: int, dtype: np.dtype[Any] | type = np.float32) -> list[ir.Value]:
     """A scale and a bias that change nothing."""
-    return [_filled(graph, "ones", size, 1), _filled(graph, "zeros", size, 0)]
+    return [_filled(graph, "ones", size, 1, dtype), _filled(graph, "zeros", size, 0, dtype)]
 
 
 def lower_opset(model: ir.Model, opset: int) -> None:

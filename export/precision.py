@@ -16,6 +16,7 @@ from edge_sampler.export.precisions import PRECISIONS
 from edge_sampler.runtime.errors import UserError
 
 WEIGHTED = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")  # a network begins and ends with one that has weights
+MASKING = ("Add", "Where")  # whose arrays may be masks
 RESTORED = "DequantizeLinear"  # of a weight of eight bits
 FLOAT32_INPUTS = {"Resize": (1, 2)}  # regions and scales, which ONNX has in float32 alone
 
@@ -40,10 +41,11 @@ def lower_precision(model: ir.Model, precision: str) -> None:
 
 
 def clip_masks(graph: ir.Graph, precision: str) -> None:
-    """Single numbers beyond the precision's range, with which masks hide, become its largest, in place.
+    """Numbers beyond the precision's range, with which masks hide, become its largest, in place.
 
-    A network's own float32 minimum would be an infinity, and a row that is hidden whole not a number. Infinities stay,
-    and so do the numbers around the network that weigh states: noise of a flow's first level is multiplied by 1e7.
+    They are single ones, and those below the range that an array adds or chooses. A network's own float32 minimum would
+    be an infinity, and a row that is hidden whole not a number. Infinities stay, and so do the numbers around the
+    network that weigh states: noise of a flow's first level is multiplied by 1e7.
     """
     largest, inside = PRECISIONS[precision].largest, inside_network(graph, precision)
     first = graph.inputs[0]
@@ -54,10 +56,14 @@ def clip_masks(graph: ir.Graph, precision: str) -> None:
             states.update(node.outputs)
             continue
         for index, value in enumerate(node.inputs):
-            if value is None or value.const_value is None or value.const_value.size != 1 or not value.is_initializer():
+            if value is None or value.const_value is None or not value.is_initializer():
                 continue
-            if value.dtype == ir.DataType.FLOAT and largest < abs(number := value.const_value.numpy()) < np.inf:
-                clipped = np.clip(number, -largest, largest).astype(np.float32)
+            if value.dtype != ir.DataType.FLOAT or (value.const_value.size != 1 and node.op_type not in MASKING):
+                continue
+            numbers = value.const_value.numpy()
+            beyond = np.isfinite(numbers) & (np.abs(numbers) > largest)
+            if beyond.any() and (numbers.size == 1 or (numbers[beyond] < 0).all()):
+                clipped = np.where(beyond, np.clip(numbers, -largest, largest), numbers).astype(np.float32)
                 node.replace_input_with(index, initializer(graph, f"{value.name}_clipped", clipped))
 
 
@@ -68,6 +74,9 @@ def _lower(graph: ir.Graph, precision: str, lowered: set[ir.Value]) -> None:
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     lowered |= {value for node in low for value in node.outputs if value.dtype == ir.DataType.FLOAT}
     for node in list(graph):
+        for name in {"to", "dtype"} & node.attributes.keys() if node in low else ():  # of a Cast of whole numbers, too
+            if node.attributes[name].as_int() == ir.DataType.FLOAT.value:
+                node.attributes[name] = ir.AttrInt64(name, dtype.value)
         wanted = dtype if node in low else ir.DataType.FLOAT
         for index, value in enumerate(node.inputs):
             if value is None or value.dtype != ir.DataType.FLOAT:
@@ -79,6 +88,9 @@ def _lower(graph: ir.Graph, precision: str, lowered: set[ir.Value]) -> None:
                 if (value, wanted) not in casts:
                     casts[value, wanted] = _cast(graph, value, wanted)
                 node.replace_input_with(index, casts[value, wanted])
+    for value in list(graph.outputs):  # a decoder may end with weights
+        if value in lowered:
+            _give_out(graph, value, _cast(graph, value, ir.DataType.FLOAT))
 
 
 def round_activations(model: ir.Model, precision: str) -> None:
@@ -105,6 +117,8 @@ def round_activations(model: ir.Model, precision: str) -> None:
                 restored = _cast(graph, _cast(graph, value, dtype), ir.DataType.FLOAT)
                 for user, index in uses:
                     user.replace_input_with(index, restored)
+                if value.is_graph_output():
+                    _give_out(graph, value, restored)
 
 
 def inside_network(graph: ir.Graph, precision: str) -> set[ir.Node]:
@@ -150,6 +164,13 @@ def _lowered_weight(graph: ir.Graph, value: ir.Value, precision: str) -> ir.Valu
     if largest > low.largest:
         raise UserError(f"{value.name} holds {largest:.3g}, more than {precision}'s {low.largest:g}: {low.advice}")
     return initializer(graph, f"{value.name}_{precision}", array.astype(low.dtype.numpy()))
+
+
+def _give_out(graph: ir.Graph, value: ir.Value, instead: ir.Value) -> None:
+    """``instead`` becomes the graph's output in the value's place, of its name."""
+    place, name = list(graph.outputs).index(value), value.name
+    value.name, instead.name = f"{name}_inside", name
+    graph.outputs[place] = instead
 
 
 def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:

@@ -45,13 +45,19 @@ def raise_group_norm(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type == "LayerNormalization" and (found := lowered_group_norm(node)):
             nodes, x, weights, groups = found
-            norm = ir.node(
-                "GroupNormalization",
-                [x, *(weights or ones_and_zeros(graph, x.shape[1]))],  # type: ignore[index, arg-type]
-                {"num_groups": groups, "epsilon": epsilon_of(node)},
-            )
+            attributes = {"num_groups": groups, "epsilon": epsilon_of(node)}
+            norm = ir.node("GroupNormalization", [x, *(weights or unchanging(graph, x, node))], attributes)
             norm.outputs[0].name = f"{node.outputs[0].name}_group"
             ir.convenience.replace_nodes_and_values(graph, node, nodes, [norm], nodes[-1].outputs, norm.outputs)
+
+
+def unchanging(graph: ir.Graph, x: ir.Value, norm: ir.Node) -> list[ir.Value]:
+    """A scale and a bias for the channels of x that do nothing, of the type of the norm's own."""
+    scale = norm.inputs[1]
+    assert x.shape is not None
+    assert scale is not None
+    assert scale.const_value is not None
+    return ones_and_zeros(graph, int(x.shape[1]), scale.const_value.numpy().dtype)  # type: ignore[arg-type]
 
 
 def lowered_group_norm(node: ir.Node) -> tuple[list[ir.Node], ir.Value, list[ir.Value], int] | None:

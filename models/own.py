@@ -146,7 +146,7 @@ def adapt(
         made = replace(made, name="images")
     weights = weights_sha256(model.state_dict())
     nulls = {key: np.asarray(one.null).tolist() for key, one in inputs.conditions.items()}
-    facts = [f"{type(network).__module__}.{type(network).__qualname__}", precond, arguments, nulls]
+    facts = [f"{type(network).__module__}.{type(network).__qualname__}", precond, arguments, nulls, numbers_of(network)]
     model.describe(name, licence, weights, facts, output=decoder.output if decoder else made)
     if encoder:
         unknown = sorted(set(encoder.makes) - set(inputs.conditions))
@@ -164,6 +164,20 @@ def adapt(
     stages = [weights_sha256(stage.state_dict()) for stage in (model.encoder, model.decoder) if stage is not None]
     model.spec = replace(model.spec, architecture=digest([*facts, answers, stages]))
     return model
+
+
+def numbers_of(network: nn.Module) -> dict[str, list[float]]:
+    """The fractional numbers that it and its parts hold beside weights: a change of one is another network.
+
+    Whole numbers are left out, since many networks count in them, and what is no number may tell of a machine.
+    """
+    found = {}
+    for name, part in network.named_modules():
+        for key, value in vars(part).items():
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if numbers and all(isinstance(number, float) for number in numbers):
+                found[f"{name}.{key}"] = list(map(float, numbers))
+    return found
 
 
 def preconditioned(
@@ -187,6 +201,12 @@ def preconditioned(
         raise UserError(f"{precond} with {given}: {error}") from error
     if not 0 < limits[0] < limits[1] < math.inf:
         raise UserError(f"sigma_min is {limits[0]:g} and sigma_max {limits[1]:g}; they must be above 0 and in order")
+    known_lowest, known_highest = made.sigma_limits
+    if limits[0] < 0.999 * known_lowest or limits[1] > 1.001 * known_highest:
+        raise UserError(
+            f"sigma_min is {limits[0]:g} and sigma_max {limits[1]:g}; {precond} knows {known_lowest:.4g} to "
+            f"{known_highest:.4g}"
+        )
     return replace(made, sampled=limits, sigma_limits=limits)
 
 

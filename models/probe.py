@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from edge_sampler.models.denoiser import Denoiser, Preconditioned, per_sample
 from edge_sampler.models.spec import ModelSpec
+from edge_sampler.runtime.condition import Axis
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.noise import unit_noise
 
@@ -57,17 +58,31 @@ def probe(model: Preconditioned) -> list[float]:
             check_apart(name, returned, rounding)
             answers += figures(returned[1][:, : x.shape[1]], weight)
         if model.decoder is not None:
-            expected = spec.inputs.sized(spec.output.shape, sizes)
-            decoded = [model.decoder(state.clone()) for state in states]
-            two = decoded[1]
-            got = list(two.shape) if isinstance(two, Tensor) else f"a {type(two).__name__}"
-            if got != [2, *expected]:
-                raise UserError(f"the decoder returned {got} for x {list(x.shape)}; its output says {[2, *expected]}")
-            if two.dtype != torch.float32:
-                raise UserError(f"the decoder returned {two.dtype}; it must be torch.float32")
-            check_apart(f"{name}'s decoder", decoded, rounding)
-            answers += figures(two, torch.from_numpy(unit_noise([2, 3], expected)))
+            made = [decoded(model, state, sizes) for state in states]
+            check_apart(f"{name}'s decoder", made, rounding)
+            answers += figures(made[1], torch.from_numpy(unit_noise([2, 3], made[1].shape[1:])))
+            if spec.inputs.axes:
+                other = {key: other_size(axis) for key, axis in spec.inputs.axes.items()}
+                decoded(model, torch.from_numpy(unit_noise([0], spec.inputs.sized(sizes=other))), other)
     return [float(f"{figure:.1e}") for figure in answers]
+
+
+def decoded(model: Denoiser, state: Tensor, sizes: Mapping[str, int]) -> Tensor:
+    """What the decoder makes, with these sizes of axes. Raises UserError where that is not what its output says."""
+    assert model.decoder is not None
+    made = model.decoder(state.clone())
+    expected = [len(state), *model.spec.inputs.sized(model.spec.output.shape, sizes)]
+    got = list(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
+    if got != expected:
+        raise UserError(f"the decoder returned {got} for x {list(state.shape)}; its output says {expected}")
+    if made.dtype != torch.float32:
+        raise UserError(f"the decoder returned {made.dtype}; it must be torch.float32")
+    return made
+
+
+def other_size(axis: Axis) -> int:
+    """One that is not the usual, if there is any."""
+    return axis.least if axis.least < axis.usual else min(axis.usual + 1, axis.largest)
 
 
 def check_denoiser(model: Denoiser) -> None:

@@ -34,7 +34,8 @@ class ModelSpec:
             model.
 
     Raises:
-        UserError: for a condition with the output's name, and for conditions that ``Inputs`` refuses.
+        UserError: for a condition with the output's name, for an output of an axis without sizes, and for conditions
+            that ``Inputs`` refuses.
 
     Examples:
         >>> spec = edge_sampler.built_in(edge_sampler.load_model("edm-fashion-cond"), "class_labels", 7).spec
@@ -63,6 +64,9 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.output.name in self.called_with.conditions:
             raise UserError(f"a condition is called {self.output.name!r}, as the output is: give one another name")
+        if unsized := [size for size in self.output.shape if isinstance(size, str) and size not in self.inputs.axes]:
+            known = ", ".join(self.inputs.axes) or "none"
+            raise UserError(f"the output's shape names {unsized[0]!r}; the axes that have sizes are: {known}")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -34,13 +34,12 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import FLOAT_IMAGES, Inputs, Output
 from edge_sampler.runtime.json_file import ODD
 from edge_sampler.runtime.manifest import MANIFEST, read_manifest
-from edge_sampler.runtime.npz import read_npz
 from edge_sampler.runtime.output import restore
 from edge_sampler.runtime.plan import Plan
+from edge_sampler.runtime.recorded import draw_examples, read_reference
 from edge_sampler.runtime.text import tokenized
 from edge_sampler.runtime.verified import Verified
 
-REFERENCE_INPUT = "input_"  # begins the names of conditions in reference.npz
 FP32_TOLERANCE = 1e-4
 
 
@@ -116,35 +115,34 @@ class Bundle(Verified):
         """
         return "sampler.onnx" if precision in (None, "fp32") else f"sampler-{precision}.onnx"
 
-    def tolerance(self, precision: str = "fp32") -> float:
-        """How far images may be off from those of the same plan in fp32.
-
-        Three times the precision's error when it was measured, since other noises meet other extremes; but no less than
-        in fp32.
+    def tolerance(self, precision: str = "fp32", inside: bool = False) -> float:
+        """How far images may be off from the same plan's in fp32: three times the error that was measured.
 
         Args:
             precision: one that the bundle has.
+            inside: whether evaluations' answers are meant, not what the sampler makes.
 
         Returns:
             The largest difference over the largest magnitude.
         """
         if precision == "fp32":
             return FP32_TOLERANCE
-        recorded = self.manifest["precisions"][precision]
-        return max(FP32_TOLERANCE, 3 * float(recorded.get("of_same_plan", recorded)["relative_error"]))
+        told = self._measured(precision)
+        return max(FP32_TOLERANCE, 3 * told["relative_error"], 3 * told.get("relative_error_inside", 0) * inside)
 
     def rms_tolerance(self, precision: str = "fp32") -> float:
-        """How far the median sample may be, RMS, from what exact arithmetic gives: three times the RMS of all samples
-        when it was measured. One sample whose path parts from the exact one does not move a median.
+        """The same of the median sample, RMS. One sample whose path parts from the exact one does not move a median.
 
         Args:
             precision: one that the bundle has.
 
         Returns:
-            In the samples' units; infinity for fp32, for bundles that do not tell, and where nothing was off.
+            In the samples' units; infinity for fp32, and where nothing was off or nothing tells.
         """
-        recorded = {} if precision == "fp32" else self.manifest["precisions"][precision]
-        return 3 * float(recorded.get("of_same_plan", recorded).get("rms_error", 0)) or np.inf
+        return np.inf if precision == "fp32" else 3 * float(self._measured(precision).get("rms_error", 0)) or np.inf
+
+    def _measured(self, precision: str) -> dict[str, Any]:
+        return (told := self.manifest["precisions"][precision]).get("of_same_plan", told)
 
     @cached_property
     def engines(self) -> tuple[Engine, ...]:
@@ -226,35 +224,19 @@ class Bundle(Verified):
 
         Returns:
             Arrays by name, which are ``seeds`` int64 [n], each condition as ``input_NAME`` [n, …], ``denoised`` float32
-            [nfe, n, …] and ``made`` float32 [n, …].
+            [nfe, n, …] and ``made`` float32 [n, …]; and more examples of conditions, ``example_NAME`` [rows, …].
 
         Raises:
             UserError: when the file is damaged or holds anything else.
         """
-        path, nfe = self.file("reference.npz"), self.plan.nfe
-        try:
-            found = read_npz(path)
-            seeds = found["seeds"]
-            if seeds.dtype.kind not in "iu" or seeds.ndim != 1 or not len(seeds) or not seeds.min() >= 0:
-                raise ValueError(f"its seeds are {seeds.dtype} {list(seeds.shape)}")
-            given = {name: found[f"{REFERENCE_INPUT}{name}"] for name in self.inputs.conditions}
-            _, sizes = self.inputs.check(given, len(seeds))
-            shapes = {
-                "denoised": (nfe, len(seeds), *self.loop_inputs.sized(sizes=sizes)),
-                "made": (len(seeds), *self.inputs.sized(self.output.shape, sizes)),
-            }
-            for name, shape in shapes.items():
-                if (array := found[name]).shape != shape or array.dtype != np.float32:
-                    raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, not float32 {list(shape)}")
-        except (OSError, UserError, *ODD) as error:
-            raise UserError(f"{path} is damaged: {error}: export the bundle again") from error
-        return found
+        return read_reference(self)
 
-    def examples(self, count: int) -> dict[str, np.ndarray]:
+    def examples(self, count: int, held: bool | None = None) -> dict[str, np.ndarray]:
         """Conditions to try the sampler with: classes in turn, of others those recorded, in turn.
 
         Args:
             count: of samples.
+            held: which of those recorded: three quarters to measure on (False), the others (True), or all (None).
 
         Returns:
             By name, [count, …].
@@ -262,17 +244,7 @@ class Bundle(Verified):
         Raises:
             UserError: as ``reference``.
         """
-        examples, recorded = dict[str, np.ndarray](), dict[str, np.ndarray]()
-        for name, condition in self.inputs.conditions.items():
-            if condition.choices:
-                examples[name] = np.arange(count, dtype=np.int64) % condition.choices
-                continue
-            recorded = recorded or self.reference()
-            if f"{REFERENCE_INPUT}{name}" not in recorded:
-                raise UserError(f"{self.folder}/reference.npz holds no {name}: export the bundle again")
-            rows = recorded[f"{REFERENCE_INPUT}{name}"]
-            examples[name] = rows[np.arange(count) % len(rows)]
-        return examples
+        return draw_examples(self, count, held)
 
     @cached_property
     def _tokenizer(self) -> Callable[[str], str]:

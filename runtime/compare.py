@@ -8,10 +8,11 @@ import numpy as np
 
 from edge_sampler.runtime.backends import choose
 from edge_sampler.runtime.backends.base import Backend, Session
-from edge_sampler.runtime.bundle import REFERENCE_INPUT, Bundle
+from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import as_floats
 from edge_sampler.runtime.plan import Plan, sample
+from edge_sampler.runtime.recorded import INPUT
 from edge_sampler.runtime.sampler import checked, checked_seeds, feed_of, made_of, shape_made, usual_batch
 
 HALF_LEVEL = 0.5 / 127.5  # what rounding to uint8 may change
@@ -30,6 +31,7 @@ class Trajectory:
         tolerance: how far they may be, relative, from what exact arithmetic gives.
         rms_tolerance: how far the median sample may be, RMS.
         precision: of the network.
+        inside_tolerance: how far evaluations may be, where that is further.
     """
 
     plan: Plan
@@ -39,6 +41,7 @@ class Trajectory:
     tolerance: float
     rms_tolerance: float = np.inf
     precision: str = "fp32"
+    inside_tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def compare(
     if seeds is None:
         stored = bundle.reference()
         seeds = [int(seed) for seed in stored["seeds"]]
-        conditions = {name: stored[f"{REFERENCE_INPUT}{name}"] for name in bundle.inputs.conditions}
+        conditions = {name: stored[f"{INPUT}{name}"] for name in bundle.inputs.conditions}
         recorded[PYTORCH] = Trajectory(bundle.plan, stored["denoised"], stored["made"], bundle.tolerance())
     else:
         seeds = checked_seeds(seeds)
@@ -161,6 +164,7 @@ def run_sampler(bundle: Bundle, feed: Feed, backend: Backend, precision: str | N
         bundle.tolerance(precision) + rounding,
         bundle.rms_tolerance(precision) + rounding,
         precision,
+        bundle.tolerance(precision, inside=True),
     )
 
 
@@ -259,7 +263,9 @@ def _differences(output: str, first: str, a: Trajectory, second: str, b: Traject
             rms=float(np.sqrt(np.mean(np.square(x.astype(np.float64) - y)))),
             relative=float(np.abs(x - y).max() / max(np.abs(y).max(), 1e-30)),
             finite=bool(np.isfinite(x).all() and np.isfinite(y).all()),
-            expected=max(a.tolerance, b.tolerance),
+            expected=max(
+                a.tolerance, b.tolerance, *(() if stage == output else (a.inside_tolerance, b.inside_tolerance))
+            ),
             median=float(
                 np.median(np.sqrt(np.mean(np.square(x.astype(np.float64) - y), axis=tuple(range(1, x.ndim)))))
             ),

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edge_sampler.runtime.bundle import REFERENCE_INPUT, Bundle
+from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.recorded import INPUT
 from edge_sampler.runtime.sampler import feed_of
 
 
@@ -16,5 +17,5 @@ def load_data() -> Iterator[dict[str, np.ndarray]]:
     """One feed: the noise and conditions for which reference.json holds what PyTorch makes."""
     bundle = Bundle.open(os.environ.get("BUNDLE", "."))
     stored = bundle.reference()
-    conditions = {name: stored[f"{REFERENCE_INPUT}{name}"] for name in bundle.inputs.conditions}
+    conditions = {name: stored[f"{INPUT}{name}"] for name in bundle.inputs.conditions}
     yield feed_of(bundle, stored["seeds"].tolist(), conditions)

@@ -14,6 +14,7 @@ from edge_sampler.export.extend import Additions, add
 from edge_sampler.export.form import output_of
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import Output
 
 CONDITION = edge_sampler.Condition
 
@@ -145,6 +146,39 @@ def test_a_precision_that_makes_nan_joins_no_bundle(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+class Zero(nn.Module):
+    """As many networks begin: its last layer makes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 4)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.last(x)
+
+
+@pytest.mark.parametrize("network", [nn.Linear, Zero])
+def test_a_decoder_may_end_with_weights(network: type[nn.Module], tmp_path: Path) -> None:
+    """Then the last of them is in the lower precision, and what the sampler makes is not."""
+    torch.manual_seed(0)
+    decoder = edge_sampler.Decoder(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), Output("pose", (3,)))
+    inner = Net(1, 1, rank=1) if network is nn.Linear else Zero()
+    shape = (1, 4) if network is nn.Linear else (4,)
+    decoder = decoder if network is Zero else edge_sampler.Decoder(decoder.module, Output("pose", (1, 3)))
+    model = edge_sampler.adapt(inner, shape, "FlowPrecond", decoder=decoder)
+    folder = edge_sampler.export_bundle(model, edge_sampler.fit(model, nfe=2, solver="ddim"), tmp_path / "b").folder
+    for precision in ("fp16", "bf16"):
+        add(edge_sampler.Bundle.open(folder), Additions(precision, None))
+    bundle = edge_sampler.Bundle.open(folder)
+    assert within(compare(bundle, precision="fp16"), None)
+    with edge_sampler.load(folder) as exact, edge_sampler.load(folder, precision="fp16") as low:
+        difference = np.abs(exact.sample(range(8)) - low.sample(range(8)))
+    assert 0 < difference.max() < 0.01
+    assert bundle.manifest["precisions"]["bf16"]["largest_error"] > 0
+
+
 def test_only_a_stage_that_is_there_is_left_out() -> None:
     model = edge_sampler.adapt(Net(1, 1), (1, 8, 8))
     for form, stage in ((edge_sampler.Form(encode=False), "encoder"), (edge_sampler.Form(decode=False), "decoder")):
@@ -155,3 +189,20 @@ def test_only_a_stage_that_is_there_is_left_out() -> None:
 def test_a_network_that_predicts_too_little_is_refused_at_once() -> None:
     with pytest.raises(UserError, match=r"Net returned \[1, 1, 8, 8\] for x \[1, 3, 8, 8\]"):
         edge_sampler.adapt(Net(3, 1), (3, 8, 8))
+
+
+def test_ranges_and_errors_are_of_other_examples(tmp_path: Path) -> None:
+    """And of more than the few that are compared: what a few of them reach says little of the others."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(100, 2, 8, 8)) * np.linspace(0.1, 3, 100)[:, None, None, None]
+    model = edge_sampler.adapt(BesideAnImage(), (1, 8, 8), conditions={"image": IMAGE}, examples={"image": images})
+    folder = edge_sampler.export_bundle(model, edge_sampler.fit(model, nfe=2, solver="ddim"), tmp_path / "b").folder
+    bundle = edge_sampler.Bundle.open(folder)
+    fitted, held, every = (
+        {row.tobytes() for row in bundle.examples(64, held)["image"]} for held in (False, True, None)
+    )
+    assert every == fitted | held
+    assert min(len(fitted - held), len(held - fitted)) > 8  # some were drawn twice
+    known = {row.astype(np.float32).tobytes() for row in images}
+    assert every <= known
+    assert bundle.examples(4)["image"].tobytes() == bundle.reference()["input_image"].tobytes()

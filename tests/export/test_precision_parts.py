@@ -210,3 +210,24 @@ def test_a_product_by_einsum_is_one_of_matrices() -> None:
     nodes = 'a = Einsum<equation = "bchw,cd->bdhw">(x, w) b = Tanh(a) made = Einsum<equation = "bchw,cd->bdhw">(b, w)'
     model = parsed(nodes, f"float[4, 4] w = {{{', '.join(map(str, range(16)))}}}")
     assert {node.op_type for node in inside_network(model.graph, "fp16")} == {"Einsum", "Tanh"}
+
+
+def test_an_array_that_hides_is_kept_within_the_precisions() -> None:
+    """As a causal mask of large negative numbers, which a network holds as a buffer."""
+    weights = f"{WEIGHTS}, float lowest = {{1}}, float[2] inner = {{-1e9, 2}}"
+    model = evaluation(HIDDEN, weights, f"{NOISE}, float[batch, 2] mask")
+    clip_masks(model.graph, "fp16")
+    found = {node.outputs[0].name: node.inputs[1] for node in model.graph}
+    assert constant(found["again"]).tolist() == [-65504, 2]
+
+
+def test_what_was_counted_or_compared_is_cast_to_the_precision(tmp_path: Path) -> None:
+    nodes = "h = Conv(x, w) m = Greater(h, zero) f = Cast<to = 1>(m) k = Mul(h, f) made = Conv(k, w)"
+    weights = f"float[4, 4, 1, 1] w = {{{', '.join(map(str, range(16)))}}}, float zero = {{0}}"
+    model = parsed(nodes, weights)
+    x = np.random.default_rng(0).standard_normal((2, 4, 2, 3)).astype(np.float32)
+    expected = made_by(model, tmp_path, x=x)
+    lower_precision(model, "fp16")
+    found = made_by(model, tmp_path, x=x)
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - expected).max() < 0.01 * np.abs(expected).max()

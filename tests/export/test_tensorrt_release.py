@@ -24,9 +24,10 @@ from tests.export.test_unroll import fixed_plan
 # What the zoo's graphs are made of: all are in docs/operators.md of onnx/onnx-tensorrt 10.15, and docs/Changelog.md
 # names none of them as added after 10.0.
 OPERATORS = {
-    "Add", "Cast", "Concat", "Conv", "ConvTranspose", "Cos", "DepthToSpace", "Div", "Equal", "Gather", "Gelu", "Gemm",
-    "IsNaN", "LayerNormalization", "MatMul", "Mul", "Not", "Pad", "ReduceMean", "Reshape", "Resize", "Sigmoid", "Sin",
-    "Slice", "Softmax", "Split", "Squeeze", "Sub", "Sum", "Transpose", "Unsqueeze", "Where",
+    "Add", "BatchNormalization", "Cast", "Concat", "Conv", "ConvTranspose", "Cos", "DepthToSpace", "Div", "Equal",
+    "Gather", "Gelu", "Gemm", "IsNaN", "LayerNormalization", "MatMul", "Mul", "Not", "Pad", "ReduceMean", "Reshape",
+    "Resize", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Sum", "Transpose", "Unsqueeze",
+    "Where",
 }  # fmt: skip
 
 

@@ -224,3 +224,21 @@ def test_held_out_examples_are_others() -> None:
     assert fitted <= set(rows[:8, 0].tolist())
     assert held <= set(rows[8:, 0].tolist())
     assert min(len(fitted), len(held)) > 1
+
+
+class Factor(nn.Module):
+    """Holds numbers beside weights, of which answers to a few digits tell little."""
+
+    def __init__(self, factor: float, others: tuple[float, ...] = (), calls: int = 0) -> None:
+        super().__init__()
+        self.factor, self.others, self.calls = factor, others, calls
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.factor * x
+
+
+def test_a_number_in_a_network_is_part_of_it() -> None:
+    networks = [Factor(0.5), Factor(0.502), Factor(0.5, (1.0, 2.0)), Factor(0.5, (1.0, 2.5))]
+    assert len({models.adapt(network, (4,)).spec.fingerprint for network in networks}) == 4
+    same = [models.adapt(network, (4,)) for network in (Factor(0.5), Factor(0.5, calls=3))]
+    assert same[0].spec.fingerprint == same[1].spec.fingerprint

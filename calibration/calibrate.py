@@ -17,7 +17,7 @@ from edge_sampler.calibration.refinement import derivative_cost, iteration_cost,
 from edge_sampler.calibration.scout import SCOUT
 from edge_sampler.calibration.settings import AUTO, CHOSEN, REFINED, TARGETS, Settings
 from edge_sampler.calibration.solvers import find
-from edge_sampler.calibration.solvers.base import Solver
+from edge_sampler.calibration.solvers.base import Scheme, Solver
 from edge_sampler.calibration.trace import trace
 from edge_sampler.calibration.views import viewer
 from edge_sampler.models.denoiser import Denoiser
@@ -103,7 +103,12 @@ def calibrate(
     ``towards`` is whose fine trajectories and converged images are aimed at, where ``model`` is a worse one of it.
     Raises UserError where the plan is not usable, and where ``towards`` takes other inputs.
     """
-    return usable(fitted(model, settings, progress, cache, towards))
+    try:
+        return usable(fitted(model, settings, progress, cache, towards))
+    except (ArithmeticError, np.linalg.LinAlgError) as error:
+        raise UserError(
+            f"{model.spec.name}'s answers leave no plan to compute ({error}): take another solver, or --schedule edm"
+        ) from error
 
 
 def fitted(
@@ -142,13 +147,17 @@ def fitted(
 
     schemes, compared = [scheme_of(solver, grid, settings, mean) for solver in solvers], dict[str, float]()
     if len(schemes) > 1:
+        schemes = [scheme for scheme in schemes if has_table(scheme)]
         with progress("which solver", task.race_cost(len(noises.heldout))) as meter.progress:
             errors = race(schemes, noises, fine, cache)
         compared = {trace(scheme).solver: error for scheme, error in zip(schemes, errors, strict=True)}
-        schemes = [schemes[int(np.argmin(errors))]]
-    spent = task.candidate_cost(schemes[0].solver, len(noises), len(noises.heldout))
-    with progress(f"{schemes[0].solver.name}, {settings.nfe} evaluations", spent) as meter.progress:
-        best = make_candidate(schemes[0], noises, fine, target, settings, cache)
+        schemes = [schemes[place] for place in np.argsort(errors, kind="stable")]
+    for scheme in schemes:  # the best, unless its fit turns out to be of no use
+        spent = task.candidate_cost(scheme.solver, len(noises), len(noises.heldout))
+        with progress(f"{scheme.solver.name}, {settings.nfe} evaluations", spent) as meter.progress:
+            best = make_candidate(scheme, noises, fine, target, settings, cache)
+        if largest_weight(best.plan) <= LARGEST_WEIGHT:
+            break
     plan, error, errors = best.plan, best.rms_error, [best.error]
     if settings.refine:
         refined = refine(plan, noises, fine[0.0], settings.refine, cache, progress, view)
@@ -239,13 +248,26 @@ def refit_cost(plan: Plan, settings: Settings) -> tuple[int, int]:
     return exact, settings.refine * answers + 2 * plan.nfe * heldout
 
 
+def has_table(scheme: Scheme) -> bool:
+    """Whether its numbers can be computed; they cannot where two levels are as good as one."""
+    try:
+        trace(scheme)
+    except ArithmeticError:
+        return False
+    return True
+
+
+def largest_weight(plan: Plan) -> float:
+    """Of the network's answers."""
+    return max(abs(weight) for row in plan.table for weight in row[1:] or (0.0,))
+
+
 def usable(plan: Plan) -> Plan:
     """The plan. Raises UserError where it weighs answers by so much that float32 loses what they say.
 
     So do solvers that average two slopes over a step from a flow's first level, σ = 1e7, to one of a few.
     """
-    largest = max(abs(weight) for row in plan.table for weight in row[1:] or (0.0,))
-    if largest > LARGEST_WEIGHT:
+    if (largest := largest_weight(plan)) > LARGEST_WEIGHT:
         raise UserError(
             f"{plan.solver} weighs the network's answers by up to {largest:.1e} on noise levels from "
             f"{max(plan.sigmas):.3g}, which float32 cannot hold: take another solver, such as ipndm, or --schedule edm "

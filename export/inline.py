@@ -54,7 +54,7 @@ def read(graph: OnnxGraph, opset: int) -> ir.Graph:
 def put(into: ir.Graph, node: ir.Node, graph: ir.Graph, known: OnnxGraph, weights: Values) -> None:
     """Replaces ``node`` by copies of the graph's nodes. ``weights`` grow by those that ``into`` gets."""
     taken = {value.name for value in (*into.inputs, *into.initializers.values())}
-    taken |= {value.name for one in into for value in one.outputs}
+    taken |= {name for one in into for name in (one.name, *(value.name for value in one.outputs))}
     values: Values = dict(zip((named(graph, name) for name in known.inputs), node.inputs, strict=True))  # type: ignore[arg-type]
 
     def free(name: str | None) -> str:

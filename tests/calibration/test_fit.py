@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration import calibrate as calibrate_module
+from edge_sampler.calibration.calibrate import calibrate, has_table
 from edge_sampler.calibration.candidates import grid_of, make_candidate, noises_of, race, scheme_of
 from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.evaluate.noise_sets import to_fit, to_judge
@@ -286,6 +287,30 @@ def test_auto_takes_what_errs_least_by_the_mean_of_images_errors(
     plan = calibrate(mixture, Settings(2, fit_batch=2, heldout=2, schedule="edm", afs=False))
     assert plan.solver == "iia-ddim"
     assert report_of(plan).compared == pytest.approx({name: sum(errors) / 2 for name, errors in wrong.items()})
+
+
+def test_auto_takes_nothing_that_float32_cannot_hold(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next best then, and where there is none, the user is told."""
+    weighs = {"iia-ipndm": 1.0, "iia-ddim": 1e9, "iia-dpmpp-2m": 1e9, "ipndm": 1.0}
+    errors = {"iia-ipndm": 0.3, "iia-ddim": 0.1, "iia-dpmpp-2m": 0.2, "ipndm": 0.5}
+    monkeypatch.setattr(calibrate_module, "race", lambda schemes, *_: [errors[one.solver.name] for one in schemes])
+    monkeypatch.setattr(calibrate_module, "largest_weight", lambda plan: weighs[plan.solver])
+    asked = Settings(2, fit_batch=2, heldout=2, schedule="edm", afs=False)
+    assert calibrate(mixture, asked).solver == "iia-ipndm"
+    weighs.update(dict.fromkeys(weighs, 1e9))
+    with pytest.raises(UserError, match=r"weighs the network's answers by up to 1\.0e\+09"):
+        calibrate(mixture, asked)
+
+
+def test_a_solver_that_divides_by_a_step_needs_levels_apart(mixture: Denoiser) -> None:
+    settings = Settings(3)
+
+    def has(name: str, *levels: float) -> bool:
+        return has_table(scheme_of(find(name), lambda steps: levels, settings))
+
+    assert has("dpmpp-2m", 5.0, 2.0, 1.0, 0.0)
+    assert not has("dpmpp-2m", 5.0, 5.0, 1.0, 0.0)
+    assert has("ddim", 5.0, 5.0, 1.0, 0.0)
 
 
 def test_the_race_is_on_heldout_noises_and_is_kept(mixture: Denoiser, tmp_path: Path) -> None:

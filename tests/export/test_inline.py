@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx import version_converter
 
+import edge_sampler
 from edge_sampler import models
 from edge_sampler.export.assemble import Graphs, export_bundle, export_graphs, write_graphs
 from edge_sampler.export.form import Form
@@ -225,3 +226,14 @@ def test_group_norms_of_older_opsets_have_numbers_for_groups(tmp_path: Path) -> 
     with Session(tmp_path / "denoiser.onnx") as session:
         found = session.run({"x": noise, "sigma": np.array(1, np.float32)})["denoised"]
     assert relative(found, expected) < 1e-5
+
+
+def test_a_graph_may_be_asked_twice(tmp_path: Path) -> None:
+    """Whatever its nodes are called."""
+    given = graph()
+    for node in given.graph.node:
+        node.name = node.output[0]
+    model = models.load(put(tmp_path, given))
+    branches = [edge_sampler.Branch(2.0), edge_sampler.Branch(-1.0)]
+    guided = edge_sampler.Guided(model, branches, 2.0, one_batch=False)
+    np.testing.assert_allclose(sampled(guided, tmp_path / "twice"), sampled(model, tmp_path / "once"), rtol=1e-5)

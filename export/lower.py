@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from edge_sampler.export.initializer import initializer
+from edge_sampler.export.initializer import initializer, reshaped
 
 UNIT_EPSILON = 2.0**-16  # of a variance of 1, exactly, and no less than cuDNN takes
 
@@ -196,6 +196,21 @@ def scales_and_shifts(norm: ir.Node) -> bool:
         return False
     mean, variance = (value.const_value.numpy().astype(float) for value in norm.inputs[3:])  # type: ignore[union-attr]
     return not mean.any() and bool((abs(variance + epsilon_of(norm) - 1) < 2 * UNIT_EPSILON).all())
+
+
+def multiply_and_add(graph: ir.Graph) -> None:
+    """BatchNormalization that only scales and shifts → Mul and Add, in place, for who has none of a type."""
+    for node in list(graph):
+        x, made = node.inputs[0] if node.inputs else None, node.outputs[0]
+        if not scales_and_shifts(node) or x is None or made.shape is None:
+            continue
+        scale, shift = (reshaped(graph, weight, (-1, *[1] * (len(made.shape) - 2))) for weight in node.inputs[1:3])
+        product = ir.node("Mul", [x, scale])
+        total = ir.node("Add", [product.outputs[0], shift])
+        for suffix, one in (("scaled", product), ("shifted", total)):
+            one.outputs[0].name = f"{made.name}_{suffix}"
+            one.outputs[0].shape, one.outputs[0].type = made.shape, made.type
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [product, total], [made], total.outputs)
 
 
 def epsilon_of(norm: ir.Node) -> float:

@@ -12,6 +12,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from edge_sampler.export.canvas import SAMPLE
 from edge_sampler.export.initializer import initializer
+from edge_sampler.export.lower import multiply_and_add
 from edge_sampler.export.precisions import PRECISIONS
 from edge_sampler.runtime.errors import UserError
 
@@ -30,6 +31,8 @@ def lower_precision(model: ir.Model, precision: str) -> None:
     lowered: set[ir.Value] = set()  # a loop's body reads values of the graph around it, which comes first
     for graph in model.graphs():
         clip_masks(graph, precision)
+        if not PRECISIONS[precision].batch_norm:
+            multiply_and_add(graph)
         _lower(graph, precision, lowered)
     if not lowered:
         raise UserError(
@@ -103,6 +106,8 @@ def round_activations(model: ir.Model, precision: str) -> None:
     ShapeInferencePass()(model)
     graph = model.graph
     clip_masks(graph, precision)
+    if not PRECISIONS[precision].batch_norm:
+        multiply_and_add(graph)
     for node in inside_network(graph, precision):
         kept = FLOAT32_INPUTS.get(node.op_type, ())
         for index, value in enumerate(node.inputs):

@@ -76,11 +76,9 @@ def lowered_group_norm(node: ir.Node) -> tuple[list[ir.Node], ir.Value, list[ir.
     shape = restored.const_value.numpy().tolist()  # type: ignore[union-attr]
     if x is None or x.shape is None or len(x.shape) != 4 or len(shape) != 4 or list(x.shape[1:]) != shape[1:]:
         return None
-    nodes, weights, channels = [into, node, back], [], shape[1]
-    affine = _only_reader(back, "BatchNormalization")
-    if affine is not None and scales_and_shifts(affine):
-        nodes.append(affine)
-        weights = [weight for weight in affine.inputs[1:3] if weight is not None]
+    channels = shape[1]
+    behind, weights = _affine(back, channels)
+    nodes = [into, node, back, *behind]
     _, groups, size = target.const_value.numpy().tolist() if target.const_value.size == 3 else (0, 0, 0)  # type: ignore[union-attr]
     ones_of_it = ones.const_value.numpy()
     if groups < 2 or groups * size != math.prod(shape[1:]) or channels % groups or not (ones_of_it == 1).all():
@@ -89,6 +87,23 @@ def lowered_group_norm(node: ir.Node) -> tuple[list[ir.Node], ir.Value, list[ir.
     if axis not in (2, -1) or ones_of_it.shape != (size,):
         return None
     return nodes, x, weights, groups
+
+
+def _affine(back: ir.Node, channels: int) -> tuple[list[ir.Node], list[ir.Value]]:
+    """The nodes that scale and shift what a norm has made, and their weights, one for each channel; or nothing."""
+    norm, product = _only_reader(back, "BatchNormalization"), _only_reader(back, "Mul")
+    if norm is not None and scales_and_shifts(norm):
+        return [norm], [weight for weight in norm.inputs[1:3] if weight is not None]
+    total = _only_reader(product, "Add") if product else None
+    if product is None or total is None:
+        return [], []
+    weights = []
+    for weight in (product.inputs[1], total.inputs[1]):
+        if weight is None or weight.const_value is None or tuple(weight.const_value.shape) != (channels, 1, 1):
+            return [], []
+        assert back.graph is not None
+        weights.append(reshaped(back.graph, weight, (-1,)))  # type: ignore[arg-type]  # it is no function's
+    return [product, total], weights
 
 
 def _only_reader(node: ir.Node, op_type: str) -> ir.Node | None:

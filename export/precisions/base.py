@@ -18,6 +18,7 @@ class Precision:
         float32_inside: operators that stay float32 inside the network.
         opset: the first whose operators take the type.
         advice: what to do where a weight is larger.
+        batch_norm: whether ONNX Runtime has a BatchNormalization of the type on CUDA.
 
     Examples:
         >>> from edge_sampler.export.precisions import PRECISIONS
@@ -31,6 +32,7 @@ class Precision:
     float32_inside: tuple[str, ...] = STATISTICS
     opset: int = 0
     advice: str = "use fp32"
+    batch_norm: bool = True
 
 
 @dataclass(frozen=True)

@@ -306,7 +306,7 @@ def test_a_solver_that_divides_by_a_step_needs_levels_apart(mixture: Denoiser) -
     settings = Settings(3)
 
     def has(name: str, *levels: float) -> bool:
-        return has_table(scheme_of(find(name), lambda steps: levels, settings))
+        return has_table(scheme_of(find(name), lambda steps: list(levels), settings))
 
     assert has("dpmpp-2m", 5.0, 2.0, 1.0, 0.0)
     assert not has("dpmpp-2m", 5.0, 5.0, 1.0, 0.0)

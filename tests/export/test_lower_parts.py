@@ -16,6 +16,7 @@ from edge_sampler.export.lower import (
     keep_batch_in_reshapes,
     lower_group_norm,
     lower_opset,
+    multiply_and_add,
     transpose_keys_at_once,
 )
 from edge_sampler.export.save import save_checked
@@ -153,11 +154,42 @@ APART = {  # a group norm, and behind it what is not its scale and bias
     "a variance": {"variance": "float[4] variance = {0.75, 0.75, 0.76, 0.75}"},
     "a variance without epsilon": {"<epsilon = 0.25>": ""},
     "a scale that is computed": {AFFINE: "k = Abs(scale) " + AFFINE.replace("scale", "k")},
-    "products and sums": {
+    "a product of the state": {
         "scale": "float[4, 1, 1] scale = {1, -2, 0.5, 3}", "bias": "float[4, 1, 1] bias = {0, 1, -1, 2}",
+        AFFINE: "k = Mul(r, x) made = Add(k, bias)",
+    },
+    "one bias for all": {
+        "scale": "float[4, 1, 1] scale = {1, -2, 0.5, 3}", "bias": "float[1, 1, 1] bias = {2}",
         AFFINE: "k = Mul(r, scale) made = Add(k, bias)",
     },
+    "a difference": {
+        "scale": "float[4, 1, 1] scale = {1, -2, 0.5, 3}", "bias": "float[4, 1, 1] bias = {0, 1, -1, 2}",
+        AFFINE: "k = Mul(r, scale) made = Sub(k, bias)",
+    },
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("images_alone", [True, False])
+def test_a_scale_and_a_bias_may_be_two_nodes(images_alone: bool, tmp_path: Path) -> None:
+    """For types that ONNX Runtime has no BatchNormalization of; graphs of earlier versions have them too."""
+    model = lowered({})
+    if not images_alone:
+        model = parsed("made = GroupNormalization<num_groups = 2, epsilon = 0.5>(x, scale, bias)", SCALE)
+        lower_group_norm(model)
+        ShapeInferencePass()(model)
+    expected = made_by(model, tmp_path, x=images())
+    multiply_and_add(model.graph)
+    assert count(model) == {"Reshape": 2, "LayerNormalization": 1, "Mul": 1, "Add": 1}
+    assert relative(made_by(model, tmp_path, x=images()), expected) < 1e-6
+    raise_group_norm(model.graph)
+    assert count(model) == {"GroupNormalization": 1}
+    assert relative(made_by(model, tmp_path, x=images()), expected) < 1e-5
+
+
+def test_only_a_scale_and_a_bias_are_two_nodes() -> None:
+    model = lowered({"mean": "float[4] mean = {0, 0, 1, 0}"})
+    multiply_and_add(model.graph)
+    assert count(model)["BatchNormalization"] == 1
 
 
 @pytest.mark.parametrize("kind", APART)

@@ -145,9 +145,9 @@ def add_engine(
         BoundError: beyond ``max_error``; the bundle does not change.
 
     Examples:
-        >>> bundle = edge_sampler.add_engine("shrink", targets="sm89", precision="fp16")
+        >>> bundle = edge_sampler.add_engine("shrink", targets="sm89", batch="1:4:16")
         >>> [(engine.flavour, engine.precision, engine.targets) for engine in bundle.engines]
-        [('tensorrt-rtx', 'fp16', ('sm89',))]
+        [('tensorrt-rtx', 'fp32', ('sm89',))]
     """
     additions = Additions(precision, max_error, refit=refit)
     if flavour not in LIBRARIES:

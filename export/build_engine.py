@@ -187,7 +187,7 @@ def share_norm_scales(lib: Library, network: "tensorrt.INetworkDefinition") -> N
     with the square of their number.
     """
     made_by: dict[str, tensorrt.ILayer] = {}
-    shaped: dict[str, tensorrt.ITensor] = {}  # weight → the first tensor made of it
+    shaped: dict[tuple[str, int], tensorrt.ITensor] = {}  # weight and rank → the first tensor made of it
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         for output in range(layer.num_outputs):
@@ -199,4 +199,5 @@ def share_norm_scales(lib: Library, network: "tensorrt.INetworkDefinition") -> N
             if tensor is None or tensor.name not in made_by:
                 continue
             source = made_by[tensor.name].get_input(0)
-            layer.set_input(position, shaped.setdefault(tensor.name if source is None else source.name, tensor))
+            key = tensor.name if source is None else source.name, len(tensor.shape)
+            layer.set_input(position, shaped.setdefault(key, tensor))

@@ -104,11 +104,12 @@ def bearers_of(value: ir.Value, reader: ir.Node, found: Sources) -> list[ir.Node
 
 def norm_behind(value: ir.Value, reader: ir.Node) -> ir.Node | None:
     """The norm that this reader of ``value`` is, or that alone reads what it reshapes; None for any other reader."""
-    first, uses = reader.inputs[0], reader.outputs[0].uses()
-    if reader.op_type == "Reshape" and first is value and len(uses) == 1 and not reader.outputs[0].is_graph_output():
-        ((norm, place),) = uses
-        return norm if norm.op_type in NORMS and place == 0 else None
-    return reader if reader.op_type in NORMS and list(reader.inputs).count(value) == 1 and first is value else None
+    uses, norm = reader.outputs[0].uses(), reader
+    if reader.op_type == "Reshape" and len(uses) == 1 and not reader.outputs[0].is_graph_output():
+        ((norm, _),) = uses
+        value = reader.outputs[0] if reader.inputs[0] is value else value
+    alone = list(norm.inputs).count(value) == 1 and norm.inputs[0] is value and len(norm.outputs) == 1
+    return norm if norm.op_type in NORMS and alone else None
 
 
 def is_pointwise(convolution: ir.Node) -> bool:
@@ -145,13 +146,14 @@ def computed(graph: ir.Graph, before: ir.Node, op_type: str, inputs: Sequence[ir
 
 
 def compute_weights(graph: ir.Graph) -> None:
-    """What depends on no input → a weight, in place; weights of eight bits stay so."""
+    """What depends on no input → a weight, in place; weights of eight bits stay so, and what a graph gives out."""
     found, idle = sources(graph), set[ir.Node]()
     for node in graph:
         makers = {value.producer() for value in node.inputs if value is not None} - {None}
-        if not found[node.outputs[0]] and makers <= idle and node.op_type != "DequantizeLinear":
+        kept = node.op_type == "DequantizeLinear" or any(value.is_graph_output() for value in node.outputs)
+        if not found[node.outputs[0]] and makers <= idle and not kept:
             idle.add(node)
-    made = [value for node in idle for value in node.outputs if value.is_graph_output() or {*value.consumers()} - idle]
+    made = [value for node in idle for value in node.outputs if {*value.consumers()} - idle]
     if not made:
         return
     with session_of(graph, [], [str(value.name) for value in made]) as session:

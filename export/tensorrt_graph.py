@@ -102,7 +102,7 @@ def _affine(back: ir.Node, channels: int) -> tuple[list[ir.Node], list[ir.Value]
         if weight is None or weight.const_value is None or tuple(weight.const_value.shape) != (channels, 1, 1):
             return [], []
         assert back.graph is not None
-        weights.append(reshaped(back.graph, weight, (-1,)))  # type: ignore[arg-type]  # it is no function's
+        weights.append(reshaped(back.graph, weight, (-1,)))
     return [product, total], weights
 
 

@@ -18,7 +18,7 @@ KINDS = (
     "film",
     "grouped",
     "norm",
-    "normal_rows",
+    "normal_first",
     "projected",
     "residual",
     "rows",
@@ -165,7 +165,7 @@ class Drawing:
         branch = self.conv(self.norm(first, level), level)
         return self.add("Add", [branch, self.add("Mul", [self.number(0.5), first], self.image)], self.image)
 
-    def normal_rows(self, h: ir.Value, level: ir.Value) -> ir.Value:
+    def normal_first(self, h: ir.Value, level: ir.Value) -> ir.Value:
         """A norm that one 1×1 convolution reads, as attention begins in EDM's networks."""
         channels = self.recipe.channels
         weights = [self.weight(channels, channels, 1, 1), self.weight(channels, scale=0.1)]

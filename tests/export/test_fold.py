@@ -81,6 +81,8 @@ STAYING = {
     "a large factor": f"{SUM} m = Mul(s, large) made = Tanh(m)",
     "a factor below 0": f"{SUM} m = Mul(s, below) made = Tanh(m)",
     "weights of the input": "k = ReduceMean(x) u = Mul(w, k) c = Conv(x, u) m = Mul(c, half) made = Tanh(m)",
+    "a norm's spread is read": f"{SUM} r, e, spread = LayerNormalization<axis = -1>(s, three) m = Mul(s, half) "
+    "t = Add(r, spread) made = Add(t, m)",
     "two read what a norm gets": f"{SUM} {NORM.format('s')} k = Abs(g) q = ReduceSum(k) m = Mul(s, half) t = Add(r, q) "
     "made = Add(t, m)",
 }
@@ -89,7 +91,7 @@ STAYING = {
 @pytest.mark.parametrize("kind", STAYING)
 def test_a_factor_stays_where(kind: str, tmp_path: Path) -> None:
     weights = f"""{WEIGHTS}, float[4, 1, 1] each = {{1, 2, 3, 4}}, float small = {{0.1}}, float large = {{9}},
-        float below = {{-1}}, float[1, 1, 1, 1, 1] wide = {{2}}, int64[1] first = {{0}}"""
+        float below = {{-1}}, float[3] three = {{1, 2, 3}}, float[1, 1, 1, 1, 1] wide = {{2}}, int64[1] first = {{0}}"""
     found, _ = folded(STAYING[kind], weights, tmp_path)
     assert "Mul" in found
 
@@ -126,6 +128,13 @@ def test_what_depends_on_no_input_is_a_weight(tmp_path: Path) -> None:
     nodes = "k = Exp(each) l = Neg(k) a = Mul(x, l) e = DequantizeLinear(eight, half) f = Neg(e) made = Add(a, f)"
     found, _ = folded(nodes, weights, tmp_path)
     assert found == {"Mul": 1, "DequantizeLinear": 1, "Neg": 1, "Add": 1}  # eight bits stay so in the file
+
+
+def test_what_a_graph_gives_out_is_made_by_it(tmp_path: Path) -> None:
+    """Though it depends on no input."""
+    nodes = "k = Exp(all) l = Neg(k) made = Identity(l)"
+    found, _ = folded(nodes, f"float[3, 4, 2, 3] all = {{{', '.join(map(str, range(72)))}}}", tmp_path)
+    assert found == {"Identity": 1}
 
 
 def test_a_body_that_reads_the_input_is_no_weight(tmp_path: Path) -> None:

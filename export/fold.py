@@ -147,13 +147,13 @@ def computed(graph: ir.Graph, before: ir.Node, op_type: str, inputs: Sequence[ir
 
 def compute_weights(graph: ir.Graph) -> None:
     """What depends on no input → a weight, in place; weights of eight bits stay so, and what a graph gives out."""
-    found, idle = sources(graph), set[ir.Node]()
+    found, idle = sources(graph), dict[ir.Node, None]()  # in order: an export twice is the same file
     for node in graph:
         makers = {value.producer() for value in node.inputs if value is not None} - {None}
         kept = node.op_type == "DequantizeLinear" or any(value.is_graph_output() for value in node.outputs)
-        if not found[node.outputs[0]] and makers <= idle and not kept:
-            idle.add(node)
-    made = [value for node in idle for value in node.outputs if {*value.consumers()} - idle]
+        if not found[node.outputs[0]] and makers <= idle.keys() and not kept:
+            idle[node] = None
+    made = [value for node in idle for value in node.outputs if {*value.consumers()} - idle.keys()]
     if not made:
         return
     with session_of(graph, [], [str(value.name) for value in made]) as session:
@@ -161,4 +161,4 @@ def compute_weights(graph: ir.Graph) -> None:
     for value in made:
         weight = initializer(graph, f"{value.name}@weight", arrays[str(value.name)])
         ir.convenience.replace_all_uses_with(value, weight)
-    graph.remove(idle, safe=True)
+    graph.remove(list(idle), safe=True)

@@ -137,6 +137,15 @@ def test_what_a_graph_gives_out_is_made_by_it(tmp_path: Path) -> None:
     assert found == {"Identity": 1}
 
 
+def test_weights_stand_in_the_order_of_their_nodes() -> None:
+    """So that an export twice is the same file, to the byte."""
+    nodes = " ".join(f"k{place} = Exp(each) a{place + 1} = Mul(a{place}, k{place})" for place in range(20))
+    model = parsed(f"a0 = Identity(x) {nodes} made = Identity(a20)", "float[4, 1, 1] each = {1, 2, 3, 4}")
+    fold_into_weights(model)
+    made = [name for name in model.graph.initializers if name != "each"]
+    assert made == [f"k{place}@weight" for place in range(20)]
+
+
 def test_a_body_that_reads_the_input_is_no_weight(tmp_path: Path) -> None:
     branches = "then_branch = a () => (float[batch, 4, 2, 3] t) { t = Neg(x) }, "
     branches += "else_branch = b () => (float[batch, 4, 2, 3] e) { e = Abs(x) }"

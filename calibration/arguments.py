@@ -18,7 +18,8 @@ from edge_sampler.models.device import best_device, usable_device
 from edge_sampler.models.families.base import Lora, Options
 from edge_sampler.models.loading import load
 from edge_sampler.models.onnx_denoiser import SUFFIX
-from edge_sampler.models.own import with_examples
+from edge_sampler.models.own import give_examples, with_examples
+from edge_sampler.models.probe import try_extremes
 from edge_sampler.models.python_file import is_named
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.command_line import given
@@ -143,7 +144,11 @@ def load_model(arguments: argparse.Namespace) -> Denoiser:
             raise UserError(f"--conditions and --prompts both hold examples of {both[0]}: leave it out of one of them")
         examples |= texts
         if left := {name: rows for name, rows in examples.items() if name not in values}:
-            with_examples(model, left)
+            if is_named(arguments.model) or arguments.model.endswith(SUFFIX):
+                with_examples(model, left)
+            else:  # a library's network computes each sample alone
+                give_examples(model, left)
+                try_extremes(model)
     return model.to(device)
 
 

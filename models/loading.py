@@ -26,7 +26,7 @@ from edge_sampler.models.download import fetch
 from edge_sampler.models.families.base import Options
 from edge_sampler.models.networks.dhariwal_unet import DhariwalUNet
 from edge_sampler.models.networks.edm2_unet import EDM2UNet
-from edge_sampler.models.own import with_examples
+from edge_sampler.models.own import give_examples
 from edge_sampler.models.published import HUB
 from edge_sampler.models.zoo import WEIGHTS, ZOO
 from edge_sampler.runtime.errors import UserError, one_line
@@ -99,7 +99,7 @@ def load(
     if text := architecture.get("text"):
         network.spec = replace(network.spec, raw=prompts.prompt(text), made=(prompts.EMBEDS,))
     if origin.examples:
-        with_examples(network, {prompts.PROMPT: origin.examples.read_text().splitlines()})
+        give_examples(network, {prompts.PROMPT: origin.examples.read_text().splitlines()})
     return network
 
 

@@ -13,7 +13,7 @@ from edge_sampler.models.arguments import check_plain, check_types, precondition
 from edge_sampler.models.checkpoint import weights_sha256
 from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned
 from edge_sampler.models.precond import PRECONDITIONINGS, Preconditioning
-from edge_sampler.models.probe import check_denoiser, probe
+from edge_sampler.models.probe import check_denoiser, probe, try_extremes
 from edge_sampler.models.spec import digest
 from edge_sampler.runtime.condition import Axis, Condition, class_labels
 from edge_sampler.runtime.errors import UserError, is_line
@@ -230,11 +230,12 @@ def with_examples(model: Denoiser, examples: Examples) -> None:
         2
     """
     give_examples(model, examples)
+    try_extremes(model)
     check_denoiser(model)
 
 
 def give_examples(model: Denoiser, examples: Examples) -> None:
-    """The same, for a model that is not asked yet what it answers."""
+    """The same, for a model that is not asked what it answers: it will be, or others have."""
     wanted = model.spec.called_with
     made = examples([0, 1]) if callable(examples) else examples
     defaults = tokenized(wanted.conditions, {})

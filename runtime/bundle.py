@@ -8,8 +8,8 @@ denoiser.onnx   x [batch, *shape], sigma [], conditions → denoised: the baseli
 encoder.onnx, decoder.onnx   the stages before and after the loop, if the model has them
 weights.data    the weights of all these graphs, if they have more than 2 GB
 tokenizer-….json   makes token ids from text, for a condition that is a text
-reference.npz   PyTorch's results for a few seeds: seeds, each condition as input_NAME, denoised [nfe, …], made; and more
-                examples of conditions, example_NAME
+reference.npz   PyTorch's results for a few seeds: seeds, each condition as input_NAME, denoised [nfe, …], made;
+                and more examples of conditions, as example_NAME
 reference.json  ``made`` in Polygraphy's format
 samples.png     some samples
 report.html     a report on all of this for people; look at it first

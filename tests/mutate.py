@@ -93,7 +93,7 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "export/unroll.py": "tests/export/test_unroll_parts.py",
     "export/fold.py": "tests/export/test_fold.py",
     "export/lower.py": "tests/export/test_lower_parts.py tests/export/test_lower_others.py",
-    "export/tensorrt_graph.py": "tests/export/test_lower_parts.py tests/export/test_lower_others.py",
+    "export/tensorrt_graph.py": "tests/export/test_tensorrt_graph.py tests/export/test_lower_others.py",
     "export/precision.py": "tests/export/test_precision_parts.py",
     **{
         f"export/precisions/{name}.py": "tests/export/test_precisions.py"

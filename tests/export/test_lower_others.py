@@ -15,7 +15,8 @@ from edge_sampler.export.lower import (
 )
 from edge_sampler.export.tensorrt_graph import prepare_for_tensorrt, raise_group_norm, widen_scalars
 from tests.conftest import relative
-from tests.export.test_lower_parts import LOWERED, NODES, SCALE, count, group_norm, images, made_by, parsed
+from tests.export.test_lower_parts import SCALE, count, group_norm, images, made_by, parsed
+from tests.export.test_tensorrt_graph import LOWERED, NODES
 
 KEYS = "flat = Reshape(k, one) t = Transpose<perm = [0, 2, 1]>(flat) back = Reshape(t, other) made = Abs(back)"
 TARGETS = "int64[3] one = {8, 3, 5}, int64[4] other = {2, 4, 5, 3}, int64[1] first = {1}"

@@ -4,7 +4,7 @@ Each rewrite puts nodes that compute new weights before the convolution that rea
 that they are computed once, here, last of all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +15,12 @@ from edge_sampler.export.take_apart import Sources, session_of, sources
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 NORMS = ("InstanceNormalization", "LayerNormalization")
-AT_ONCE = {"Add": np.add, "MatMul": np.matmul, "Mul": np.multiply}
+OPERATORS: dict[str, Callable[..., np.ndarray]] = {
+    "Add": np.add,
+    "Flatten": lambda weight: weight.reshape(len(weight), -1),
+    "MatMul": np.matmul,
+    "Mul": np.multiply,
+}
 MOST = 8  # times larger or smaller, so that 16 bits hold the weights as well as before
 
 
@@ -134,13 +139,22 @@ def number_of(value: ir.Value | None) -> float | None:
 def computed(graph: ir.Graph, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None]) -> ir.Value:
     """What a node makes of weights, placed ``before`` another; the one that is there already, if it is.
 
-    Of weights that are known it is known at once, which takes less time and memory than a run for all.
+    Of weights that are known it is a weight. A product is made whenever it is read: it takes no memory beside them.
     """
-    first, known = inputs[0], [value.const_value for value in inputs if value is not None]
+    first, known = (
+        inputs[0],
+        [value.const_value for value in inputs if value is not None and value.const_value is not None],
+    )
     assert first is not None
     name = "_".join([op_type.lower(), *(str(value.name) for value in inputs if value is not None)])
-    if op_type in AT_ONCE and all(tensor is not None for tensor in known):
-        return initializer(graph, f"{name}@weight", AT_ONCE[op_type](*(tensor.numpy() for tensor in known)))  # type: ignore[union-attr]
+    if len(known) == len(inputs):
+
+        def make() -> ir.TensorProtocol:
+            return ir.tensor(OPERATORS[op_type](*(tensor.numpy() for tensor in known)))
+
+        late = op_type == "Mul"
+        tensor = ir.LazyTensor(make, known[0].dtype, known[0].shape) if late else make()  # type: ignore[arg-type]
+        return initializer(graph, f"{name}@weight", tensor)
     for node in first.consumers():
         if node.op_type == op_type and list(node.inputs) == list(inputs):
             return node.outputs[0]

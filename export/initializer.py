@@ -4,14 +4,14 @@ import numpy as np
 import onnx_ir as ir
 
 
-def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """The graph's initializer of that name, made of ``array`` when it is new; another name, where it holds another."""
-    tensor = ir.tensor(array)
+def initializer(graph: ir.Graph, name: str, values: np.ndarray | ir.TensorProtocol) -> ir.Value:
+    """The graph's initializer of that name, made of ``values`` when it is new; another name, where it holds another."""
+    tensor = ir.tensor(values) if isinstance(values, np.ndarray) else values
     while name in graph.initializers and not equal(graph.initializers[name].const_value, tensor):
         name += "_"
     if name not in graph.initializers:
         tensor.name = name
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)
     return graph.initializers[name]
 

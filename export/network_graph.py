@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from edge_sampler.export.inline import inline
 from edge_sampler.export.lower import compute_in_single_precision
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.networks.layers import attention_joined
 from edge_sampler.models.onnx_graph import OnnxGraph
 from edge_sampler.runtime.condition import Axis, Condition, Shape
 from edge_sampler.runtime.errors import UserError
@@ -140,7 +141,7 @@ def export(
     """One PyTorch export. ``dynamic`` are ``inputs.dynamic`` as the module's arguments nest them."""
     if taken := sorted(set(inputs.examples) & set(outputs)):
         raise UserError(f"{who} takes a condition called {taken[0]!r}, as what it makes is: give it another name")
-    with warnings.catch_warnings(), silence(), quiet_logs("torch"):
+    with warnings.catch_warnings(), silence(), quiet_logs("torch"), attention_joined(module):
         warnings.simplefilter("ignore")
         examples = tuple(inputs.examples.values())
         try:

@@ -3,8 +3,9 @@
 Parameter names and shapes are those of the published EDM checkpoints, so their tensors load by name.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,25 +119,37 @@ def mean_by_likeness(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return v @ softmax(q.transpose(2, 3) @ k, dim=3).transpose(2, 3)
 
 
-def self_attention(x: Tensor, qkv: Conv2d, proj: Conv2d, heads: int, factor: float) -> Tensor:
-    """Attention over positions, and the projection behind it, times ``factor``: x [n, c, h, w] → [n, c, h, w].
+def joined_layers(qkv: Conv2d, proj: Conv2d, heads: int, factor: float) -> Conv2d:
+    """``qkv`` with what comes behind it, as far as weights can have it.
 
-    A graph's weights are computed once. So an exported one has them by head, then (q, k, v), then depth, where images
-    are put in this order otherwise; q's factor is in them; and of a single head the projection is in v's, since
-    attention makes a weighted mean, before which a matrix and a bias do what they do behind it.
+    Its channels are ordered by head, then (q, k, v), then depth, so that nothing has to put them in this order; q has
+    its factor; and of a single head v has the projection times ``factor``, since attention makes a weighted mean,
+    before which a matrix and a bias do what they do behind it.
     """
-    if not torch.compiler.is_exporting():
-        return times(proj(attend(qkv(x), heads)), factor)
-    _, channels, height, width = x.shape
+    channels = len(matrix(proj))
     depth = channels // heads
     q, k, v = matrix(qkv).reshape(heads, depth, 3, -1).unbind(2)
     if heads == 1:
         projected = matrix(proj)
         v = factor * (projected[:, :-1] @ v + pad(projected[:, -1:], (channels, 0)))
-    joined = torch.stack([q * depth**-0.5, k, v], dim=1).reshape(3 * channels, -1)
-    by_head = conv2d(x, joined[:, :-1, None, None], joined[:, -1]).reshape(-1, 3, depth, height * width)
-    seen = mean_by_likeness(*torch.split(by_head, 1, dim=1)).reshape(-1, channels, height, width)
-    return seen if heads == 1 else times(proj(seen), factor)
+    rows = torch.stack([q * depth**-0.5, k, v], dim=1).reshape(3 * channels, -1)
+    joined = Conv2d(channels, 3 * channels, 1)
+    joined.weight, joined.bias = nn.Parameter(rows[:, :-1, None, None]), nn.Parameter(rows[:, -1])
+    return joined.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def attention_joined(network: nn.Module) -> Iterator[None]:
+    """Within it, attention computes with ``joined_layers``. A graph does, whose weights are made once."""
+    blocks = [one for one in network.modules() if isinstance(one, UNetBlock) and one.heads]
+    for block in blocks:
+        with torch.no_grad():
+            block.joined = joined_layers(block.qkv, block.proj, block.heads, block.style.skip_scale)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.joined = None
 
 
 def times(x: Tensor, factor: float) -> Tensor:
@@ -185,7 +198,7 @@ class UNetBlock(nn.Module):
         self.skip: nn.Module = nn.Identity()
         if projects or resample != "keep":
             self.skip = Conv2d(channels_in, channels_out, 1 if projects else 0, resample, style.filter)
-        self.heads = 0
+        self.heads, self.joined = 0, None  # type: tuple[int, Conv2d | None]
         if attention:
             self.heads = channels_out // style.head_channels if style.head_channels else style.heads
             self.norm2 = group_norm(channels_out, style.eps)
@@ -202,6 +215,14 @@ class UNetBlock(nn.Module):
             h = silu(self.norm1(h + modulation))
         x = times(self.skip(x) + self.conv1(self.dropout(h)), self.style.skip_scale)
         if self.heads:
-            seen = self_attention(self.norm2(x), self.qkv, self.proj, self.heads, self.style.skip_scale)
-            x = torch.add(seen, x, alpha=self.style.skip_scale)
+            x = torch.add(self.attention(self.norm2(x)), x, alpha=self.style.skip_scale)
         return x
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Attention over positions, and the projection behind it, times the skip's factor: x [n, c, h, w], so made."""
+        if self.joined is None:
+            return times(self.proj(attend(self.qkv(x), self.heads)), self.style.skip_scale)
+        _, channels, height, width = x.shape
+        by_head = self.joined(x).reshape(-1, 3, channels // self.heads, height * width)
+        seen = mean_by_likeness(*torch.split(by_head, 1, dim=1)).reshape(-1, channels, height, width)
+        return seen if self.heads == 1 else times(self.proj(seen), self.style.skip_scale)

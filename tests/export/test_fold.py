@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edge_sampler.export.fold import fold_into_weights
-from edge_sampler.models.networks.layers import Conv2d, self_attention
+from edge_sampler.models.networks.layers import BlockStyle, UNetBlock, attention_joined
 from tests.conftest import relative
 from tests.export.test_lower_parts import count, images, made_by, parsed
 
@@ -155,14 +155,24 @@ def test_a_body_that_reads_the_input_is_no_weight(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("factor", [1.0, 0.7])
-def test_attention_is_exported_as_it_is_computed(heads: int, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_is_exported_as_it_is_computed(heads: int, factor: float) -> None:
     torch.manual_seed(0)
-    layers = Conv2d(8, 24, 1), Conv2d(8, 8, 1)
-    for parameter in (one for layer in layers for one in layer.parameters()):
+    block = UNetBlock(8, 8, BlockStyle(4, 1e-5, factor, True, False, None, heads), attention=True)
+    for parameter in block.parameters():
         torch.nn.init.normal_(parameter, 0.2, 0.5)
-    x = torch.randn(3, 8, 2, 3)
+    x, names = torch.randn(3, 8, 2, 3), set(block.state_dict())
     with torch.no_grad():
-        expected = self_attention(x, *layers, heads, factor)
-        monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-        assert relative(self_attention(x, *layers, heads, factor).numpy(), expected.numpy()) < 1e-5
-        assert expected.std() > 0.1
+        expected = block.attention(x)
+        with attention_joined(torch.nn.Sequential(block)):
+            assert set(block.state_dict()) > names
+            joined = block.attention(x)
+        assert set(block.state_dict()) == names
+        assert torch.equal(block.attention(x), expected)
+    assert relative(joined.numpy(), expected.numpy()) < 1e-5
+    assert expected.std() > 0.1
+
+
+def test_products_take_no_memory_of_their_own(tmp_path: Path) -> None:
+    _, model = folded(f"{SUM} m = Mul(half, s) made = Relu(m)", WEIGHTS, tmp_path)
+    products = [one.const_value for one in model.graph.initializers.values() if one.uses()]
+    assert [type(one) for one in products] == [ir.LazyTensor] * 3

@@ -115,11 +115,8 @@ def profile_of(known: Mapping[str, Axis], chosen: Mapping[str, Axis]) -> dict[st
     for name, axis in chosen.items():
         if name not in known:
             raise UserError(f"--axis {name}: the sampler's axes are {', '.join(known) or 'none'}")
-        if axis.least < known[name].least or axis.largest > known[name].largest:
-            raise UserError(
-                f"--axis {name} is {axis.least} to {axis.largest}; the sampler takes {known[name].least} to "
-                f"{known[name].largest}"
-            )
+        if not all(map(known[name].takes, axis.sizes)):
+            raise UserError(f"--axis {name} is {':'.join(map(str, axis.sizes))}; the sampler takes {known[name]}")
     return {name: chosen.get(name, axis).sizes for name, axis in known.items()}
 
 

@@ -47,7 +47,7 @@ def input_rows(bundle: Bundle) -> list[tuple[str, str, str]]:
     for name, condition in bundle.inputs.conditions.items():
         rows.append((name, condition.wanted(), condition.description))
     for name, axis in bundle.inputs.axes.items():
-        rows.append((name, f"{axis.least} to {axis.largest}", f"an axis; usually {axis.usual}"))
+        rows.append((name, str(axis), f"an axis; usually {axis.usual}"))
     return rows
 
 

@@ -11,7 +11,9 @@ def initializer(graph: ir.Graph, name: str, values: np.ndarray | ir.TensorProtoc
         name += "_"
     if name not in graph.initializers:
         tensor.name = name
-        value = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(
+            name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         graph.register_initializer(value)
     return graph.initializers[name]
 

@@ -26,6 +26,7 @@ from edge_sampler.runtime.errors import UserError
 OPSET = 21  # the first in which GroupNormalization is one node that engines take
 BATCH = "batch"  # what graphs call their first axis
 FIXED = re.compile(r"marked (\S+) as dynamic but your code specialized it to be a constant \((\d+)\)")
+STEPS = re.compile(r"^  (\w+) = (\d+)\*_\1$", re.MULTILINE)
 SUGGESTED = re.compile(r"^  (\w+ = .+)$", re.MULTILINE)
 
 
@@ -40,6 +41,13 @@ class Positional(nn.Module):
         return self.model(x, sigma, **dict(zip(self.names, told, strict=True))).float()
 
 
+def dim_of(name: str, axis: Axis) -> Any:
+    """What torch.export calls the sizes of an axis."""
+    least, largest = axis.least // axis.step, axis.largest // axis.step
+    one = torch.export.Dim(name if axis.step == 1 else f"_{name}", min=least, max=largest)
+    return one if axis.step == 1 else axis.step * one
+
+
 class Examples:
     """Examples of a graph's inputs, and which of their sizes a call chooses.
 
@@ -47,14 +55,11 @@ class Examples:
     """
 
     def __init__(self, axes: Mapping[str, Axis]) -> None:
-        self.sizes = {name: min(max(2, axis.usual), axis.largest) for name, axis in axes.items()}
-        self.dims = {
-            name: torch.export.Dim(name, min=axis.least, max=axis.largest)
-            for name, axis in axes.items()
-            if axis.least < axis.largest
-        }
+        self.sizes = {name: min(max(2 * axis.step, axis.usual), axis.largest) for name, axis in axes.items()}
+        self.dims = {name: dim_of(name, axis) for name, axis in axes.items() if axis.least < axis.largest}
         self.examples: dict[str, Tensor] = {}
         self.dynamic: dict[str, dict[int, Any]] = {}
+        self.shapes: dict[str, Shape] = {}
 
     def add(self, name: str, shape: Shape, dtype: str = "float32") -> None:
         """One [batch, *shape]."""
@@ -63,6 +68,7 @@ class Examples:
         named = {place: self.dims[size] for place, size in enumerate(shape, 1) if size in self.dims}
         # No Dim for the batch: diffusers' upsampling asks whether there are 64 samples, only to copy them.
         self.dynamic[name] = {0: torch.export.Dim.DYNAMIC, **named}
+        self.shapes[name] = (BATCH, *shape)
 
     def add_conditions(self, conditions: Mapping[str, Condition]) -> None:
         for name, condition in conditions.items():
@@ -161,7 +167,7 @@ def export(
             raise UserError(f"{reason(error, who, axes)}{advice}") from error
     assert program is not None
     exported = program.model
-    name_sizes(exported, inputs.dynamic)
+    name_sizes(exported, inputs)
     inline(exported, (one for one in module.modules() if isinstance(one, OnnxGraph)), OPSET)
     for node in exported.graph:
         for value in node.outputs:
@@ -206,12 +212,13 @@ def reason(error: Exception, who: str, axes: Mapping[str, Axis]) -> str:
     for fixed, size in FIXED.findall(said):
         if fixed not in axes:
             return fixed_batch(who)
-        least, largest = axes[fixed].least, axes[fixed].largest
-        return f"{who} fixes {fixed} to {size}, though it is to be {least} to {largest}: let its forward use x.shape"
+        return f"{who} fixes {fixed} to {size}, though it is to be {axes[fixed]}: let its forward use x.shape"
     if "Constraints violated" in said:
-        wanted = ", ".join(f"{name} {axis.least} to {axis.largest}" for name, axis in axes.items())
+        wanted = ", ".join(f"{name} {axis}" for name, axis in axes.items())
         takes = "; ".join(SUGGESTED.findall(said)) or said.splitlines()[1].strip(" -")
-        return f"{who} does not take every size that it is to take, {wanted}: PyTorch finds {takes}"
+        steps = ", ".join(f"{name} a step of {step}" for name, step in STEPS.findall(said))
+        advice = f"; give {steps}" if steps else ""
+        return f"{who} does not take every size that it is to take, {wanted}: PyTorch finds {takes}{advice}"
     if "data-dependent" in said:
         return (
             f"{who} decides by the values of its input ({where(error)}), which no graph can hold: compute both and let "
@@ -230,13 +237,14 @@ def where(error: Exception) -> str:
     return f"{own[-1].filename}:{own[-1].lineno}" if own else "inside PyTorch"
 
 
-def name_sizes(exported: ir.Model, dynamic: Mapping[str, Mapping[int, Any]]) -> None:
+def name_sizes(exported: ir.Model, inputs: Examples) -> None:
     """Calls sizes by their names instead of PyTorch's symbols, wherever one stands alone."""
     names: dict[str, str] = {}
-    for value, dims in zip(exported.graph.inputs, dynamic.values(), strict=True):
-        for place, dim in dims.items():
+    for value, dims in zip(exported.graph.inputs, inputs.dynamic.items(), strict=True):
+        name, places = dims
+        for place in places:
             assert value.shape is not None
-            names[str(value.shape[place])] = dim.__name__ if place else BATCH
+            names[str(value.shape[place])] = str(inputs.shapes[name][place])
     for graph in exported.graphs():
         for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
             if value.shape is not None and any(str(size) in names for size in value.shape):

@@ -93,7 +93,8 @@ def adapt(
         classes: how many classes the network knows; 0: none.
         licence: the licence of the weights, for bundles and their reports.
         conditions: the network's other inputs, which stay the same at every evaluation.
-        axes: for each name in a shape, its smallest, usual and largest size.
+        axes: for each name in a shape, its smallest, usual and largest size, and the step that sizes are multiples of,
+            where there is one: (16, 64, 512) or (16, 64, 512, 8).
         examples: values of the caller's inputs, to fit and to judge on: arrays [rows, …] by name, or a function from a
             list of seeds to such arrays. For a text condition, a list of texts.
         encoder: a stage before the loop, which becomes part of the sampler's graph.

@@ -82,7 +82,7 @@ def decoded(model: Denoiser, state: Tensor, sizes: Mapping[str, int]) -> Tensor:
 
 def other_size(axis: Axis) -> int:
     """One that is not the usual, if there is any."""
-    return axis.least if axis.least < axis.usual else min(axis.usual + 1, axis.largest)
+    return axis.least if axis.least < axis.usual else min(axis.usual + axis.step, axis.largest)
 
 
 def check_denoiser(model: Denoiser) -> None:

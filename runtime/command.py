@@ -234,7 +234,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     for name, condition in bundle.inputs.conditions.items():
         print(f"takes {name}: {condition.wanted()}{condition.description and '; ' + condition.description}")
     for name, axis in bundle.inputs.axes.items():
-        print(f"axis {name}: {axis.least} to {axis.largest}, usually {axis.usual}")
+        print(f"axis {name}: {axis}, usually {axis.usual}")
     for name, plan in plans.items():
         levels = ", ".join(f"{sigma:.4g}" for sigma in plan.sigmas)
         of = f" of {name}, refitted" if name else ""

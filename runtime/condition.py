@@ -32,30 +32,59 @@ class Axis:
         least: the smallest size, 1 or more.
         usual: the size for fits, and for which engines are tuned.
         largest: the largest size.
+        step: sizes are multiples of it. A network that halves its input three times takes steps of 8.
 
     Raises:
-        UserError: if they are not in order.
+        UserError: if they are not in order, or no multiples.
 
     Examples:
         >>> from edge_sampler.runtime.condition import Axis
         >>> Axis.parse("16:64:256").sizes
         (16, 64, 256)
+        >>> print(Axis(16, 64, 256, step=8))
+        16 to 256 in steps of 8
     """
 
     least: int
     usual: int
     largest: int
+    step: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.usual <= self.largest:
             raise UserError(
                 f"an axis has sizes {self.least}, {self.usual}, {self.largest}; they must be at least 1, and in order"
             )
+        if self.step < 1 or any(size % self.step for size in self.sizes):
+            raise UserError(
+                f"an axis has sizes {self.least}, {self.usual}, {self.largest} and a step of {self.step}; they must be "
+                "multiples of it"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.least} to {self.largest}" + f" in steps of {self.step}" * (self.step > 1)
+
+    def takes(self, size: Any) -> bool:
+        """Whether it may have this size.
+
+        Args:
+            size: whatever a caller gave.
+
+        Returns:
+            True for a whole number in the range that is a multiple of the step.
+        """
+        whole = isinstance(size, int | np.integer)
+        return bool(whole and self.least <= size <= self.largest and size % self.step == 0)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Least, usual and largest."""
         return self.least, self.usual, self.largest
+
+    @property
+    def record(self) -> list[int]:
+        """As a manifest holds it: the sizes, and the step where it is not 1."""
+        return [*self.sizes, *[self.step] * (self.step > 1)]
 
     @classmethod
     def parse(cls, text: str) -> "Axis":

@@ -125,7 +125,7 @@ class Inputs:
         return {
             "shape": list(self.shape),
             "conditions": {name: condition.record() for name, condition in self.conditions.items()},
-            "axes": {name: list(axis.sizes) for name, axis in self.axes.items()},
+            "axes": {name: axis.record for name, axis in self.axes.items()},
         }
 
     @classmethod
@@ -180,7 +180,7 @@ class Inputs:
             values[name] = self._checked(name, condition, given[name], count, sizes)
         for name in self.axes:
             if given.get(name) is not None:
-                self._size(name, given[name], f"{name} is", sizes)
+                self._size(name, given[name], f"{name} is {given[name]}", sizes)
             sizes.setdefault(name, self.axes[name].usual)
         return values, sizes
 
@@ -204,7 +204,7 @@ class Inputs:
             raise UserError(f"{name} has shape {list(value.shape)}; {wanted}")
         for size, axis in zip(value.shape[value.ndim - rank :], condition.shape, strict=True):
             if isinstance(axis, str):
-                self._size(axis, size, f"{name} has", sizes)
+                self._size(axis, size, f"{name} has {size} of {axis}", sizes)
             elif size != axis:
                 raise UserError(f"{name} has shape {list(value.shape)}; {wanted}")
         if value.dtype.kind == "f" and not np.isfinite(value).all():
@@ -221,10 +221,10 @@ class Inputs:
 
     def _size(self, axis: str, size: Any, says: str, sizes: dict[str, int]) -> None:
         limits = self.axes[axis]
-        if not isinstance(size, int | np.integer) or not limits.least <= size <= limits.largest:
-            raise UserError(f"{says} {size} of {axis}; this sampler takes {limits.least} to {limits.largest}")
+        if not limits.takes(size):
+            raise UserError(f"{says}; this sampler takes {limits}")
         if sizes.setdefault(axis, int(size)) != size:
-            raise UserError(f"{says} {size} of {axis}, and another condition has {sizes[axis]}")
+            raise UserError(f"{says}, and another condition has {sizes[axis]}")
 
 
 @dataclass(frozen=True)

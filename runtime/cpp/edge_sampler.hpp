@@ -526,7 +526,7 @@ struct Bundle {
     std::map<std::string, std::string> sha256;  // by file
     std::vector<Size> shape;                    // of one sample's noise
     std::vector<std::pair<std::string, Condition>> conditions;
-    std::map<std::string, std::array<std::int64_t, 3>> axes;  // least, usual, largest sizes
+    std::map<std::string, std::array<std::int64_t, 4>> axes;  // least, usual, largest sizes, and the step
     std::string output;
     Type type = Type::float32;  // of what is made: uint8 is [batch, height, width, channels]
     bool random_weights = false;
@@ -590,8 +590,10 @@ inline Bundle open_bundle(std::filesystem::path const& folder) {
             bundle.conditions.emplace_back(conditions.keys[index], condition_of(conditions.items[index]));
         for (std::size_t index = 0; index < axes.keys.size(); ++index) {
             std::vector<Json> const& sizes = axes.items[index].of(Json::array).items;
-            if (sizes.size() != 3) fail("an axis has not three sizes");
-            bundle.axes[axes.keys[index]] = {sizes[0].whole(), sizes[1].whole(), sizes[2].whole()};
+            if (sizes.size() != 3 && sizes.size() != 4) fail("an axis has not three sizes");
+            std::int64_t const step = sizes.size() == 4 ? sizes[3].whole() : 1;
+            if (step < 1) fail("an axis has a step of ", step);
+            bundle.axes[axes.keys[index]] = {sizes[0].whole(), sizes[1].whole(), sizes[2].whole(), step};
         }
         auto const named = [&](std::vector<Size> const& shape) {
             for (Size const& size : shape)
@@ -674,11 +676,12 @@ inline std::string wanted(Condition const& condition) {
 
 inline void set_size(Bundle const& bundle, std::string const& axis, std::int64_t size, std::string const& says,
                      Sizes& sizes) {
-    auto const& [least, usual, largest] = bundle.axes.at(axis);
-    if (size < least || size > largest)
-        fail(says, " ", size, " of ", axis, "; this sampler takes ", least, " to ", largest);
+    auto const& [least, usual, largest, step] = bundle.axes.at(axis);
+    if (size < least || size > largest || size % step)
+        fail(says, "; this sampler takes ", least, " to ", largest,
+             step > 1 ? " in steps of " + std::to_string(step) : "");
     if (sizes.emplace(axis, size).first->second != size)
-        fail(says, " ", size, " of ", axis, ", and another condition has ", sizes[axis]);
+        fail(says, ", and another condition has ", sizes[axis]);
 }
 
 // One condition for `count` samples, [count, …]: given as one value for all, or one for each.
@@ -699,7 +702,8 @@ inline Array checked(Bundle const& bundle, std::string const& name, Condition co
     for (std::size_t axis = 0; axis < rank; ++axis) {
         shape.push_back(given.shape[behind + axis]);
         if (!condition.shape[axis].name.empty())
-            set_size(bundle, condition.shape[axis].name, shape.back(), name + " has", sizes);
+            set_size(bundle, condition.shape[axis].name, shape.back(),
+                     name + " has " + std::to_string(shape.back()) + " of " + condition.shape[axis].name, sizes);
     }
     for (double real : given.reals)
         if (!std::isfinite(real)) fail(name, " holds NaN or infinity");
@@ -750,7 +754,8 @@ inline Inputs inputs_of(Bundle const& bundle, std::vector<std::uint64_t> const& 
     for (auto const& [name, limits] : bundle.axes) {
         if (auto const value = given.find(name); value != given.end()) {
             if (value->second.kind != 'i' || !value->second.shape.empty()) fail(name, " must be one whole number");
-            set_size(bundle, name, value->second.wholes[0], name + " is", sizes);
+            std::int64_t const size = value->second.wholes[0];
+            set_size(bundle, name, size, name + " is " + std::to_string(size), sizes);
         }
         sizes.emplace(name, limits[1]);
     }

@@ -22,6 +22,7 @@ from edge_sampler.runtime.verified import describe_files
 from tests.bundles import facts
 from tests.conftest import run_main
 from tests.runtime.test_cpp_parts import FAKES, HEADERS, SANITIZED, compile_cpp, loaded, refused
+from tests.runtime.test_page import change
 from tests.runtime.test_trt import add_engine
 
 ROOT = Path(__file__).parent.parent.parent
@@ -135,7 +136,7 @@ def arms(tmp_path: Path) -> Path:
         name: {"shape": shape, "dtype": dtype, "null": None, "choices": 0, "description": 'σ "quoted" \\ 関節'}
         for name, (shape, dtype) in shapes.items()
     }
-    inputs = {"shape": ["length", 3], "conditions": told, "axes": {"length": [2, 4, 8]}}
+    inputs = {"shape": ["length", 3], "conditions": told, "axes": {"length": [2, 4, 8, 1]}}
     told["joint"] |= {"choices": 5, "null": -7}
     told_of = facts(inputs, {"name": "actions", "shape": ["length", 3], "units": "radians"})
     write_manifest(folder / "manifest.json", told_of, describe_files(folder))
@@ -154,6 +155,16 @@ def test_every_kind_of_condition_goes_through(arms: Path, tmp_path: Path, exampl
     with runtime.load(arms, "onnxrt") as sampler:
         expected = sampler.sample([3, 1, 2], **conditions)
     np.testing.assert_allclose(loaded(tmp_path / "made.npy"), expected, rtol=0, atol=1e-6)
+
+
+def test_sizes_come_in_steps(arms: Path, tmp_path: Path, example: Run) -> None:
+    """What a size in between would do, no engine tells."""
+    inputs = json.loads((arms / "manifest.json").read_text())["inputs"]
+    change(arms, inputs=inputs | {"axes": {"length": [2, 4, 8, 2]}})
+    told = ("--condition", "still=true", "--condition", "joint=1,2", "--seeds", "0", "--out", tmp_path / "made.npy")
+    assert example(arms, "--condition", "goal=1,2,3,4", *told).returncode == 0
+    result = example(arms, "--condition", "goal=1,2,3", *told, "--force")
+    refused(result, "goal has 3 of length; this sampler takes 2 to 8 in steps of 2")
 
 
 def test_a_sampler_is_used_again(arms: Path, tmp_path: Path, example: Run) -> None:
@@ -183,7 +194,7 @@ def test_a_sampler_is_used_again(arms: Path, tmp_path: Path, example: Run) -> No
         (["goal=1,2,3", "still=true,true,true", "joint=1,2"], ["still has shape [3]", "one or 2, one for each seed"]),
         (["goal=1", "still=true", "joint=1,2"], ["goal has shape []"]),
         (["goal=1,2,3,4,5,6,7,8,9", "still=true", "joint=1,2"], ["goal has 9 of length; this sampler takes 2 to 8"]),
-        (["goal=1,2,3", "length=4", "still=true", "joint=1,2"], ["length is 4 of length, and another condition has 3"]),
+        (["goal=1,2,3", "length=4", "still=true", "joint=1,2"], ["length is 4, and another condition has 3"]),
         (["goal=1,2,x", "still=true", "joint=1,2"], ["goal=1,2,x: not NAME=NUMBERS or NAME=FILE.npy"]),
         (["goal=1,1e999", "still=true", "joint=1,2"], ["goal holds NaN or infinity"]),
         (["goal=1,2,3", "still=true", "joint=1,9223372036854775808"], ["no whole number of 64 bits"]),

@@ -72,11 +72,22 @@ def test_every_class_is_taken_and_no_other() -> None:
     assert class_labels(0) == {}
 
 
+def test_an_axis_may_have_a_step() -> None:
+    inputs = Inputs((3, "height"), {"image": Condition(("height",))}, {"height": Axis(8, 16, 64, 8)})
+    assert inputs.record()["axes"] == {"height": [8, 16, 64, 8]}
+    assert Inputs.read(inputs.record()) == inputs
+    assert inputs.check({"image": np.zeros(24)}, 1)[1] == {"height": 24}
+    for size in (12, 72):
+        with pytest.raises(UserError, match=f"image has {size} of height; this sampler takes 8 to 64 in steps of 8"):
+            inputs.check({"image": np.zeros(size)}, 1)
+    assert "in steps" not in str(Axis(1, 2, 3))
+
+
 def test_an_axis_that_no_condition_sizes_is_given_by_its_name_or_usual() -> None:
     inputs = Inputs(("length",), {}, {"length": Axis(1, 4, 9)})
     assert inputs.check({}, 1)[1] == {"length": 4}
     assert inputs.check({"length": 9}, 1)[1] == {"length": 9}
-    with pytest.raises(UserError, match="length is 10 of length; this sampler takes 1 to 9"):
+    with pytest.raises(UserError, match="length is 10; this sampler takes 1 to 9"):
         inputs.check({"length": 10}, 1)
 
 
@@ -100,7 +111,7 @@ class Unreadable:
         ({"memory": np.zeros((1, 2, 3, 3))}, r"memory has shape \[1, 2, 3, 3\]"),
         ({"memory": np.zeros((2, 5, 3))}, "memory has 5 of rows; this sampler takes 1 to 4"),
         ({"memory": np.full((2, 3, 3), np.nan)}, "memory holds NaN"),
-        ({"length": 7}, "length is 7 of length, and another condition has 6"),
+        ({"length": 7}, "length is 7, and another condition has 6"),
         (
             {"class_labels": [0, 5]},
             r"class_labels holds 5, which is out of range; .* int64 \[\], 0 to 4 or -1, one or 2",
@@ -160,6 +171,9 @@ def test_json_keeps_them() -> None:
             for odd in (None, 5, "a\nb", "\x1b[31mred", "\udc80", 100_000 * "a")
         ),
         (lambda: Axis(0, 1, 1), "must be at least 1, and in order"),
+        (lambda: Axis(4, 8, 14, 4), "sizes 4, 8, 14 and a step of 4; they must be multiples of it"),
+        (lambda: Axis(4, 6, 12, 4), "must be multiples"),
+        (lambda: Axis(4, 8, 12, 0), "must be multiples"),
         (lambda: Axis(1, 3, 2), "must be at least 1, and in order"),
         (lambda: Condition((), "int64", choices=-1), "has -1 choices"),
         (lambda: Condition((), "int64", choices=2**63), "below 2.63"),

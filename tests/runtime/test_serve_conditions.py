@@ -98,9 +98,9 @@ def test_sizes_that_disagree(voice: Path, served: Served) -> None:
     np.testing.assert_array_equal(served.infer("voice", noise).array, wanted)
     np.testing.assert_array_equal(served.infer("voice", told, parameters={"length": 6}).array, wanted)
     for inputs, more, message in (
-        (told, {"parameters": {"length": 5}}, "length is 5 of length, and another condition has 6"),
-        (told, {"parameters": {"length": [6]}}, "[6] of length"),
-        ({**noise, "noise": unit_noise([1], (5, 2))}, {}, "of length, and another condition has"),
+        (told, {"parameters": {"length": 5}}, "length is 5, and another condition has 6"),
+        (told, {"parameters": {"length": [6]}}, "length is [6]"),
+        ({**noise, "noise": unit_noise([1], (5, 2))}, {}, "length is 5, and another condition has 6"),
         (noise, {"parameters": {"length": 5}}, "the parameter length is 5, and noise has 6"),
         (request(1, "star", 9), {}, "9 of length; this sampler takes 2 to 8"),
     ):

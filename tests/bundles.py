@@ -16,7 +16,7 @@ BUNDLES = {
         "--fit-target", "global", "--fit-batch", "16", "--heldout", "8", "--reference-steps", "64", "--check", "4",
     ),
     "tiny": ("--model", TINY, "--nfe", "3", "--solver", "ddim", "--check", "0", "--output", "uint8"),
-    "hearts": ("--model", "flow-emoji", "--nfe", "2", "--solver", "ddim", "--check", "0", "--guidance", "2"),
+    "hearts": ("--model", "flow-emoji", "--nfe", "2", "--solver", "ddim", "--check", "0", "--guidance", "3"),
 }  # fmt: skip
 
 

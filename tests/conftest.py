@@ -44,8 +44,9 @@ if find_spec("hypothesis"):  # which some devices do not have; its own bounds ar
     settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("untimed")
 DATA = Path(__file__).parent / "data"
-SHIPPED = ("edm-digits", "edm-fashion", "edm-fashion-cond", "flow-digits", "flow-emoji", "official-format-tiny")
 GOLDEN = tuple(sorted(path.stem for path in DATA.glob("*cond.npz")))
+SHIPPED = ("ddim-fashion", "edm-digits", "edm-fashion", "edm-fashion-cond", "flow-digits", "flow-emoji")
+DRAWN_ONCE = (*SHIPPED, *GOLDEN, "official-format-tiny")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -127,24 +128,29 @@ def checkpoints() -> dict[str, Any]:
 def drawn_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[["Denoiser"], "ir.Model"]]:
     """Bundles of networks that ship, or are the original's, take PyTorch's export of them from the first time.
 
-    It takes seconds, and whichever worker made it writes it down for all. Networks that something is built into are
-    exported each time, as are all where a test asks for the export itself.
+    It takes seconds, and whichever worker made it writes it down for all. Where a test asks for the export itself, it
+    gets a new one.
     """
     import onnx_ir as ir
 
-    from edge_sampler.export import assemble
-    from edge_sampler.export.network_graph import export_denoiser as export
-    from edge_sampler.models.denoiser import Preconditioned
+    from edge_sampler.export import assemble, network_graph
 
-    def remembered(model: "Denoiser") -> "ir.Model":
-        if type(model) is not Preconditioned or model.spec.name not in (*SHIPPED, *GOLDEN):
-            return export(model)
-        name = f"{model.spec.fingerprint}.onnx"
-        return ir.load(once(name, lambda path: ir.save(export(model), path), tmp_path_factory))
+    def remembered(part: str) -> Callable[["Denoiser"], "ir.Model"]:
+        draw = getattr(network_graph, f"export_{part}")
+
+        def drawn(model: "Denoiser") -> "ir.Model":
+            if model.spec.name not in DRAWN_ONCE or getattr(model, part, model) is None:
+                return draw(model)  # type: ignore[no-any-return]
+            passes = "" if getattr(model, "one_batch", True) else "-passes"  # of the same answers
+            name = f"{model.spec.fingerprint}-{part}{passes}.onnx"
+            return ir.load(once(name, lambda path: ir.save(draw(model), path), tmp_path_factory))
+
+        return drawn
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble, "export_denoiser", remembered)
-        yield remembered
+        for part in ("denoiser", "encoder", "decoder"):
+            patch.setattr(assemble, f"export_{part}", remembered(part))
+        yield assemble.export_denoiser
 
 
 @pytest.fixture(scope="session", autouse=HAS_PYTORCH)

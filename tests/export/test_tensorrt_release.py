@@ -14,6 +14,7 @@ from edge_sampler.export.lower import lower_opset
 from edge_sampler.export.save import save_checked
 from edge_sampler.export.tensorrt_graph import prepare_for_tensorrt
 from edge_sampler.export.tensorrt_release import reads
+from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.errors import UserError
@@ -76,8 +77,8 @@ def test_edms_architectures(golden: Golden, tmp_path: Path) -> None:
     reads_it(golden.model, {"noise": golden.arrays["latents"], **told}, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["ddim-fashion", "flow-emoji"])
-def test_the_other_architectures(name: str, tmp_path: Path) -> None:
-    model = models.load(name)
+@pytest.mark.parametrize(("name", "guidance"), [("ddim-fashion", 1), ("flow-emoji", 3)])
+def test_the_other_architectures(name: str, guidance: int, tmp_path: Path) -> None:
+    model = conditioned(models.load(name), guidance=guidance)
     raw, _ = model.spec.called_with.check(model.draw_raw([0, 1]), 2)
     reads_it(model, {"noise": unit_noise([0, 1], model.spec.shape), **raw}, tmp_path)

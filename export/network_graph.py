@@ -20,7 +20,7 @@ from edge_sampler.export.lower import compute_in_single_precision
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.networks.layers import attention_joined
 from edge_sampler.models.onnx_graph import OnnxGraph
-from edge_sampler.runtime.condition import Axis, Condition, Shape
+from edge_sampler.runtime.condition import Axis, Condition, Shape, axis_in
 from edge_sampler.runtime.errors import UserError
 
 OPSET = 21  # the first in which GroupNormalization is one node that engines take
@@ -238,17 +238,25 @@ def where(error: Exception) -> str:
 
 
 def name_sizes(exported: ir.Model, inputs: Examples) -> None:
-    """Calls sizes by their names instead of PyTorch's symbols, wherever one stands alone."""
-    names: dict[str, str] = {}
-    for value, dims in zip(exported.graph.inputs, inputs.dynamic.items(), strict=True):
-        name, places = dims
+    """Calls sizes, and multiples of them, by their names instead of PyTorch's symbols."""
+    names: dict[str, tuple[int, str]] = {}  # by symbol: how many of it a size of that name is
+    for value, (name, places) in zip(exported.graph.inputs, inputs.dynamic.items(), strict=True):
         for place in places:
             assert value.shape is not None
-            names[str(value.shape[place])] = str(inputs.shapes[name][place])
+            step, symbol = axis_in(str(value.shape[place]))
+            names[symbol] = step, str(inputs.shapes[name][place])
+
+    def named(size: ir.SymbolicDim | int) -> ir.SymbolicDim | int | str:
+        times, symbol = axis_in(str(size))
+        step, name = names.get(symbol, (0, ""))
+        if not step or times % step:
+            return size
+        return name if times == step else f"{times // step}*{name}"
+
     for graph in exported.graphs():
         for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
-            if value.shape is not None and any(str(size) in names for size in value.shape):
-                value.shape = ir.Shape([names.get(str(size), size) for size in value.shape])
+            if value.shape is not None:
+                value.shape = ir.Shape(map(named, value.shape))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import to_uint8
-from edge_sampler.runtime.inputs import Inputs, Output
+from edge_sampler.runtime.inputs import Output
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import Plan, sample
 from edge_sampler.runtime.recorded import EXAMPLE, INPUT
@@ -35,7 +35,7 @@ def write_reference(model: Denoiser, plan: Plan, folder: Path, dtype: str, stage
     noise = torch.from_numpy(unit_noise(seeds, model.spec.inputs.sized(sizes=sizes))).double().to(model.device)
     last = sample(record, noise, plan).float()
     made = (model.decode(last) if "decoder" in stages else last).cpu().numpy()
-    expected = (len(seeds), *Inputs(output.shape, axes=model.spec.inputs.axes).sized(sizes=sizes))
+    expected = (len(seeds), *model.spec.inputs.sized(output.shape, sizes))
     if made.shape != expected:
         raise UserError(f"{output.name} are {list(made.shape)}, and should be {list(expected)}")
     given = raw if "encoder" in stages else {name: value.cpu().numpy() for name, value in conditions.items()}

@@ -64,9 +64,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.output.name in self.called_with.conditions:
             raise UserError(f"a condition is called {self.output.name!r}, as the output is: give one another name")
-        if unsized := [size for size in self.output.shape if isinstance(size, str) and size not in self.inputs.axes]:
-            known = ", ".join(self.inputs.axes) or "none"
-            raise UserError(f"the output's shape names {unsized[0]!r}; the axes that have sizes are: {known}")
+        self.inputs.check_output(self.output)
 
     @property
     def shape(self) -> tuple[int, ...]:

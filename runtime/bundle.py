@@ -23,7 +23,7 @@ engines/                                  TensorRT engines, and the log of each 
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class Bundle(Verified):
         told, conditions = self.manifest, self.inputs.conditions
         if not self.inputs.shape:
             raise UserError("a sample's shape is empty")
-        replace(self.inputs, shape=self.output.shape)  # which checks that
+        self.inputs.check_output(self.output)
         if self.dtype == "uint8" and not self.output.is_image:
             raise UserError(f"{self.output.name} {list(self.output.shape)} are no pictures, and {self.dtype}")
         needed = [f"{stage}.onnx" for stage in told["stages"]]

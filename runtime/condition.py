@@ -15,6 +15,20 @@ CLASSES = "class_labels"  # the condition that class-conditional models share
 Shape = tuple[int | str, ...]
 
 
+def number_of(size: int | str, sizes: Mapping[str, int]) -> int:
+    """A size of a shape in numbers, by those of axes."""
+    if not isinstance(size, str):
+        return size
+    times, axis = axis_in(size)
+    return times * sizes[axis]
+
+
+def axis_in(size: str) -> tuple[int, str]:
+    """How many times which axis a size is: ``length`` and ``8*length``."""
+    times, _, name = size.rpartition("*")
+    return (int(times), name) if re.fullmatch(r"[1-9]\d{0,8}", times, re.ASCII) else (1, size)
+
+
 def parse_sizes(text: str) -> tuple[int, int, int]:
     """Least, usual and largest of ``8``, which is all of them, or of ``1:4:16``. Raises UserError for anything else."""
     if not re.fullmatch(r"\d+(:\d+:\d+)?", text):

@@ -4,12 +4,12 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from edge_sampler.runtime.condition import DTYPES, Axis, Condition, Shape
+from edge_sampler.runtime.condition import DTYPES, Axis, Condition, Shape, axis_in, number_of
 from edge_sampler.runtime.errors import UserError, is_line
 from edge_sampler.runtime.text import Text
 
@@ -53,7 +53,7 @@ class Inputs:
         for size in (size for shape in self._shapes() for size in shape):
             number = isinstance(size, int | np.integer) and not isinstance(size, bool)
             if not (isinstance(size, str) or (number and 1 <= size <= MOST_VALUES)):
-                raise UserError(f"a shape has the size {size!r:.40}; it must be 1 or more, or an axis's name")
+                raise UserError(f"a shape has the size {size!r:.40}; it must be 1 to {MOST_VALUES}, or an axis's name")
         named = {size for shape in self._shapes() for size in shape if isinstance(size, str)}
         for kind, names, fits in (
             ("an axis", self.axes, str.isidentifier),
@@ -112,9 +112,23 @@ class Inputs:
         Returns:
             As many whole numbers.
         """
-        sizes = sizes or {}
-        wanted = self.shape if shape is None else shape
-        return tuple(sizes.get(s, self.axes[s].usual) if isinstance(s, str) else s for s in wanted)
+        known = {name: axis.usual for name, axis in self.axes.items()} | dict(sizes or {})
+        return tuple(number_of(size, known) for size in (self.shape if shape is None else shape))
+
+    def check_output(self, output: "Output") -> None:
+        """Whether shapes of samples are numbers, once those of the inputs are.
+
+        Args:
+            output: what a sampler makes.
+
+        Raises:
+            UserError: for an axis that has no sizes, and for too many values.
+        """
+        for size in output.shape:
+            if isinstance(size, str) and (axis := axis_in(size)[1]) not in self.axes:
+                known = ", ".join(self.axes) or "none"
+                raise UserError(f"the output's shape names {axis!r}; the axes that have sizes are: {known}")
+        replace(self, shape=self.sized(output.shape))  # which checks the numbers
 
     def record(self) -> dict[str, Any]:
         """As a manifest holds it.
@@ -233,7 +247,7 @@ class Output:
 
     Args:
         name: a word, which names the graph's output.
-        shape: the shape of one sample. A name in it is an axis.
+        shape: the shape of one sample. A name in it is an axis, and "8*name" eight times its size.
         units: the unit of its values, for people.
 
     Raises:

@@ -18,7 +18,9 @@ from edge_sampler.runtime import cuda
 from edge_sampler.runtime.backends.base import Backend, Spans, check_declared, check_inputs
 from edge_sampler.runtime.backends.onnxrt_module import INSTALL, library, threads, without_links
 from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.condition import number_of
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.inputs import sizes_of
 from edge_sampler.runtime.output import in_utf8
 from edge_sampler.runtime.protobuf import declare_outputs
 from edge_sampler.runtime.verified import weights_beside
@@ -170,16 +172,16 @@ class CapturedRuns:
 
     def _bind(self, feed: Mapping[str, np.ndarray], number: int) -> Bound:
         onnxruntime = library()
-        sizes: dict[str | int, int] = {}  # of the axes that have names
+        sizes: dict[str, int] = {}  # of the axes that have names
         for wanted in self._session.get_inputs():
-            sizes |= zip(wanted.shape, feed[wanted.name].shape, strict=True)
+            sizes |= sizes_of(wanted.shape, feed[wanted.name].shape)
 
         def on_device(shape: Sequence[int], dtype: Any) -> Any:
             return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype, self._device, 0)
 
         inputs = {name: on_device(array.shape, array.dtype) for name, array in feed.items()}
         outputs = {
-            made.name: on_device([sizes.get(axis, axis) for axis in made.shape], DTYPES[made.type])
+            made.name: on_device([number_of(size, sizes) for size in made.shape], DTYPES[made.type])
             for made in self._session.get_outputs()
         }
         binding, options = self._session.io_binding(), onnxruntime.RunOptions()

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -89,33 +88,6 @@ def test_what_no_graph_can_hold_is_named(network: nn.Module, message: str, capfd
         export_denoiser(models.adapt(network, ("length", 4), axes=AXES))
     assert "\n" not in str(raised.value)
     assert capfd.readouterr() == ("", "")
-
-
-class Halving(nn.Module):
-    """Takes multiples of 4."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down = nn.ModuleList(nn.Conv2d(2, 2, 3, 2, 1) for _ in range(2))
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        half = self.down[0](x)
-        return nn.functional.interpolate(
-            half + nn.functional.interpolate(self.down[1](half), scale_factor=2.0), None, 2
-        )
-
-
-def test_axes_with_a_step(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = models.adapt(Halving(), (2, "height", "width"), axes={"height": (4, 4, 32, 4), "width": (4, 8, 32, 4)})
-    save_checked(export_denoiser(model), tmp_path / "d.onnx")
-    shape = onnx.load(tmp_path / "d.onnx").graph.input[0].type.tensor_type.shape.dim
-    assert [dim.dim_param or dim.dim_value for dim in shape] == ["batch", 2, "height", "width"]
-    with Session(tmp_path / "d.onnx") as session:
-        for height, width in ((4, 4), (12, 32), (20, 8)):
-            x = torch.randn(3, 2, height, width)
-            found = session.run({"x": x.numpy(), "sigma": np.array(0.7, np.float32)})["denoised"]
-            assert relative(found, model(x, 0.7)) < 1e-5
 
 
 class Double(nn.Module):

@@ -179,7 +179,7 @@ def test_json_keeps_them() -> None:
         (lambda: Condition((), "int64", choices=2**63), "below 2.63"),
         (lambda: Condition((), "int64", choices=0.7), "has 0.7 choices"),  # type: ignore[arg-type]
         (lambda: Condition((), "int64", choices=True), "has True choices"),
-        (lambda: Inputs((0,)), "a shape has the size 0; it must be 1 or more"),
+        (lambda: Inputs((0,)), f"a shape has the size 0; it must be 1 to {MOST_VALUES}, or an axis"),
         (lambda: Inputs((True,)), "a shape has the size True"),
         (lambda: Inputs((4.0,)), "a shape has the size 4.0"),  # type: ignore[arg-type]
         (lambda: Inputs((MOST_VALUES + 1,)), f"a shape has the size {MOST_VALUES + 1}"),

@@ -41,10 +41,13 @@ def folded(nodes: str, weights: str, folder: Path, scale: float = 1.0) -> tuple[
         "c = Conv(x, w, b) d = Conv(x, w) s = Add(d, c) m = Mul(s, half) made = Tanh(m)",  # the later one first
         "c = ConvTranspose(x, w, b) m = Mul(c, half) made = Tanh(m)",
         f"{SUM} m = Mul(s, half) k = Mul(m, half) made = Tanh(k)",
+        f"{SUM} m = Mul(s, row) made = Tanh(m)",
+        "k = Abs(w) c = Conv(x, k, b) d = Conv(x, k) s = Add(c, d) m = Mul(s, half) made = Tanh(m)",
+        "k = Abs(w) c = Conv(x, k) d = Conv(x, k) m = Mul(c, half) n = Mul(d, row) s = Add(m, n) made = Tanh(s)",
     ],
 )
 def test_a_factor_goes_into_convolutions(nodes: str, tmp_path: Path) -> None:
-    found, _ = folded(nodes, WEIGHTS, tmp_path)
+    found, _ = folded(nodes, f"{WEIGHTS}, float[1] row = {{0.25}}", tmp_path)
     assert "Mul" not in found
 
 
@@ -58,7 +61,7 @@ def test_a_weight_that_another_reads_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scale", [1.0, 0.003])  # where a norm's epsilon decides
 def test_norms_that_read_the_sum_get_another_epsilon(scale: float, tmp_path: Path) -> None:
     """As in a block with attention: its norm reads what the second sum multiplies."""
-    weights = WEIGHTS.replace("b = {1, -1, 0, 2}", "b = {0, 0, 0, 0}")
+    weights = WEIGHTS.replace("b = {1, -1, 0, 2}", "b = {0, 0, 0, 0}").replace("half = {0.5}", "half = {0.25}")
     nodes = f"{SUM} m = Mul(s, half) {NORM.format('m')} k = Mul(m, half) made = Add(r, k)"
     found, _ = folded(nodes, weights, tmp_path, scale)
     assert "Mul" not in found
@@ -96,9 +99,9 @@ def test_a_factor_stays_where(kind: str, tmp_path: Path) -> None:
     assert "Mul" in found
 
 
-@pytest.mark.parametrize("bias", ["", ", b"])
-def test_what_follows_a_norm_goes_into_a_convolution(bias: str, tmp_path: Path) -> None:
-    found, _ = folded(f"{NORMAL} c = Conv(a, w{bias}) made = Tanh(c)", f"{WEIGHTS}, {AFFINE}", tmp_path)
+@pytest.mark.parametrize("convolution", ["Conv(a, w)", "Conv(a, w, b)", "Conv<group = 1>(a, w)"])
+def test_what_follows_a_norm_goes_into_a_convolution(convolution: str, tmp_path: Path) -> None:
+    found, _ = folded(f"{NORMAL} c = {convolution} made = Tanh(c)", f"{WEIGHTS}, {AFFINE}", tmp_path)
     assert found == {"Conv": 1, "Tanh": 1}
 
 

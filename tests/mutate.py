@@ -92,7 +92,8 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/page/command.py": "tests/runtime/test_page_parts.py",
     "export/unroll.py": "tests/export/test_unroll_parts.py",
     "export/fold.py": "tests/export/test_fold.py",
-    "export/lower.py": "tests/export/test_lower_parts.py tests/export/test_lower_others.py",
+    "export/lower.py": "tests/export/test_lower_parts.py tests/export/test_lower_others.py "
+    "tests/export/test_lower_affine.py",
     "export/tensorrt_graph.py": "tests/export/test_tensorrt_graph.py tests/export/test_lower_others.py",
     "export/precision.py": "tests/export/test_precision_parts.py",
     **{

@@ -1,0 +1,60 @@
+"""A group norm's scale and shift: one node where it can be, two for types that have no such node."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from edge_sampler.export.lower import drop_unused, multiply_and_add, scales_and_shifts
+from tests.conftest import relative
+from tests.export.test_lower_parts import SCALE, count, images, made_by, parsed
+
+WEIGHTS = f"""{SCALE}, float[4] zeros = {{0, 0, 0, 0}}, float[4] rest = {{0.75, 0.75, 0.75, 0.75}},
+    float[4] unit = {{1, 1, 1, 1}}, float[4] uneven = {{0.75, 0.75, 0.75, 0.5}}, float[4] one_off = {{0, 0, 0, 1}},
+    float[4] usual = {{0.99999, 0.99999, 0.99999, 0.99999}}, float[1, 4, 2, 3] other = {{{", ".join("1" * 24)}}}"""
+AFFINE = "BatchNormalization<epsilon = 0.25>(x, scale, bias, zeros, rest)"
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [AFFINE, "BatchNormalization(x, scale, bias, zeros, usual)"],  # whose epsilon ONNX says
+)
+def test_it_is_a_product_and_a_sum(norm: str, tmp_path: Path) -> None:
+    model = parsed(f"a = {norm} b = Abs(a) c = {norm} made = Add(b, c)", WEIGHTS)
+    expected = made_by(model, tmp_path, x=images())
+    multiply_and_add(model.graph)
+    assert count(model) == Counter(Mul=2, Add=3, Abs=1)
+    assert relative(made_by(model, tmp_path, x=images()), expected) < 1e-6
+    names = [value.name for node in model.graph for value in node.outputs]
+    assert len(set(names)) == len(names)
+    assert all(value.shape is not None and value.dtype for node in model.graph for value in node.outputs)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        "BatchNormalization<epsilon = 0.25>(x, scale, bias, zeros, unit)",
+        "BatchNormalization<epsilon = 0.0001>(x, scale, bias, zeros, unit)",
+        "BatchNormalization<epsilon = 0.25>(x, scale, bias, zeros, uneven)",
+        "BatchNormalization<epsilon = 0.25>(x, scale, bias, one_off, rest)",
+        "BatchNormalization<epsilon = 0.25>(x, drawn, bias, zeros, rest)",
+        "InstanceNormalization<epsilon = 0.25>(x, scale, bias)",
+    ],
+)
+def test_what_does_more_is_none(norm: str, tmp_path: Path) -> None:
+    model = parsed(f"drawn = Abs(scale) a = {norm} made = Abs(a)", WEIGHTS)
+    assert not any(map(scales_and_shifts, model.graph))
+    before = count(model)
+    multiply_and_add(model.graph)
+    assert count(model) == before
+
+
+def test_what_nobody_reads_is_dropped(tmp_path: Path) -> None:
+    model = parsed(f"a = {AFFINE} made = Abs(a)", WEIGHTS)
+    expected = made_by(model, tmp_path, x=images())
+    drop_unused(model.graph)
+    assert set(model.graph.initializers) == {"scale", "bias", "zeros", "rest"}
+    inner, last = model.graph
+    assert (inner.outputs[0].shape, inner.outputs[0].type) == (None, None)
+    assert last.outputs[0].shape is not None
+    assert relative(made_by(model, tmp_path, x=images()), expected) == 0

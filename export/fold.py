@@ -137,16 +137,14 @@ def number_of(value: ir.Value | None) -> float | None:
 
 
 def computed(graph: ir.Graph, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None]) -> ir.Value:
-    """What a node makes of weights, placed ``before`` another; the one that is there already, if it is.
+    """What a node makes of weights, placed ``before`` another; two that make the same are called so.
 
     Of weights that are known it is a weight. A product is made whenever it is read: it takes no memory beside them.
     """
-    first, known = (
-        inputs[0],
-        [value.const_value for value in inputs if value is not None and value.const_value is not None],
-    )
+    first, named = inputs[0], [value for value in inputs if value is not None]
     assert first is not None
-    name = "_".join([op_type.lower(), *(str(value.name) for value in inputs if value is not None)])
+    name = "_".join([op_type.lower(), *(str(value.name) for value in named)])
+    known = [value.const_value for value in named if value.const_value is not None]
     if len(known) == len(inputs):
 
         def make() -> ir.TensorProtocol:
@@ -155,9 +153,6 @@ def computed(graph: ir.Graph, before: ir.Node, op_type: str, inputs: Sequence[ir
         late = op_type == "Mul"
         tensor = ir.LazyTensor(make, known[0].dtype, known[0].shape) if late else make()  # type: ignore[arg-type]
         return initializer(graph, f"{name}@weight", tensor)
-    for node in first.consumers():
-        if node.op_type == op_type and list(node.inputs) == list(inputs):
-            return node.outputs[0]
     node = ir.node(op_type, inputs)
     made = node.outputs[0]
     made.name = name

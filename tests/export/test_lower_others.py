@@ -50,6 +50,13 @@ def test_other_transposes_stay_and_keys_behind_them_do_not(before: str, inputs: 
     assert count(model) == alone + Counter(Transpose=1, Abs=1)
 
 
+def test_keys_that_are_only_reshaped_stay() -> None:
+    model = parsed(KEYS.replace("[0, 2, 1]", "[0, 1, 2]"), TARGETS, "float[2, 4, 3, 5] k", TRANSPOSED)
+    before = count(model)
+    transpose_keys_at_once(model)
+    assert count(model) == before
+
+
 def test_keys_of_an_unknown_shape_stay() -> None:
     model = parsed(f"k = Abs(x) {KEYS}", TARGETS, "float[2, 4, 3, 5] x", TRANSPOSED)
     model.graph.node(0).outputs[0].shape = None

@@ -25,7 +25,7 @@ from edge_sampler.runtime.errors import UserError
 
 OPSET = 21  # the first in which GroupNormalization is one node that engines take
 BATCH = "batch"  # what graphs call their first axis
-FIXED = re.compile(r"marked (\S+) as dynamic but your code specialized it to be a constant \((\d+)\)")
+FIXED = re.compile(r"marked (?:\d+\*_)?(\S+) as dynamic but your code specialized it to be a constant \((\d+)\)")
 STEPS = re.compile(r"^  (\w+) = (\d+)\*_\1$", re.MULTILINE)
 SUGGESTED = re.compile(r"^  (\w+ = .+)$", re.MULTILINE)
 

@@ -67,6 +67,18 @@ def test_pictures_have_several_sizes(dtype: str, tmp_path: Path) -> None:
             sampler.sample([0], height=4, width=6)
 
 
+class Fixed(nn.Module):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x + torch.linspace(0, 1, x.shape[2])[:, None]
+
+
+def test_a_fixed_size_is_named() -> None:
+    model = edge_sampler.adapt(Fixed(), (2, "height", "width"), axes=STEPS)
+    message = "Fixed fixes height to 8, though it is to be 4 to 32 in steps of 4: let its forward use x.shape"
+    with pytest.raises(edge_sampler.UserError, match=message):
+        edge_sampler.export_bundle(model, PLAN, "nowhere")
+
+
 def test_engines_are_for_sizes_of_the_step() -> None:
     known = {"height": Axis(4, 8, 32, 4)}
     assert profile_of(known, {"height": Axis.parse("8:8:16")}) == {"height": (8, 8, 16)}

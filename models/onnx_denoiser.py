@@ -215,7 +215,7 @@ def described(path: Path, graph: OnnxGraph) -> ModelSpec:
             raise UserError(f"{beside}: {key} is {value!r:.40}; it must be a {kind}")
     try:
         lowest, highest = float(facts["sigma_min"]), float(facts["sigma_max"])
-        axes = {name: Axis(*sizes) for name, sizes in facts.get("axes", {}).items()}
+        axes = {name: Axis.read(sizes) for name, sizes in facts.get("axes", {}).items()}
         said, schedule = dict(facts.get("conditions", {})), facts.get("schedule", SCHEDULES[0])
         conditions = {
             name: Condition(shape[1:], dtype, **said.get(name, {}))

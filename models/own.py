@@ -136,7 +136,7 @@ def adapt(
     if not is_line(licence):
         raise UserError(f"licence is {licence!r:.40}; it must be a line of text")
     preconditioning = preconditioned(precond, arguments, sigma_min, sigma_max)
-    sizes = {name: Axis(*sizes) for name, sizes in (axes or {}).items()}
+    sizes = {name: Axis.read(sizes) for name, sizes in (axes or {}).items()}
     if isinstance(shape, int):
         raise UserError(f"shape is {shape}; it must be a tuple, such as ({shape},) or (3, 32, 32)")
     plain = tuple(int(size) if isinstance(size, np.integer) else size for size in shape)

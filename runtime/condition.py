@@ -49,14 +49,17 @@ class Axis:
         step: sizes are multiples of it. A network that halves its input three times takes steps of 8.
 
     Raises:
-        UserError: if they are not in order, or no multiples.
+        UserError: if they are no whole numbers, not in order, or no multiples.
 
     Examples:
         >>> from edge_sampler.runtime.condition import Axis
         >>> Axis.parse("16:64:256").sizes
         (16, 64, 256)
-        >>> print(Axis(16, 64, 256, step=8))
+        >>> axis = Axis(16, 64, 256, step=8)
+        >>> print(axis)
         16 to 256 in steps of 8
+        >>> axis.takes(100), axis.record(), Axis.read([16, 64, 256, 8]) == axis
+        (False, [16, 64, 256, 8], True)
     """
 
     least: int
@@ -65,15 +68,13 @@ class Axis:
     step: int = 1
 
     def __post_init__(self) -> None:
+        told = f"an axis has sizes {self.least!r:.40}, {self.usual!r:.40}, {self.largest!r:.40}"
+        if not all(type(number) is int for number in (*self.sizes, self.step)):
+            raise UserError(f"{told} and a step of {self.step!r:.40}; they must be whole numbers")
         if not 1 <= self.least <= self.usual <= self.largest:
-            raise UserError(
-                f"an axis has sizes {self.least}, {self.usual}, {self.largest}; they must be at least 1, and in order"
-            )
+            raise UserError(f"{told}; they must be at least 1, and in order")
         if self.step < 1 or any(size % self.step for size in self.sizes):
-            raise UserError(
-                f"an axis has sizes {self.least}, {self.usual}, {self.largest} and a step of {self.step}; they must be "
-                "multiples of it"
-            )
+            raise UserError(f"{told} and a step of {self.step}; they must be multiples of it")
 
     def __str__(self) -> str:
         return f"{self.least} to {self.largest}" + f" in steps of {self.step}" * (self.step > 1)
@@ -95,10 +96,33 @@ class Axis:
         """Least, usual and largest."""
         return self.least, self.usual, self.largest
 
-    @property
     def record(self) -> list[int]:
-        """As a manifest holds it: the sizes, and the step where it is not 1."""
+        """As a manifest holds it.
+
+        Returns:
+            The sizes, and the step where it is not 1.
+        """
         return [*self.sizes, *[self.step] * (self.step > 1)]
+
+    @classmethod
+    def read(cls, recorded: Any) -> "Axis":
+        """The axis of a manifest, or of a caller.
+
+        Args:
+            recorded: what ``record`` made, or a tuple of such numbers.
+
+        Returns:
+            The axis.
+
+        Raises:
+            UserError: for anything else.
+        """
+        if not isinstance(recorded, list | tuple) or len(recorded) not in (3, 4):
+            raise UserError(
+                f"an axis has {recorded!r:.40}; it needs its least, usual and largest size, and its step where there "
+                "is one, such as (64, 64, 256, 8)"
+            )
+        return cls(*(int(number) if isinstance(number, np.integer) else number for number in recorded))
 
     @classmethod
     def parse(cls, text: str) -> "Axis":

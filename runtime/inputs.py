@@ -43,6 +43,9 @@ class Inputs:
         >>> values, sizes = inputs.check({"mask": np.ones(20, bool)}, count=2)
         >>> values["mask"].shape, sizes
         ((2, 20), {'length': 20})
+        >>> inputs.check_output(edge_sampler.Output("audio", ("256*length",)))
+        >>> inputs.sized(("256*length",), sizes)
+        (5120,)
     """
 
     shape: Shape
@@ -139,7 +142,7 @@ class Inputs:
         return {
             "shape": list(self.shape),
             "conditions": {name: condition.record() for name, condition in self.conditions.items()},
-            "axes": {name: axis.record for name, axis in self.axes.items()},
+            "axes": {name: axis.record() for name, axis in self.axes.items()},
         }
 
     @classmethod
@@ -158,7 +161,7 @@ class Inputs:
         return cls(
             tuple(recorded["shape"]),
             {name: Condition.read(condition) for name, condition in recorded["conditions"].items()},
-            {name: Axis(*map(int, sizes)) for name, sizes in recorded["axes"].items()},
+            {name: Axis.read(sizes) for name, sizes in recorded["axes"].items()},
         )
 
     def check(self, given: Mapping[str, Any], count: int) -> tuple[dict[str, np.ndarray], dict[str, int]]:

@@ -219,7 +219,7 @@ class UNetBlock(nn.Module):
         return x
 
     def attention(self, x: Tensor) -> Tensor:
-        """Attention over positions, and the projection behind it, times the skip's factor: x [n, c, h, w], so made."""
+        """Attention over positions and the projection behind it, times the skip's factor: [n, c, h, w] → the same."""
         if self.joined is None:
             return times(self.proj(attend(self.qkv(x), self.heads)), self.style.skip_scale)
         _, channels, height, width = x.shape

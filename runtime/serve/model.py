@@ -186,7 +186,7 @@ class Model:
             "outputs": [made],
             "parameters": {
                 "image": bundle.output.is_image,
-                "axes": {name: axis.record for name, axis in bundle.inputs.axes.items()},
+                "axes": {name: axis.record() for name, axis in bundle.inputs.axes.items()},
                 "random_weights": bundle.random_weights,
                 "session": self.description,
             },

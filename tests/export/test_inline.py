@@ -99,7 +99,7 @@ def test_a_text_bundle_is_exported_from_its_graphs(tmp_path: Path, tmp_path_fact
     export("--model", str(first / "denoiser.onnx"), *arguments, "--prompts", str(prompts), "--out", str(second))
     manifest = Bundle.open(second).manifest
     assert manifest["stages"] == ["encoder"]
-    assert manifest["model"]["guidance"] == 2.0
+    assert manifest["model"]["guidance"] == 3.0
     assert manifest["inputs"] == Bundle.open(first).manifest["inputs"]
     told: dict[str, Any] = {"prompt": ["a red heart", "a ghost"], "negative_prompt": "a blue star"}
     with load(first) as one, load(second) as other:

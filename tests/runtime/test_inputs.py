@@ -81,6 +81,8 @@ def test_an_axis_may_have_a_step() -> None:
         with pytest.raises(UserError, match=f"image has {size} of height; this sampler takes 8 to 64 in steps of 8"):
             inputs.check({"image": np.zeros(size)}, 1)
     assert "in steps" not in str(Axis(1, 2, 3))
+    assert Axis.read((np.int64(8), 16, 64, np.int32(8))) == inputs.axes["height"]
+    assert Axis.read([1, 2, 3]).record() == [1, 2, 3]
 
 
 def test_an_axis_that_no_condition_sizes_is_given_by_its_name_or_usual() -> None:
@@ -171,6 +173,14 @@ def test_json_keeps_them() -> None:
             for odd in (None, 5, "a\nb", "\x1b[31mred", "\udc80", 100_000 * "a")
         ),
         (lambda: Axis(0, 1, 1), "must be at least 1, and in order"),
+        (lambda: Axis(4.0, 8, 14), "sizes 4.0, 8, 14 and a step of 1; they must be whole numbers"),  # type: ignore[arg-type]
+        (lambda: Axis(True, 8, 14), "they must be whole numbers"),
+        (lambda: Axis(4, 8, 16, 2.0), "and a step of 2.0; they must be whole numbers"),  # type: ignore[arg-type]
+        *(
+            (lambda odd=odd: Axis.read(odd), "it needs its least, usual and largest size, and its step")
+            for odd in ((4, 8), (4, 8, 16, 2, 1), 5, "4:8", None, {"least": 4})
+        ),
+        (lambda: Axis.read(["4", 8, 16]), "they must be whole numbers"),
         (lambda: Axis(4, 8, 14, 4), "sizes 4, 8, 14 and a step of 4; they must be multiples of it"),
         (lambda: Axis(4, 6, 12, 4), "must be multiples"),
         (lambda: Axis(4, 8, 12, 0), "must be multiples"),

@@ -54,7 +54,7 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/__main__.py": "tests/test_command_line_parts.py",
     "runtime/command_line.py": "tests/test_command_line_parts.py tests/test_help.py tests/test_words.py "
     "-k 'parts or common or cannot_be_read'",
-    "runtime/serve/app.py": "tests/runtime/test_serve_app.py",
+    "runtime/serve/app.py": "tests/runtime/test_serve_app.py tests/runtime/test_serve_bodies.py",
     "runtime/serve/server.py": "tests/runtime/test_serve_server.py",
     "runtime/serve/command.py": "tests/runtime/test_serve_server.py",
     "runtime/serve/load.py": "tests/runtime/test_serve_load.py",
@@ -65,7 +65,7 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/generate/job.py": "tests/runtime/test_generate_parts.py",
     "runtime/generate/shard.py": "tests/runtime/test_generate_parts.py",
     "runtime/bench.py": "tests/runtime/test_bench.py tests/runtime/test_bundle.py -k 'test_bench.py or settle'",
-    "runtime/backends/onnxrt.py": "tests/runtime/test_onnxrt_parts.py",
+    "runtime/backends/onnxrt.py": "tests/runtime/test_onnxrt_parts.py tests/runtime/test_captured_runs.py",
     "runtime/backends/runtime_cache.py": "tests/runtime/test_trt_parts.py",
     "runtime/backends/onnxrt_module.py": "tests/runtime/test_engine_modules.py",
     "runtime/backends/tensorrt_module.py": "tests/runtime/test_engine_modules.py",

@@ -106,32 +106,6 @@ def test_a_precision_that_is_not_there_says_how_to_make_it(made: Path, precision
         runtime.load(made, "onnxrt", precision)
 
 
-def test_captured_runs_keep_their_buffers_and_mix_no_shapes(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU, which captures nothing: each shape has buffers of its own, and what was returned stays as it was.
-
-    Beyond so many shapes none is kept, and none is captured.
-    """
-    graph = Bundle.open(made).graph("sampler.onnx")
-    noises = [
-        np.random.default_rng(seed).normal(size=(n, 1, 8, 8)).astype(np.float32)
-        for seed, n in enumerate((2, 3, 2, 4, 1, 3))
-    ]
-    with onnxrt.Session(graph) as session:
-        captured, numbers = onnxrt.CapturedRuns(session._session, "cpu", most=2), list[str]()
-        run = session._session.run_with_iobinding
-
-        def spied(binding: Any, options: Any) -> None:
-            numbers.append(options.get_run_config_entry("gpu_graph_id"))
-            run(binding, options)
-
-        monkeypatch.setattr(session._session, "run_with_iobinding", spied)
-        found = [captured.run({"noise": noise})["images"] for noise in noises]
-        for noise, images in zip(noises, found, strict=True):
-            np.testing.assert_array_equal(images, session.run({"noise": noise})["images"])
-        assert numbers == ["1", "2", "1", "-1", "-1", "2"]
-        assert len(captured._bound) == 2
-
-
 def test_unless_told_a_run_has_as_many_samples_as_memory_holds(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By `sample`, `compare` and its loop: what a network computes with would fill the memory else."""
     assert [sampler.usual_batch(shape) for shape in ((3, 32, 32), (3, 256, 256), (1,))] == [64, 1, 64]

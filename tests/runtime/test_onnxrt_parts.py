@@ -13,7 +13,7 @@ import pytest
 
 from edge_sampler.runtime import cuda as driver
 from edge_sampler.runtime.backends import onnxrt
-from edge_sampler.runtime.backends.onnxrt import BACKENDS, CPU, CUDA, RTX, CapturedRuns, Provider, Session, saturates
+from edge_sampler.runtime.backends.onnxrt import BACKENDS, CPU, CUDA, RTX, Provider, Session, saturates
 from edge_sampler.runtime.errors import UserError
 
 FOLDER = "session.model_external_initializers_file_folder_path"
@@ -306,51 +306,3 @@ def test_a_graph_is_captured_where_it_can_be(graph: Path, monkeypatch: pytest.Mo
     assert cpu.open_graph
     cpu.open_graph(bundle, "denoiser.onnx")
     assert asked[-1] == (graph.parent / "denoiser.onnx", (), CPU, False)
-
-
-def test_a_captured_run_keeps_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each combination of shapes has buffers, and a number, until there are as many as are kept."""
-    numbers, placed = list[str](), list[Any]()
-
-    class OrtValue:
-        def __init__(self, shape: Any, dtype: Any) -> None:
-            self.array = np.zeros(shape, dtype)
-
-        @staticmethod
-        def ortvalue_from_shape_and_type(shape: Any, dtype: Any, device: str, number: int) -> "OrtValue":
-            placed.append((tuple(shape), np.dtype(dtype).name, device, number))
-            return OrtValue(shape, dtype)
-
-        def update_inplace(self, array: np.ndarray) -> None:
-            assert array.flags.c_contiguous
-            self.array[:] = array
-
-        def numpy(self) -> np.ndarray:
-            return self.array
-
-    class Binding:
-        def bind_ortvalue_input(self, name: str, value: OrtValue) -> None:
-            self.taken = value
-
-        def bind_ortvalue_output(self, name: str, value: OrtValue) -> None:
-            self.made = value
-
-    def run(binding: Binding, options: Options) -> None:
-        numbers.append(options.entries["gpu_graph_id"])
-        binding.made.array[:] = 2 * binding.taken.array.T.ravel()
-
-    session = SimpleNamespace(
-        get_inputs=lambda: [value("x", shape=("n", 2))],
-        get_outputs=lambda: [value("y", "tensor(uint8)", ("2*n",))],
-        io_binding=Binding,
-        run_with_iobinding=run,
-    )
-    monkeypatch.setattr(onnxrt, "library", lambda: SimpleNamespace(OrtValue=OrtValue, RunOptions=Options))
-    captured, made = CapturedRuns(session, most=2), list[np.ndarray]()
-    for count in (3, 1, 3, 4, 1, 4):
-        taken = np.asfortranarray(np.arange(2 * count, dtype=np.float32).reshape(count, 2))
-        made.append(captured.run({"x": taken})["y"])
-        assert made[-1].tolist() == (2 * taken.T).ravel().tolist()
-    assert numbers == ["1", "2", "1", "-1", "2", "-1"]
-    assert placed[:2] == [((3, 2), "float32", "cuda", 0), ((6,), "uint8", "cuda", 0)]
-    assert made[0] is not made[2]

@@ -137,7 +137,7 @@ def number_of(value: ir.Value | None) -> float | None:
 
 
 def computed(graph: ir.Graph, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None]) -> ir.Value:
-    """What a node makes of weights, placed ``before`` another; two that make the same are called so.
+    """What a node makes of weights, placed ``before`` another. Nodes that make the same give it the same name.
 
     Of weights that are known it is a weight. A product is made whenever it is read: it takes no memory beside them.
     """

@@ -119,7 +119,7 @@ class Inputs:
         return tuple(number_of(size, known) for size in (self.shape if shape is None else shape))
 
     def check_output(self, output: "Output") -> None:
-        """Whether shapes of samples are numbers, once those of the inputs are.
+        """Holds an output's shape against these axes.
 
         Args:
             output: what a sampler makes.

@@ -119,18 +119,18 @@ def mean_by_likeness(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return v @ softmax(q.transpose(2, 3) @ k, dim=3).transpose(2, 3)
 
 
-def joined_layers(qkv: Conv2d, proj: Conv2d, heads: int, factor: float) -> Conv2d:
-    """``qkv`` with what comes behind it, as far as weights can have it.
+def joined_qkv(qkv: Conv2d, proj: Conv2d, heads: int, factor: float) -> Conv2d:
+    """``qkv``, x [n, c, h, w] → [n, 3c, h, w], with what comes behind it, as far as weights can have it.
 
     Its channels are ordered by head, then (q, k, v), then depth, so that nothing has to put them in this order; q has
     its factor; and of a single head v has the projection times ``factor``, since attention makes a weighted mean,
     before which a matrix and a bias do what they do behind it.
     """
-    channels = len(matrix(proj))
+    projected = matrix(proj)
+    channels = len(projected)
     depth = channels // heads
     q, k, v = matrix(qkv).reshape(heads, depth, 3, -1).unbind(2)
     if heads == 1:
-        projected = matrix(proj)
         v = factor * (projected[:, :-1] @ v + pad(projected[:, -1:], (channels, 0)))
     rows = torch.stack([q * depth**-0.5, k, v], dim=1).reshape(3 * channels, -1)
     joined = Conv2d(channels, 3 * channels, 1)
@@ -140,11 +140,11 @@ def joined_layers(qkv: Conv2d, proj: Conv2d, heads: int, factor: float) -> Conv2
 
 @contextlib.contextmanager
 def attention_joined(network: nn.Module) -> Iterator[None]:
-    """Within it, attention computes with ``joined_layers``. A graph does, whose weights are made once."""
+    """Within it, attention computes with ``joined_qkv``. A graph does, whose weights are made once."""
     blocks = [one for one in network.modules() if isinstance(one, UNetBlock) and one.heads]
     for block in blocks:
         with torch.no_grad():
-            block.joined = joined_layers(block.qkv, block.proj, block.heads, block.style.skip_scale)
+            block.joined = joined_qkv(block.qkv, block.proj, block.heads, block.style.skip_scale)
     try:
         yield
     finally:
@@ -198,7 +198,8 @@ class UNetBlock(nn.Module):
         self.skip: nn.Module = nn.Identity()
         if projects or resample != "keep":
             self.skip = Conv2d(channels_in, channels_out, 1 if projects else 0, resample, style.filter)
-        self.heads, self.joined = 0, None  # type: tuple[int, Conv2d | None]
+        self.heads = 0
+        self.joined: Conv2d | None = None  # within ``attention_joined``
         if attention:
             self.heads = channels_out // style.head_channels if style.head_channels else style.heads
             self.norm2 = group_norm(channels_out, style.eps)

@@ -72,11 +72,11 @@ class Fixed(nn.Module):
         return x + torch.linspace(0, 1, x.shape[2])[:, None]
 
 
-def test_a_fixed_size_is_named() -> None:
+def test_a_fixed_size_is_named(tmp_path: Path) -> None:
     model = edge_sampler.adapt(Fixed(), (2, "height", "width"), axes=STEPS)
     message = "Fixed fixes height to 8, though it is to be 4 to 32 in steps of 4: let its forward use x.shape"
     with pytest.raises(edge_sampler.UserError, match=message):
-        edge_sampler.export_bundle(model, PLAN, "nowhere")
+        edge_sampler.export_bundle(model, PLAN, tmp_path / "bundle")
 
 
 def test_engines_are_for_sizes_of_the_step() -> None:

@@ -12,6 +12,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from edge_sampler.export.lower import (
     compute_in_single_precision,
+    drop_unused,
     keep_batch_in_reshapes,
     lower_group_norm,
     lower_opset,
@@ -219,3 +220,14 @@ def test_a_batch_is_fixed_and_an_opset_goes_down_alone() -> None:
         assert model.opset_imports[""] == found
     with pytest.raises(AssertionError):
         lower_opset(parsed("made = GroupNormalization<num_groups = 2>(x, scale, bias)", SCALE), 20)
+
+
+def test_what_nobody_reads_is_dropped(tmp_path: Path) -> None:
+    model = parsed("a = Mul(x, two) made = Abs(a)", "float two = {2}, float three = {3}")
+    expected = made_by(model, tmp_path, x=images())
+    drop_unused(model.graph)
+    assert set(model.graph.initializers) == {"two"}
+    inner, last = model.graph
+    assert (inner.outputs[0].shape, inner.outputs[0].type) == (None, None)
+    assert last.outputs[0].shape is not None
+    assert relative(made_by(model, tmp_path, x=images()), expected) == 0

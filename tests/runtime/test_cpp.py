@@ -136,7 +136,7 @@ def arms(tmp_path: Path) -> Path:
         name: {"shape": shape, "dtype": dtype, "null": None, "choices": 0, "description": 'σ "quoted" \\ 関節'}
         for name, (shape, dtype) in shapes.items()
     }
-    inputs = {"shape": ["length", 3], "conditions": told, "axes": {"length": [2, 4, 8, 1]}}
+    inputs = {"shape": ["length", 3], "conditions": told, "axes": {"length": [2, 4, 8]}}
     told["joint"] |= {"choices": 5, "null": -7}
     told_of = facts(inputs, {"name": "actions", "shape": ["length", 3], "units": "radians"})
     write_manifest(folder / "manifest.json", told_of, describe_files(folder))
@@ -165,6 +165,8 @@ def test_sizes_come_in_steps(arms: Path, tmp_path: Path, example: Run) -> None:
     assert example(arms, "--condition", "goal=1,2,3,4", *told).returncode == 0
     result = example(arms, "--condition", "goal=1,2,3", *told, "--force")
     refused(result, "goal has 3 of length; this sampler takes 2 to 8 in steps of 2")
+    change(arms, inputs=inputs | {"axes": {"length": [2, 4, 8, 0]}})
+    refused(example(arms, "--condition", "goal=1,2,3,4", *told, "--force"), "an axis has a step of 0")
 
 
 def test_a_sampler_is_used_again(arms: Path, tmp_path: Path, example: Run) -> None:

@@ -12,6 +12,7 @@ from edge_sampler.calibration.judge import Judgement
 from edge_sampler.export.canvas import OUTPUTS
 from edge_sampler.export.fold import fold_into_weights
 from edge_sampler.export.form import Form, check_fit, output_of
+from edge_sampler.export.ids import with_ids
 from edge_sampler.export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm, transpose_keys_at_once
 from edge_sampler.export.network_graph import OPSET, export_decoder, export_denoiser, export_encoder
 from edge_sampler.export.pictures import draw
@@ -179,13 +180,14 @@ def export_bundle(
         written = write_graphs(graphs, plan, folder, form.dtype, output.name)
         advance(1)
         stages = list(graphs.stages)
-        inputs = spec.called_with if "encoder" in stages else spec.inputs
+        known = with_ids(spec, [graphs.denoiser, *graphs.stages.values()])
+        inputs = known.called_with if "encoder" in stages else known.inputs
         for one in inputs.conditions.values():
             if one.text:
                 (folder / one.text.file).write_text(one.text.content, encoding="utf-8")
         write_reference(model, plan, folder, form.dtype, stages, output)
         facts: dict[str, Any] = {
-            "model": spec.record(),
+            "model": known.record() | {"fingerprint": spec.fingerprint},
             "inputs": inputs.record(),
             "output": asdict(output),
             "dtype": form.dtype,

@@ -15,6 +15,7 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
 from torch import Tensor, nn
 
+from edge_sampler.export.ids import note, rows_of
 from edge_sampler.export.inline import inline
 from edge_sampler.export.lower import compute_in_single_precision
 from edge_sampler.models.denoiser import Denoiser
@@ -153,6 +154,7 @@ def export(
         try:
             captured = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
             drop_idle_squeezes(captured.graph)
+            rows = rows_of(captured)
             program = torch.onnx.export(
                 captured,
                 input_names=list(inputs.examples),
@@ -184,6 +186,7 @@ def export(
         )
     DeduplicateInitializersPass()(exported)
     ClearMetadataAndDocStringPass()(exported)  # about 1.3 KB a node
+    note(exported.graph, rows)
     exported.graph.name = "denoiser"
     exported.producer_name, exported.producer_version = "edge-sampler", None
     return exported

@@ -25,7 +25,7 @@ SUFFIX, DENOISER = ".onnx", "denoiser.onnx"
 SCHEDULES = ("edm", "flow")
 NUMBERS, LINES = ("sigma_min", "sigma_max"), ("schedule", "licence", "output")
 FACTS = (*NUMBERS, "conditions", "axes", *LINES)  # of FILE.json
-OF_CONDITION = ("null", "choices", "description")
+OF_CONDITION = ("null", "choices", "ids", "description")
 EXAMPLE = '{"sigma_min": 0.002, "sigma_max": 80}'
 
 

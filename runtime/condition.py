@@ -148,13 +148,15 @@ class Condition:
         shape: the shape of one sample's value. A name in it is an axis, with the same size wherever the name occurs.
         dtype: float32, int64 or bool.
         null: the value that means "nothing", which guidance needs. It has ``shape``, or broadcasts to it.
-        choices: values are whole numbers below this, or ``null``; 0: no limit.
+        choices: values are whole numbers below this, or ``null``, of which fits draw any; 0: no limit.
         description: one sentence for people.
         text: how text becomes the value, int64 [length]; None: the condition is not a text.
+        ids: values are whole numbers below this, or ``null``: the rows of a table that they are looked up in; 0: no
+            limit. Exports find those of ``torch.nn.Embedding``.
 
     Raises:
-        UserError: for another dtype, for choices below 0, for a description that is no line of text, and for a text of
-            another shape or dtype.
+        UserError: for another dtype, for choices or ids below 0, for a description that is no line of text, and for a
+            text of another shape or dtype.
 
     Examples:
         >>> label = edge_sampler.Condition((), "int64", null=-1, choices=10, description="the class of the image")
@@ -162,6 +164,10 @@ class Condition:
         'int64 [], 0 to 9 or -1'
         >>> edge_sampler.Condition.read(label.record()) == label
         True
+        >>> edge_sampler.Condition(("length",), "int64", ids=1000).wanted()
+        'int64 [length], 0 to 999'
+        >>> label.limit
+        10
     """
 
     shape: Shape = ()
@@ -170,6 +176,7 @@ class Condition:
     choices: int = 0
     description: str = ""
     text: Text | None = None
+    ids: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.shape, str | int):
@@ -179,8 +186,9 @@ class Condition:
             object.__setattr__(self, "null", self.null.item())
         if not is_line(self.description):
             raise UserError(f"a condition's description is {self.description!r:.40}; it must be a line of text")
-        if type(self.choices) is not int or not 0 <= self.choices < 2**63:
-            raise UserError(f"a condition has {self.choices} choices; it must be a number from 0 on, below 2^63")
+        for name, number in (("choices", self.choices), ("ids", self.ids)):
+            if type(number) is not int or not 0 <= number < 2**63:
+                raise UserError(f"a condition has {number} {name}; it must be a number from 0 on, below 2^63")
         if self.dtype not in DTYPES:
             raise UserError(f"a condition's dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
         if self.text and (self.dtype != "int64" or len(self.shape) != 1 or not isinstance(self.shape[0], int)):
@@ -200,6 +208,7 @@ class Condition:
             "choices": self.choices,
             "description": self.description,
             **({"text": self.text.record()} if self.text else {}),
+            **({"ids": self.ids} if self.ids else {}),
         }
 
     @classmethod
@@ -222,7 +231,13 @@ class Condition:
             int(recorded["choices"]),
             str(recorded["description"]),
             Text.read(recorded["text"]) if "text" in recorded else None,
+            int(recorded.get("ids", 0)),
         )
+
+    @property
+    def limit(self) -> int:
+        """Values are whole numbers below it, or ``null``; 0: no limit."""
+        return min(filter(None, (self.choices, self.ids)), default=0)
 
     def wanted(self) -> str:
         """As messages say it.
@@ -230,7 +245,8 @@ class Condition:
         Returns:
             ``int64 []``, ``float32 [length, 80]``, ``text or int64 [77]``.
         """
-        of = f", 0 to {self.choices - 1}{f' or {self.null}' if self.null is not None else ''}" if self.choices else ""
+        apart = isinstance(self.null, int | float) and not 0 <= self.null < self.limit
+        of = f", 0 to {self.limit - 1}{f' or {self.null}' if apart else ''}" if self.limit else ""
         return f"{'text or ' if self.text else ''}{self.dtype} [{', '.join(map(str, self.shape))}]{of}"
 
 

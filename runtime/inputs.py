@@ -226,8 +226,8 @@ class Inputs:
                 raise UserError(f"{name} has shape {list(value.shape)}; {wanted}")
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise UserError(f"{name} holds NaN or infinity")
-        if condition.choices and value.size:
-            wrong = value[(value < 0) | (value >= condition.choices)]
+        if condition.limit and value.size:
+            wrong = value[(value < 0) | (value >= condition.limit)]
             wrong = wrong if condition.null is None else wrong[wrong != condition.null]
             if wrong.size:
                 raise UserError(f"{name} holds {wrong.flat[0]}, which is out of range; {wanted}")

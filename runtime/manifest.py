@@ -30,6 +30,7 @@ CONDITION = {
     "choices": int,
     "description": str,
     "text?": {"file": FILE, "default": (str, type(None)), "follows": str},
+    "ids?": int,
 }
 INPUTS = {"shape": [object], "conditions": {"*": CONDITION}, "axes": {"*": [int]}}
 OUTPUT = {"name": str, "shape": [object], "units": str}

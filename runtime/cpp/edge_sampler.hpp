@@ -509,7 +509,7 @@ struct Size {  // of one axis: a number, or the name of an axis whose size a cal
 struct Condition {
     std::vector<Size> shape;  // of one sample
     Type type = Type::float32;
-    std::int64_t choices = 0;  // whole numbers below this, or `null`; 0: anything goes
+    std::int64_t limit = 0;  // whole numbers below this, or `null`; 0: anything goes
     std::optional<double> null;
     bool is_text = false;
 };
@@ -550,7 +550,9 @@ inline Condition condition_of(Json const& recorded) {
     Condition condition;
     condition.shape = sizes_of(recorded["shape"]);
     condition.type = type_of(recorded["dtype"].words());
-    condition.choices = recorded["choices"].whole();
+    condition.limit = recorded["choices"].whole();
+    if (Json const* ids = recorded.find("ids"))
+        condition.limit = condition.limit ? std::min(condition.limit, ids->whole()) : ids->whole();
     if (recorded["null"].kind == Json::number) condition.null = std::strtod(recorded["null"].text.c_str(), nullptr);
     condition.is_text = recorded.find("text") != nullptr;
     return condition;
@@ -668,8 +670,9 @@ inline std::string wanted(Condition const& condition) {
     for (Size const& size : condition.shape)
         text << (text.str().back() == '[' ? "" : ", ") << (size.name.empty() ? std::to_string(size.number) : size.name);
     text << ']';
-    if (condition.choices) text << ", 0 to " << condition.choices - 1;
-    if (condition.choices && condition.null) text << " or " << *condition.null;
+    if (condition.limit) text << ", 0 to " << condition.limit - 1;
+    bool const inside = condition.null >= 0 && condition.null < static_cast<double>(condition.limit);
+    if (condition.limit && condition.null && !inside) text << " or " << *condition.null;
     if (condition.is_text) text << ", of token ids: text is for Python's runtime";
     return text.str();
 }
@@ -709,8 +712,8 @@ inline Array checked(Bundle const& bundle, std::string const& name, Condition co
         if (!std::isfinite(real)) fail(name, " holds NaN or infinity");
     auto const check = [&](auto value) {
         auto const number = static_cast<double>(value);
-        bool const among = number >= 0 && number < static_cast<double>(condition.choices);
-        if (condition.choices && !among && number != condition.null)
+        bool const among = number >= 0 && number < static_cast<double>(condition.limit);
+        if (condition.limit && !among && number != condition.null)
             fail(name, " holds ", value, ", which is out of range; ", must);
     };
     std::for_each(given.reals.begin(), given.reals.end(), check);

@@ -143,9 +143,9 @@ def field_of(bundle: Bundle, name: str, example: np.ndarray) -> dict[str, Any]:
             "pad_left": padding["direction"] == "Left",
             "probes": probes(content, name, condition),
         }
-    choices = 2 if condition.dtype == "bool" else condition.choices
+    choices = 2 if condition.dtype == "bool" else condition.limit
     field |= {"choices": choices, "null": condition.null if type(condition.null) is int else None}
-    if choices and not condition.shape:
+    if not condition.shape and (condition.choices or condition.dtype == "bool"):
         return {**field, "kind": "choice"}
     values = np.broadcast_to(example, inputs.sized(condition.shape)).ravel()
     if len(condition.shape) > 1 or values.size > MOST_NUMBERS:

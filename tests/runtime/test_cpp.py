@@ -137,7 +137,7 @@ def arms(tmp_path: Path) -> Path:
         for name, (shape, dtype) in shapes.items()
     }
     inputs = {"shape": ["length", 3], "conditions": told, "axes": {"length": [2, 4, 8]}}
-    told["joint"] |= {"choices": 5, "null": -7}
+    told["joint"] |= {"choices": 5, "null": -7, "ids": 9}
     told_of = facts(inputs, {"name": "actions", "shape": ["length", 3], "units": "radians"})
     write_manifest(folder / "manifest.json", told_of, describe_files(folder))
     add_engine(folder, "tensorrt", "2", version=VERSION)
@@ -155,6 +155,17 @@ def test_every_kind_of_condition_goes_through(arms: Path, tmp_path: Path, exampl
     with runtime.load(arms, "onnxrt") as sampler:
         expected = sampler.sample([3, 1, 2], **conditions)
     np.testing.assert_allclose(loaded(tmp_path / "made.npy"), expected, rtol=0, atol=1e-6)
+
+
+def test_ids_are_in_their_table(arms: Path, tmp_path: Path, example: Run) -> None:
+    inputs = json.loads((arms / "manifest.json").read_text())["inputs"]
+    inputs["conditions"]["joint"] |= {"choices": 0, "null": 3}
+    change(arms, inputs=inputs)
+    told = ("--condition", "goal=1,2", "--condition", "still=true", "--seeds", "0", "--out", tmp_path / "made.npy")
+    assert example(arms, *told, "--condition", "joint=8,0").returncode == 0
+    for wrong in ("joint=9,0", "joint=0,-1"):
+        result = example(arms, *told, "--condition", wrong, "--force")
+        refused(result, "which is out of range; joint must be int64 [2], 0 to 8, one or 1")
 
 
 def test_sizes_come_in_steps(arms: Path, tmp_path: Path, example: Run) -> None:

@@ -189,6 +189,7 @@ def test_json_keeps_them() -> None:
         (lambda: Condition((), "int64", choices=2**63), "below 2.63"),
         (lambda: Condition((), "int64", choices=0.7), "has 0.7 choices"),  # type: ignore[arg-type]
         (lambda: Condition((), "int64", choices=True), "has True choices"),
+        (lambda: Condition((), "int64", ids=-1), "has -1 ids"),
         (lambda: Inputs((0,)), f"a shape has the size 0; it must be 1 to {MOST_VALUES}, or an axis"),
         (lambda: Inputs((True,)), "a shape has the size True"),
         (lambda: Inputs((4.0,)), "a shape has the size 4.0"),  # type: ignore[arg-type]
@@ -228,6 +229,8 @@ def test_what_can_be_declared_at_the_limits() -> None:
     assert parse_sizes("1:4:16") == (1, 4, 16)
     assert Axis.parse("3").sizes == (3, 3, 3)
     assert Condition((), "int64", choices=2**63 - 1).wanted() == f"int64 [], 0 to {2**63 - 2}"
+    assert Condition((), "int64", choices=9, ids=5, null=4).wanted() == "int64 [], 0 to 4"
+    assert Condition((), "int64", choices=3, ids=5, null=4).wanted() == "int64 [], 0 to 2 or 4"
     assert Condition((2, "T")).wanted() == "float32 [2, T]"
     assert Condition((4,), "int64", text=TEXT).wanted() == "text or int64 [4]"
     assert Inputs((np.int64(1), MOST_VALUES)).sized() == (1, MOST_VALUES)

@@ -51,6 +51,8 @@ def field(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: dict[str, Any],
         (condition([3]), [0.1, 2, 3], {"kind": "numbers", "default": [0.1, 2.0, 3.0], "shape": [3]}),
         (condition([3]), 0.5, {"kind": "numbers", "default": [0.5] * 3}),  # an example broadcasts
         (condition([2], "bool"), [True, False], {"kind": "numbers", "default": [1, 0]}),
+        (condition([], "int64", choices=5, ids=5), 0, {"kind": "choice", "choices": 5, "null": None}),
+        (condition([], "int64", ids=5), 0, {"kind": "numbers", "default": [0], "choices": 5}),
         (condition([2], "int64", choices=9), [3, 4], {"kind": "numbers", "default": [3, 4], "choices": 9}),
         (condition([MOST_NUMBERS]), [0.25] * MOST_NUMBERS, {"kind": "numbers", "default": [0.25] * MOST_NUMBERS}),
     ],

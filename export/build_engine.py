@@ -23,6 +23,7 @@ from edge_sampler.export.tensorrt_release import reads
 from edge_sampler.runtime import cuda
 from edge_sampler.runtime.backends.tensorrt_module import Library, library, logger, version
 from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.condition import number_of
 from edge_sampler.runtime.engine_record import Batch, Engine
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.scratch import scratch
@@ -168,9 +169,10 @@ def configure(
 def profile_of(tensor: "tensorrt.ITensor", engine: Engine) -> Iterator[list[int]]:
     """The least, usual and largest shape of an input [batch, …]: the profile of the batch, and of axes with names."""
     for which, batch in enumerate((engine.batch.min, engine.batch.opt, engine.batch.max)):
-        sizes = [int(tensor.shape[axis]) for axis in range(1, len(tensor.shape))]
-        named = {axis: engine.axes[tensor.get_dimension_name(axis)] for axis, size in enumerate(sizes, 1) if size < 0}
-        yield [batch, *(named[axis][which] if size < 0 else size for axis, size in enumerate(sizes, 1))]
+        axes = {name: sizes[which] for name, sizes in engine.axes.items()}
+        sizes = [(place, int(tensor.shape[place])) for place in range(1, len(tensor.shape))]
+        shape = [number_of(tensor.get_dimension_name(place), axes) if size < 0 else size for place, size in sizes]
+        yield [batch, *shape]
 
 
 def set_targets(rtx: Any, config: Any, targets: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ from edge_sampler.export.lower import compute_in_single_precision
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.networks.layers import attention_joined
 from edge_sampler.models.onnx_graph import OnnxGraph
-from edge_sampler.runtime.condition import Axis, Condition, Shape, axis_in
+from edge_sampler.runtime.condition import Axis, Condition, Shape, axis_in, number_of
 from edge_sampler.runtime.errors import UserError
 
 OPSET = 21  # the first in which GroupNormalization is one node that engines take
@@ -42,11 +42,10 @@ class Positional(nn.Module):
         return self.model(x, sigma, **dict(zip(self.names, told, strict=True))).float()
 
 
-def dim_of(name: str, axis: Axis) -> Any:
-    """What torch.export calls the sizes of an axis."""
+def steps_of(name: str, axis: Axis) -> Any:
+    """What torch.export calls how many steps an axis has."""
     least, largest = axis.least // axis.step, axis.largest // axis.step
-    one = torch.export.Dim(name if axis.step == 1 else f"_{name}", min=least, max=largest)
-    return one if axis.step == 1 else axis.step * one
+    return torch.export.Dim(name if axis.step == 1 else f"_{name}", min=least, max=largest)
 
 
 class Examples:
@@ -56,17 +55,23 @@ class Examples:
     """
 
     def __init__(self, axes: Mapping[str, Axis]) -> None:
+        self.axes = axes
         self.sizes = {name: min(max(2 * axis.step, axis.usual), axis.largest) for name, axis in axes.items()}
-        self.dims = {name: dim_of(name, axis) for name, axis in axes.items() if axis.least < axis.largest}
+        self.steps = {name: steps_of(name, axis) for name, axis in axes.items() if axis.least < axis.largest}
         self.examples: dict[str, Tensor] = {}
         self.dynamic: dict[str, dict[int, Any]] = {}
         self.shapes: dict[str, Shape] = {}
 
     def add(self, name: str, shape: Shape, dtype: str = "float32") -> None:
         """One [batch, *shape]."""
-        sizes = [self.sizes[size] if isinstance(size, str) else size for size in shape]
+        sizes = [number_of(size, self.sizes) for size in shape]
         self.examples[name] = torch.zeros(2, *sizes, dtype=getattr(torch, dtype))
-        named = {place: self.dims[size] for place, size in enumerate(shape, 1) if size in self.dims}
+        named = {}
+        for place, size in enumerate(shape, 1):
+            times, axis = axis_in(str(size))
+            if axis in self.steps:
+                times *= self.axes[axis].step
+                named[place] = self.steps[axis] if times == 1 else times * self.steps[axis]
         # No Dim for the batch: diffusers' upsampling asks whether there are 64 samples, only to copy them.
         self.dynamic[name] = {0: torch.export.Dim.DYNAMIC, **named}
         self.shapes[name] = (BATCH, *shape)
@@ -247,7 +252,8 @@ def name_sizes(exported: ir.Model, inputs: Examples) -> None:
         for place in places:
             assert value.shape is not None
             step, symbol = axis_in(str(value.shape[place]))
-            names[symbol] = step, str(inputs.shapes[name][place])
+            times, axis = axis_in(str(inputs.shapes[name][place]))
+            names[symbol] = step // times, axis
 
     def named(size: ir.SymbolicDim | int) -> ir.SymbolicDim | int | str:
         times, symbol = axis_in(str(size))

@@ -25,7 +25,7 @@ from edge_sampler.export.triton_noise import model_file
 from edge_sampler.runtime.backends.trt import PREFERENCE
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser, add_verify_key
-from edge_sampler.runtime.condition import Shape
+from edge_sampler.runtime.condition import Shape, axis_in
 from edge_sampler.runtime.engine_record import MOST_BATCH, Engine
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import Marker, check_link, writable
@@ -170,7 +170,7 @@ def base_config(bundle: Bundle, name: str, form: Form, feed: Mapping[str, np.nda
 def noise_config(bundle: Bundle, name: str, form: Form) -> Message:
     """Axes with names are sized by the first condition that has them; else they are of their usual size."""
     sized = _sized_by(bundle)
-    sizes = [[sized[one][0], sized[one][1]] if one in sized else _usual(bundle, one) for one in bundle.inputs.shape]
+    sizes = [[*sized[one]] if one in sized else _usual(bundle, one) for one in bundle.inputs.shape]
     shape = tuple(one if one in sized else _usual(bundle, one) for one in bundle.inputs.shape)
     return {
         "name": f"{name}-noise",
@@ -217,19 +217,20 @@ def _plan(engine: Engine) -> str:
     return f"{Path(engine.file).stem}.plan"
 
 
-def _sized_by(bundle: Bundle) -> dict[str, tuple[str, int]]:
-    """For each axis with a name that a condition has: the first such, and which of its axes."""
-    found: dict[str, tuple[str, int]] = {}
+def _sized_by(bundle: Bundle) -> dict[int | str, tuple[str, int, int]]:
+    """For each axis with a name that a condition has: the first such, which of its axes, and how many times it is."""
+    found: dict[int | str, tuple[str, int, int]] = {}
     for name, condition in bundle.inputs.conditions.items():
         for place, size in enumerate(condition.shape):
-            if isinstance(size, str) and size in bundle.inputs.shape:
-                found.setdefault(size, (name, place))
+            times, axis = axis_in(str(size))
+            if axis in bundle.inputs.shape:
+                found.setdefault(axis, (name, place, times))
     return found
 
 
 def _sizing(bundle: Bundle) -> list[str]:
     """Conditions that the noise's shape is read of."""
-    return list(dict.fromkeys(name for name, _ in _sized_by(bundle).values()))
+    return list(dict.fromkeys(name for name, *_ in _sized_by(bundle).values()))
 
 
 def _usual(bundle: Bundle, size: int | str) -> int:

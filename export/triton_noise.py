@@ -23,7 +23,7 @@ BEHIND = '''
 
 class TritonPythonModel:
     def initialize(self, args):
-        """Each size of the noise is a number, or an input and which of its axes."""
+        """Each size of the noise is a number, or an input, which of its axes, and how many times as long that is."""
         self.sizes = json.loads(json.loads(args["model_config"])["parameters"]["shape"]["string_value"])
 
     def execute(self, requests):
@@ -33,7 +33,7 @@ class TritonPythonModel:
         def array(name):
             return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
 
-        shape = [size if isinstance(size, int) else array(size[0]).shape[1 + size[1]] for size in self.sizes]
+        shape = [size if isinstance(size, int) else array(size[0]).shape[1 + size[1]] // size[2] for size in self.sizes]
         try:
             made = unit_noise([int(seed) for seed in array("seeds")[:, 0]], shape)
         except ValueError as error:

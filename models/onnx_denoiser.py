@@ -15,7 +15,7 @@ from edge_sampler.models.probe import check_denoiser
 from edge_sampler.models.spec import ModelSpec, digest
 from edge_sampler.models.zoo import ZOO
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.condition import Axis, Condition
+from edge_sampler.runtime.condition import Axis, Condition, axis_in
 from edge_sampler.runtime.errors import UserError, is_line
 from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.json_file import read_json
@@ -235,9 +235,8 @@ def described(path: Path, graph: OnnxGraph) -> ModelSpec:
             f"{beside}: unknown {surplus[0]} among conditions; the graph has {', '.join(conditions) or 'none'}, and of "
             f"each may be told {', '.join(OF_CONDITION)}"
         )
-    if unused := sorted(
-        set(axes) - {size for known in (shape, *(one.shape for one in conditions.values())) for size in known}
-    ):
+    shapes = (shape, *(one.shape for one in conditions.values()))
+    if unused := sorted(set(axes) - {axis_in(str(size))[1] for known in shapes for size in known}):
         raise UserError(f"{beside}: no shape has the axis {unused[0]!r}; the graph takes {told(graph.inputs)}")
     if not 0 < lowest < highest < math.inf:
         raise UserError(

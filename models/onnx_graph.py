@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from edge_sampler.models.spec import digest
 from edge_sampler.runtime.backends.base import resident_memory
 from edge_sampler.runtime.backends.onnxrt import CPU, CUDA, Session
-from edge_sampler.runtime.condition import Shape
+from edge_sampler.runtime.condition import Shape, axis_in, number_of, sizes_of
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.verified import file_sha256
 
@@ -71,18 +71,16 @@ class OnnxGraph(nn.Module):
 
     def symbol(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What stands for a run in an export: outputs of the right types and sizes."""
-        sizes: dict[int | str, Any] = {
-            axis: size
-            for (_, shape), value in zip(self.inputs.values(), values, strict=True)
-            for axis, size in zip(shape, value.shape, strict=True)
-        }
+        sizes: dict[str, Any] = {}
+        for (_, shape), value in zip(self.inputs.values(), values, strict=True):
+            sizes |= sizes_of(shape, value.shape)
         samples = next(value.shape[0] for value in values if value.dim())
         dtypes, shapes = list[torch.dtype](), list[list[Any]]()
-        for name, (dtype, (_, *shape)) in self.outputs.items():
-            if unknown := [axis for axis in shape if isinstance(axis, str) and axis not in sizes]:
+        for name, (dtype, (_, *made)) in self.outputs.items():
+            if unknown := [axis for axis in made if isinstance(axis, str) and axis_in(axis)[1] not in sizes]:
                 raise UserError(f"{self.path}: the size of {name} along {unknown[0]!r} is none of its inputs'")
             dtypes.append(getattr(torch, dtype))
-            shapes.append([samples, *(sizes.get(axis, axis) for axis in shape)])
+            shapes.append([samples, *(number_of(axis, sizes) for axis in made)])
         stands_for_it = f"{DOMAIN}::{self.op_type}"
         return tuple(torch.onnx.ops.symbolic_multi_out(stands_for_it, values, dtypes=dtypes, shapes=shapes, version=1))
 

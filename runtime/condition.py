@@ -1,7 +1,7 @@
 """A named input of a sampler, and an axis whose size a call chooses."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,12 @@ def axis_in(size: str) -> tuple[int, str]:
     """How many times which axis a size is: ``length`` and ``8*length``."""
     times, _, name = size.rpartition("*")
     return (int(times), name) if re.fullmatch(r"[1-9]\d{0,8}", times, re.ASCII) else (1, size)
+
+
+def sizes_of(shape: Shape, array_shape: Sequence[int]) -> dict[str, int]:
+    """The sizes that an array's shape gives to the names in ``shape``."""
+    named = [(axis_in(name), size) for name, size in zip(shape, array_shape, strict=True) if isinstance(name, str)]
+    return {axis: size // times for (times, axis), size in named}
 
 
 def parse_sizes(text: str) -> tuple[int, int, int]:
@@ -145,7 +151,8 @@ class Condition:
     """A named input that stays the same at every evaluation of one sample.
 
     Args:
-        shape: the shape of one sample's value. A name in it is an axis, with the same size wherever the name occurs.
+        shape: the shape of one sample's value. A name in it is an axis, with the same size wherever the name occurs,
+            and "8*name" eight times its size.
         dtype: float32, int64 or bool.
         null: the value that means "nothing", which guidance needs. It has ``shape``, or broadcasts to it.
         choices: values are whole numbers below this, or ``null``, of which fits draw any; 0: no limit.

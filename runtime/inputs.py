@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,7 +57,7 @@ class Inputs:
             number = isinstance(size, int | np.integer) and not isinstance(size, bool)
             if not (isinstance(size, str) or (number and 1 <= size <= MOST_VALUES)):
                 raise UserError(f"a shape has the size {size!r:.40}; it must be 1 to {MOST_VALUES}, or an axis's name")
-        named = {size for shape in self._shapes() for size in shape if isinstance(size, str)}
+        named = {axis_in(size)[1] for shape in self._shapes() for size in shape if isinstance(size, str)}
         for kind, names, fits in (
             ("an axis", self.axes, str.isidentifier),
             ("a condition", self.conditions, WORDS.fullmatch),
@@ -66,6 +66,8 @@ class Inputs:
                 raise UserError(f"{kind} is called {odd[0]!r:.40}; it must be a word")
             if clash := sorted(filter(is_taken, names)):
                 raise UserError(f"{kind} is called {clash[0]!r}, which is taken: give it another name")
+        if odd := [size for size in self.shape if isinstance(size, str) and axis_in(size)[1] != size]:
+            raise UserError(f"the data's shape has {odd[0]!r}; only conditions and outputs have multiples of an axis")
         if unknown := sorted(named - set(self.axes)):
             raise UserError(f"axis {unknown[0]!r} has no sizes: give its least, usual and largest")
         if clash := sorted({*self.conditions} & {*self.axes}):
@@ -221,7 +223,11 @@ class Inputs:
             raise UserError(f"{name} has shape {list(value.shape)}; {wanted}")
         for size, axis in zip(value.shape[value.ndim - rank :], condition.shape, strict=True):
             if isinstance(axis, str):
-                self._size(axis, size, f"{name} has {size} of {axis}", sizes)
+                times, of = axis_in(axis)
+                if size % times:
+                    raise UserError(f"{name} has {size} of {axis}, which is no multiple of {times}")
+                multiple = f", which is {of} {size // times}" * (times > 1)
+                self._size(of, size // times, f"{name} has {size} of {axis}{multiple}", sizes)
             elif size != axis:
                 raise UserError(f"{name} has shape {list(value.shape)}; {wanted}")
         if value.dtype.kind == "f" and not np.isfinite(value).all():
@@ -289,8 +295,3 @@ def beyond(values: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         held = values.astype(dtype)
     return ~np.isfinite(held) if dtype == "float32" else held != values
-
-
-def sizes_of(shape: Shape, array_shape: Sequence[int]) -> dict[str, int]:
-    """The sizes that an array's shape gives to the names in ``shape``."""
-    return {name: size for name, size in zip(shape, array_shape, strict=True) if isinstance(name, str)}

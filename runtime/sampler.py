@@ -12,8 +12,8 @@ import numpy as np
 from edge_sampler.runtime.backends import choose
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import MOST_NUMBERS
+from edge_sampler.runtime.condition import sizes_of
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import sizes_of
 from edge_sampler.runtime.noise import unit_noise
 
 DEFAULT_BATCH, VALUES = 64, 2**18  # in one run, unless told: samples, and values of their states

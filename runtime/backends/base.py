@@ -9,6 +9,7 @@ import numpy as np
 
 from edge_sampler.runtime import cuda
 from edge_sampler.runtime.bundle import Bundle
+from edge_sampler.runtime.condition import axis_in
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.manifest import MANIFEST
 
@@ -157,7 +158,7 @@ def check_inputs(
 ) -> None:
     """Raises UserError where ``feed`` is not what ``of`` takes: ``wanted`` has each input's dtype and shape.
 
-    A name in a shape, or a size below 1, stands for any size, the same wherever a name stands.
+    A name in a shape, or a size below 1, stands for any size, the same wherever a name stands; 2*name for twice that.
     """
     if set(feed) != set(wanted):
         raise UserError(f"{of} takes {', '.join(sorted(wanted))}, and was given {', '.join(sorted(feed)) or 'nothing'}")
@@ -166,10 +167,11 @@ def check_inputs(
         array = feed[name]
         fits = str(array.dtype) == dtype and array.ndim == len(shape)
         for size, axis in zip(array.shape, shape, strict=False):
-            open_axis = not isinstance(axis, int) or axis < 1
-            fits = fits and size == (
-                sizes.setdefault(axis, size) if isinstance(axis, str) else size if open_axis else axis
-            )
+            if isinstance(axis, str):
+                times, named = axis_in(axis)
+                fits = fits and size == times * sizes.setdefault(named, size // times)
+            else:
+                fits = fits and (size == axis or not isinstance(axis, int) or axis < 1)
         if not fits:
             told = f"{dtype} [{', '.join(map(str, shape))}]"
             raise UserError(f"{of} takes {name} as {told}, and was given {array.dtype} {list(array.shape)}")

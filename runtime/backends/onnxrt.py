@@ -18,9 +18,8 @@ from edge_sampler.runtime import cuda
 from edge_sampler.runtime.backends.base import Backend, Spans, check_declared, check_inputs
 from edge_sampler.runtime.backends.onnxrt_module import INSTALL, library, threads, without_links
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.condition import number_of
+from edge_sampler.runtime.condition import number_of, sizes_of
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import sizes_of
 from edge_sampler.runtime.output import in_utf8
 from edge_sampler.runtime.protobuf import declare_outputs
 from edge_sampler.runtime.verified import weights_beside

@@ -501,9 +501,13 @@ inline Bytes npy(Array const& array) {
 
 constexpr std::int64_t SCHEMA = 3;
 
-struct Size {  // of one axis: a number, or the name of an axis whose size a call chooses
+struct Size {  // of one axis: a number, or so many times the size of an axis with a name, which a call chooses
     std::int64_t number = 0;
     std::string name;
+
+    std::string text() const {
+        return name.empty() ? std::to_string(number) : number == 1 ? name : std::to_string(number) + '*' + name;
+    }
 };
 
 struct Condition {
@@ -533,10 +537,17 @@ struct Bundle {
     std::vector<EngineRecord> engines;
 };
 
+// "length" or "8*length".
+inline Size size_of(std::string const& text) {
+    std::size_t const digits = text.find_first_not_of("0123456789");
+    bool const multiple = 1 <= digits && digits <= 9 && text[0] != '0' && text[digits] == '*';
+    return multiple ? Size{std::stoll(text), text.substr(digits + 1)} : Size{1, text};
+}
+
 inline std::vector<Size> sizes_of(Json const& shape) {
     std::vector<Size> sizes;
     for (Json const& size : shape.of(Json::array).items)
-        sizes.push_back(size.kind == Json::string ? Size{0, size.text} : Size{size.whole(), ""});
+        sizes.push_back(size.kind == Json::string ? size_of(size.text) : Size{size.whole(), ""});
     return sizes;
 }
 
@@ -668,7 +679,7 @@ inline std::string wanted(Condition const& condition) {
     std::ostringstream text;
     text << name_of(condition.type) << " [";
     for (Size const& size : condition.shape)
-        text << (text.str().back() == '[' ? "" : ", ") << (size.name.empty() ? std::to_string(size.number) : size.name);
+        text << (text.str().back() == '[' ? "" : ", ") << size.text();
     text << ']';
     if (condition.limit) text << ", 0 to " << condition.limit - 1;
     bool const inside = condition.null >= 0 && condition.null < static_cast<double>(condition.limit);
@@ -704,9 +715,13 @@ inline Array checked(Bundle const& bundle, std::string const& name, Condition co
     Shape shape{count};
     for (std::size_t axis = 0; axis < rank; ++axis) {
         shape.push_back(given.shape[behind + axis]);
-        if (!condition.shape[axis].name.empty())
-            set_size(bundle, condition.shape[axis].name, shape.back(),
-                     name + " has " + std::to_string(shape.back()) + " of " + condition.shape[axis].name, sizes);
+        Size const& size = condition.shape[axis];
+        if (size.name.empty()) continue;
+        std::string const says = name + " has " + std::to_string(shape.back()) + " of " + size.text();
+        std::string const of = std::to_string(shape.back() / size.number);
+        if (shape.back() % size.number) fail(says, ", which is no multiple of ", size.number);
+        set_size(bundle, size.name, shape.back() / size.number,
+                 size.number > 1 ? says + ", which is " + size.name + " " + of : says, sizes);
     }
     for (double real : given.reals)
         if (!std::isfinite(real)) fail(name, " holds NaN or infinity");

@@ -13,9 +13,8 @@ import numpy as np
 from edge_sampler.runtime.backends import choose
 from edge_sampler.runtime.backends.base import Session
 from edge_sampler.runtime.bundle import Bundle
-from edge_sampler.runtime.condition import Condition
+from edge_sampler.runtime.condition import Condition, sizes_of
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import sizes_of
 from edge_sampler.runtime.noise import SEEDS, unit_noise
 from edge_sampler.runtime.sampler import made_of, usual_batch
 from edge_sampler.runtime.serve.batches import Batches, Row, Start

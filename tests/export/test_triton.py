@@ -141,9 +141,11 @@ def test_its_noise_is_ours(conditional: Path, tmp_path: Path, protocol: Any) -> 
     np.testing.assert_array_equal(answer(folder, sizes, seeds=seeds), unit_noise(seeds[:, 0].tolist(), (3, 16, 16)))
     assert "seed -1 is out of range" in answer(folder, sizes, seeds=np.array([[-1]]))
     assert "edge_sampler" not in (folder / "1" / "model.py").read_text()
-    told = '[["text", 0], 2]'
+    told = '[["text", 0, 1], 2]'
     found = answer(folder, told, seeds=seeds, text=np.zeros((3, 5, 4)))
     np.testing.assert_array_equal(found, unit_noise(seeds[:, 0].tolist(), (5, 2)))
+    found = answer(folder, '[["text", 1, 4], 2]', seeds=seeds, text=np.zeros((3, 5, 12)))
+    np.testing.assert_array_equal(found, unit_noise(seeds[:, 0].tolist(), (3, 2)))
 
 
 def test_axes_are_sized_by_conditions(protocol: Any, copy: Path, tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_axes_are_sized_by_conditions(protocol: Any, copy: Path, tmp_path: Path)
     assert [list(tensor.dims) for tensor in base.output] == [[-1, -1]]
     assert [tensor.name for tensor in noise.input] == ["seeds", "mask"]
     assert list(noise.output[0].dims) == [-1, 5]
-    assert json.loads(noise.parameters["shape"].string_value) == [["mask", 0], 5]  # no condition tells the width
+    assert json.loads(noise.parameters["shape"].string_value) == [["mask", 0, 1], 5]  # no condition tells the width
     assert [tensor.name for tensor in seeds.input] == ["seeds", "mask", "speaker"]
 
 

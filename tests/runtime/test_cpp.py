@@ -180,6 +180,21 @@ def test_sizes_come_in_steps(arms: Path, tmp_path: Path, example: Run) -> None:
     refused(example(arms, "--condition", "goal=1,2,3,4", *told, "--force"), "an axis has a step of 0")
 
 
+def test_a_condition_may_have_several_values_for_each_place(arms: Path, tmp_path: Path, example: Run) -> None:
+    inputs = json.loads((arms / "manifest.json").read_text())["inputs"]
+    inputs["conditions"]["joint"]["shape"] = ["2*length"]
+    change(arms, inputs=inputs | {"axes": {"length": [1, 4, 8]}})
+    np.save(tmp_path / "goal.npy", np.ones(1, np.float32))
+    told = ("--condition", f"goal={tmp_path / 'goal.npy'}", "--condition", "still=true", "--seeds", "0")
+    out = ("--out", tmp_path / "made.npy", "--force", "--condition")
+    assert example(arms, *told, *out, "joint=1,2").returncode == 0
+    refused(example(arms, *told, *out, "joint=1,2,3"), "joint has 3 of 2*length, which is no multiple of 2")
+    wrong = "joint has 4 of 2*length, which is length 2, and another condition has 1"
+    refused(example(arms, *told, *out, "joint=1,2,3,4"), wrong)
+    change(arms, inputs=inputs | {"axes": {"width": [1, 4, 8]}, "shape": [3]})
+    refused(example(arms, *told, *out, "joint=1,2"), "a shape is damaged")
+
+
 def test_a_sampler_is_used_again(arms: Path, tmp_path: Path, example: Run) -> None:
     program = Path(example("--help").args[0]).with_name("twice")
     result = example(arms, tmp_path, program=program, FAKE_NVINFER_BATCH="2:2")

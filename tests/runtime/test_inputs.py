@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sampler.runtime.condition import Axis, Condition, class_labels, parse_sizes
+from edge_sampler.runtime.condition import Axis, Condition, class_labels, parse_sizes, sizes_of
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import MOST_VALUES, Inputs, Output, sizes_of
+from edge_sampler.runtime.inputs import MOST_VALUES, Inputs, Output
 from edge_sampler.runtime.text import Text
 
 TEXT = Text("tokenizer.json", "")
@@ -83,6 +83,26 @@ def test_an_axis_may_have_a_step() -> None:
     assert "in steps" not in str(Axis(1, 2, 3))
     assert Axis.read((np.int64(8), 16, 64, np.int32(8))) == inputs.axes["height"]
     assert Axis.read([1, 2, 3]).record() == [1, 2, 3]
+
+
+def test_a_condition_may_have_several_values_for_each_place() -> None:
+    conditions = {"image": Condition((3, "8*height")), "mask": Condition(("height",), "bool")}
+    inputs = Inputs((4, "height"), conditions, {"height": Axis(4, 8, 16, 4)})
+    assert Inputs.read(inputs.record()) == inputs
+    mask = np.ones(12, bool)
+    assert inputs.check({"image": np.zeros((3, 96)), "mask": mask}, 1)[1] == {"height": 12}
+    for size, message in (
+        (90, r"image has 90 of 8\*height, which is no multiple of 8"),
+        (160, r"image has 160 of 8\*height, which is height 20; this sampler takes 4 to 16 in steps of 4"),
+        (64, "mask has 12 of height, and another condition has 8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            inputs.check({"image": np.zeros((3, size)), "mask": mask}, 1)
+    assert sizes_of((3, "8*height"), (3, 96)) == {"height": 12}
+    with pytest.raises(UserError, match=r"axis 'width' has no sizes"):
+        Inputs((4, "height"), {"image": Condition(("8*width",))}, inputs.axes)
+    with pytest.raises(UserError, match=r"the data's shape has '2\*height'; only conditions and outputs"):
+        Inputs((4, "2*height"), {}, inputs.axes)
 
 
 def test_an_axis_that_no_condition_sizes_is_given_by_its_name_or_usual() -> None:

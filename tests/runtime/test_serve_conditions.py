@@ -31,7 +31,8 @@ class Voice(torch.nn.Module):
         self.words = torch.nn.Embedding(len(WORDS), 2)
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor, prompt: torch.Tensor, loud: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(x / (1 + sigma[:, None, None]) + self.words(prompt).mean(1)[:, None]) * loud[..., None]
+        told = self.words.weight[prompt].mean(1)  # rows that an export does not count, as it does those of self.words()
+        return torch.tanh(x / (1 + sigma[:, None, None]) + told[:, None]) * loud[..., None]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_text_is_bytes_and_ids_are_int64(voice: Path, served: Served) -> None:
 
 
 def test_a_request_that_fails_in_the_run_fails_alone(voice: Path, served: Served) -> None:
-    """A word that the tokenizer has and the network has not, which nothing can tell before."""
+    """A word that the tokenizer has and the network has not, which nothing tells before."""
     fine = [request(seed, "a blue star", 4) for seed in (1, 2)]
     bad = request(3, "moon", 4)
     before = len(served.gate.runs)

@@ -180,6 +180,11 @@ def arrays(**change: Any) -> dict[str, np.ndarray]:
 def test_what_a_graph_takes_is_asked_for() -> None:
     check_inputs(SHAPES, arrays(), "it")
     check_inputs(SHAPES, arrays(free=np.zeros((1, 1, 1), np.int64)), "it")
+    twice = {**SHAPES, "more": ("float64", ("2*T",))}
+    check_inputs(twice, arrays(more=np.zeros(10)), "it")
+    for size in (8, 11):
+        with pytest.raises(UserError, match=r"it takes more as float64 \[2\*T\]"):
+            check_inputs(twice, arrays(more=np.zeros(size)), "it")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from edge_sampler.calibration.trace import trace
 from edge_sampler.calibration.views import viewer
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
-from edge_sampler.models.spec import check_alike
+from edge_sampler.models.spec import ModelSpec, check_alike
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport
 from edge_sampler.runtime.plan import Plan, sample
@@ -86,8 +86,16 @@ def task_of(model: Denoiser, settings: Settings) -> Task:
         [find(name) for name in (AUTO if auto else [settings.solver])],
         settings.schedule or (CHOSEN if auto else model.spec.schedule),
         settings.fit_target or ("global" if auto else "local"),
-        auto and not model.spec.inputs.conditions if settings.afs is None else settings.afs,
+        afs_of(model.spec, settings),
     )
+
+
+def afs_of(spec: ModelSpec, settings: Settings) -> bool:
+    """Whether the first step is analytical. Raises UserError for data whose size a call chooses: a mean has one."""
+    if settings.afs and spec.varies:
+        raise UserError(f"afs takes one mean for all data, and {spec.title}'s are of several sizes: leave it out")
+    one_mean = not spec.inputs.conditions and not spec.varies
+    return settings.solver == "auto" and one_mean if settings.afs is None else settings.afs
 
 
 def calibrate(

@@ -20,6 +20,7 @@ from edge_sampler.export.reference import write_reference
 from edge_sampler.export.report_page import REPORT, report_page
 from edge_sampler.export.save import INLINE_LIMIT, Beside, save_checked, weights_size
 from edge_sampler.export.sign import Signer
+from edge_sampler.export.sizes import check_sizes
 from edge_sampler.export.unroll import unroll
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.mapped import page_out
@@ -108,7 +109,7 @@ def export_graphs(model: Denoiser) -> Graphs:
         The graphs, for ``export_bundle``.
 
     Raises:
-        UserError: for a network that cannot become a graph.
+        UserError: for a network that cannot become a graph, and for one whose graph is wrong at a size of a named axis.
 
     Examples:
         >>> from edge_sampler.export.assemble import export_graphs
@@ -118,10 +119,11 @@ def export_graphs(model: Denoiser) -> Graphs:
     device = model.device
     model.cpu()
     denoiser, encoder, decoder = export_denoiser(model), export_encoder(model), export_decoder(model)
-    model.to(device)
     for graph in (denoiser, encoder, decoder):
         if graph is not None:
             simplify(graph)
+    check_sizes(model, denoiser, encoder, decoder)
+    model.to(device)
     return Graphs(model.spec, denoiser, encoder, decoder)
 
 

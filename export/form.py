@@ -55,6 +55,10 @@ def check_fit(model: Denoiser, plan: Plan) -> None:
             f"the plan was fitted to {report.model}, fingerprint {report.fingerprint[:12]}, and this is {spec.title}, "
             f"fingerprint {spec.fingerprint[:12]}: fit it again"
         )
+    if plan.afs and spec.varies:
+        raise UserError(
+            f"the plan has a mean of {np.shape(plan.mean)}, and {spec.title} takes data of several sizes: fit it again"
+        )
     if plan.afs and np.shape(plan.mean) != spec.shape:
         raise UserError(f"the plan has a mean of {np.shape(plan.mean)} for data of {spec.shape}: fit it again")
     if max(plan.sigmas) > spec.sigma_max * 1.001 or (not report and min(plan.sigmas) < spec.sigma_min * 0.999):

@@ -11,6 +11,8 @@ from edge_sampler.export.initializer import initializer, reshaped
 
 UNIT_EPSILON = 2.0**-16  # of a variance of 1, exactly, and no less than cuDNN takes
 
+SINGLE_ONLY = ("Conv", "ConvTranspose", "GroupNormalization", "InstanceNormalization")  # ONNX Runtime has no double
+
 
 def lower_group_norm(model: ir.Model) -> None:
     """GroupNormalization → Reshape, LayerNormalization, Reshape, BatchNormalization, in place.
@@ -108,11 +110,11 @@ def _computed_sizes(value: ir.Value | None, of: ir.Value, sizes: list[int]) -> l
 def compute_in_single_precision(graph: ir.Graph) -> None:
     """float64 → float32, in place, but in what the noise level alone decides: ONNX Runtime has no such convolutions.
 
-    What is computed of the noise level, once, at export, stays as exact as the network has it.
+    What is computed of the noise level, once, at export, stays as exact as the network has it up to the first of these.
     """
     varying = {value for value in graph.inputs if value.name != "sigma"}
     for node in list(graph):
-        if not any(value in varying for value in node.inputs):
+        if node.op_type not in SINGLE_ONLY and not any(value in varying for value in node.inputs):
             continue
         varying.update(node.outputs)
         for index, value in enumerate(node.inputs):

@@ -15,6 +15,7 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
 from torch import Tensor, nn
 
+from edge_sampler.export.exact import exact_constants, make_exact
 from edge_sampler.export.ids import note, rows_of
 from edge_sampler.export.inline import inline
 from edge_sampler.export.lower import compute_in_single_precision
@@ -153,13 +154,13 @@ def export(
     """One PyTorch export. ``dynamic`` are ``inputs.dynamic`` as the module's arguments nest them."""
     if taken := sorted(set(inputs.examples) & set(outputs)):
         raise UserError(f"{who} takes a condition called {taken[0]!r}, as what it makes is: give it another name")
-    with warnings.catch_warnings(), silence(), quiet_logs("torch"), attention_joined(module):
+    with warnings.catch_warnings(), silence(), quiet_logs("torch"), attention_joined(module), exact_constants():
         warnings.simplefilter("ignore")
         examples = tuple(inputs.examples.values())
         try:
             captured = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
-            drop_idle_squeezes(captured.graph)
             rows = rows_of(captured)
+            make_exact(captured)
             program = torch.onnx.export(
                 captured,
                 input_names=list(inputs.examples),
@@ -180,6 +181,12 @@ def export(
         for value in node.outputs:
             if value.name in inputs.examples:  # the exporter has named it so
                 value.name = f"{value.name}@"
+    for node in exported.graph:
+        if any(isinstance(value.type, ir.SequenceType) for value in node.outputs):
+            raise UserError(
+                f"{who} makes lists of tensors ({node.op_type}), which no graph of a sampler holds: in place of "
+                "torch.nn.EmbeddingBag, let it look ids up with torch.nn.Embedding and take their mean"
+            )
     for value in exported.graph.outputs:
         if value.shape is None or str(value.shape[0]) != BATCH:
             raise UserError(fixed_batch(who))
@@ -195,16 +202,6 @@ def export(
     exported.graph.name = "denoiser"
     exported.producer_name, exported.producer_version = "edge-sampler", None
     return exported
-
-
-def drop_idle_squeezes(graph: torch.fx.Graph) -> None:
-    """PyTorch leaves an axis alone that is not of size 1; the Squeeze that it exports would not."""
-    for node in list(graph.nodes):
-        if node.target is torch.ops.aten.squeeze.dim:
-            size = node.args[0].meta["val"].shape[node.args[1]]
-            if isinstance(size, int) and size != 1 and all(user.op != "output" for user in node.users):
-                node.replace_all_uses_with(node.args[0])
-                graph.erase_node(node)
 
 
 def fixed_batch(who: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edge_sampler.export.canvas import OUTPUTS, Canvas, Ends, Values
+from edge_sampler.export.initializer import initializer
 from edge_sampler.export.split import split_joined
 from edge_sampler.export.take_apart import CONSTANT, Parts, sources, take_apart
 from edge_sampler.runtime.plan import Plan, sample
@@ -125,12 +126,13 @@ def add_shifts_to_biases(graph: ir.Graph) -> None:
             ones = [1] * (len(weight.shape) - 2)
             if shift.shape != (1, weight.shape[0], *ones):
                 continue
-            bias = ir.node("Squeeze", [shift])
-            bias.outputs[0].name = f"{convolved.name}_shift"  # by what it joins: one shift may join several
+            others = initializer(graph, f"all_of_{len(ones) + 2}_but_1", np.array([0, *range(2, len(ones) + 2)]))
+            bias = ir.node("Squeeze", [shift, others])
+            bias.outputs[0].name = f"{node.outputs[0].name}_shift"  # by their sum: one shift may join several
             graph.insert_before(convolution, bias)
             if len(convolution.inputs) == 3:  # the exporter leaves out a bias of zeros
                 bias = ir.node("Add", [convolution.inputs[2], bias.outputs[0]])
-                bias.outputs[0].name = f"{convolved.name}_bias"
+                bias.outputs[0].name = f"{node.outputs[0].name}_bias"
                 graph.insert_before(convolution, bias)
             convolution.resize_inputs(3)
             convolution.replace_input_with(2, bias.outputs[0])

@@ -72,6 +72,12 @@ class ModelSpec:
         return self.inputs.sized()
 
     @property
+    def varies(self) -> bool:
+        """Whether a call may choose a size of the data."""
+        named = [self.inputs.axes[size] for size in self.inputs.shape if isinstance(size, str)]
+        return any(axis.least < axis.largest for axis in named)
+
+    @property
     def classes(self) -> int:
         """How many classes the caller may name; 0: none."""
         condition = self.inputs.conditions.get(CLASSES)

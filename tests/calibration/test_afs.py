@@ -12,10 +12,13 @@ from edge_sampler.calibration.evaluate.noise_sets import to_fit
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.calibration.settings import Settings
+from edge_sampler.export.form import check_fit
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.own import adapt
 from edge_sampler.models.progress import silent
-from edge_sampler.runtime.plan import sample
+from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan, sample
 from tests.calibration.toys import of_classes
 
 
@@ -42,6 +45,23 @@ def test_auto_uses_it_where_one_mean_serves_every_image() -> None:
     plans = [calibrate(model, settings) for model in (several, conditioned(several, 1))]
     assert [plan.solver.endswith("-afs") for plan in plans] == [False, True]
     assert calibrate(several, replace(settings, afs=True)).solver.endswith("-afs")
+
+
+class Shrinks(torch.nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x.tanh()
+
+
+def test_data_of_several_sizes_have_no_mean() -> None:
+    model = adapt(Shrinks(), ("length", 2), axes={"length": (2, 4, 8)})
+    settings = Settings(2, schedule="edm", fit_batch=8, heldout=4)
+    assert not calibrate(model, settings).afs
+    with pytest.raises(UserError, match="afs takes one mean for all data, and Shrinks's are of several sizes"):
+        calibrate(model, replace(settings, afs=True))
+    with pytest.raises(UserError, match=r"has a mean of \(4, 2\), and Shrinks takes data of several sizes"):
+        check_fit(model, Plan("ddim-afs", (1.0,), ((1.0, 0.0), (0.0, 0.0, 1.0)), mean=((0.0, 0.0),) * 4))
+    one_size = adapt(Shrinks(), ("length", 2), axes={"length": (4, 4, 4)})
+    assert calibrate(one_size, settings).afs
 
 
 def test_the_network_is_called_as_often_as_nfe_says(mixture: Denoiser) -> None:

@@ -51,6 +51,32 @@ class Blind(Net):
         return self.last(torch.relu(self.first(x)))
 
 
+class TwoShifts(Net):
+    """Both become part of one convolution's bias."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        embedded, level = self.embedding(t)[..., None, None], t.sin()[:, None, None, None]
+        return self.last(torch.relu(self.first(x) + embedded + level * torch.ones(1, 8, 1, 1)))
+
+
+class OneChannel(nn.Conv2d):
+    def __init__(self) -> None:
+        super().__init__(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x) + t[:, None, None, None]
+
+
+class DoubleConvolution(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.level, self.norm = nn.Conv1d(1, 2, 3, padding=1).double(), nn.GroupNorm(2, 2).double()
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        told = self.norm(self.level(t.double()[:, None, None] * torch.arange(4).double()))
+        return 0.5 * x + told.sin().mean((1, 2))[:, None, None, None].float()
+
+
 class BesideAnImage(nn.Module):
     """Super-resolution and the like: the image's channels stand beside the noise's."""
 
@@ -65,6 +91,9 @@ class BesideAnImage(nn.Module):
 IMAGE = CONDITION((2, 8, 8), null=0.0)
 CASES: dict[str, Any] = {
     "double inside": (lambda: Double(3, 3), (3, 8, 8), {}),
+    "double convolutions": (DoubleConvolution, (1, 8, 8), {}),
+    "two shifts": (lambda: TwoShifts(1, 1), (1, 8, 8), {}),
+    "one channel": (OneChannel, (1, 8, 8), {}),
     "double to the end": (lambda: DoubleToTheEnd(3, 3), (3, 8, 8), {}),
     "not told the noise level": (lambda: Blind(1, 1), (1, 8, 8), {}),
     "a sequence": (lambda: Net(7, 7, rank=1), (7, 16), {}),
@@ -99,6 +128,15 @@ class Deciding(Net):
         return x if x.isnan().any().item() else super().forward(x, t)
 
 
+class Bag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(7, 8)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x + self.bag((x * 0).long()[:, 0, 0])[:, None, None]
+
+
 class FixesTheLength(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -113,6 +151,7 @@ class FixesTheLength(nn.Module):
     [
         (lambda: Deciding(1, 1), (1, 8, 8), "decides by the values of its input"),
         (lambda: FixesTheLength(), ("length", 4), "length"),
+        (Bag, (1, 8, 8), r"Bag makes lists of tensors \(SequenceEmpty\).*let it look ids up with torch.nn.Embedding"),
     ],
 )
 def test_what_no_graph_can_hold_is_one_line(make: object, shape: tuple[int | str, ...], message: str) -> None:

@@ -98,8 +98,8 @@ def test_a_condition_stays_what_it_is(name: str, tmp_path: Path) -> None:
 
 def test_equal_levels_share_their_biases() -> None:
     drawn = unroll(denoiser(KINDS["a shift"][0]), PLANS["plain"])
-    biases = [name for name in drawn.graph.initializers if name.startswith("c_bias@")]
-    assert sorted(biases) == ["c_bias@1.0", "c_bias@4.0"]
+    biases = [name for name in drawn.graph.initializers if name.startswith("s_bias@")]
+    assert sorted(biases) == ["s_bias@1.0", "s_bias@4.0"]
 
 
 def test_a_graph_is_left_in_order_and_another_is_left_alone() -> None:

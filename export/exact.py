@@ -1,0 +1,77 @@
+"""Where PyTorch's exporter writes something else than PyTorch computes: a captured program is changed before."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+from onnxscript.rewriter._pattern_ir import Constant
+from torch.export import ExportedProgram
+
+ATEN = torch.ops.aten
+
+
+@contextmanager
+def exact_constants() -> Iterator[None]:
+    """The exporter's patterns take 1e-8 for the 0 of x + 0, and 1.00001 for the 1 of x * 1; here they match exactly."""
+    none = property(lambda _: 0.0, lambda _, value: None)
+    with patch.multiple(Constant, _rel_tol=none, _abs_tol=none, create=True):
+        yield
+
+
+def make_exact(program: ExportedProgram) -> None:
+    """Changes a program in place, to one whose export computes what PyTorch does."""
+    inputs = set(program.graph_signature.user_inputs)
+    for node in list(program.graph.nodes):
+        if node.target is ATEN.squeeze.dim:
+            drop_if_idle(node)
+        elif node.target is ATEN.scaled_dot_product_attention.default:
+            zero_what_sees_nothing(node, inputs)
+        elif node.target is ATEN.log_sigmoid.default:
+            compute_stably(node)
+
+
+def drop_if_idle(node: torch.fx.Node) -> None:
+    """PyTorch leaves an axis alone that is not of size 1; the Squeeze that it exports would not."""
+    size = node.args[0].meta["val"].shape[node.args[1]]  # type: ignore[union-attr]
+    if isinstance(size, int) and size != 1 and all(user.op != "output" for user in node.users):
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        node.graph.erase_node(node)
+
+
+def zero_what_sees_nothing(node: torch.fx.Node, inputs: set[str]) -> None:
+    """Attention whose mask hides all keys is 0 in PyTorch; the graph's would be the mean of what is hidden.
+
+    Only masks that depend on an input can: a causal one hides no row.
+    """
+    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    if not isinstance(mask, torch.fx.Node) or mask.meta["val"].dtype != torch.bool or not depends(mask, inputs):
+        return
+    with node.graph.inserting_after(node):
+        sees = node.graph.call_function(ATEN.any.dim, (mask, -1, True))
+    with node.graph.inserting_after(sees):
+        shown = node.graph.call_function(ATEN.where.ScalarOther, (sees, node, 0.0))
+    node.replace_all_uses_with(shown, delete_user_cb=lambda user: user is not shown)
+
+
+def depends(node: torch.fx.Node, inputs: set[str]) -> bool:
+    """Whether a value depends on one of these inputs."""
+    seen, open_ends = {node}, [node]
+    while open_ends:
+        one = open_ends.pop()
+        if one.name in inputs:
+            return True
+        new = set(one.all_input_nodes) - seen
+        seen |= new
+        open_ends += new
+    return False
+
+
+def compute_stably(node: torch.fx.Node) -> None:
+    """log(sigmoid(x)) as -softplus(-x): ONNX Runtime's sigmoid is 0 from -18 down."""
+    with node.graph.inserting_before(node):
+        turned = node.graph.call_function(ATEN.neg.default, (node.args[0],))
+        softplus = node.graph.call_function(ATEN.softplus.default, (turned,))
+        stable = node.graph.call_function(ATEN.neg.default, (softplus,))
+    node.replace_all_uses_with(stable)
+    node.graph.erase_node(node)

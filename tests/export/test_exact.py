@@ -1,0 +1,87 @@
+"""What PyTorch's exporter would write otherwise than PyTorch computes."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import edge_sampler
+from edge_sampler.export.network_graph import export_denoiser
+from edge_sampler.export.save import save_checked
+from edge_sampler.runtime.backends.onnxrt import Session
+from edge_sampler.runtime.scratch import scratch
+
+Told = Callable[[Tensor], Tensor]
+PARTS: dict[str, Told] = {
+    "a small sum": lambda c: c / (c.abs() + 1e-8),
+    "a small difference": lambda c: c / (c.abs() - -1e-10),
+    "nearly once": lambda c: (c * 1.000005 - c) * 1e5,
+    "nearly undivided": lambda c: (c / 1.000005 - c) * 1e5,
+    "a norm": lambda c: functional.rms_norm(c, (2,), eps=1e-12),
+    "log of a sigmoid": functional.logsigmoid,
+}
+
+
+class Adds(nn.Module):
+    def __init__(self, part: Told) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor, t: Tensor, told: Tensor) -> Tensor:
+        return x + self.part(told)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_rarely_matters_is_computed_too(name: str) -> None:
+    told = torch.tensor([[0.0, 0.0], [1e-5, 2e-5], [-30.0, 5.0], [-15.0, 1.0]])
+    condition = {"told": edge_sampler.Condition((2,))}
+    model = edge_sampler.adapt(Adds(PARTS[name]), (2,), "FlowPrecond", conditions=condition)
+    expected = model(torch.zeros(4, 2), 1.0, told=told)
+    assert expected.isfinite().all()
+    found = answer(model, told=told.numpy())
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-6)
+
+
+class Attends(nn.Module):
+    def __init__(self, causal: bool = False) -> None:
+        super().__init__()
+        self.causal = causal
+
+    def forward(self, x: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+        shown = torch.ones(3, 3, dtype=torch.bool).tril() if self.causal else mask[:, None, None]
+        heads = x[:, None]
+        return 0.5 * x + functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=shown)[:, 0]
+
+
+def test_attention_that_sees_nothing_is_zero() -> None:
+    """As of a prompt of no words, for guidance."""
+    told = torch.tensor([[True, True, False], [False, False, False], [True, True, True], [False, False, True]])
+    model = edge_sampler.adapt(
+        Attends(), (3, 2), "FlowPrecond", conditions={"mask": edge_sampler.Condition((3,), "bool")}
+    )
+    found = answer(model, mask=told.numpy())
+    np.testing.assert_allclose(found, model(noise(model), 1.0, mask=told).numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("causal", "nodes"), [(False, 1), (True, 0)])
+def test_only_a_mask_of_the_caller_can_hide_everything(causal: bool, nodes: int) -> None:
+    conditions = {"mask": edge_sampler.Condition((3,), "bool")}
+    graph = export_denoiser(edge_sampler.adapt(Attends(causal), (3, 2), "FlowPrecond", conditions=conditions)).graph
+    reduced = [node for node in graph if node.op_type in ("ReduceMax", "ReduceSum")]
+    assert len(reduced) == nodes, [node.op_type for node in graph]
+
+
+def noise(model: edge_sampler.Denoiser) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(0).normal(size=(4, *model.spec.shape)).astype(np.float32))
+
+
+def answer(model: edge_sampler.Denoiser, **told: np.ndarray) -> np.ndarray:
+    """The graph's, of noise, or of zeros where that is all that the network is told besides."""
+    x = noise(model).numpy() if "mask" in told else np.zeros((4, *model.spec.shape), np.float32)
+    with scratch() as folder:
+        save_checked(export_denoiser(model), folder / "denoiser.onnx")
+        with Session(folder / "denoiser.onnx") as session:
+            return session.run({"x": x, "sigma": np.array(1, np.float32), **told})["denoised"]

@@ -21,6 +21,7 @@ from edge_sampler.calibration.solvers.base import Scheme, Solver
 from edge_sampler.calibration.trace import trace
 from edge_sampler.calibration.views import viewer
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.own import check_unchanged
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.models.spec import ModelSpec, check_alike
 from edge_sampler.runtime.errors import UserError
@@ -131,6 +132,7 @@ def fitted(
     view = viewer(settings.refine_on, model)  # says at once what cannot be
     if towards is not None:
         check_alike(model.spec, towards.spec)
+    check_unchanged(model)
     task = task_of(model, settings)
     solvers, schedule, target, afs = task.solvers, task.schedule, task.target, task.afs
     if not task.evaluates:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from edge_sampler.calibration.judge import Judgement
@@ -24,6 +25,7 @@ from edge_sampler.export.sizes import check_sizes
 from edge_sampler.export.unroll import unroll
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.mapped import page_out
+from edge_sampler.models.probe import FEW_BITS
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.models.spec import ModelSpec
 from edge_sampler.runtime.bundle import Bundle
@@ -245,10 +247,21 @@ def without_unused(model: ir.Model) -> ir.Model:
 
 
 def write_samples(bundle: Bundle, count: int) -> None:
-    """samples.png, made by sampler.onnx in ONNX Runtime with the bundle's examples of conditions."""
+    """samples.png, made by sampler.onnx in ONNX Runtime with the bundle's examples of conditions.
+
+    Raises UserError where the first sample alone is another one.
+    """
+    examples = bundle.examples(count)
     with Sampler(bundle, CPU) as sampler:
         batch = min(16, usual_batch(bundle.inputs.sized()))
-        made = sampler.sample(range(count), batch, 1.0, **bundle.examples(count))
+        made = sampler.sample(range(count), batch, 1.0, **examples)
+        alone = sampler.sample([0], 1, 1.0, **{name: values[:1] for name, values in examples.items()})
+    together, alone = made[0].astype(float), alone[0].astype(float)
+    if np.abs(alone - together).max() > max(FEW_BITS * np.abs(alone).max(), bundle.dtype == "uint8"):
+        raise UserError(
+            f"{bundle.manifest['model']['name']} makes another sample of a seed alone than beside others: at no noise "
+            "level may an answer depend on the other samples of a batch"
+        )
     draw(made, bundle, bundle.folder / "samples.png")
 
 

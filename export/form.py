@@ -6,6 +6,7 @@ import numpy as np
 
 from edge_sampler.export.canvas import OUTPUTS
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.own import check_unchanged
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Output
 from edge_sampler.runtime.plan import Plan
@@ -49,6 +50,7 @@ class Form:
 
 def check_fit(model: Denoiser, plan: Plan) -> None:
     """Raises UserError where the plan was fitted to another model, or its mean is of other data."""
+    check_unchanged(model)
     spec, report = model.spec, plan.report
     if report and report.fingerprint != spec.fingerprint:
         raise UserError(

@@ -217,7 +217,10 @@ def reason(error: Exception, who: str, axes: Mapping[str, Axis]) -> str:
     for fixed, size in FIXED.findall(said):
         if fixed not in axes:
             return fixed_batch(who)
-        return f"{who} fixes {fixed} to {size}, though it is to be {axes[fixed]}: let its forward use x.shape"
+        return (
+            f"{who} fixes {fixed} to {size}, though it is to be {axes[fixed]}: let its forward use x.shape, and no "
+            "operator whose export fixes a size, such as torch.nn.GRU and max_pool1d"
+        )
     if "Constraints violated" in said:
         wanted = ", ".join(f"{name} {axis}" for name, axis in axes.items())
         takes = "; ".join(SUGGESTED.findall(said)) or said.splitlines()[1].strip(" -")

@@ -212,6 +212,7 @@ class Preconditioned(Denoiser):
     def __init__(self, network: nn.Module, preconditioning: Preconditioning, inputs: Inputs) -> None:
         super().__init__()
         self.model, self.preconditioning, self.inputs = network, preconditioning, inputs
+        self.seen_weights = ""  # of a user's network: a hash of those that ``adapt`` saw
         condition = inputs.conditions.get(CLASSES)
         self.classes = condition.choices if condition else 0
 

@@ -14,6 +14,7 @@ from edge_sampler.models.checkpoint import weights_sha256
 from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned
 from edge_sampler.models.precond import PRECONDITIONINGS, Preconditioning
 from edge_sampler.models.probe import check_denoiser, probe, try_extremes
+from edge_sampler.models.source_code import code_of
 from edge_sampler.models.spec import digest
 from edge_sampler.runtime.condition import Axis, Condition, class_labels
 from edge_sampler.runtime.errors import UserError, is_line
@@ -147,7 +148,8 @@ def adapt(
         made = replace(made, name="images")
     weights = weights_sha256(model.state_dict())
     nulls = {key: np.asarray(one.null).tolist() for key, one in inputs.conditions.items()}
-    facts = [f"{type(network).__module__}.{type(network).__qualname__}", precond, arguments, nulls, numbers_of(network)]
+    called = f"{type(network).__module__}.{type(network).__qualname__}"
+    facts = [called, code_of(network), precond, arguments, nulls, numbers_of(network)]
     model.describe(name, licence, weights, facts, output=decoder.output if decoder else made)
     if encoder:
         unknown = sorted(set(encoder.makes) - set(inputs.conditions))
@@ -164,7 +166,22 @@ def adapt(
     answers = probe(model)
     stages = [weights_sha256(stage.state_dict()) for stage in (model.encoder, model.decoder) if stage is not None]
     model.spec = replace(model.spec, architecture=digest([*facts, answers, stages]))
+    model.seen_weights = fractional_weights(model)
     return model
+
+
+def fractional_weights(model: nn.Module) -> str:
+    """A hash of them, without whole numbers: many networks count in those."""
+    return weights_sha256({name: value for name, value in model.state_dict().items() if value.is_floating_point()})
+
+
+def check_unchanged(model: Denoiser) -> None:
+    """Raises UserError where a network got other weights than ``adapt`` saw: its fingerprint is still of those."""
+    for part in model.modules():
+        if isinstance(part, Preconditioned) and part.seen_weights not in ("", fractional_weights(part)):
+            raise UserError(
+                f"{model.spec.name} has other weights than edge_sampler.adapt saw: load them before, and adapt it again"
+            )
 
 
 def numbers_of(network: nn.Module) -> dict[str, list[float]]:

@@ -245,3 +245,19 @@ def test_ranges_and_errors_are_of_other_examples(tmp_path: Path) -> None:
     known = {row.astype(np.float32).tobytes() for row in images}
     assert every <= known
     assert bundle.examples(4)["image"].tobytes() == bundle.reference()["input_image"].tobytes()
+
+
+class Centred(nn.Module):
+    """Samples change each other, but only at levels that no check asks for."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        between = ((t > 0.05) & (t < 0.55)).float().reshape(-1, 1)
+        return 0.9 * x - between * x.mean(0)
+
+
+def test_samples_that_change_each_other_are_found_when_they_are_made(tmp_path: Path) -> None:
+    model = edge_sampler.adapt(Centred(), (4,), "EDMPrecond")
+    plan = edge_sampler.fit(model, edge_sampler.Settings(6, "ddim", schedule="edm"))
+    with pytest.raises(UserError, match="Centred makes another sample of a seed alone than beside others"):
+        edge_sampler.export_bundle(model, plan, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()

@@ -1,6 +1,8 @@
 """Whatever changes a model's answers changes its fingerprint; what does not, does not."""
 
+import linecache
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from edge_sampler.calibration.evaluate.noise_sets import to_fit
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.source_code import code_of
 from tests.calibration.toys import calls_of
 
 CONDITION, IMAGES = edge_sampler.Condition, edge_sampler.Output("images", (1, 8, 8))
@@ -242,3 +245,52 @@ def test_a_number_in_a_network_is_part_of_it() -> None:
     assert len({models.adapt(network, (4,)).spec.fingerprint for network in networks}) == 4
     same = [models.adapt(network, (4,)) for network in (Factor(0.5), Factor(0.5, calls=3))]
     assert same[0].spec.fingerprint == same[1].spec.fingerprint
+
+
+MIDDLING = """
+import torch, edge_sampler
+
+class Middling(torch.nn.Module):
+    def forward(self, x, t):
+        return 0.3 * x * torch.where((t > 0.4) & (t < 0.6), 1, 2)[:, None]
+
+def make():
+    return edge_sampler.adapt(Middling(), (4,), "EDMPrecond")
+"""
+
+
+def test_another_code_is_another_network(tmp_path: Path) -> None:
+    """Though no answer that was asked for tells; a comment does nothing."""
+    found = []
+    for number, text in enumerate(
+        (
+            MIDDLING,
+            MIDDLING.replace("2)[", "2)  [").replace("return 0", "# as before\n\n        return 0"),
+            MIDDLING.replace("1, 2)", "3, 2)"),
+            MIDDLING.replace("0.3", "0.30001"),
+        )
+    ):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}" / "mine.py").write_text(text)
+        linecache.clearcache()
+        found.append(models.load(f"{tmp_path}/{number}/mine.py:make").spec.fingerprint)
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+    assert code_of(nn.Linear(1, 1)) == code_of(nn.Tanh())  # of libraries
+
+
+def test_weights_that_came_later_are_refused(tmp_path: Path) -> None:
+    network = Net()
+    model = edge_sampler.guided(edge_sampler.adapt(network, (4,), classes=3), 2.0)
+    settings = edge_sampler.Settings(2, "iia-ddim", fit_batch=4, heldout=2)
+    plan = edge_sampler.fit(model, settings)
+    with torch.no_grad():
+        network.weight.add_(1)
+    message = "Net has other weights than edge_sampler.adapt saw: load them before, and adapt it again"
+    with pytest.raises(edge_sampler.UserError, match=message):
+        edge_sampler.fit(model, settings)
+    with pytest.raises(edge_sampler.UserError, match=message):
+        edge_sampler.export_bundle(model, plan, tmp_path / "bundle")
+    with torch.no_grad():
+        network.weight.sub_(1)
+    assert edge_sampler.fit(model, settings).table == plan.table

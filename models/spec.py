@@ -41,8 +41,8 @@ class ModelSpec:
         >>> spec = edge_sampler.built_in(edge_sampler.load_model("edm-fashion-cond"), "class_labels", 7).spec
         >>> spec.title, spec.shape, spec.classes, list(spec.called_with.conditions)
         ('edm-fashion-cond, class 7', (1, 28, 28), 0, [])
-        >>> len(spec.fingerprint), spec.record()["sigma_max"]
-        (64, 80.0)
+        >>> len(spec.fingerprint), spec.record()["sigma_max"], spec.varies
+        (64, 80.0, False)
     """
 
     name: str

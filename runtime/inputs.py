@@ -14,7 +14,9 @@ from edge_sampler.runtime.errors import UserError, is_line
 from edge_sampler.runtime.text import Text
 
 FLOAT_IMAGES = "images_float32"  # what sampler.onnx calls its float images where its output is uint8
-TAKEN = ("x", "sigma", "noise", "batch", "seeds", "temperature", "file", FLOAT_IMAGES)  # by graphs and functions
+OF_GRAPHS = ("x", "sigma", "noise", FLOAT_IMAGES)
+OF_CALLS = ("self", "seeds", "seed", "batch", "temperature", "binary_data_output", "file", "allow_pickle")
+TAKEN = (*OF_GRAPHS, *OF_CALLS)  # by graphs, and by functions, requests and records
 VALUES = re.compile(r"(x|denoised)_\d+")  # of evaluations: tools look these up in a graph
 WORDS = re.compile(r"[^\W\d]\w*(\.\w+)*")  # what a condition may be called: policies have observation.state
 MOST_VALUES = 2**28  # of one sample: 1 GB in float32

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from edge_sampler.runtime.condition import Axis, Condition, class_labels, parse_sizes, sizes_of
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import MOST_VALUES, Inputs, Output
+from edge_sampler.runtime.inputs import MOST_VALUES, TAKEN, Inputs, Output
+from edge_sampler.runtime.sampler import Sampler
 from edge_sampler.runtime.text import Text
 
 TEXT = Text("tokenizer.json", "")
@@ -180,6 +182,15 @@ def test_json_keeps_them() -> None:
         (lambda: Inputs(("T",)), "axis 'T' has no sizes"),
         (lambda: Inputs((1,), {"noise": Condition()}), "called 'noise', which is taken"),
         (lambda: Inputs((1,), {"temperature": Condition()}), "called 'temperature', which is taken"),
+        *(
+            (partial(make, name), f"called '{name}', which is taken")
+            for name in ("seed", "self", "allow_pickle", "binary_data_output")
+            for make in (
+                lambda name: Inputs((1,), {name: Condition()}),
+                lambda name: Inputs((1,), {}, {name: Axis(1, 1, 1)}),
+                Output,
+            )
+        ),
         (lambda: Inputs((1,), {"x_0": Condition()}), "called 'x_0', which is taken"),
         (lambda: Output("denoised_12"), "called 'denoised_12', which is taken"),
         (lambda: Condition("ab"), "shape is 'ab'; it must be a tuple"),  # type: ignore[arg-type]
@@ -242,6 +253,15 @@ def test_json_keeps_them() -> None:
 def test_what_cannot_be_declared(make: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_what_functions_take_is_taken() -> None:
+    """``Sampler.sample`` and ``np.savez`` are given values by name, beside their own arguments."""
+    for function in (Sampler.sample, np.savez):
+        told = signature(function).parameters.values()
+        assert {one.name for one in told if one.kind is one.POSITIONAL_OR_KEYWORD or one.kind is one.KEYWORD_ONLY} <= {
+            *TAKEN
+        }
 
 
 def test_what_can_be_declared_at_the_limits() -> None:

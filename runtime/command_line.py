@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import sys
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -137,6 +136,8 @@ def outcome(main: Callable[[], int | None]) -> tuple[int, str]:
     except OSError as error:
         if not in_a_folder():
             return 2, "error: the current folder is not there any more: change to one that is"
+        if "No usable temporary directory" in str(error):  # as tempfile says it
+            return 2, "error: no temporary folder can be written to: make room, or name another one in TMPDIR"
         if error.errno not in UNUSABLE:
             raise
         status, message = 2, f"cannot {verb(error)} {error.filename or 'the output'}: {error.strerror}"
@@ -203,8 +204,15 @@ def whole_numbers(text: str) -> list[int]:
 
 
 def conditions_of(arguments: argparse.Namespace, known: "Mapping[str, Condition]") -> dict[str, Any]:
-    """What ``--condition`` says. Raises UserError as ``given``, and where ``--class-labels`` says one of it again."""
+    """What ``--condition`` says.
+
+    Raises UserError as ``given``, for a name that no condition has, and where ``--class-labels`` says one again.
+    """
+    from edge_sampler.runtime.inputs import is_taken  # late, since it brings NumPy
+
     conditions = given(arguments.condition, [name for name in known if known[name].text])
+    if taken := sorted(filter(is_taken, conditions)):  # by an argument of ``Sampler.sample``, for one
+        raise UserError(f"unknown condition {taken[0]!r}: this sampler takes {', '.join(known) or 'no conditions'}")
     if arguments.class_labels is not None and "class_labels" in conditions:
         raise UserError("class_labels is given twice, by --condition and by --class-labels: give it once")
     return conditions
@@ -215,18 +223,15 @@ def given(texts: Sequence[str], of_text: Sequence[str] = ()) -> dict[str, Any]:
 
     The values of conditions that are ``of_text`` are taken as they are, but for FILE.npy.
     """
-    import numpy as np
+    from edge_sampler.runtime.npz import given_arrays  # late, since it brings NumPy
 
     conditions: dict[str, Any] = {}
     for text in texts:
         name, _, value = text.partition("=") if text.partition("=")[0] in of_text else text.rpartition("=")
         path = Path(value)
         try:
-            if path.suffix == ".npz" and not name:
-                with np.load(path, allow_pickle=False) as stored:
-                    found = {key: stored[key] for key in stored.files}
-            elif path.suffix == ".npy" and name:
-                found = {name: np.load(path, allow_pickle=False)}
+            if path.suffix == (".npy" if name else ".npz"):
+                found: dict[str, Any] = {name or key: array for key, array in given_arrays(path).items()}
             elif name in of_text:
                 found = {name: value}
             elif name:
@@ -234,12 +239,10 @@ def given(texts: Sequence[str], of_text: Sequence[str] = ()) -> dict[str, Any]:
                 found = {name: numbers if len(numbers) > 1 else numbers[0]}
             else:
                 raise ValueError("it has no name")
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except ValueError as error:
             near = difflib.get_close_matches(name, of_text, 1)
             hint = f"; did you mean the text {near[0]!r}?" if near else ""
-            raise UserError(
-                f"{text}: not NAME=NUMBERS, NAME=FILE.npy or FILE.npz that can be read ({error}){hint}"
-            ) from error
+            raise UserError(f"{text}: not NAME=NUMBERS, NAME=FILE.npy or FILE.npz ({error}){hint}") from error
         if twice := sorted(found.keys() & conditions.keys()):
             raise UserError(f"{twice[0]} is given twice: give it once")
         conditions |= found

@@ -1,11 +1,17 @@
-"""Reads .npz files that others may have written or damaged: no pickles, and no more memory than the file has bytes."""
+"""Reads .npz files that others may have written or damaged: no pickles, and no more memory than the file has bytes.
 
+What a user names as a condition's file may be compressed.
+"""
+
+import stat
 import zipfile
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
+
+from edge_sampler.runtime.errors import UserError
 
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}  # by version
 
@@ -19,6 +25,30 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             return {one.filename.removesuffix(".npy"): _array(stored, one) for one in stored.infolist()}
     except (zipfile.BadZipFile, RuntimeError, EOFError, MemoryError) as error:
         raise ValueError(f"no .npz ({error})") from error
+
+
+def given_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays by name of a user's .npz, or the one of a .npy. Raises UserError for anything else."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("it is no file")
+        with path.open("rb") as file:
+            if path.suffix == ".npy":
+                return {path.stem: _given_array(file)}
+            with zipfile.ZipFile(file) as stored:
+                return {name.removesuffix(".npy"): _given_array(stored.open(name)) for name in stored.namelist()}
+    except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
+        told = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: not a readable {path.suffix} file ({told})") from error
+
+
+def _given_array(file: IO[bytes]) -> np.ndarray:
+    try:
+        return npy.read_array(file, allow_pickle=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # it parses Python, and raises what that raises
+        raise ValueError("no array, a damaged one, or one of Python's objects") from error
 
 
 def _array(stored: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:

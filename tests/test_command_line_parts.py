@@ -123,13 +123,10 @@ def test_a_dash_is_no_value(word: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["n", "3", "n=a", "n=", "absent.npz", "x=absent.npy", "n=1,", "x=pickled.npy", "a.npz", "n=" + "[" * 5000, "n=NaN"],
+    ["n", "3", "n=a", "n=", "n=1,", "n=" + "[" * 5000, "n=NaN", "n=a.npz", "a.npy"],
 )
-def test_what_is_no_condition(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object))
-    (tmp_path / "a.npz").write_bytes(b"PK no archive")
-    with pytest.raises(UserError, match=r"not NAME=NUMBERS, NAME=FILE\.npy or FILE\.npz that can be read") as refused:
+def test_what_is_no_condition(text: str) -> None:
+    with pytest.raises(UserError, match=r"not NAME=NUMBERS, NAME=FILE\.npy or FILE\.npz \(") as refused:
         given([text])
     assert str(refused.value).startswith(f"{text}: ")
     assert "did you mean" not in str(refused.value)
@@ -152,6 +149,11 @@ def test_what_is_no_condition(text: str, tmp_path: Path, monkeypatch: pytest.Mon
         (OSError(errno.ENOSPC, "full", "a"), 2, "error: cannot write a: full"),
         (OSError(errno.EBADF, "not open"), 2, "error: cannot write the output: not open"),
         (OSError(errno.EROFS, "read-only", b"a"), 2, "error: cannot write b'a': read-only"),
+        (
+            FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
+            2,
+            "error: no temporary folder can be written to: make room, or name another one in TMPDIR",
+        ),
         (OSError(errno.ELOOP, "a loop", "absent"), 2, "error: cannot open absent: a loop"),
         (OSError(errno.ENAMETOOLONG, "too long", "a" * 999), 2, f"error: cannot open {'a' * 999}: too long"),
     ],

@@ -95,6 +95,16 @@ def test_a_text_is_taken_as_it_is(tmp_path: Path, told: list[Any]) -> None:
     assert told[1][3] == {"prompt": "1,2", "hint": [1, 2]}
 
 
+@pytest.mark.parametrize("name", ["self", "seeds", "batch", "temperature"])
+def test_an_argument_of_the_sampler_is_no_condition(name: str, tmp_path: Path, told: list[Any]) -> None:
+    """What `sample` wrote has seeds, for one."""
+    bundle = pictures(tmp_path, inputs=inputs_of(1, 2, 3, hint=HINT))
+    np.savez(tmp_path / "made.npz", **{name: np.array([3])})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"unknown condition '{name}': this sampler takes hint$"):
+        sampled(bundle, "a.npz", "--condition", str(tmp_path / "made.npz"))
+    assert not told
+
+
 @pytest.mark.parametrize("random_weights", [False, True])
 def test_a_grid_is_a_picture(random_weights: bool, tmp_path: Path, told: list[Any]) -> None:
     path = sampled(pictures(tmp_path, model={"random_weights": random_weights}), "a.png", "--seeds", "0-3")

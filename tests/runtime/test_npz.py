@@ -1,6 +1,7 @@
 """Arrays of .npz files: what NumPy stores is read, and what claims to be more than it is, is a ValueError."""
 
 import io
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from numpy.lib import format as npy
 
+from edge_sampler.runtime.command_line import given
+from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.npz import read_npz
 
 ARRAYS = {
@@ -94,3 +97,43 @@ def test_what_is_no_archive_is_a_value_error(tmp_path: Path) -> None:
         read_npz(tmp_path / "absent.npz")
     with pytest.raises(ValueError, match="magic"):
         read_npz(archive(tmp_path / "a.npz", b"no array at all"))
+
+
+def test_what_a_user_names_may_be_compressed(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", **ARRAYS)  # type: ignore[arg-type]
+    np.save(tmp_path / "b.npy", ARRAYS["words"])
+    found = given([str(tmp_path / "a.npz"), f"b={tmp_path / 'b.npy'}"])
+    assert list(found) == [*ARRAYS, "b"]
+    for name, array in {**ARRAYS, "b": ARRAYS["words"]}.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("text", ["{}", "a={}"], ids=[".npz", ".npy"])
+@pytest.mark.parametrize("kind", ["absent", "folder", "pipe", "device", "empty", "text", "objects", "cut", "flipped"])
+def test_what_a_user_names_and_cannot_be_read_is_one_line(text: str, kind: str, tmp_path: Path) -> None:
+    """Nothing waits for what a pipe may bring, and nobody is told to trust a file."""
+    path, content = tmp_path / f"a.np{'y' if '=' in text else 'z'}", io.BytesIO()
+    array = np.array([{}], object) if kind == "objects" else np.arange(100)
+    if "=" in text:
+        np.save(content, array, allow_pickle=True)
+    else:
+        np.savez_compressed(content, a=array)
+    made = content.getvalue()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind != "absent":
+        middle = len(made) // 3
+        flipped = made[:9] + b"\xff" * 30 + made[39:]
+        path.write_bytes(
+            {"empty": b"", "text": b"some words", "objects": made, "cut": made[:middle], "flipped": flipped}[kind]
+        )
+    told = {"absent": "No such file or directory", "folder": "it is no file", "pipe": "it is no file"}
+    with pytest.raises(UserError, match=f"not a readable {path.suffix} file") as refused:
+        given([text.format(path)])
+    assert str(refused.value).startswith(f"{path}: ")
+    assert told.get(kind, "") in str(refused.value)
+    assert "allow_pickle" not in str(refused.value)

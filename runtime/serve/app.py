@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import numpy as np
 from starlette.applications import Starlette
@@ -116,7 +117,7 @@ class Service:
             if not model.bundle.output.is_image:
                 raise HTTPException(404, f"{model.name} makes {model.bundle.output.name}, no pictures: ask infer")
             with self._accepted(model):
-                rows = await asyncio.to_thread(model.rows_of_query, request.query_params.multi_items())
+                rows = await asyncio.to_thread(model.rows_of_query, query_of(request))
                 made = await self._made(request, model, rows)
                 (pixels,) = to_uint8(made[0][None])
                 comment = "RANDOM WEIGHTS" if model.bundle.random_weights else ""
@@ -170,6 +171,8 @@ class Service:
     async def _body(self, request: Request) -> bytes:
         """Refuses one that is too large before reading it, or where it does not say so, as soon as it is."""
         too_large = HTTPException(413, f"a request has {self.largest_body} bytes at most", {"Connection": "close"})
+        if {"content-length", "transfer-encoding"} <= set(request.headers):
+            raise HTTPException(400, "give Content-Length or Transfer-Encoding, not both", {"Connection": "close"})
         if int(request.headers.get("content-length", 0)) > self.largest_body:
             raise too_large
 
@@ -207,6 +210,14 @@ class Service:
                 task.cancel()
             with suppress(asyncio.CancelledError):
                 await gone
+
+
+def query_of(request: Request) -> list[tuple[str, str]]:
+    """A URL's names and values. Raises UserError for bytes that are no UTF-8, in whose place Starlette takes others."""
+    try:
+        return parse_qsl(request.scope["query_string"].decode(), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError as error:
+        raise UserError(f"the query is text that is no UTF-8: {error}") from error
 
 
 def make_app(service: Service, key: str | None) -> ASGIApp:

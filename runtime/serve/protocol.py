@@ -25,6 +25,7 @@ DTYPES = {
     **{f"INT{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
     **{f"FP{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
 }
+MOST_AXES, MOST_VALUES = 32, 2**48  # of a tensor; every NumPy makes arrays of so many
 NAMES = {np.dtype(dtype).name: name for name, dtype in DTYPES.items()}
 JSON_TYPES: dict[str, set[type]] = {
     "b": {bool},
@@ -154,6 +155,8 @@ def _shape(name: str, item: Mapping[str, Any]) -> tuple[int, ...]:
     shape = item.get("shape")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise UserError(f"{_told(name)} has shape {_told(shape)}; it must be a list of whole numbers")
+    if len(shape) > MOST_AXES or prod(filter(None, shape)) > MOST_VALUES:  # NumPy counts the sizes beside a 0, too
+        raise UserError(f"{_told(name)} has shape {_told(shape)}, which no array can have")
     return tuple(shape)
 
 
@@ -205,7 +208,7 @@ def _of_bytes(name: str, datatype: str, shape: tuple[int, ...], data: memoryview
         dtype = np.dtype(DTYPES[datatype])
         if count * dtype.itemsize != len(data):
             told = f"{datatype} of shape {_told(list(shape))}"
-            wanted = _short(count * dtype.itemsize)
+            wanted = count * dtype.itemsize
             raise UserError(f"{_told(name)} has a binary_data_size of {len(data)}, and {told} takes {wanted}")
         if datatype == "BOOL":
             return (np.frombuffer(data, np.uint8) != 0).reshape(shape)
@@ -221,12 +224,8 @@ def _of_bytes(name: str, datatype: str, shape: tuple[int, ...], data: memoryview
             raise UserError(f"{_told(name)} is text that is no UTF-8: {error}") from error
         at = end
     if at != len(data) or len(texts) != count:
-        raise UserError(f"{_told(name)} has {len(data)} bytes, which are not {_short(count)} texts with their lengths")
+        raise UserError(f"{_told(name)} has {len(data)} bytes, which are not {count} texts with their lengths")
     return np.array(texts, object).reshape(shape)
-
-
-def _short(number: int) -> str:
-    return str(number) if number < 10**20 else "far more"
 
 
 def _told(value: Any) -> str:

@@ -17,11 +17,12 @@ from PIL import Image
 pytest.importorskip("starlette")
 
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import to_uint8
 from edge_sampler.runtime.inputs import Output
-from edge_sampler.runtime.serve.app import UNEXPECTED, Service, error, make_app
+from edge_sampler.runtime.serve.app import UNEXPECTED, Service, error, make_app, query_of
 from edge_sampler.runtime.serve.batches import QueueFullError
 from edge_sampler.runtime.serve.metrics import Metrics
 from edge_sampler.runtime.serve.model import RunError
@@ -307,3 +308,12 @@ def test_an_error_is_one_line_in_json() -> None:
     made = error(418, " a\n\tb ", {"Retry-After": "1"})
     assert (made.status_code, made.body) == (418, b'{"error": "a b"}')
     assert (made.headers["retry-after"], made.media_type) == ("1", "application/json")
+
+
+def test_a_query_is_text_in_utf_8() -> None:
+    for query in (b"a=caf%C3%A9&b=", "a=café&b=".encode()):
+        assert query_of(Request({"type": "http", "query_string": query})) == [("a", "café"), ("b", "")]
+    for seed in ("caf%E9", "%FF%FE", "7&prompt=%C3"):
+        answer = ask(served(), "GET", f"/v2/models/a/image?seed={seed}")
+        assert answer.status == 400
+        assert "the query is text that is no UTF-8" in answer.json["error"]

@@ -31,6 +31,13 @@ def test_a_body_is_refused_before_it_came() -> None:
     assert (zipped.status, zipped.json["error"]) == (415, "the body has a Content-Encoding; send it plain")
 
 
+def test_a_body_has_one_length() -> None:
+    headers = {"Content-Length": str(len(ONE)), "Transfer-Encoding": "chunked"}
+    answer = ask(served(), "POST", "/v2/models/a/infer", headers=headers, no_end=True)
+    assert (answer.status, answer.json["error"]) == (400, "give Content-Length or Transfer-Encoding, not both")
+    assert answer.headers["connection"] == "close"
+
+
 def test_a_body_that_does_not_end_is_given_up() -> None:
     service = served(reading=0.01)
     answer = ask(service, "POST", "/v2/models/a/infer", ONE, no_end=True)

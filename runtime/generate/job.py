@@ -10,13 +10,14 @@ import numpy as np
 
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.json_file import ODD, read_json, write_json
-from edge_sampler.runtime.manifest import HASH
+from edge_sampler.runtime.json_file import read_json, write_json
+from edge_sampler.runtime.manifest import HASH, misfit
 from edge_sampler.runtime.output import writable
 from edge_sampler.runtime.verified import file_sha256
 
 FORMATS = {"webdataset": ".tar", "npz": ".npz"}
 RECORD = "shards.json"
+SHARD = {"file": str, "sha256": str, "bytes": int, "first": int, "count": int, "by": str}  # as ``Shard`` has them
 
 
 @dataclass(frozen=True)
@@ -114,18 +115,27 @@ def finished(out: Path, record: Mapping[str, Any]) -> dict[str, Shard]:
         return {}
     try:
         stored = read_json(path)
-        shards = {one["file"]: Shard(**one) for one in stored["shards"]}
-        told = stored["job"]
-        different = [name for name in record if told.get(name) != record[name]]
-    except (OSError, *ODD) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}): name a new folder") from error
-    if different:
+        if wrong := misfit(stored, {"job": {}, "shards": [SHARD]}):
+            raise ValueError(wrong)
+        shards = {one["file"]: Shard(**{name: one[name] for name in SHARD}) for one in stored["shards"]}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): name a new folder") from error
+    told = stored["job"]
+    if different := [name for name in record if told.get(name) != record[name]]:
         name = different[0]
         raise UserError(
             f"{out} holds shards of another job: its {name} is {told.get(name)}, and {record[name]} is asked for: "
             "name a new folder, or go on with the same command"
         )
+    if odd := [name for name, one in shards.items() if not in_place(one, record)]:
+        raise UserError(f"{path} is damaged ({odd[0]!r:.80} has not the seeds of a shard): name a new folder")
     return {name: one for name, one in shards.items() if whole(out / Path(name).name, one)}
+
+
+def in_place(shard: Shard, record: Mapping[str, Any]) -> bool:
+    """Whether it has the seeds that the job's shards have from its first one on."""
+    (first, last), size = record["seeds"], record["shard"]
+    return shard.first in range(first, last + 1, size) and shard.count == min(size, last + 1 - shard.first)
 
 
 def whole(path: Path, shard: Shard) -> bool:

@@ -179,7 +179,7 @@ def shards(out: Path) -> dict[str, Shard]:
 
 def test_what_is_whole_is_not_made_again(tmp_path: Path) -> None:
     assert finished(tmp_path / "absent", {}) == finished(tmp_path, {}) == {}
-    listed, record = shards(tmp_path), {"seeds": [0, 1]}
+    listed, record = shards(tmp_path), {"seeds": [0, 1], "shard": 1}
     write_record(tmp_path, record, dict(reversed(listed.items())), complete=False)
     stored = json.loads((tmp_path / RECORD).read_text())
     assert [one["file"] for one in stored["shards"]] == ["a", "b"]
@@ -204,7 +204,7 @@ def test_another_jobs_shards_and_others_files_are_left_alone(tmp_path: Path) -> 
         finished(tmp_path, {"seeds": [0, 1], "shard": 2, "new": 1})
     for damage in ("{", "[1]", '{"job": {}, "shards": [{"file": "a"}]}', '{"job": 3, "shards": []}'):
         (tmp_path / RECORD).write_text(damage)
-        with pytest.raises(UserError, match=r"shards\.json is damaged \(\w+\): name a new folder"):
+        with pytest.raises(UserError, match=r"shards\.json is damaged \(.+\): name a new folder"):
             finished(tmp_path, {"seeds": 1})
     (tmp_path / RECORD).unlink()
     with pytest.raises(UserError, match=rf"holds a and no {RECORD}"):
@@ -214,12 +214,35 @@ def test_another_jobs_shards_and_others_files_are_left_alone(tmp_path: Path) -> 
     assert finished(tmp_path / "empty", {}) == {}
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"count": "2"}, r"shards\[1\]\.count is '2'"),
+        ({"by": None}, r"shards\[1\]\.by is None"),
+        ({"file": 5}, r"shards\[1\]\.file is 5"),
+        ({"bytes": 1.0}, r"shards\[1\]\.bytes is 1\.0"),
+        ({"count": 2}, "'b' has not the seeds of a shard"),
+        ({"count": 0}, "'b' has not the seeds of a shard"),
+        ({"first": 3}, "'b' has not the seeds of a shard"),
+    ],
+)
+def test_a_record_with_other_values_is_damaged(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+    listed, record = shards(tmp_path), {"seeds": [0, 2], "shard": 1}
+    write_record(tmp_path, record, listed, complete=True)
+    stored = json.loads((tmp_path / RECORD).read_text())
+    stored["shards"][1] |= change
+    (tmp_path / RECORD).write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=rf"shards\.json is damaged \({told}\): name a new folder"):
+        finished(tmp_path, record)
+
+
 def test_a_shard_of_a_record_is_looked_for_in_its_folder_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "a").write_text("a")
     listed = {"../a": Shard("../a", file_sha256(tmp_path / "a"), 1, 0, 1, "by")}
-    write_record(tmp_path / "out", {}, listed, complete=True)
-    assert finished(tmp_path / "out", {}) == {}
+    record = {"seeds": [0, 0], "shard": 1}
+    write_record(tmp_path / "out", record, listed, complete=True)
+    assert finished(tmp_path / "out", record) == {}
 
 
 def test_what_is_missing_is_made_in_order(tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ class Bundle(Verified):
 
     Examples:
         >>> bundle = edge_sampler.Bundle.open("shrink")
-        >>> bundle.plan.nfe, bundle.plan_of("fp32") == bundle.plan, bundle.plan_name("int8")
-        (3, True, 'plan-int8.json')
+        >>> bundle.plan.nfe, bundle.plan_of("fp32") == bundle.plan, bundle.plan_name("int8"), bundle.precisions
+        (3, True, 'plan-int8.json', ['fp32'])
         >>> bundle.inputs.shape, bundle.loop_inputs.shape, bundle.output.name, bundle.inner_output, bundle.dtype
         ((1, 8, 8), (1, 8, 8), 'images', 'images', 'float32')
         >>> bundle.graph_name("fp16"), bundle.tolerance(), bundle.rms_tolerance(), bundle.random_weights
@@ -149,6 +149,12 @@ class Bundle(Verified):
     def engines(self) -> tuple[Engine, ...]:
         """Those that were built, in the order of the manifest."""
         return tuple(Engine.read(recorded) for recorded in self.manifest.get("engines", []))
+
+    @property
+    def precisions(self) -> list[str]:
+        """Those of its graphs and its engines."""
+        told = ("fp32", *self.manifest.get("precisions", {}), *(engine.precision for engine in self.engines))
+        return list(dict.fromkeys(told))
 
     @cached_property
     def plan(self) -> Plan:

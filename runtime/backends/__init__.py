@@ -31,7 +31,8 @@ def choose(
         The backend. Nothing is loaded yet.
 
     Raises:
-        UserError: for an unknown name, and if no backend can run the bundle; the message says what each one lacks.
+        UserError: for an unknown name, a precision that the bundle has not, and if no backend can run the bundle; the
+            message says what each one lacks.
 
     Examples:
         >>> from edge_sampler.runtime.backends import choose
@@ -40,6 +41,11 @@ def choose(
     """
     if name != "auto" and name not in known:
         raise UserError(f"unknown backend {name!r}; known: auto, {', '.join(known)}")
+    if name == "auto" and precision is not None and precision not in bundle.precisions:  # one reason for all backends
+        raise UserError(
+            f"the bundle has no precision {precision!r:.40}; it has {', '.join(bundle.precisions)}: name one "
+            "of them, or add another with python -m export engine BUNDLE --precision NAME"
+        )
     reasons = []
     for candidate in known.values() if name == "auto" else (known[name],):
         reason = candidate.lacks() or candidate.unable(bundle, precision)

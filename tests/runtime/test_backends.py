@@ -1,6 +1,7 @@
 """Which backend runs a bundle: the best that can, or the one that is named."""
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from edge_sampler.runtime.backends import BACKENDS, choose
 from edge_sampler.runtime.backends.base import Backend
 from edge_sampler.runtime.errors import UserError
 
-BUNDLE: Any = "the bundle"
+BUNDLE: Any = SimpleNamespace(precisions=["fp32", "fp16"])
 
 
 def backend(name: str, lacks: str | None = None, unable: str | None = None) -> Backend:
@@ -51,3 +52,9 @@ def test_where_none_can_each_says_why() -> None:
     told = "b cannot run this bundle here: no engine; a cannot run this bundle here: no GPU"
     with pytest.raises(UserError, match=f"^{told}$"):
         chosen()
+
+
+def test_a_precision_that_the_bundle_has_not_is_one_reason_for_all() -> None:
+    told = "the bundle has no precision 'xx'; it has fp32, fp16: name one of them, or add another with python -m export"
+    with pytest.raises(UserError, match=f"^{told} engine BUNDLE --precision NAME$"):
+        choose(BUNDLE, precision="xx")

@@ -175,7 +175,7 @@ def test_other_conditions_are_another_job(conditional: Path, tmp_path: Path) -> 
         (("--seeds", "0-3", "--workers", "0"), "workers is 0"),
         (("--seeds", "0-3", "--shard", "0"), "shard is 0"),
         (("--seeds", "0-3", "--class-labels", "1"), "class_labels"),
-        (("--seeds", "0-3", "--precision", "fp16"), "sampler-fp16.onnx"),
+        (("--seeds", "0-3", "--precision", "fp16"), "the bundle has no precision .fp16.; it has fp32"),
         (("--seeds", "0-3", "--batch", "0"), "batch is 0"),
         (("--seeds", "0-3", "--temperature", "0"), "temperature is 0"),
     ],

@@ -28,9 +28,10 @@ def load(folder: Path, library: str, name: str) -> Any:
     network = issubclass(made, nn.Module)
     settings = {"torch_dtype" if library == "diffusers" else "dtype": torch.float32, "use_safetensors": True}
     settings |= {"variant": variant_of(folder)}
+    never = {"trust_remote_code": False} if library == "transformers" else {}  # else it asks whether to run such code
     try:
         with quiet(library):
-            found = made.from_pretrained(folder, local_files_only=True, **(settings if network else {}))
+            found = made.from_pretrained(folder, local_files_only=True, **never, **(settings if network else {}))
     except Exception as error:  # each of the two libraries raises its own
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{folder} cannot be loaded as {name}: {reason}") from error

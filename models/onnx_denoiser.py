@@ -18,7 +18,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.condition import Axis, Condition, axis_in
 from edge_sampler.runtime.errors import UserError, is_line
 from edge_sampler.runtime.inputs import Inputs, Output
-from edge_sampler.runtime.json_file import read_json
+from edge_sampler.runtime.json_file import ODD, read_json
 from edge_sampler.runtime.manifest import MANIFEST
 
 SUFFIX, DENOISER = ".onnx", "denoiser.onnx"
@@ -154,7 +154,7 @@ def of_bundle(bundle: Bundle) -> Denoiser:
             branches=int(recorded["branches"]),
             schedule=str(recorded["schedule"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except ODD as error:
         raise UserError(f"{bundle.folder / MANIFEST} is damaged: {type(error).__name__}: {error}") from error
     model = OnnxDenoiser(graph, spec)
     if "encoder" in kept:
@@ -228,7 +228,7 @@ def described(path: Path, graph: OnnxGraph) -> ModelSpec:
         surplus += [f"{name}'s {key}" for name, one in said.items() for key in one if key not in OF_CONDITION]
     except UserError as error:
         raise UserError(f"{beside}: unusable ({error}); expected such as {EXAMPLE}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except ODD as error:
         raise UserError(f"{beside}: unusable ({type(error).__name__}: {error}); expected such as {EXAMPLE}") from error
     if surplus:
         raise UserError(

@@ -12,6 +12,7 @@ from edge_sampler.runtime.text import Text
 
 DTYPES = {"float32": "fiu", "int64": "iu", "bool": "b"}  # NumPy's kinds that each may be given as
 CLASSES = "class_labels"  # the condition that class-conditional models share
+MOST_VALUES = 2**28  # of one sample: 1 GB in float32
 Shape = tuple[int | str, ...]
 
 
@@ -51,11 +52,11 @@ class Axis:
     Args:
         least: the smallest size, 1 or more.
         usual: the size for fits, and for which engines are tuned.
-        largest: the largest size.
+        largest: the largest size, at most 2^28.
         step: sizes are multiples of it. A network that halves its input three times takes steps of 8.
 
     Raises:
-        UserError: if they are no whole numbers, not in order, or no multiples.
+        UserError: if they are no whole numbers, too large, not in order, or no multiples.
 
     Examples:
         >>> from edge_sampler.runtime.condition import Axis
@@ -74,6 +75,8 @@ class Axis:
     step: int = 1
 
     def __post_init__(self) -> None:
+        if any(type(number) is int and number > MOST_VALUES for number in (*self.sizes, self.step)):
+            raise UserError(f"an axis has a size or a step above {MOST_VALUES}, beyond what one sample may have")
         told = f"an axis has sizes {self.least!r:.40}, {self.usual!r:.40}, {self.largest!r:.40}"
         if not all(type(number) is int for number in (*self.sizes, self.step)):
             raise UserError(f"{told} and a step of {self.step!r:.40}; they must be whole numbers")
@@ -195,7 +198,7 @@ class Condition:
             raise UserError(f"a condition's description is {self.description!r:.40}; it must be a line of text")
         for name, number in (("choices", self.choices), ("ids", self.ids)):
             if type(number) is not int or not 0 <= number < 2**63:
-                raise UserError(f"a condition has {number} {name}; it must be a number from 0 on, below 2^63")
+                raise UserError(f"a condition has {number!r:.40} {name}; it must be a number from 0 on, below 2^63")
         if self.dtype not in DTYPES:
             raise UserError(f"a condition's dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
         if self.text and (self.dtype != "int64" or len(self.shape) != 1 or not isinstance(self.shape[0], int)):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sampler.runtime.condition import DTYPES, Axis, Condition, Shape, axis_in, number_of
+from edge_sampler.runtime.condition import DTYPES, MOST_VALUES, Axis, Condition, Shape, axis_in, number_of
 from edge_sampler.runtime.errors import UserError, is_line
 from edge_sampler.runtime.text import Text
 
@@ -19,7 +19,6 @@ OF_CALLS = ("self", "seeds", "seed", "batch", "temperature", "binary_data_output
 TAKEN = (*OF_GRAPHS, *OF_CALLS)  # by graphs, and by functions, requests and records
 VALUES = re.compile(r"(x|denoised)_\d+")  # of evaluations: tools look these up in a graph
 WORDS = re.compile(r"[^\W\d]\w*(\.\w+)*")  # what a condition may be called: policies have observation.state
-MOST_VALUES = 2**28  # of one sample: 1 GB in float32
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,16 @@ class Inputs:
             raise UserError(f"axis {unknown[0]!r} has no sizes: give its least, usual and largest")
         if clash := sorted({*self.conditions} & {*self.axes}):
             raise UserError(f"a condition is called {clash[0]!r}, as an axis is: give it another name")
-        for shape in self._shapes():
-            if math.prod(self.sized(shape)) > MOST_VALUES:
-                raise UserError(f"{list(shape)} are more than {MOST_VALUES} values of one sample")
+        self._check_count({})
         for name, condition in self.conditions.items():
             self._check_text(name, condition.text)
             self._check_null(name, condition)
+
+    def _check_count(self, sizes: Mapping[str, int]) -> None:
+        """Raises UserError where these sizes of axes make too many values of one sample."""
+        for shape in self._shapes():
+            if math.prod(numbers := self.sized(shape, sizes)) > MOST_VALUES:
+                raise UserError(f"{list(numbers)} are more than {MOST_VALUES} values of one sample")
 
     def _check_null(self, name: str, condition: Condition) -> None:
         """Raises UserError for a null that is no value of the condition."""
@@ -88,8 +91,9 @@ class Inputs:
             values = np.broadcast_to(np.asarray(null, float), shape)
         except UserError:  # an array, of which a bundle holds only that there is one: it tells whoever needs it
             return
-        except (TypeError, ValueError) as error:
-            raise UserError(f"condition {name} has a null {null!r:.40}, which is no value of shape {shape}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            told = f"{condition.dtype} of shape {shape}"
+            raise UserError(f"condition {name} has a null {null!r:.40}, which is no {told}") from error
         if not np.isfinite(values).all():
             raise UserError(f"condition {name} has a null of NaN or infinity: take what the network can be told")
         if beyond(values, condition.dtype).any():
@@ -180,8 +184,8 @@ class Inputs:
             Conditions by name, [count, *shape], and a size for each axis.
 
         Raises:
-            UserError: for a name that is missing or unknown, a wrong dtype or shape, sizes that disagree or leave their
-                range, NaN, a number beyond the dtype, and a choice out of range.
+            UserError: for a name that is missing or unknown, a wrong dtype or shape, sizes that disagree, leave their
+                range or make too many values, NaN, a number beyond the dtype, and a choice out of range.
         """
         known = [*self.conditions, *self.axes]
         for name in given:
@@ -203,6 +207,7 @@ class Inputs:
             if given.get(name) is not None:
                 self._size(name, given[name], f"{name} is {given[name]}", sizes)
             sizes.setdefault(name, self.axes[name].usual)
+        self._check_count(sizes)
         return values, sizes
 
     def _checked(self, name: str, condition: Condition, given: Any, count: int, sizes: dict[str, int]) -> np.ndarray:
@@ -211,10 +216,7 @@ class Inputs:
             value = np.asarray(given)
         except ValueError as error:
             raise UserError(f"{name} has rows of several lengths; {wanted}") from error
-        except (
-            RuntimeError,
-            TypeError,
-        ) as error:  # a tensor of PyTorch with gradients, or of a type that NumPy has not
+        except (RuntimeError, TypeError) as error:  # a tensor with gradients, or of a type that NumPy has not
             raise UserError(f"{name} is no array that NumPy reads ({error}); {wanted}") from error
         if np.ma.is_masked(given):
             raise UserError(f"{name} has masked entries: fill them; {wanted}")

@@ -156,7 +156,7 @@ def test_a_shape_is_several_numbers() -> None:
         ),
         (
             {"conditions": {"hint": edge_sampler.Condition((4,), null=[1, 2, 3])}},
-            r"condition hint has a null \[1, 2, 3\], which is no value of shape \(4,\)",
+            r"condition hint has a null \[1, 2, 3\], which is no float32 of shape \(4,\)",
         ),
         ({"conditions": {"hint": edge_sampler.Condition((4,), null="x")}}, "condition hint has a null 'x'"),
         ({"decoder": edge_sampler.Decoder(Doubled(), edge_sampler.Output("pose", (8,)))}, "returned torch.float64"),

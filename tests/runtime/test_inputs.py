@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_sampler.runtime.condition import Axis, Condition, class_labels, parse_sizes, sizes_of
+from edge_sampler.runtime.condition import MOST_VALUES, Axis, Condition, class_labels, parse_sizes, sizes_of
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.inputs import MOST_VALUES, TAKEN, Inputs, Output
+from edge_sampler.runtime.inputs import TAKEN, Inputs, Output
 from edge_sampler.runtime.sampler import Sampler
 from edge_sampler.runtime.text import Text
 
@@ -115,6 +115,13 @@ def test_an_axis_that_no_condition_sizes_is_given_by_its_name_or_usual() -> None
         inputs.check({"length": 10}, 1)
 
 
+def test_sizes_that_make_too_many_values_are_refused_before_any_is_made() -> None:
+    inputs = Inputs((2**20, "length"), {}, {"length": Axis(1, 4, MOST_VALUES)})
+    assert inputs.check({"length": 256}, 1)[1] == {"length": 256}
+    with pytest.raises(UserError, match=rf"\[1048576, 257\] are more than {MOST_VALUES} values of one sample"):
+        inputs.check({"length": 257}, 1)
+
+
 class Unreadable:
     """As a tensor of PyTorch that has gradients."""
 
@@ -212,12 +219,15 @@ def test_json_keeps_them() -> None:
             for odd in ((4, 8), (4, 8, 16, 2, 1), 5, "4:8", None, {"least": 4})
         ),
         (lambda: Axis.read(["4", 8, 16]), "they must be whole numbers"),
+        (lambda: Axis(8, 8, MOST_VALUES + 8), f"an axis has a size or a step above {MOST_VALUES}"),
+        (lambda: Axis.read([8, 8, 10**5000]), "has a size or a step above"),
         (lambda: Axis(4, 8, 14, 4), "sizes 4, 8, 14 and a step of 4; they must be multiples of it"),
         (lambda: Axis(4, 6, 12, 4), "must be multiples"),
         (lambda: Axis(4, 8, 12, 0), "must be multiples"),
         (lambda: Axis(1, 3, 2), "must be at least 1, and in order"),
         (lambda: Condition((), "int64", choices=-1), "has -1 choices"),
         (lambda: Condition((), "int64", choices=2**63), "below 2.63"),
+        (lambda: Condition((), "int64", choices=10**400), "has 10{39} choices; it must be"),
         (lambda: Condition((), "int64", choices=0.7), "has 0.7 choices"),  # type: ignore[arg-type]
         (lambda: Condition((), "int64", choices=True), "has True choices"),
         (lambda: Condition((), "int64", ids=-1), "has -1 ids"),
@@ -233,6 +243,7 @@ def test_json_keeps_them() -> None:
             (lambda name=name: Inputs((1,), {name: Condition()}), "a condition is called .*; it must be a word")
             for name in ("", "a b", "../a", "/etc/a", "a..b", ".a", "a.", "-a", "1")
         ),
+        (lambda: Inputs((1,), {"m": Condition(null=10**400)}), r"has a null 10{39}, which is no float32 of shape \(\)"),
         (lambda: Inputs((1,), {"m": Condition((2,), "bool", null=2)}), "has a null 2, which is no bool"),
         (lambda: Inputs((1,), {"k": Condition((), "int64", null=0.5)}), "has a null 0.5, which is no int64"),
         (lambda: Inputs((1,), {"k": Condition((), "int64", null=2.0**63)}), "which is no int64"),

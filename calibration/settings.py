@@ -1,6 +1,9 @@
 """What to calibrate, checked."""
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
+
+import numpy as np
 
 from edge_sampler.calibration.evaluate.distributed import processes
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS
@@ -9,6 +12,7 @@ from edge_sampler.calibration.schedules import SCHEDULES
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.trace import AFS
 from edge_sampler.calibration.views import PIXELS, check_name
+from edge_sampler.models.arguments import check_types
 from edge_sampler.runtime.errors import UserError
 
 TARGETS = ("local", "global")
@@ -71,7 +75,7 @@ class Settings:
             held-out noises say.
 
     Raises:
-        UserError: for a value out of range, and for unknown names.
+        UserError: for a value of another type or out of range, and for unknown names.
 
     Examples:
         >>> edge_sampler.Settings(nfe=6, solver="iia-ddim", refine=2).sampler
@@ -100,6 +104,13 @@ class Settings:
     paper: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):  # which JSON does not know
+                object.__setattr__(self, name, value.item())
+        try:
+            check_types(vars(self), Settings, least=-math.inf)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         if self.solver != "auto":
             find(self.solver)
         for name, (least, most) in BOUNDS.items():

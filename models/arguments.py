@@ -80,16 +80,20 @@ def preconditioning_of(precond: str, arguments: Mapping[str, Any]) -> Preconditi
     return make(**arguments)
 
 
-def check_types(arguments: Mapping[str, Any], wanted: Callable[..., Any] | Mapping[str, Any]) -> None:
-    """Raises ValueError for an argument of another type than ``wanted`` says: by name, or by its annotations."""
+def check_types(arguments: Mapping[str, Any], wanted: Callable[..., Any] | Mapping[str, Any], least: float = 1) -> None:
+    """Raises ValueError for an argument of another type than ``wanted`` says: by name, or by its annotations.
+
+    And for a whole number below ``least``, or below 0 where that says that there is none.
+    """
     made = wanted.__init__ if isinstance(wanted, type) else wanted  # type: ignore[misc]
     types = made if isinstance(made, Mapping) else get_type_hints(made)
     for name, value in arguments.items():
-        if name in types and not _is(value, types[name], 0 if name in MAY_BE_NONE else 1):
-            raise ValueError(f"{name} is {value!r:.40}; it must be {_told(types[name], name in MAY_BE_NONE)}")
+        lowest = 0 if name in MAY_BE_NONE else least
+        if name in types and not _is(value, types[name], lowest):
+            raise ValueError(f"{name} is {value!r:.40}; it must be {_told(types[name], lowest)}")
 
 
-def _is(value: Any, wanted: Any, least: int) -> bool:
+def _is(value: Any, wanted: Any, least: float) -> bool:
     """Whether a value is of a type; whole numbers also at least so large, and truth is no number."""
     parts = get_args(wanted)
     if get_origin(wanted) in (Union, UnionType):
@@ -103,14 +107,14 @@ def _is(value: Any, wanted: Any, least: int) -> bool:
     return wanted is Any or isinstance(value, wanted)
 
 
-def _told(wanted: Any, may_be_none: bool) -> str:
+def _told(wanted: Any, least: float) -> str:
     """A type in words."""
     if get_origin(wanted) in (Union, UnionType):
-        return " or ".join(_told(part, may_be_none) for part in get_args(wanted))
+        return " or ".join(_told(part, least) for part in get_args(wanted))
     if get_origin(wanted) is tuple:
-        return f"a list, each {_told(get_args(wanted)[0], may_be_none)}"
+        return f"a list, each {_told(get_args(wanted)[0], least)}"
     words = {
-        int: f"a whole number, {0 if may_be_none else 1} or more",
+        int: "a whole number" + f", {least} or more" * math.isfinite(least),
         float: "a number",
         bool: "true or false",
         str: "a text",

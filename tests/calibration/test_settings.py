@@ -1,9 +1,11 @@
 """Settings check themselves: each number has a least and a largest value."""
 
-from dataclasses import fields, replace
+import json
+from dataclasses import asdict, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from edge_sampler.calibration.settings import BOUNDS, Settings
@@ -18,13 +20,31 @@ def test_a_number_beyond_its_bounds_is_refused(name: str) -> None:
     told = name.replace("_", "-")
     given: Any = partial(replace, USUAL)
     assert getattr(given(**{name: least}), name) == least
-    for wrong in (least - 1, float("nan")):
-        with pytest.raises(UserError, match=f"^{told} is {wrong}; it must be at least {least}$"):
-            given(**{name: wrong})
+    with pytest.raises(UserError, match=f"^{told} is {least - 1}; it must be at least {least}$"):
+        given(**{name: least - 1})
     if most < float("inf"):
         assert getattr(given(**{name: most}), name) == most
         with pytest.raises(UserError, match=f"^{told} is {most + 1}; it must be at most {most:,}$"):
             given(**{name: most + 1})
+
+
+@pytest.mark.parametrize("field", fields(Settings), ids=lambda field: field.name)
+def test_a_value_of_another_type_is_refused(field: Any) -> None:
+    odd: dict[Any, list[Any]] = {
+        int: [1.5, float("nan"), "3", True, [1]],
+        float: ["1", True],
+        bool: ["no", 1],
+        str: [5, b"a"],
+    }
+    kind, *none = get_args(field.type) or (field.type,)
+    for wrong in odd[kind] + [None] * (not none):
+        with pytest.raises(UserError, match=f"^{field.name} is .*; it must be .*(number|text|true or false)"):
+            replace(USUAL, **{field.name: wrong})
+
+
+def test_numbers_of_numpy_become_pythons() -> None:
+    settings = Settings(np.int64(3), seed=np.uint8(1), ridge=np.float32(0.5), afs=np.False_)  # type: ignore[arg-type]
+    assert json.loads(json.dumps(asdict(settings))) == asdict(Settings(3, seed=1, ridge=0.5, afs=False))
 
 
 def test_every_count_has_bounds() -> None:

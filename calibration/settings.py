@@ -12,7 +12,7 @@ from edge_sampler.calibration.schedules import SCHEDULES
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.trace import AFS
 from edge_sampler.calibration.views import PIXELS, check_name
-from edge_sampler.models.arguments import check_types
+from edge_sampler.models.arguments import check_kinds
 from edge_sampler.runtime.errors import UserError
 
 TARGETS = ("local", "global")
@@ -107,10 +107,7 @@ class Settings:
         for name, value in vars(self).items():
             if isinstance(value, np.generic):  # which JSON does not know
                 object.__setattr__(self, name, value.item())
-        try:
-            check_types(vars(self), Settings, least=-math.inf)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        check_kinds(vars(self), Settings, least=-math.inf)
         if self.solver != "auto":
             find(self.solver)
         for name, (least, most) in BOUNDS.items():

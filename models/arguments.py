@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from edge_sampler.models.precond import PRECONDITIONINGS, Preconditioning
+from edge_sampler.runtime.errors import UserError, one_line
 
 LARGEST_NUMBER, MOST_BLOCKS, MOST_VALUES = 2**24, 256, 4096  # beyond what any network has
 MOST_CLASSES = 2**16  # of ImageNet's largest edition there are 21,841
@@ -90,29 +91,43 @@ def check_types(arguments: Mapping[str, Any], wanted: Callable[..., Any] | Mappi
     for name, value in arguments.items():
         lowest = 0 if name in MAY_BE_NONE else least
         if name in types and not _is(value, types[name], lowest):
-            raise ValueError(f"{name} is {value!r:.40}; it must be {_told(types[name], lowest)}")
+            raise ValueError(f"{name} is {one_line(f'{value!r:.40}')}; it must be {_told(types[name], lowest)}")
+
+
+def check_kinds(arguments: Mapping[str, Any], wanted: Callable[..., Any], least: float = 1) -> None:
+    """As ``check_types``, for what a caller gives in Python. Raises UserError."""
+    try:
+        check_types(arguments, wanted, least)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _is(value: Any, wanted: Any, least: float) -> bool:
     """Whether a value is of a type; whole numbers also at least so large, and truth is no number."""
-    parts = get_args(wanted)
-    if get_origin(wanted) in (Union, UnionType):
+    parts, origin = get_args(wanted), get_origin(wanted)
+    if origin in (Union, UnionType):
         return any(_is(value, part, least) for part in parts)
-    if get_origin(wanted) is tuple:
+    if origin is tuple:
         return isinstance(value, list | tuple) and all(_is(one, parts[0], least) for one in value)
+    if origin is Mapping:
+        named = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+        return named and all(_is(one, parts[1], least) for one in value.values())
     if wanted is int:
         return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= least
     if wanted is float:
         return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return wanted is Any or isinstance(value, wanted)
+    return wanted is Any or isinstance(value, origin or wanted)
 
 
 def _told(wanted: Any, least: float) -> str:
     """A type in words."""
-    if get_origin(wanted) in (Union, UnionType):
-        return " or ".join(_told(part, least) for part in get_args(wanted))
-    if get_origin(wanted) is tuple:
-        return f"a list, each {_told(get_args(wanted)[0], least)}"
+    parts, origin = get_args(wanted), get_origin(wanted)
+    if origin in (Union, UnionType):
+        return " or ".join(_told(part, least) for part in parts)
+    if origin in (tuple, Sequence):
+        return f"a list, each {_told(parts[0], least)}"
+    if origin is Mapping:
+        return f"a mapping of names, each {_told(parts[1], least)}"
     words = {
         int: "a whole number" + f", {least} or more" * math.isfinite(least),
         float: "a number",
@@ -120,4 +135,4 @@ def _told(wanted: Any, least: float) -> str:
         str: "a text",
         type(None): "null",
     }
-    return words.get(wanted, str(wanted))
+    return words.get(wanted, f"an object of class {wanted.__name__}")

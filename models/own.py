@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from edge_sampler.models.arguments import check_plain, check_types, preconditioning_of
+from edge_sampler.models.arguments import check_kinds, check_plain, preconditioning_of
 from edge_sampler.models.checkpoint import weights_sha256
 from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned
 from edge_sampler.models.precond import PRECONDITIONINGS, Preconditioning
@@ -31,6 +31,9 @@ class Encoder:
         inputs: the caller's inputs by name, in the order of the module's arguments.
         makes: the names of the network's conditions that the module returns, in order.
 
+    Raises:
+        UserError: for an argument of another type.
+
     Examples:
         >>> class Features(torch.nn.Module):
         ...     def forward(self, observation):
@@ -44,6 +47,9 @@ class Encoder:
     inputs: Mapping[str, Condition]
     makes: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        check_kinds(vars(self), Encoder)
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -53,6 +59,9 @@ class Decoder:
         module: ``module(x)`` takes x [n, *shape] and returns [n, …] with ``output``'s shape.
         output: the name, shape and unit of the result.
 
+    Raises:
+        UserError: for an argument of another type.
+
     Examples:
         >>> decoder = edge_sampler.Decoder(torch.nn.Flatten(), edge_sampler.Output("rows", (64,)))
         >>> edge_sampler.adapt(Shrink(), (1, 8, 8), decoder=decoder).spec.output.name
@@ -61,6 +70,9 @@ class Decoder:
 
     module: nn.Module
     output: Output
+
+    def __post_init__(self) -> None:
+        check_kinds(vars(self), Decoder)
 
 
 def adapt(
@@ -110,8 +122,8 @@ def adapt(
         The denoiser, in evaluation mode. The network is part of it, and gets no gradients any more.
 
     Raises:
-        UserError: for an unknown preconditioning or argument, for examples that do not fit, if the network or a stage
-            returns a wrong shape, and if an answer depends on the other samples of its batch.
+        UserError: for an unknown preconditioning or argument, for one of another type, for examples that do not fit, if
+            the network or a stage returns a wrong shape, and if an answer depends on the other samples of its batch.
 
     Examples:
         >>> class Still(torch.nn.Module):  # a flow that predicts no motion
@@ -129,8 +141,9 @@ def adapt(
         >>> still.spec.shape, still.spec.schedule
         ((64, 80), 'flow')
     """
+    check_kinds({"network": network, "classes": classes, "conditions": conditions, "axes": axes}, adapt)
+    check_kinds({"encoder": encoder, "decoder": decoder, "sigma_min": sigma_min, "sigma_max": sigma_max}, adapt)
     try:
-        check_types({"classes": classes, "sigma_min": sigma_min, "sigma_max": sigma_max}, adapt)
         check_plain(int(classes), "classes")
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -138,12 +151,12 @@ def adapt(
         raise UserError(f"licence is {licence!r:.40}; it must be a line of text")
     preconditioning = preconditioned(precond, arguments, sigma_min, sigma_max)
     sizes = {name: Axis.read(sizes) for name, sizes in (axes or {}).items()}
-    if isinstance(shape, int):
-        raise UserError(f"shape is {shape}; it must be a tuple, such as ({shape},) or (3, 32, 32)")
+    if isinstance(shape, str) or not isinstance(shape, Sequence | np.ndarray) or not len(shape):
+        raise UserError(f"shape is {shape!r:.40}; it must be a tuple of sizes, such as (144,) or (3, 32, 32)")
     plain = tuple(int(size) if isinstance(size, np.integer) else size for size in shape)
     inputs = Inputs(plain, {**class_labels(int(classes)), **(conditions or {})}, sizes)
     model, name = Preconditioned(network, preconditioning, inputs), type(network).__name__
-    made = Output(output or "samples", inputs.shape)
+    made = Output("samples" if output is None else output, inputs.shape)
     if output is None and made.is_image:
         made = replace(made, name="images")
     weights = weights_sha256(model.state_dict())
@@ -256,6 +269,8 @@ def give_examples(model: Denoiser, examples: Examples) -> None:
     """The same, for a model that is not asked what it answers: it will be, or others have."""
     wanted = model.spec.called_with
     made = examples([0, 1]) if callable(examples) else examples
+    if not isinstance(made, Mapping):
+        raise UserError(f"examples are of type {type(made).__name__}: give arrays by name, or a function of seeds")
     defaults = tokenized(wanted.conditions, {})
     named = {
         key: one for key, one in wanted.conditions.items() if not one.choices and (key in made or key not in defaults)

@@ -189,7 +189,7 @@ class Condition:
     ids: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.shape, str | int):
+        if isinstance(self.shape, str) or not isinstance(self.shape, Sequence | np.ndarray):
             raise UserError(f"a condition's shape is {self.shape!r:.40}; it must be a tuple, such as (5,)")
         object.__setattr__(self, "shape", tuple(int(s) if isinstance(s, np.integer) else s for s in self.shape))
         if getattr(self.null, "shape", None) == ():  # a number of NumPy's or PyTorch's

@@ -110,9 +110,32 @@ def test_a_network_that_one_noise_level_does_not_suit_is_told_the_shapes() -> No
         models.adapt(Joining(), (8,))
 
 
-def test_a_shape_is_several_numbers() -> None:
-    with pytest.raises(UserError, match=r"shape is 144; it must be a tuple, such as \(144,\)"):
-        models.adapt(Told(), 144)  # type: ignore[arg-type]
+@pytest.mark.parametrize("shape", [144, (), "ab", None, np.zeros(0, int)])
+def test_a_shape_is_several_numbers(shape: Any) -> None:
+    with pytest.raises(UserError, match=r"shape is .*; it must be a tuple of sizes, such as \(144,\) or \(3, 32"):
+        models.adapt(Told(), shape)
+
+
+@pytest.mark.parametrize("network", [Told, lambda x, noise: x, None, "net.pt"])
+def test_a_network_is_a_module(network: Any) -> None:
+    with pytest.raises(UserError, match=r"^network is .*; it must be an object of class Module$"):
+        models.adapt(network, (8,))
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (edge_sampler.Encoder, (None, SEEN, ("hint",)), "module is None; it must be an object of class Module"),
+        (edge_sampler.Encoder, (Hints(4), None, ("hint",)), "inputs is None; it must be a mapping of names, each an"),
+        (edge_sampler.Encoder, (Hints(4), SEEN, "hint"), "makes is 'hint'; it must be a list, each a text"),
+        (edge_sampler.Decoder, (None, POSE), "module is None; it must be an object of class Module"),
+        (edge_sampler.Decoder, (Hints(4), 0), "output is 0; it must be an object of class Output"),
+        (edge_sampler.Condition, (None,), "a condition's shape is None; it must be a tuple"),
+    ],
+)
+def test_parts_of_another_type_are_refused(make: Any, arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +191,20 @@ def test_a_shape_is_several_numbers() -> None:
             {"precond": "VPPrecond", "beta_d": 999, "beta_min": 999},
             "VPPrecond with beta_d=999, beta_min=999: math range error",
         ),
+        (
+            {"conditions": {"hint": 5}},
+            "conditions is {'hint': 5}; it must be a mapping of names, each an object",
+        ),
+        ({"conditions": {5: edge_sampler.Condition()}}, "conditions is {5: Cond.*; it must be a mapping of names"),
+        ({"axes": [1]}, r"axes is \[1\]; it must be a mapping of names, each a list, each a whole number"),
+        ({"axes": {5: (4, 8, 8)}}, "axes is {5: .*; it must be a mapping of names"),
+        ({"encoder": 5}, "encoder is 5; it must be an object of class Encoder or null"),
+        (
+            {"decoder": nn.Sequential(nn.Flatten())},
+            r"decoder is Sequential\( \(0\).*; it must be an object of class Decoder or null",
+        ),
+        ({"output": ""}, "an output is called ''; it must be a word"),
+        ({"examples": 5}, "examples are of type int: give arrays by name, or a function of seeds"),
         ({"axes": {"length": (4, 2, 8)}}, "sizes 4, 2, 8; they must be at least 1, and in order"),
     ],
 )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -81,7 +82,7 @@ class Difference:
 
 
 def compare(
-    bundle: Bundle,
+    bundle: Bundle | str | Path,
     seeds: Sequence[int] | None = None,
     backends: Sequence[str] = ("auto",),
     precision: str | None = None,
@@ -91,7 +92,7 @@ def compare(
     A refitted precision has its own plan. The loop then runs that plan. PyTorch, which ran plan.json, is left out.
 
     Args:
-        bundle: an open bundle.
+        bundle: an open bundle, or a bundle's folder.
         seeds: whole numbers, which get the bundle's examples of conditions in turn; PyTorch is then left out. None: the
             seeds for which the bundle holds PyTorch's output.
         backends: names of ``edge_sampler.runtime.backends.BACKENDS``, or "auto".
@@ -101,14 +102,16 @@ def compare(
         For every pair of paths, the differences at each evaluation, if both show it, and last in their output.
 
     Raises:
-        UserError: for seeds that are not 1 to a million whole numbers, if backends run different plans, if there is
-            nothing to compare with, or if no backend can run it.
+        UserError: if there is no bundle in the folder, for seeds that are not 1 to a million whole numbers, if backends
+            run different plans, if there is nothing to compare with, or if no backend can run it.
 
     Examples:
-        >>> found = edge_sampler.compare(edge_sampler.Bundle.open("shrink"), backends=["onnxrt"])
+        >>> found = edge_sampler.compare("shrink", backends=["onnxrt"])
         >>> [one.stage for one in found if (one.first, one.second) == ("onnxrt", "PyTorch")]
         ['denoised 0', 'denoised 1', 'denoised 2', 'images']
     """
+    if isinstance(bundle, str | Path):
+        bundle = Bundle.open(bundle)
     chosen = [choose(bundle, name, precision) for name in backends]
     recorded: dict[str, Trajectory] = {}
     if seeds is None:

@@ -81,6 +81,8 @@ def test_all_three_paths_agree(made: Path) -> None:
     assert within(found, 1e-4)
     assert not within(found, 0.0)
     assert {(d.first, d.second) for d in compare(Bundle.open(made), seeds=[7, 8])} == {("onnxrt", LOOP)}
+    for folder in (made, str(made)):
+        assert compare(folder) == found
 
 
 def test_comparing_notices_another_plan(copy: Path) -> None:

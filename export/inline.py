@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass, TopologicalSortPass
 
 from edge_sampler.export.canvas import Values
 from edge_sampler.models.onnx_graph import DOMAIN, OnnxGraph
@@ -33,21 +33,28 @@ def inline(exported: ir.Model, graphs: Iterable[OnnxGraph], opset: int) -> None:
 
 def read(graph: OnnxGraph, opset: int) -> ir.Graph:
     """The graph of that opset, one list of nodes."""
-    model = ir.load(graph.path)
+    model, lift = ir.load(graph.path), LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
+    TopologicalSortPass()(model)
     InlinePass()(model)
+    lift(model)
+    ir.external_data.set_base_dir(model.graph, graph.path.parent)  # for what a function has in files, too
+    for value in (value for node in model.graph if not node.domain for value in node.outputs):
+        if not value.is_graph_output():  # ONNX finds these anew, and fails where the file's own are wrong
+            value.shape = value.type = None
     found = model.graph.opset_imports.get("", 0)
     if found > opset:
         raise UserError(f"{graph.path} is of opset {found}; graphs here are of {opset}: export it with that, or less")
     if found < opset:
         try:
             ir.external_data.load_to_model(model)
+            model.ir_version = max(model.ir_version, 4)  # before it, the converter knows inputs alone as weights
             model = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), opset))
         except Exception as error:  # the converter raises RuntimeError and others
             raise UserError(f"{graph.path} is of opset {found}, and ONNX cannot make {opset} of it: {error}") from error
     for node in model.graph:
         if any(one.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for one in node.attributes.values()):
             raise UserError(f"{graph.path} has control flow ({node.op_type}), which cannot be unrolled")
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    lift(model)  # those that the converter made
     return model.graph
 
 

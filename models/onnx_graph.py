@@ -32,7 +32,8 @@ class OnnxGraph(nn.Module):
     samples; a name in it is an axis of any size. ``sha256`` is of the file, and of those of its weights. ``few_bits``:
     whether some of these have less than 32.
 
-    Raises UserError for what is no ONNX file, or one that ONNX Runtime cannot load, and for weights not beside it.
+    Raises UserError for what is no ONNX file, or one that ONNX Runtime cannot load, for weights not beside it, and for
+    sparse ones.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,12 +111,30 @@ def read(path: Path) -> onnx.ModelProto:
         raise UserError(f"{path} is damaged, or no ONNX file: {error}") from error
     if not model.ir_version or not model.graph.output:  # Protocol Buffers read much as if it were theirs
         raise UserError(f"{path} is damaged, or no ONNX file: there is no graph in it")
+    for one in tensors_of(path, model):
+        if one.data_type not in onnx.helper.get_all_tensor_dtypes():
+            raise UserError(
+                f"{path}: the weights {one.name!r:.80} are of type {one.data_type}, which ONNX does not know"
+            )
     return model
+
+
+def tensors_of(path: Path, model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Its weights: initializers, and what stands in nodes. Raises UserError where some are sparse."""
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    attributes = [attribute for node in nodes for attribute in node.attribute]
+    sparse = [one.values.name for one in model.graph.sparse_initializer]
+    sparse += [attribute.name for attribute in attributes if attribute.HasField("sparse_tensor")]
+    if sparse:
+        raise UserError(
+            f"{path} has sparse weights ({sparse[0]!r:.80}), which are not supported: write them as dense ones"
+        )
+    return [*model.graph.initializer, *(attribute.t for attribute in attributes if attribute.HasField("t"))]
 
 
 def weights_files(path: Path, model: onnx.ModelProto) -> list[Path]:
     """The files beside the graph that hold its weights. Raises UserError where one is not there."""
-    places = {entry.value for one in model.graph.initializer for entry in one.external_data if entry.key == "location"}
+    places = {entry.value for one in tensors_of(path, model) for entry in one.external_data if entry.key == "location"}
     for place in sorted(places):
         if Path(place).name != place or not (path.parent / place).is_file():
             raise UserError(f"{path} has weights in {place!r}, which is no file beside it: copy both")
@@ -128,7 +147,8 @@ def declared(path: Path, values: Sequence[onnx.ValueInfoProto]) -> dict[str, tup
     for value in values:
         tensor = value.type.tensor_type
         if tensor.elem_type not in DTYPES:
-            kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower() if tensor.elem_type else "no tensor"
+            known = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()} | {0: "no tensor"}
+            kind = known.get(tensor.elem_type, f"of type {tensor.elem_type}, which ONNX does not know")
             raise UserError(f"{path}: {value.name} is {kind}; allowed: {', '.join(DTYPES.values())}")
         if not tensor.HasField("shape"):
             raise UserError(

@@ -1,6 +1,7 @@
 """A model that is an ONNX graph is exported as that graph, with its stages and with what is built around it."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,47 @@ def test_graphs_of_an_older_opset_are_brought_up_to_date(tmp_path: Path) -> None
     with_function.opset_import.append(onnx.helper.make_opsetid("mine", 1))
     found = sampled(models.load(put(tmp_path, with_function)), tmp_path / "function")
     np.testing.assert_array_equal(found, expected)
+
+
+def unsorted(model: onnx.ModelProto, path: str) -> None:
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))
+    onnx.save(model, path)
+
+
+def with_a_constant_beside(model: onnx.ModelProto, path: str) -> None:
+    """Its version is another, too, so that the constant goes through a converter."""
+    old, options = version_converter.convert_version(model, 15), {"size_threshold": 0, "convert_attribute": True}
+    (node,) = (node for node in old.graph.node if node.op_type == "Constant")
+    node.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(np.array(1, np.float32)))
+    onnx.save(old, path, save_as_external_data=True, location="toy.data", **options)  # type: ignore[arg-type]
+    assert (Path(path).parent / "toy.data").is_file()
+
+
+def with_a_wrong_shape(model: onnx.ModelProto, path: str) -> None:
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("spread", onnx.TensorProto.FLOAT, [3, 2]))
+    onnx.save(model, path)
+
+
+def with_weights_before_version_4(model: onnx.ModelProto, path: str) -> None:
+    model.opset_import[0].version, model.ir_version = 9, 3
+    (one,) = (node for node in model.graph.node if node.op_type == "Constant")
+    model.graph.node.remove(one)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1, np.float32), one.output[0]))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("write", [unsorted, with_a_constant_beside, with_a_wrong_shape, with_weights_before_version_4])
+def test_what_onnx_runtime_takes_is_exported_without_a_word(
+    write: Callable[[onnx.ModelProto, str], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = sampled(models.load(put(tmp_path, graph())), tmp_path / "same")
+    write(graph(), str(tmp_path / "toy.onnx"))
+    caplog.clear()
+    found = sampled(models.load(str(tmp_path / "toy.onnx")), tmp_path / "other")
+    np.testing.assert_array_equal(found, expected)
+    assert not [record for record in caplog.records if "hape inference" in record.getMessage() or record.exc_info]
 
 
 BRANCHES = (

@@ -274,4 +274,4 @@ def _read_state_dict(path: Path) -> Checkpoint:
             raise UserError(f"{name!r:.80} is a sparse, nested, negated or empty tensor, which no weights are")
         values = tensor.untyped_storage().nbytes() // tensor.itemsize
         check_view(tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), values)
-    return Checkpoint(state)
+    return Checkpoint({name: tensor.detach() for name, tensor in state.items()})  # of a parameter, its tensor

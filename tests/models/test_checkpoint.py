@@ -241,6 +241,13 @@ def test_a_state_dict_is_found_bare_or_under_a_name(key: str, tmp_path: Path) ->
     assert checkpoint.read(tmp_path / "a.pt").tensors.keys() == {"a"}
 
 
+def test_of_parameters_in_a_state_dict_the_tensors_are_read(tmp_path: Path) -> None:
+    """A buffer of a network takes no parameter."""
+    torch.save({"a": torch.nn.Parameter(torch.arange(3.0))}, tmp_path / "a.pt")
+    found = checkpoint.read(tmp_path / "a.pt").tensors["a"]
+    assert (type(found), found.requires_grad, found.tolist()) == (torch.Tensor, False, [0, 1, 2])
+
+
 @pytest.mark.parametrize("content", [{}, {"a": 1.0, "b": torch.zeros(1)}, [torch.zeros(1)], {"ema": {}}, 3])
 def test_what_holds_no_tensors_by_name_is_no_state_dict(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.pt")

@@ -30,7 +30,7 @@ from edge_sampler.models.own import give_examples
 from edge_sampler.models.published import HUB
 from edge_sampler.models.zoo import WEIGHTS, ZOO
 from edge_sampler.runtime.errors import UserError, one_line
-from edge_sampler.runtime.json_file import read_object
+from edge_sampler.runtime.json_file import ODD, read_object
 
 MOST_OF_A_LICENCE = 200  # characters: a name or a sentence, not the text
 
@@ -70,7 +70,11 @@ def load(
     if folder and (family := families.find(folder)):
         if weights is not None or random_weights:
             raise UserError(f"{model} brings its own weights; leave --weights and --random-weights out")
-        found = family.load(folder, options)
+        try:
+            found = family.load(folder, options)
+        except (*ODD, RuntimeError, ArithmeticError) as error:  # of another library, by settings unlike any network's
+            told = one_line(f"{type(error).__name__}: {error}", most=300)
+            raise UserError(f"{folder} cannot be loaded: its files do not fit each other ({told})") from error
         found.spec = replace(found.spec, name=Path(model).resolve().name)  # a repository's folder is named by a hash
         return found
     origin = _find(model, folder)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from edge_sampler.models.arguments import check_plain
 from edge_sampler.models.mapped import move_widened
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.install import check_docstrings, install_command
-from edge_sampler.runtime.json_file import read_json
+from edge_sampler.runtime.json_file import read_json, read_object
 
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 
@@ -26,8 +27,10 @@ def load(folder: Path, library: str, name: str) -> Any:
     if made is None or not folder.is_dir():
         raise UserError(f"{folder} is missing" if made else f"{folder}: this version of {library} has no {name}")
     network = issubclass(made, nn.Module)
+    if network and (folder / "config.json").is_file():
+        check_config(folder / "config.json")
     settings = {"torch_dtype" if library == "diffusers" else "dtype": torch.float32, "use_safetensors": True}
-    settings |= {"variant": variant_of(folder)}
+    settings |= {"variant": variant_of(folder), "output_loading_info": True}
     never = {"trust_remote_code": False} if library == "transformers" else {}  # else it asks whether to run such code
     try:
         with quiet(library):
@@ -35,9 +38,21 @@ def load(folder: Path, library: str, name: str) -> Any:
     except Exception as error:  # each of the two libraries raises its own
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{folder} cannot be loaded as {name}: {reason}") from error
-    if network:
-        move_widened(found.eval().requires_grad_(False), folder)
+    if not network:
+        return found
+    found, told = found
+    if missing := sorted(told["missing_keys"]):  # one library leaves these out, the other draws them
+        raise UserError(f"{folder} lacks weights that its config.json asks for: {missing[0]} ({len(missing)} in all)")
+    move_widened(found.eval().requires_grad_(False), folder)
     return found
+
+
+def check_config(path: Path) -> None:
+    """Raises UserError for arguments of a network that are beyond any network's."""
+    try:
+        check_plain(read_object(path))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def variant_of(folder: Path) -> str | None:

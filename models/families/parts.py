@@ -19,6 +19,7 @@ from edge_sampler.models.families.base import Lora, Options
 from edge_sampler.models.families.libraries import VAES, class_of, load
 from edge_sampler.models.families.lora import merge
 from edge_sampler.models.own import Encoder
+from edge_sampler.models.pipeline import INDEX
 from edge_sampler.models.precond import BETA_SCHEDULES, Preconditioning, discrete_sigmas
 from edge_sampler.models.scheduler_settings import (
     DISCRETE_ARGUMENTS,
@@ -62,13 +63,21 @@ class Parts:
         for path in folder.glob("*lora*.safetensors"):
             if path.resolve() not in named:
                 raise UserError(f"{path} holds LoRA weights: merge them with --lora {path}, or move them elsewhere")
-        if (index.get("safety_checker") or [None])[0]:
+        parts = cls(folder, index, loras)
+        if parts.named("safety_checker")[0]:
             print(f"note: the safety checker of {folder} is left out", file=sys.stderr)
-        return cls(folder, index, loras)
+        return parts
+
+    def named(self, name: str) -> tuple[Any, Any]:
+        """Library and class of a part, None twice where there is none. Raises UserError for anything else."""
+        told = self.index.get(name) or [None, None]
+        if not isinstance(told, list) or len(told) != 2:
+            raise UserError(f"{self.folder / INDEX}: {name} is {told!r:.40}; it must be [library, class]")
+        return told[0], told[1]
 
     def load(self, name: str, *classes: str) -> Any:
         """A part, ready to use in float32. Raises UserError where it is missing, damaged, or of another class."""
-        library, found = self.index.get(name) or (None, None)
+        library, found = self.named(name)
         if found not in classes:
             raise UserError(f"{self.folder}: its {name} is {found or 'missing'}; supported: {', '.join(classes)}")
         part = load(self.folder / name, str(library), str(found))
@@ -87,7 +96,7 @@ class Parts:
         folder = self.folder / name
         if not any((folder / file).is_file() for file in TOKENIZER_FILES):
             raise UserError(f"{self.folder}: its {name} is missing: there is none of {', '.join(TOKENIZER_FILES)}")
-        _, found = self.index.get(name) or (None, None)
+        _, found = self.named(name)
         made = load(folder, "transformers", str(found))
         try:
             tokenizer = made.backend_tokenizer
@@ -119,7 +128,7 @@ class Parts:
 
     def noise(self, shift: Shift) -> tuple[Preconditioning, Levels]:
         """What the scheduler tells of training, and its own noise levels. Raises UserError where it is not known."""
-        _, name = self.index.get("scheduler") or (None, None)
+        _, name = self.named("scheduler")
         known = (*DISCRETE_SCHEDULERS, *MORE_DISCRETE_SCHEDULERS, *FLOW_SCHEDULERS)
         scheduler = self.load("scheduler", *known)
         config = scheduler.config
@@ -185,7 +194,10 @@ def size_of(options: Options, latents: Any, factor: int) -> tuple[int, int]:
     if options.size is None:
         if not latents:
             raise UserError("the pipeline does not say how large its images are: give --size HEIGHTxWIDTH")
-        height, width = latents if isinstance(latents, list | tuple) else (latents, latents)
+        sizes = latents if isinstance(latents, list | tuple) else [latents, latents]
+        if len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
+            raise UserError(f"the pipeline's sample_size is {latents!r:.40}; it must be one whole number, or two")
+        height, width = sizes
         return int(height * factor), int(width * factor)
     height, width = options.size
     if height % factor or width % factor or min(height, width) < factor:
@@ -243,9 +255,11 @@ class Decode(nn.Module):
         super().__init__()
         self.vae = vae
         self.scale, self.shift = vae.config.get("scaling_factor") or 1.0, vae.config.get("shift_factor") or 0.0
+        for name, value in (("scaling_factor", self.scale), ("shift_factor", self.shift)):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"the VAE's {name} is {value!r:.40}; it must be a finite number")
         if vae.config.get("latents_mean") is not None:
             raise UserError("the VAE's latents_mean is not supported")
-        assert math.isfinite(self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.vae.decode(x / self.scale + self.shift, return_dict=False)[0]

@@ -13,6 +13,7 @@ from edge_sampler.models.families.base import Family, Options
 from edge_sampler.models.families.diffusion_transformers import PIPELINES as TRANSFORMERS
 from edge_sampler.models.families.parts import GUIDANCE, Parts, factor_of, size_of
 from edge_sampler.models.own import Encoder
+from edge_sampler.models.pipeline import INDEX
 from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs
@@ -201,7 +202,7 @@ PIPELINES: dict[str, Callable[[Parts, Options], Denoiser]] = {
 def index_of(folder: Path) -> dict[str, Any] | None:
     """What a folder's model_index.json holds; None where it has none that can be read."""
     try:
-        index = read_json(folder / "model_index.json")
+        index = read_json(folder / INDEX)
     except (OSError, ValueError):
         return None
     return index if isinstance(index, dict) else None

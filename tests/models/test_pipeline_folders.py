@@ -117,6 +117,55 @@ def test_what_cannot_be_used_is_named(file: str, changes: dict[str, Any], messag
         models.load(str(tmp_path))
 
 
+@pytest.fixture(scope="module")
+def prompted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline that is told prompts."""
+    tiny.stable_diffusion(folder := tmp_path_factory.mktemp("pipelines") / "pipeline")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("model_index.json", {"unet": "x"}, r"model_index.json: unet is 'x'; it must be \[library, class\]"),
+        ("model_index.json", {"tokenizer": 5}, "model_index.json: tokenizer is 5; it must be"),
+        ("model_index.json", {"scheduler": ["x"]}, r"model_index.json: scheduler is \['x'\]; it must be"),
+        ("model_index.json", {"safety_checker": 5}, "model_index.json: safety_checker is 5; it must be"),
+        ("unet/config.json", {"sample_size": "x"}, "sample_size is 'x'; it must be one whole number, or two"),
+        ("unet/config.json", {"sample_size": [16]}, r"sample_size is \[16\]; it must be"),
+        ("unet/config.json", {"layers_per_block": 10**6}, "config.json: layers_per_block is larger than 256, beyond"),
+        (
+            "unet/config.json",
+            {"time_cond_proj_dim": 8},
+            r"unet lacks weights .*: time_embedding.cond_proj.weight \(1 in",
+        ),
+        ("vae/config.json", {"scaling_factor": "x"}, "the VAE's scaling_factor is 'x'; it must be a finite number"),
+        ("vae/config.json", {"shift_factor": [1]}, r"the VAE's shift_factor is \[1\]; it must be"),
+        ("text_encoder/config.json", {"num_hidden_layers": 2}, r"text_encoder lacks weights .* \(16 in all\)"),
+        ("vae/config.json", {"block_out_channels": [16, 32, 32]}, "vae cannot be loaded as Auto"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "scheduler"),
+        ("text_encoder/config.json", {"hidden_size": "x"}, "text_encoder cannot be loaded as CLIPTextModel"),
+    ],
+)
+def test_settings_unlike_any_pipelines_are_one_line(
+    file: str, changes: dict[str, Any], message: str, prompted: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prompted, tmp_path / "copy")
+    edit(tmp_path / "copy" / file, **changes)
+    with pytest.raises(UserError, match=message) as raised:
+        models.load(str(tmp_path / "copy"))
+    assert "\n" not in str(raised.value)
+
+
+def test_what_a_family_trips_over_is_one_line(prompted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trip(*_: object) -> None:
+        raise NotImplementedError("Cannot copy out of meta tensor\nno data!")
+
+    monkeypatch.setattr(parts.Parts, "denoiser", trip)
+    with pytest.raises(UserError, match=r"its files do not fit each other \(NotImpl.*: Cannot .* tensor no data"):
+        models.load(str(prompted))
+
+
 def test_other_schedulers_are_refused_and_the_supported_ones_named(tmp_path: Path) -> None:
     tiny.ddpm(tmp_path, diffusers.EulerDiscreteScheduler())
     with pytest.raises(UserError, match="EulerDiscreteScheduler is not supported; supported: DDPMScheduler, "):

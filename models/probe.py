@@ -1,7 +1,8 @@
 """Asks a user's network and its stages for a few answers: what tells them from others, and whether they are sound."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,8 @@ def probe(model: Preconditioned) -> list[float]:
     x, weight = (torch.from_numpy(unit_noise(seeds, shape)) for seeds in ([0, 1], [2, 3]))
     states = (x[:1], x, torch.stack([3 * weight[0], x[0]]))
     with torch.inference_mode(), Rounding() as rounding:
-        told = [model.encode(raw) for raw in raws]
+        with one_line_of(f"{name}'s encoder failed for {shapes_of(raws[1])}"):
+            told = [model.encode(raw) for raw in raws]
         spec.inputs.check({key: value.numpy() for key, value in told[1].items()}, 2)
         for key in told[1]:
             check_apart(f"{name}'s encoder, which makes {key},", [one[key] for one in told], rounding)
@@ -70,7 +72,8 @@ def probe(model: Preconditioned) -> list[float]:
 def decoded(model: Denoiser, state: Tensor, sizes: Mapping[str, int]) -> Tensor:
     """What the decoder makes, with these sizes of axes. Raises UserError where that is not what its output says."""
     assert model.decoder is not None
-    made = model.decoder(state.clone())
+    with one_line_of(f"the decoder failed for x {list(state.shape)}"):
+        made = model.decoder(state.clone())
     expected = [len(state), *model.spec.inputs.sized(model.spec.output.shape, sizes)]
     got = list(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
     if got != expected:
@@ -102,11 +105,8 @@ def check_denoiser(model: Denoiser) -> None:
 
 def answered(model: Denoiser, x: Tensor, sigma: float, raw: Mapping[str, np.ndarray]) -> Tensor:
     """Its answer for what a caller gives. Raises UserError where it fails."""
-    try:
+    with one_line_of(f"{model.spec.name} failed for {shapes_of(raw) or 'its data'}"):
         return model(x, sigma, **model.encode(raw))
-    except (IndexError, RuntimeError) as error:
-        told = ", ".join(f"{key} {list(value.shape)}" for key, value in raw.items())
-        raise UserError(f"{model.spec.name} failed for {told or 'its data'}: {first_line(error)}") from error
 
 
 def try_extremes(model: Denoiser) -> None:
@@ -126,8 +126,18 @@ def try_extremes(model: Denoiser) -> None:
             answered(model, x, levels(model.spec)[1], raw)
 
 
-def first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+def shapes_of(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {list(value.shape)}" for key, value in values.items())
+
+
+@contextmanager
+def one_line_of(failure: str) -> Iterator[None]:
+    """Raises UserError, ``failure`` and what Python said, where a network does not take what it is given."""
+    try:
+        yield
+    except (IndexError, RuntimeError, TypeError) as error:
+        said, *_ = str(error).split("\n")
+        raise UserError(f"{failure}: {said}") from error
 
 
 def levels(spec: ModelSpec) -> tuple[float, float, float]:
@@ -179,11 +189,10 @@ def answer(model: Preconditioned, x: Tensor, told: Mapping[str, Tensor], sigma: 
     name, c = model.spec.name, model.preconditioning.coefficients(torch.tensor([sigma]))
     places, names = model.told(told, x.device)
     given = {key: value.clone() for key, value in told.items()}
-    try:
+    called = f"x {list(x.shape)} and a noise level {list(c.c_noise.shape)}, one for all samples"
+    called += f", and the conditions {shapes_of(told)}" if told else ""
+    with one_line_of(f"{name} failed for {called}"):
         returned = model.model(per_sample(c.c_in, x) * x * sigma, c.c_noise, *places, **names)
-    except (IndexError, RuntimeError) as error:
-        called = f"x {list(x.shape)} and a noise level {list(c.c_noise.shape)}, one for all samples"
-        raise UserError(f"{name} failed for {called}: {first_line(error)}") from error
     for key, value in given.items():
         if not torch.equal(value, told[key]):
             raise UserError(f"{name} changes its condition {key} in place, for all evaluations: let it change a copy")

@@ -25,6 +25,13 @@ class Told(nn.Module):
         return x * hint.mean(-1, keepdim=True).tanh()
 
 
+class Swapped(nn.Module):
+    """Its first argument, which gets x, is called as a condition is."""
+
+    def forward(self, hint: Tensor, noise: Tensor) -> Tensor:
+        return hint
+
+
 class Mixing(nn.Module):
     """Takes from each sample so much of what its batch has, between two noise levels."""
 
@@ -191,6 +198,37 @@ def test_examples_that_come_later_are_tried(places: list[list[int]]) -> None:
     edge_sampler.with_examples(model, {"places": np.array([[0, 50], [3, 99], [0, 0]])})
     with pytest.raises(UserError, match=r"Looking failed for places \[[12], 2\]"):
         edge_sampler.with_examples(model, {"places": np.array(places)})
+
+
+@pytest.mark.parametrize(
+    ("network", "stages", "message"),
+    [
+        (
+            Mixing(0.0),
+            {"conditions": HINT},
+            r"Mixing failed for x .*, and the conditions hint \[1, 4\]: .*unexpected k",
+        ),
+        (Swapped(), {"conditions": HINT}, r"and the conditions hint \[1, 4\]: .*multiple values for argument 'hint'"),
+        (
+            Told(),
+            {"conditions": HINT, "encoder": edge_sampler.Encoder(Told(), {"told": HINT["hint"]}, ("hint",))},
+            r"Told's encoder failed for told \[2, 4\]: .*missing 2 required",
+        ),
+        (
+            Mixing(0.0),
+            {"decoder": edge_sampler.Decoder(Told(), POSE)},
+            r"the decoder failed for x \[1, 8\]: .*missing 2 r",
+        ),
+        (
+            Mixing(0.0),
+            {"decoder": edge_sampler.Decoder(nn.Linear(5, 8), POSE)},
+            r"the decoder failed for x \[1, 8\]: .*mat",
+        ),
+    ],
+)
+def test_what_does_not_take_what_it_is_given_is_told(network: nn.Module, stages: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        models.adapt(network, (8,), **stages)
 
 
 class WeighsTogether(nn.Module):

@@ -12,7 +12,7 @@ import torch
 
 from edge_sampler.export.save import save_checked
 from edge_sampler.models.denoiser import Denoiser
-from edge_sampler.models.probe import first_line, levels, values_of
+from edge_sampler.models.probe import levels, one_line_of, values_of
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.condition import Axis, Shape, axis_in, number_of
 from edge_sampler.runtime.errors import UserError
@@ -39,13 +39,10 @@ def check_sizes(model: Denoiser, denoiser: ir.Model, encoder: ir.Model | None, d
         at = ", ".join(f"{name} {size}" for name, size in sizes.items())
         unit, sigma = unit_noise([0], spec.inputs.sized(sizes=sizes)), levels(spec)[1]
         x = (sigma * unit).astype(np.float32)
-        try:
-            with torch.inference_mode():
-                told = model.encode(raw)
-                denoised = model(torch.from_numpy(x), sigma, **told).float().numpy()
-                made = model.decode(torch.from_numpy(unit)).numpy()
-        except (IndexError, RuntimeError) as error:
-            raise UserError(f"{spec.name} fails at {at}: {first_line(error)}: give axes sizes that it takes") from error
+        with one_line_of(f"{spec.name} fails at {at}, so give axes sizes that it takes"), torch.inference_mode():
+            told = model.encode(raw)
+            denoised = model(torch.from_numpy(x), sigma, **told).float().numpy()
+            made = model.decode(torch.from_numpy(unit)).numpy()
         conditions = {name: value.numpy() for name, value in told.items()}
         given = {name: raw[name] for name in spec.raw}
         compare(encoder, given, {name: conditions[name] for name in spec.made}, f"{spec.name}'s encoder", at)

@@ -47,9 +47,11 @@ def zero_what_sees_nothing(node: torch.fx.Node, inputs: set[str]) -> None:
     mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
     if not isinstance(mask, torch.fx.Node) or mask.meta["val"].dtype != torch.bool or not depends(mask, inputs):
         return
+    with node.graph.inserting_before(node):  # in operators that every engine library has
+        counted = node.graph.call_function(ATEN.to.dtype, (mask, torch.float32))
+        keys = node.graph.call_function(ATEN.sum.dim_IntList, (counted, [-1], True))
+        sees = node.graph.call_function(ATEN.gt.Scalar, (keys, 0))
     with node.graph.inserting_after(node):
-        sees = node.graph.call_function(ATEN.any.dim, (mask, -1, True))
-    with node.graph.inserting_after(sees):
         shown = node.graph.call_function(ATEN.where.ScalarOther, (sees, node, 0.0))
     node.replace_all_uses_with(shown, delete_user_cb=lambda user: user is not shown)
 

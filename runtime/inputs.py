@@ -195,8 +195,7 @@ class Inputs:
                 raise UserError(
                     f"unknown condition {name!r}{hint}: this sampler takes {', '.join(known) or 'no conditions'}"
                 )
-        sizes: dict[str, int] = {}
-        values = {}
+        values, sizes = dict[str, np.ndarray](), dict[str, int]()
         for name, condition in self.conditions.items():
             if given.get(name) is None:
                 raise UserError(

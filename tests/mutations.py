@@ -201,8 +201,8 @@ ALL = (
     Mutation(
         "shard-of-another-job",
         "runtime/generate/job.py",
-        "    if different:",
-        "    if False:",
+        "    if different := [name for name in record if told.get(name) != record[name]]:",
+        "    if different := []:",
         "tests/runtime/test_generate.py",
     ),
     Mutation(

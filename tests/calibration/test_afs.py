@@ -66,7 +66,7 @@ def test_data_of_several_sizes_have_no_mean() -> None:
 
 def test_the_network_is_called_as_often_as_nfe_says(mixture: Denoiser) -> None:
     for solver in ("heun", "iia-edm", "spndm", "iia-dpmpp-2m", "euler"):
-        settings = Settings(3, solver, fit_batch=8, heldout=8, fine_steps=2, afs=True, refine=solver == "euler")
+        settings = Settings(3, solver, fit_batch=8, heldout=8, fine_steps=2, afs=True, refine=int(solver == "euler"))
         plan = calibrate(mixture, settings)
         assert plan.solver == settings.sampler
         told: list[float] = []

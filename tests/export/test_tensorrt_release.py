@@ -26,9 +26,9 @@ from tests.export.test_unroll import fixed_plan
 # names none of them as added after 10.0.
 OPERATORS = {
     "Add", "BatchNormalization", "Cast", "Concat", "Conv", "ConvTranspose", "Cos", "DepthToSpace", "Div", "Equal",
-    "Gather", "Gelu", "Gemm", "IsNaN", "LayerNormalization", "MatMul", "Mul", "Not", "Pad", "ReduceMean", "Reshape",
-    "Resize", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Sum", "Transpose", "Unsqueeze",
-    "Where",
+    "Gather", "Gelu", "Gemm", "Greater", "IsNaN", "LayerNormalization", "MatMul", "Mul", "Not", "Pad", "ReduceMean",
+    "ReduceSum", "Reshape", "Resize", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Sum",
+    "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 
 

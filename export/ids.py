@@ -4,6 +4,7 @@ PyTorch refuses an id that is in no row. A graph's Gather counts one below 0 fro
 beyond the last row is not defined, so bundles tell how many rows there are, and their ids are checked before a run.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,12 +17,12 @@ from edge_sampler.runtime.condition import Condition
 
 IDS = "ids"  # of a graph's input: its metadata's name for the number of rows
 ATEN = torch.ops.aten
-SAME_VALUES = {  # of operators that only bring values to other places, and those that copy them
+SAME_VALUES = {  # of operators that only bring values to other places; those that leave some out are none of them
     getattr(ATEN, name)
     for name in (
-        "alias", "broadcast_to", "cat", "chunk", "clone", "contiguous", "detach", "expand", "flatten", "flip",
-        "movedim", "permute", "repeat", "repeat_interleave", "reshape", "select", "slice", "split", "squeeze", "stack",
-        "t", "to", "_to_copy", "transpose", "unflatten", "unsqueeze", "view",
+        "alias", "broadcast_to", "cat", "clone", "contiguous", "detach", "expand", "flatten", "flip", "movedim",
+        "permute", "repeat", "repeat_interleave", "reshape", "squeeze", "stack", "t", "to", "_to_copy", "transpose",
+        "unflatten", "unsqueeze", "view",
     )
 }  # fmt: skip
 
@@ -58,11 +59,19 @@ def sources(node: torch.fx.Node) -> set[str]:
         one = open_ends.pop()
         if one.op == "placeholder":
             found.add(one.name)
-        elif getattr(one.target, "overloadpacket", None) in SAME_VALUES:
+        elif keeps_all(one):
             new = set(one.all_input_nodes) - seen
             seen |= new
             open_ends += new
     return found
+
+
+def keeps_all(node: torch.fx.Node) -> bool:
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet is ATEN.slice:  # as of value[:, None]
+        start, end, step = (*node.args, *[None] * 3)[2:5]
+        return start in (None, 0) and end in (None, sys.maxsize) and step in (None, 1)
+    return packet in SAME_VALUES
 
 
 def note(graph: ir.Graph, rows: Mapping[int, int]) -> None:

@@ -4,6 +4,7 @@ An export may fix what depends on a size, and say nothing: adaptive pooling to 2
 values each. At the usual size a bundle's reference would not show it.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -30,12 +31,9 @@ def check_sizes(model: Denoiser, denoiser: ir.Model, encoder: ir.Model | None, d
 
     Raises UserError where the network fails there, and where a graph's answer is another one.
     """
-    spec = model.spec
+    spec, wanted = model.spec, model.spec.called_with.conditions
     for sizes in tried(spec.inputs.axes):
-        raw = {
-            name: resized(value[:1], spec.called_with.conditions[name].shape, sizes)
-            for name, value in values_of(model).items()
-        }
+        raw = {name: resized(value[:1], wanted[name].shape, sizes) for name, value in values_of(model).items()}
         at = ", ".join(f"{name} {size}" for name, size in sizes.items())
         unit, sigma = unit_noise([0], spec.inputs.sized(sizes=sizes)), levels(spec)[1]
         x = (sigma * unit).astype(np.float32)
@@ -44,17 +42,17 @@ def check_sizes(model: Denoiser, denoiser: ir.Model, encoder: ir.Model | None, d
             denoised = model(torch.from_numpy(x), sigma, **told).float().numpy()
             made = model.decode(torch.from_numpy(unit)).numpy()
         conditions = {name: value.numpy() for name, value in told.items()}
-        given = {name: raw[name] for name in spec.raw}
-        compare(encoder, given, {name: conditions[name] for name in spec.made}, f"{spec.name}'s encoder", at)
-        told_all = {"x": x, "sigma": np.array(sigma, np.float32), **conditions}
-        compare(denoiser, told_all, {"denoised": denoised}, spec.name, at)
-        compare(decoder, {"x": unit}, {spec.output.name: made}, f"{spec.name}'s decoder", at)
+        encoded, given = {name: conditions[name] for name in spec.made}, {name: raw[name] for name in spec.raw}
+        check_graph(encoder, given, encoded, f"{spec.name}'s encoder", at)
+        given = {"x": x, "sigma": np.array(sigma, np.float32), **conditions}
+        check_graph(denoiser, given, {"denoised": denoised}, spec.name, at)
+        check_graph(decoder, {"x": unit}, {spec.output.name: made}, f"{spec.name}'s decoder", at)
 
 
 def tried(axes: Mapping[str, Axis]) -> Iterator[dict[str, int]]:
     """The least sizes, and the largest that ``GROWTH`` and ``PLACES`` allow, where they are not the usual ones."""
     usual = {name: axis.usual for name, axis in axes.items()}
-    left = max(GROWTH, PLACES / max(1, int(np.prod(list(usual.values()), dtype=float))))
+    left = max(GROWTH, PLACES / math.prod(usual.values()))
     large = {}
     for name, axis in axes.items():
         large[name] = max(axis.usual, min(axis.largest, int(axis.usual * left) // axis.step * axis.step))
@@ -72,7 +70,7 @@ def resized(value: np.ndarray, shape: Shape, sizes: Mapping[str, int]) -> np.nda
     return value
 
 
-def compare(graph: ir.Model | None, given: Arrays, expected: Arrays, who: str, at: str) -> None:
+def check_graph(graph: ir.Model | None, given: Arrays, expected: Arrays, who: str, at: str) -> None:
     """Raises UserError where the graph does not compute what is expected of it."""
     if graph is None:
         return

@@ -30,13 +30,14 @@ class LooksUp(nn.Module):
 
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         ways: dict[str, Callable[[Tensor], Tensor]] = {
-            "cat": lambda v: self.words(torch.cat([v.long(), torch.zeros_like(v)], 1)[:, 1:]).mean(1),
+            "cat": lambda v: self.words(torch.cat([v.long(), torch.zeros_like(v)], 1)).mean(1),
             "spread": lambda v: self.kinds(v[:, None].expand(-1, 3)).mean(1),
             "hot": lambda v: one_hot(v, 11).float()[:, :4],
             "index_select": lambda v: self.table.index_select(0, v.flatten()).reshape(-1, 3, 4).mean(1),
             "smaller": lambda v: (self.words(v) + self.few(v.flip(-1))).mean(1),
             "counted_from_the_end": lambda v: self.table[v].mean(1),  # -1 is the last, in PyTorch too
             "guarded": lambda v: self.kinds(torch.where(v < 0, 6, v)).mean(1),
+            "without_the_first": lambda v: v[:, :1] * self.words(v[:, 1:]).mean(1),
             "moved": lambda v: self.kinds(v + 1).mean(1),
             "of_x": lambda v: v.float().mean(1, keepdim=True) * self.words((x * 0).long()).mean(1),
         }
@@ -53,6 +54,7 @@ class LooksUp(nn.Module):
         ("smaller", (2, 3), 5),
         ("counted_from_the_end", (2, 3), None),
         ("guarded", (2, 3), None),
+        ("without_the_first", (2, 3), None),
         ("moved", (2, 3), None),
         ("of_x", (2, 3), None),
     ],

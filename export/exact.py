@@ -1,5 +1,6 @@
 """Where PyTorch's exporter writes something else than PyTorch computes: a captured program is changed before."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -45,9 +46,11 @@ def zero_what_sees_nothing(node: torch.fx.Node, inputs: set[str]) -> None:
     Only masks that depend on an input can: a causal one hides no row.
     """
     mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
-    if not isinstance(mask, torch.fx.Node) or mask.meta["val"].dtype != torch.bool or not depends(mask, inputs):
+    if not isinstance(mask, torch.fx.Node) or not depends(mask, inputs):
         return
     with node.graph.inserting_before(node):  # in operators that every engine library has
+        if mask.meta["val"].dtype != torch.bool:
+            mask = node.graph.call_function(ATEN.gt.Scalar, (mask, -math.inf))
         counted = node.graph.call_function(ATEN.to.dtype, (mask, torch.float32))
         keys = node.graph.call_function(ATEN.sum.dim_IntList, (counted, [-1], True))
         sees = node.graph.call_function(ATEN.gt.Scalar, (keys, 0))

@@ -41,6 +41,8 @@ def check_sizes(model: Denoiser, denoiser: ir.Model, encoder: ir.Model | None, d
             told = model.encode(raw)
             denoised = model(torch.from_numpy(x), sigma, **told).float().numpy()
             made = model.decode(torch.from_numpy(unit)).numpy()
+        if not np.isfinite(denoised).all() or not np.isfinite(made).all():
+            raise UserError(f"{spec.name} makes NaN or infinity at {at}, so give axes sizes that it takes")
         conditions = {name: value.numpy() for name, value in told.items()}
         encoded, given = {name: conditions[name] for name in spec.made}, {name: raw[name] for name in spec.raw}
         check_graph(encoder, given, encoded, f"{spec.name}'s encoder", at)
@@ -50,14 +52,14 @@ def check_sizes(model: Denoiser, denoiser: ir.Model, encoder: ir.Model | None, d
 
 
 def tried(axes: Mapping[str, Axis]) -> Iterator[dict[str, int]]:
-    """The least sizes, and the largest that ``GROWTH`` and ``PLACES`` allow, where they are not the usual ones."""
+    """All least sizes, and for each axis the largest that ``GROWTH`` and ``PLACES`` allow, where they are unusual."""
     usual = {name: axis.usual for name, axis in axes.items()}
-    left = max(GROWTH, PLACES / math.prod(usual.values()))
-    large = {}
-    for name, axis in axes.items():
-        large[name] = max(axis.usual, min(axis.largest, int(axis.usual * left) // axis.step * axis.step))
-        left /= large[name] / axis.usual
-    for sizes in ({name: axis.least for name, axis in axes.items()}, large):
+    growth = max(GROWTH, PLACES / math.prod(usual.values()))
+    large = {name: min(axis.largest, int(axis.usual * growth) // axis.step * axis.step) for name, axis in axes.items()}
+    for sizes in (
+        {name: axis.least for name, axis in axes.items()},
+        *(usual | {name: size} for name, size in large.items()),
+    ):
         if sizes != usual:
             yield sizes
 

@@ -162,7 +162,8 @@ def adapt(
     weights = weights_sha256(model.state_dict())
     nulls = {key: np.asarray(one.null).tolist() for key, one in inputs.conditions.items()}
     called = f"{type(network).__module__}.{type(network).__qualname__}"
-    facts = [called, code_of(network), precond, arguments, nulls, numbers_of(network)]
+    stages = [stage.module for stage in (encoder, decoder) if stage]
+    facts = [called, code_of(network, *stages), precond, arguments, nulls, numbers_of(network)]
     model.describe(name, licence, weights, facts, output=decoder.output if decoder else made)
     if encoder:
         unknown = sorted(set(encoder.makes) - set(inputs.conditions))
@@ -177,23 +178,23 @@ def adapt(
     if examples is not None:
         give_examples(model, examples)
     answers = probe(model)
-    stages = [weights_sha256(stage.state_dict()) for stage in (model.encoder, model.decoder) if stage is not None]
-    model.spec = replace(model.spec, architecture=digest([*facts, answers, stages]))
-    model.seen_weights = fractional_weights(model)
+    weights_of_stages = [weights_sha256(stage.state_dict()) for stage in stages]
+    model.spec = replace(model.spec, architecture=digest([*facts, answers, weights_of_stages]))
+    model.seen_weights = parameters_of(model)
     return model
 
 
-def fractional_weights(model: nn.Module) -> str:
-    """A hash of them, without whole numbers: many networks count in those."""
-    return weights_sha256({name: value for name, value in model.state_dict().items() if value.is_floating_point()})
+def parameters_of(model: nn.Module) -> str:
+    """A hash of its parameters and numbers, without buffers: many networks count in those, or keep tables."""
+    return digest([weights_sha256(dict(model.named_parameters())), numbers_of(model)])
 
 
 def check_unchanged(model: Denoiser) -> None:
     """Raises UserError where a network got other weights than ``adapt`` saw: its fingerprint is still of those."""
     for part in model.modules():
-        if isinstance(part, Preconditioned) and part.seen_weights not in ("", fractional_weights(part)):
+        if isinstance(part, Preconditioned) and part.seen_weights not in ("", parameters_of(part)):
             raise UserError(
-                f"{model.spec.name} has other weights than edge_sampler.adapt saw: load them before, and adapt it again"
+                f"{model.spec.name} has other weights or numbers than edge_sampler.adapt saw: adapt it again"
             )
 
 

@@ -2,10 +2,12 @@
 
 import inspect
 import io
+import sys
 import sysconfig
 import tokenize
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -14,13 +16,14 @@ LIBRARIES = tuple(Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib
 MEANS_NOTHING = (tokenize.COMMENT, tokenize.NL, tokenize.ENCODING)
 
 
-def code_of(network: nn.Module) -> str:
-    """SHA-256 of the classes that it is made of, but for those of installed libraries. Comments do not count.
+def code_of(*networks: nn.Module | None) -> str:
+    """SHA-256 of the files of their classes, and of the numbers that those define, but for installed libraries.
 
-    A class whose source nobody has, such as one that was typed in, counts by its name.
+    Comments do not count. A class whose source nobody has, such as one that was typed in, counts by its name.
     """
-    classes = {part for module in network.modules() for part in type(module).__mro__}
-    told = {f"{one.__module__}.{one.__qualname__}": words_of(one) for one in classes if is_own(one)}
+    modules = [module for network in networks if network is not None for module in network.modules()]
+    classes = {part for module in modules for part in type(module).__mro__}
+    told = {f"{one.__module__}.{one.__qualname__}": (words_of(one), numbers_of(one)) for one in classes if is_own(one)}
     return sha256(repr(sorted(told.items())).encode()).hexdigest()
 
 
@@ -33,10 +36,17 @@ def is_own(one: type) -> bool:
 
 
 def words_of(one: type) -> list[str]:
-    """Its source, word by word."""
+    """The file that it is in, word by word; its own source where that is in no file."""
     try:
-        source = inspect.getsource(one)
+        path = Path(inspect.getfile(one))
+        source = path.read_text("utf-8") if path.is_file() else inspect.getsource(one)
         words = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    except (OSError, TypeError, SyntaxError, tokenize.TokenError):
+    except (OSError, TypeError, ValueError, SyntaxError, tokenize.TokenError):
         return []
     return [word.string.strip() or tokenize.tok_name[word.type] for word in words if word.type not in MEANS_NOTHING]
+
+
+def numbers_of(one: type) -> dict[str, Any]:
+    """By name, the numbers among its file's own variables: they may be from elsewhere, such as the environment."""
+    known = vars(sys.modules.get(one.__module__, object))
+    return {name: value for name, value in sorted(known.items()) if type(value) in (int, float, bool)}

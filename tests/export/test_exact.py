@@ -46,21 +46,24 @@ def test_what_rarely_matters_is_computed_too(name: str) -> None:
 
 
 class Attends(nn.Module):
-    def __init__(self, causal: bool = False) -> None:
+    def __init__(self, causal: bool = False, dtype: torch.dtype = torch.bool) -> None:
         super().__init__()
-        self.causal = causal
+        self.causal, self.dtype = causal, dtype
 
     def forward(self, x: Tensor, t: Tensor, mask: Tensor) -> Tensor:
         shown = torch.ones(3, 3, dtype=torch.bool).tril() if self.causal else mask[:, None, None]
         heads = x[:, None]
+        if self.dtype.is_floating_point:
+            shown = torch.where(shown, 0.0, -torch.inf)
         return 0.5 * x + functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=shown)[:, 0]
 
 
-def test_attention_that_sees_nothing_is_zero() -> None:
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_attention_that_sees_nothing_is_zero(dtype: torch.dtype) -> None:
     """As of a prompt of no words, for guidance."""
     told = torch.tensor([[True, True, False], [False, False, False], [True, True, True], [False, False, True]])
     model = edge_sampler.adapt(
-        Attends(), (3, 2), "FlowPrecond", conditions={"mask": edge_sampler.Condition((3,), "bool")}
+        Attends(dtype=dtype), (3, 2), "FlowPrecond", conditions={"mask": edge_sampler.Condition((3,), "bool")}
     )
     found = answer(model, mask=told.numpy())
     np.testing.assert_allclose(found, model(noise(model), 1.0, mask=told).numpy(), rtol=1e-4, atol=1e-6)

@@ -255,9 +255,19 @@ class Centred(nn.Module):
         return 0.9 * x - between * x.mean(0)
 
 
-def test_samples_that_change_each_other_are_found_when_they_are_made(tmp_path: Path) -> None:
-    model = edge_sampler.adapt(Centred(), (4,), "EDMPrecond")
+class Follows(Centred):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        between = ((t > 0.05) & (t < 0.55)).float().reshape(-1, 1)
+        return 0.9 * x - between * (x.cumsum(0) - x)
+
+
+@pytest.mark.parametrize("samples", [1, 16])
+@pytest.mark.parametrize("network", [Centred, Follows])
+def test_samples_that_change_each_other_are_found_when_they_are_made(
+    network: type[nn.Module], samples: int, tmp_path: Path
+) -> None:
+    model = edge_sampler.adapt(network(), (4,), "EDMPrecond")
     plan = edge_sampler.fit(model, edge_sampler.Settings(6, "ddim", schedule="edm"))
-    with pytest.raises(UserError, match="Centred makes another sample of a seed alone than beside others"):
-        edge_sampler.export_bundle(model, plan, tmp_path / "bundle")
+    with pytest.raises(UserError, match=f"{network.__name__} makes another sample of a seed alone"):
+        edge_sampler.export_bundle(model, plan, tmp_path / "bundle", edge_sampler.Form(samples=samples))
     assert not (tmp_path / "bundle").exists()

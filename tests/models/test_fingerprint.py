@@ -1,6 +1,5 @@
 """Whatever changes a model's answers changes its fingerprint; what does not, does not."""
 
-import linecache
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,35 +247,42 @@ def test_a_number_in_a_network_is_part_of_it() -> None:
 
 
 MIDDLING = """
-import torch, edge_sampler
+import os, torch, edge_sampler
+SHARE = float(os.environ.get("SHARE", 2))
+
+def turned(x):
+    return -x
 
 class Middling(torch.nn.Module):
     def forward(self, x, t):
-        return 0.3 * x * torch.where((t > 0.4) & (t < 0.6), 1, 2)[:, None]
+        return 0.3 * turned(x) * torch.where((t > 0.4) & (t < 0.6), 1, SHARE)[:, None]
 
 def make():
     return edge_sampler.adapt(Middling(), (4,), "EDMPrecond")
 """
 
 
-def test_another_code_is_another_network(tmp_path: Path) -> None:
+def test_another_code_is_another_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though no answer that was asked for tells; a comment does nothing."""
-    found = []
-    for number, text in enumerate(
-        (
-            MIDDLING,
-            MIDDLING.replace("2)[", "2)  [").replace("return 0", "# as before\n\n        return 0"),
-            MIDDLING.replace("1, 2)", "3, 2)"),
-            MIDDLING.replace("0.3", "0.30001"),
-        )
-    ):
+    texts = (
+        MIDDLING,
+        MIDDLING.replace("SHARE)[", "SHARE)  [").replace("return 0", "# as before\n\n        return 0"),
+        MIDDLING.replace("1, SHARE)", "3, SHARE)"),
+        MIDDLING.replace("0.3", "0.30001"),
+        MIDDLING.replace("return -x", "return -1.00001 * x"),
+    )
+
+    def fingerprint(number: int, text: str) -> str:
         (tmp_path / f"{number}").mkdir()
         (tmp_path / f"{number}" / "mine.py").write_text(text)
-        linecache.clearcache()
-        found.append(models.load(f"{tmp_path}/{number}/mine.py:make").spec.fingerprint)
+        return models.load(f"{tmp_path}/{number}/mine.py:make").spec.fingerprint
+
+    found = [fingerprint(number, text) for number, text in enumerate(texts)]
+    monkeypatch.setenv("SHARE", "2.0001")
+    found.append(fingerprint(len(texts), MIDDLING))
     assert found[0] == found[1]
-    assert len(set(found)) == 3
-    assert code_of(nn.Linear(1, 1)) == code_of(nn.Tanh())  # of libraries
+    assert len(set(found)) == 5
+    assert code_of(nn.Linear(1, 1)) == code_of(nn.Tanh(), None)  # of libraries
 
 
 def test_weights_that_came_later_are_refused(tmp_path: Path) -> None:
@@ -286,11 +292,15 @@ def test_weights_that_came_later_are_refused(tmp_path: Path) -> None:
     plan = edge_sampler.fit(model, settings)
     with torch.no_grad():
         network.weight.add_(1)
-    message = "Net has other weights than edge_sampler.adapt saw: load them before, and adapt it again"
+    message = "Net has other weights or numbers than edge_sampler.adapt saw: adapt it again"
     with pytest.raises(edge_sampler.UserError, match=message):
         edge_sampler.fit(model, settings)
     with pytest.raises(edge_sampler.UserError, match=message):
         edge_sampler.export_bundle(model, plan, tmp_path / "bundle")
     with torch.no_grad():
         network.weight.sub_(1)
+    network.register_buffer("calls", torch.ones(1))  # in which a network may count
     assert edge_sampler.fit(model, settings).table == plan.table
+    network.factor = 0.25
+    with pytest.raises(edge_sampler.UserError, match=message):
+        edge_sampler.fit(model, settings)

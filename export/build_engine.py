@@ -161,12 +161,12 @@ def configure(
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        profile.set_shape(tensor.name, *(lib.Dims(sizes) for sizes in profile_of(tensor, engine)))
+        profile.set_shape(tensor.name, *(lib.Dims(sizes) for sizes in shapes_of(tensor, engine)))
     config.add_optimization_profile(profile)
     return config
 
 
-def profile_of(tensor: "tensorrt.ITensor", engine: Engine) -> Iterator[list[int]]:
+def shapes_of(tensor: "tensorrt.ITensor", engine: Engine) -> Iterator[list[int]]:
     """The least, usual and largest shape of an input [batch, …]: the profile of the batch, and of axes with names."""
     for which, batch in enumerate((engine.batch.min, engine.batch.opt, engine.batch.max)):
         axes = {name: sizes[which] for name, sizes in engine.axes.items()}

@@ -9,6 +9,8 @@ import torch
 from onnxscript.rewriter._pattern_ir import Constant
 from torch.export import ExportedProgram
 
+from edge_sampler.export.captured import inputs_of
+
 ATEN = torch.ops.aten
 
 
@@ -43,10 +45,10 @@ def drop_if_idle(node: torch.fx.Node) -> None:
 def zero_what_sees_nothing(node: torch.fx.Node, inputs: set[str]) -> None:
     """Attention whose mask hides all keys is 0 in PyTorch; the graph's would be the mean of what is hidden.
 
-    Only masks that depend on an input can: a causal one hides no row.
+    Masks that depend on no input are left alone: causal ones hide no row.
     """
     mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
-    if not isinstance(mask, torch.fx.Node) or not depends(mask, inputs):
+    if not isinstance(mask, torch.fx.Node) or not inputs & inputs_of(mask, lambda _: True):
         return
     with node.graph.inserting_before(node):  # in operators that every engine library has
         if mask.meta["val"].dtype != torch.bool:
@@ -57,19 +59,6 @@ def zero_what_sees_nothing(node: torch.fx.Node, inputs: set[str]) -> None:
     with node.graph.inserting_after(node):
         shown = node.graph.call_function(ATEN.where.ScalarOther, (sees, node, 0.0))
     node.replace_all_uses_with(shown, delete_user_cb=lambda user: user is not shown)
-
-
-def depends(node: torch.fx.Node, inputs: set[str]) -> bool:
-    """Whether a value depends on one of these inputs."""
-    seen, open_ends = {node}, [node]
-    while open_ends:
-        one = open_ends.pop()
-        if one.name in inputs:
-            return True
-        new = set(one.all_input_nodes) - seen
-        seen |= new
-        open_ends += new
-    return False
 
 
 def compute_stably(node: torch.fx.Node) -> None:

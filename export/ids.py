@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from edge_sampler.export.captured import inputs_of
 from edge_sampler.models.spec import ModelSpec
 from edge_sampler.runtime.condition import Condition
 
@@ -32,7 +33,7 @@ def rows_of(program: torch.export.ExportedProgram) -> dict[int, int]:
     found: dict[str, int] = {}
     for node in program.graph.nodes:
         ids, rows = lookup(node)
-        for name in sources(ids) if isinstance(rows, int) else ():
+        for name in inputs_of(ids, keeps_all) if isinstance(rows, int) else ():
             found[name] = min(rows, found.get(name, rows))
     return {place: found[name] for place, name in enumerate(program.graph_signature.user_inputs) if name in found}
 
@@ -52,21 +53,8 @@ def rows_along(table: Any, axis: Any) -> Any:
     return table.meta["val"].shape[axis]
 
 
-def sources(node: torch.fx.Node) -> set[str]:
-    """The inputs whose very values are among a node's."""
-    found, seen, open_ends = set(), {node}, [node]
-    while open_ends:
-        one = open_ends.pop()
-        if one.op == "placeholder":
-            found.add(one.name)
-        elif keeps_all(one):
-            new = set(one.all_input_nodes) - seen
-            seen |= new
-            open_ends += new
-    return found
-
-
 def keeps_all(node: torch.fx.Node) -> bool:
+    """Whether all its inputs' values are among its own, as they are."""
     packet = getattr(node.target, "overloadpacket", None)
     if packet is ATEN.slice:  # as of value[:, None]
         start, end, step = (*node.args, *[None] * 3)[2:5]

@@ -16,15 +16,16 @@ LIBRARIES = tuple(Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib
 MEANS_NOTHING = (tokenize.COMMENT, tokenize.NL, tokenize.ENCODING)
 
 
-def code_of(*networks: nn.Module | None) -> str:
-    """SHA-256 of the files of their classes, and of the numbers that those define, but for installed libraries.
+def code_of(*networks: nn.Module) -> str:
+    """SHA-256 of the files of their classes, and of the constants in those, but for installed libraries.
 
     Comments do not count. A class whose source nobody has, such as one that was typed in, counts by its name.
     """
-    modules = [module for network in networks if network is not None for module in network.modules()]
-    classes = {part for module in modules for part in type(module).__mro__}
-    told = {f"{one.__module__}.{one.__qualname__}": (words_of(one), numbers_of(one)) for one in classes if is_own(one)}
-    return sha256(repr(sorted(told.items())).encode()).hexdigest()
+    classes = {part for network in networks for module in network.modules() for part in type(module).__mro__}
+    own = sorted(filter(is_own, classes), key=lambda one: (one.__module__, one.__qualname__))
+    files = {one.__module__: (words_of(one), constants_of(one)) for one in own}
+    names = {f"{one.__module__}.{one.__qualname__}" for one in own}
+    return sha256(repr([sorted(names), sorted(files.items())]).encode()).hexdigest()
 
 
 def is_own(one: type) -> bool:
@@ -46,7 +47,10 @@ def words_of(one: type) -> list[str]:
     return [word.string.strip() or tokenize.tok_name[word.type] for word in words if word.type not in MEANS_NOTHING]
 
 
-def numbers_of(one: type) -> dict[str, Any]:
-    """By name, the numbers among its file's own variables: they may be from elsewhere, such as the environment."""
+def constants_of(one: type) -> dict[str, Any]:
+    """The numbers in capitals of its file, by name: they may come from elsewhere, such as the environment.
+
+    Other variables are not taken: a script counts in them, and keeps times.
+    """
     known = vars(sys.modules.get(one.__module__, object))
-    return {name: value for name, value in sorted(known.items()) if type(value) in (int, float, bool)}
+    return {name: known[name] for name in sorted(known) if name.isupper() and type(known[name]) in (int, float, bool)}

@@ -15,8 +15,7 @@ from torch.nn.functional import adaptive_avg_pool1d, interpolate
 import edge_sampler
 from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.export.assemble import export_graphs
-from edge_sampler.export.build_engine import build, engine_for
-from edge_sampler.export.build_engine import profile_of as shapes_of
+from edge_sampler.export.build_engine import build, engine_for, shapes_of
 from edge_sampler.export.extend import profile_of
 from edge_sampler.export.sizes import tried
 from edge_sampler.models import loading

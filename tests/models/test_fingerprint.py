@@ -249,6 +249,7 @@ def test_a_number_in_a_network_is_part_of_it() -> None:
 MIDDLING = """
 import os, torch, edge_sampler
 SHARE = float(os.environ.get("SHARE", 2))
+started = float(os.environ.get("SECONDS_NOW", 0))
 
 def turned(x):
     return -x
@@ -280,9 +281,12 @@ def test_another_code_is_another_network(tmp_path: Path, monkeypatch: pytest.Mon
     found = [fingerprint(number, text) for number, text in enumerate(texts)]
     monkeypatch.setenv("SHARE", "2.0001")
     found.append(fingerprint(len(texts), MIDDLING))
-    assert found[0] == found[1]
+    monkeypatch.delenv("SHARE")
+    monkeypatch.setenv("SECONDS_NOW", "3.5")
+    found.append(fingerprint(len(texts) + 1, MIDDLING))
+    assert found[0] == found[1] == found[-1]
     assert len(set(found)) == 5
-    assert code_of(nn.Linear(1, 1)) == code_of(nn.Tanh(), None)  # of libraries
+    assert code_of(nn.Linear(1, 1)) == code_of(nn.Tanh(), nn.Tanh())  # of libraries
 
 
 def test_weights_that_came_later_are_refused(tmp_path: Path) -> None:

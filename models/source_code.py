@@ -37,10 +37,9 @@ def is_own(one: type) -> bool:
 
 
 def words_of(one: type) -> list[str]:
-    """The file that it is in, word by word; its own source where that is in no file."""
+    """The file that it is in, word by word."""
     try:
-        path = Path(inspect.getfile(one))
-        source = path.read_text("utf-8") if path.is_file() else inspect.getsource(one)
+        source = Path(inspect.getfile(one)).read_text("utf-8")
         words = list(tokenize.generate_tokens(io.StringIO(source).readline))
     except (OSError, TypeError, ValueError, SyntaxError, tokenize.TokenError):
         return []

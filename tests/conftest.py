@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 HAS_PYTORCH = find_spec("torch") is not None
 NEED_PYTORCH = ("test_serve_conditions.py", "test_text.py", "test_trt_conditions.py")
 collect_ignore = [] if HAS_PYTORCH else [f"runtime/{name}" for name in NEED_PYTORCH]
-pytest_plugins = ("tests.fakes.cuda",)
+pytest_plugins = ("tests.fakes.cuda", "tests.fakes.cpp")
 os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is there: a file alone finds what all find by several processes
 if find_spec("hypothesis"):  # which some devices do not have; its own bounds are on time
     from hypothesis import HealthCheck, settings

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,9 @@ import numpy as np
 import pytest
 
 from edge_sampler.runtime.noise import SEEDS, unit_noise
+from tests.fakes.cpp import FAKES, HEADERS, SANITIZED, compile_cpp
 
-ROOT = Path(__file__).parent.parent.parent
-HEADERS, FAKES = ROOT / "runtime" / "cpp", ROOT / "tests" / "fakes"
-STRICT = ("-std=c++17", "-Wall", "-Wextra", "-Wconversion", "-Werror")
-SANITIZED = "-fsanitize=address"  # memory out of bounds ends the program
 ZIGGURAT_R = 3.6541529  # larger values come from its tail
-
-
-def compile_cpp(out: Path, source: Path, *arguments: str) -> Path:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    subprocess.run([compiler, *STRICT, str(source), *arguments, "-o", str(out)], check=True)
-    return out
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,7 @@ import torch
 from onnxscript.rewriter._pattern_ir import Constant
 from torch.export import ExportedProgram
 
-from edge_sampler.export.captured import inputs_of
-
-ATEN = torch.ops.aten
+from edge_sampler.export.captured import ATEN, graphs_of, is_made_of, replace_unless, replacing
 
 
 @contextmanager
@@ -24,20 +22,23 @@ def exact_constants() -> Iterator[None]:
 
 def make_exact(program: ExportedProgram) -> None:
     """Changes a program in place, to one whose export computes what PyTorch does."""
-    inputs = set(program.graph_signature.user_inputs)
-    for node in list(program.graph.nodes):
-        if node.target is ATEN.squeeze.dim:
-            drop_if_idle(node)
-        elif node.target is ATEN.scaled_dot_product_attention.default:
-            zero_what_sees_nothing(node, inputs)
-        elif node.target is ATEN.log_sigmoid.default:
-            compute_stably(node)
+    with replacing(program):
+        for graph, inputs in graphs_of(program):
+            for node in list(graph.nodes):
+                if node.target is ATEN.squeeze.dim:
+                    drop_if_idle(node)
+                elif node.target is ATEN.scaled_dot_product_attention.default:
+                    zero_what_sees_nothing(node, inputs)
+                elif node.target is ATEN.log_sigmoid.default:
+                    compute_stably(node)
+                elif node.target is ATEN.index.Tensor:
+                    widen_indices(node)
 
 
 def drop_if_idle(node: torch.fx.Node) -> None:
     """PyTorch leaves an axis alone that is not of size 1; the Squeeze that it exports would not."""
     size = node.args[0].meta["val"].shape[node.args[1]]  # type: ignore[union-attr]
-    if isinstance(size, int) and size != 1 and all(user.op != "output" for user in node.users):
+    if isinstance(size, int) and size != 1:
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         node.graph.erase_node(node)
 
@@ -48,7 +49,7 @@ def zero_what_sees_nothing(node: torch.fx.Node, inputs: set[str]) -> None:
     Masks that depend on no input are left alone: causal ones hide no row.
     """
     mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
-    if not isinstance(mask, torch.fx.Node) or not inputs & inputs_of(mask, lambda _: True):
+    if not isinstance(mask, torch.fx.Node) or not is_made_of(mask, inputs):
         return
     with node.graph.inserting_before(node):  # in operators that every engine library has
         if mask.meta["val"].dtype != torch.bool:
@@ -56,9 +57,7 @@ def zero_what_sees_nothing(node: torch.fx.Node, inputs: set[str]) -> None:
         counted = node.graph.call_function(ATEN.to.dtype, (mask, torch.float32))
         keys = node.graph.call_function(ATEN.sum.dim_IntList, (counted, [-1], True))
         sees = node.graph.call_function(ATEN.gt.Scalar, (keys, 0))
-    with node.graph.inserting_after(node):
-        shown = node.graph.call_function(ATEN.where.ScalarOther, (sees, node, 0.0))
-    node.replace_all_uses_with(shown, delete_user_cb=lambda user: user is not shown)
+    replace_unless(sees, node, 0.0)
 
 
 def compute_stably(node: torch.fx.Node) -> None:
@@ -69,3 +68,15 @@ def compute_stably(node: torch.fx.Node) -> None:
         stable = node.graph.call_function(ATEN.neg.default, (softplus,))
     node.replace_all_uses_with(stable)
     node.graph.erase_node(node)
+
+
+def widen_indices(node: torch.fx.Node) -> None:
+    """ONNX gathers by indices of 64 bits alone."""
+    table, indices = node.args
+    wide = []
+    for one in indices:  # type: ignore[union-attr]
+        if isinstance(one, torch.fx.Node) and one.meta["val"].dtype == torch.int32:
+            with node.graph.inserting_before(node):
+                one = node.graph.call_function(ATEN.to.dtype, (one, torch.int64))
+        wide.append(one)
+    node.args = (table, wide)

@@ -1,65 +1,113 @@
 """Inputs that a network looks up in a table of embeddings: ids, of which the table has so many rows.
 
 PyTorch refuses an id that is in no row. A graph's Gather counts one below 0 from the end, and what an engine reads
-beyond the last row is not defined, so bundles tell how many rows there are, and their ids are checked before a run.
+beyond the last row is not defined. So bundles tell how many rows there are, and ids are checked before a run. Ids that
+the network computes cannot be told: what one that is in no row looks up is NaN, which nobody takes for an image.
 """
 
+import math
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch.fx import Node
 
-from edge_sampler.export.captured import inputs_of
+from edge_sampler.export.captured import ATEN, ends_of, graphs_of, is_made_of, replace_unless, replacing
 from edge_sampler.models.spec import ModelSpec
 from edge_sampler.runtime.condition import Condition
 
 IDS = "ids"  # of a graph's input: its metadata's name for the number of rows
-ATEN = torch.ops.aten
 SAME_VALUES = {  # of operators that only bring values to other places; those that leave some out are none of them
     getattr(ATEN, name)
     for name in (
         "alias", "broadcast_to", "cat", "clone", "contiguous", "detach", "expand", "flatten", "flip", "movedim",
-        "permute", "repeat", "repeat_interleave", "reshape", "squeeze", "stack", "t", "to", "_to_copy", "transpose",
+        "permute", "repeat", "repeat_interleave", "reshape", "roll", "squeeze", "stack", "t", "tile", "transpose",
         "unflatten", "unsqueeze", "view",
     )
 }  # fmt: skip
+WHOLE = (torch.int32, torch.int64)
+WRITES = {  # of (table, axis, ids, …)
+    getattr(ATEN, name + place)
+    for name in ("index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce")
+    for place in ("", "_")
+}
 
 
-def rows_of(program: torch.export.ExportedProgram) -> dict[int, int]:
-    """By an input's place, the rows of the smallest table that its values are looked up in as they are."""
-    found: dict[str, int] = {}
-    for node in program.graph.nodes:
-        ids, rows = lookup(node)
-        for name in inputs_of(ids, keeps_all) if isinstance(rows, int) else ():
-            found[name] = min(rows, found.get(name, rows))
-    return {place: found[name] for place, name in enumerate(program.graph_signature.user_inputs) if name in found}
+@dataclass(frozen=True)
+class Lookup:
+    """``rows`` is a symbol where their number varies; ``behind`` how many axes what is found for an id has, if any."""
+
+    ids: Any
+    rows: Any
+    behind: int | None = None
 
 
-def lookup(node: torch.fx.Node) -> tuple[Any, Any]:
-    """What a node looks up, and in how many rows; None twice where it does not, and a symbol for rows that may vary."""
-    if node.target is ATEN.one_hot.default:
-        return node.args[0], node.args[1]
-    if node.target is ATEN.embedding.default:
-        return node.args[1], rows_along(node.args[0], 0)
-    if node.target is ATEN.index_select.default:
-        return node.args[2], rows_along(node.args[0], node.args[1])
-    return None, None
+def hold_ids(program: torch.export.ExportedProgram) -> dict[int, int]:
+    """By an input's place, the rows of the smallest table that its values are looked up in as they are.
+
+    Changes the program: what other ids find, which are in no row, is NaN.
+    """
+    told: dict[str, int] = {}
+    with replacing(program):
+        for graph, inputs in graphs_of(program):
+            for node in list(graph.nodes):
+                if (one := lookup(node)) is None:
+                    continue
+                ends = {end for end in ends_of(one.ids, keeps_all) if is_made_of(end, inputs)}
+                known = graph is program.graph and isinstance(one.rows, int)
+                held = {end for end in ends if end.op == "placeholder" and known}
+                told |= {end.name: min(one.rows, told.get(end.name, one.rows)) for end in held}
+                if ends - held:
+                    make_nan(node, one)
+    return {place: told[name] for place, name in enumerate(program.graph_signature.user_inputs) if name in told}
+
+
+def lookup(node: Any) -> Lookup | None:
+    """What a node looks up; None where it does not."""
+    kind = getattr(node.target, "overloadpacket", None)
+    if kind is ATEN.one_hot:
+        return Lookup(node.args[0], node.args[1])
+    if kind is ATEN.embedding:
+        return Lookup(node.args[1], rows_along(node.args[0], 0), 1)
+    if kind is ATEN.gather or kind in WRITES:
+        return Lookup(node.args[2], rows_along(*node.args[:2]), 0 if kind is ATEN.gather else None)
+    if kind is ATEN.index_select:
+        axes = node.meta["val"].ndim
+        return Lookup(node.args[2], rows_along(*node.args[:2]), axes - 1 - node.args[1] % axes)
+    return None
 
 
 def rows_along(table: Any, axis: Any) -> Any:
     return table.meta["val"].shape[axis]
 
 
-def keeps_all(node: torch.fx.Node) -> bool:
+def keeps_all(node: Any) -> bool:
     """Whether all its inputs' values are among its own, as they are."""
-    packet = getattr(node.target, "overloadpacket", None)
-    if packet is ATEN.slice:  # as of value[:, None]
+    kind = getattr(node.target, "overloadpacket", None)
+    if kind is ATEN.slice:  # as of value[:, None]
         start, end, step = (*node.args, *[None] * 3)[2:5]
         return start in (None, 0) and end in (None, sys.maxsize) and step in (None, 1)
-    return packet in SAME_VALUES
+    if kind in (ATEN.to, ATEN._to_copy):
+        return all(one.meta["val"].dtype in WHOLE for one in (node, node.args[0]))
+    return kind in SAME_VALUES
+
+
+def make_nan(node: Node, of: Lookup) -> None:
+    """What the node finds by ids that are in no row becomes NaN, and no such id is looked up."""
+    if of.behind is None or not node.meta["val"].dtype.is_floating_point:
+        return
+    call = node.graph.call_function
+    with node.graph.inserting_before(node):
+        valid = call(ATEN.ge.Scalar, (of.ids, 0))
+        if isinstance(of.rows, int):
+            valid = call(ATEN.logical_and.default, (valid, call(ATEN.lt.Scalar, (of.ids, of.rows))))
+        node.replace_input_with(of.ids, call(ATEN.where.ScalarOther, (valid, of.ids, 0)))
+        for _ in range(of.behind):
+            valid = call(ATEN.unsqueeze.default, (valid, -1))
+    replace_unless(valid, node, math.nan)
 
 
 def note(graph: ir.Graph, rows: Mapping[int, int]) -> None:

@@ -15,8 +15,9 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
 from torch import Tensor, nn
 
+from edge_sampler.export.captured import open_blocks
 from edge_sampler.export.exact import exact_constants, make_exact
-from edge_sampler.export.ids import note, rows_of
+from edge_sampler.export.ids import hold_ids, note
 from edge_sampler.export.inline import inline
 from edge_sampler.export.lower import compute_in_single_precision
 from edge_sampler.models.denoiser import Denoiser
@@ -159,7 +160,8 @@ def export(
         examples = tuple(inputs.examples.values())
         try:
             captured = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
-            rows = rows_of(captured)
+            open_blocks(captured)
+            rows = hold_ids(captured)
             make_exact(captured)
             program = torch.onnx.export(
                 captured,

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edge_sampler.export.network_graph import export_denoiser
+from edge_sampler.export.save import save_checked
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.own import Decoder, Encoder, adapt
+from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.inputs import Output
 from edge_sampler.runtime.plan import Plan
+from edge_sampler.runtime.scratch import scratch
 
 LENGTHS, MEMORY = (8, 16, 48), (2, 6, 12)
 
@@ -25,6 +29,15 @@ def euler(sigmas: Sequence[float]) -> Plan:
         ratio = following / sigma
         rows.append((*(ratio * weight for weight in rows[-1]), 1 - ratio))
     return Plan("euler", tuple(sigmas), tuple(rows))
+
+
+def answer(model: Denoiser, x: Tensor, **told: Tensor) -> np.ndarray:
+    """The graph's, at a noise level of 1."""
+    with scratch() as folder:
+        save_checked(export_denoiser(model), folder / "denoiser.onnx")
+        with Session(folder / "denoiser.onnx") as session:
+            given = {name: value.numpy() for name, value in {"x": x, "sigma": torch.tensor(1.0), **told}.items()}
+            return session.run(given)["denoised"]
 
 
 def embedded(t: Tensor, width: int) -> Tensor:

@@ -10,9 +10,7 @@ from torch.nn import functional
 
 import edge_sampler
 from edge_sampler.export.network_graph import export_denoiser
-from edge_sampler.export.save import save_checked
-from edge_sampler.runtime.backends.onnxrt import Session
-from edge_sampler.runtime.scratch import scratch
+from tests.export.networks import answer
 
 Told = Callable[[Tensor], Tensor]
 PARTS: dict[str, Told] = {
@@ -22,6 +20,10 @@ PARTS: dict[str, Told] = {
     "nearly undivided": lambda c: (c / 1.000005 - c) * 1e5,
     "a norm": lambda c: functional.rms_norm(c, (2,), eps=1e-12),
     "log of a sigmoid": functional.logsigmoid,
+    "in a block": torch.no_grad()(functional.logsigmoid),
+    "in a block of another device": torch.autocast("cuda", torch.float16)(functional.logsigmoid),
+    "in two blocks": torch.no_grad()(torch.autocast("cpu", enabled=False)(functional.logsigmoid)),
+    "an index of 32 bits": lambda c: torch.arange(4.0)[c.clamp(0, 1).int()],
 }
 
 
@@ -41,7 +43,7 @@ def test_what_rarely_matters_is_computed_too(name: str) -> None:
     model = edge_sampler.adapt(Adds(PARTS[name]), (2,), "FlowPrecond", conditions=condition)
     expected = model(torch.zeros(4, 2), 1.0, told=told)
     assert expected.isfinite().all()
-    found = answer(model, told=told.numpy())
+    found = answer(model, torch.zeros(4, 2), told=told)
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-6)
 
 
@@ -50,6 +52,7 @@ class Attends(nn.Module):
         super().__init__()
         self.causal, self.dtype = causal, dtype
 
+    @torch.no_grad()  # a block, which PyTorch captures by itself
     def forward(self, x: Tensor, t: Tensor, mask: Tensor) -> Tensor:
         shown = torch.ones(3, 3, dtype=torch.bool).tril() if self.causal else mask[:, None, None]
         heads = x[:, None]
@@ -65,8 +68,8 @@ def test_attention_that_sees_nothing_is_zero(dtype: torch.dtype) -> None:
     model = edge_sampler.adapt(
         Attends(dtype=dtype), (3, 2), "FlowPrecond", conditions={"mask": edge_sampler.Condition((3,), "bool")}
     )
-    found = answer(model, mask=told.numpy())
-    np.testing.assert_allclose(found, model(noise(model), 1.0, mask=told).numpy(), rtol=1e-4, atol=1e-6)
+    x = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(answer(model, x, mask=told), model(x, 1.0, mask=told).numpy(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("causal", "nodes"), [(False, 1), (True, 0)])
@@ -75,16 +78,3 @@ def test_only_a_mask_of_the_caller_can_hide_everything(causal: bool, nodes: int)
     graph = export_denoiser(edge_sampler.adapt(Attends(causal), (3, 2), "FlowPrecond", conditions=conditions)).graph
     reduced = [node for node in graph if node.op_type in ("ReduceMax", "ReduceSum")]
     assert len(reduced) == nodes, [node.op_type for node in graph]
-
-
-def noise(model: edge_sampler.Denoiser) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(0).normal(size=(4, *model.spec.shape)).astype(np.float32))
-
-
-def answer(model: edge_sampler.Denoiser, **told: np.ndarray) -> np.ndarray:
-    """The graph's, of noise, or of zeros where that is all that the network is told besides."""
-    x = noise(model).numpy() if "mask" in told else np.zeros((4, *model.spec.shape), np.float32)
-    with scratch() as folder:
-        save_checked(export_denoiser(model), folder / "denoiser.onnx")
-        with Session(folder / "denoiser.onnx") as session:
-            return session.run({"x": x, "sigma": np.array(1, np.float32), **told})["denoised"]

@@ -1,4 +1,7 @@
-"""Ids that a network looks up: their table's rows are found, told by the bundle, and held before every run."""
+"""Ids that a network looks up: their table's rows are found, told by the bundle, and held before every run.
+
+Of ids that are computed none is told, and those in no row make NaN.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 import edge_sampler
-from edge_sampler.export.ids import rows_of
+from edge_sampler.export.captured import open_blocks
+from edge_sampler.export.ids import hold_ids
 from edge_sampler.models import loading
-from tests.export.networks import euler
+from tests.export.networks import answer, euler
 
 PLAN = euler([10.0, 0.5])
 Condition = edge_sampler.Condition
@@ -33,12 +37,22 @@ class LooksUp(nn.Module):
             "cat": lambda v: self.words(torch.cat([v.long(), torch.zeros_like(v)], 1)).mean(1),
             "spread": lambda v: self.kinds(v[:, None].expand(-1, 3)).mean(1),
             "hot": lambda v: one_hot(v, 11).float()[:, :4],
+            "whole": lambda v: self.kinds(v.int().long().roll(1, 0)),
+            "unseen": torch.no_grad()(lambda v: self.kinds(v)),
+            "gather": lambda v: self.table[0].expand(v.shape[0], 4).gather(1, v).mean(1, keepdim=True),
+            "scatter": lambda v: torch.zeros(v.shape[0], 4).scatter(1, v[:, None], 1.0),
             "index_select": lambda v: self.table.index_select(0, v.flatten()).reshape(-1, 3, 4).mean(1),
             "smaller": lambda v: (self.words(v) + self.few(v.flip(-1))).mean(1),
             "counted_from_the_end": lambda v: self.table[v].mean(1),  # -1 is the last, in PyTorch too
             "guarded": lambda v: self.kinds(torch.where(v < 0, 6, v)).mean(1),
             "without_the_first": lambda v: v[:, :1] * self.words(v[:, 1:]).mean(1),
             "moved": lambda v: self.kinds(v + 1).mean(1),
+            "moved_and_not": lambda v: self.kinds(torch.cat([v, 5 - v], 1)).mean(1),
+            "rounded": lambda v: self.kinds(v.float().round().long()).mean(1),
+            "a_field": lambda v: self.few(v[:, 0]) + self.words(v[:, 1]),
+            "moved_gather": lambda v: self.table[0].expand(v.shape[0], 4).gather(1, v[:, :1] + 1),
+            "moved_select": lambda v: (self.table.T.index_select(1, v.flatten() + 1)).reshape(4, -1, 3).mean(2).T,
+            "as_truth": lambda v: self.few(v.bool().long()),
             "of_x": lambda v: v.float().mean(1, keepdim=True) * self.words((x * 0).long()).mean(1),
         }
         return x + ways[self.how](ids)
@@ -48,6 +62,10 @@ class LooksUp(nn.Module):
     ("how", "shape", "rows"),
     [
         ("cat", (2, 3), 20),
+        ("whole", (2,), 7),
+        ("unseen", (2,), 7),
+        ("gather", (2, 3), 4),
+        ("scatter", (2,), 4),
         ("spread", (2,), 7),
         ("hot", (2,), 11),
         ("index_select", (2, 3), 9),
@@ -56,6 +74,10 @@ class LooksUp(nn.Module):
         ("guarded", (2, 3), None),
         ("without_the_first", (2, 3), None),
         ("moved", (2, 3), None),
+        ("moved_and_not", (2, 3), 7),
+        ("rounded", (2, 3), None),
+        ("a_field", (2, 3), None),
+        ("as_truth", (2,), None),
         ("of_x", (2, 3), None),
     ],
 )
@@ -63,7 +85,41 @@ def test_rows_are_those_of_the_table(how: str, shape: tuple[int, ...], rows: int
     """Only where every value is looked up as it is: any other is a number like all."""
     batch, ids = {0: torch.export.Dim.DYNAMIC}, torch.zeros(shape, dtype=torch.int64)
     program = torch.export.export(LooksUp(how), (torch.zeros(2, 4), ids), dynamic_shapes=(batch, batch), strict=False)
-    assert rows_of(program) == ({} if rows is None else {1: rows})
+    open_blocks(program)
+    assert hold_ids(program) == ({} if rows is None else {1: rows})
+
+
+@pytest.mark.parametrize(
+    ("how", "right", "wrong"),
+    [
+        ("moved", [-1, 5, 0], [-2, 0, 0]),
+        ("moved", [-1, 5, 0], [0, 6, 0]),  # of 7 rows
+        ("moved_and_not", [1, 5, 3], [1, 6, 3]),
+        ("moved_select", [-1, 7, 0], [0, 0, -2]),
+        ("moved_gather", [-1, 0, 0], [-2, 0, 0]),
+        ("rounded", [0, 6, 3], [0, -1, 3]),
+        ("a_field", [0, 19, -1], [0, -1, 0]),
+        ("without_the_first", [-5, 19, 0], [0, -1, 0]),
+        ("counted_from_the_end", [-9, 8, 0], None),
+        ("guarded", [-1, 6, 0], None),
+    ],
+)
+def test_what_is_in_no_row_is_nan(how: str, right: list[int], wrong: list[int] | None) -> None:
+    """Of that sample alone; PyTorch refuses it."""
+    torch.manual_seed(0)
+
+    class Network(LooksUp):
+        def forward(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x, ids)
+
+    made = edge_sampler.adapt(Network(how), (4,), "FlowPrecond", conditions={"ids": Condition((3,), "int64")})
+    ids, x = torch.tensor([right, wrong or right]), torch.zeros(2, 4)
+    found = answer(made, x, ids=ids)
+    np.testing.assert_allclose(found[0], made(x[:1], 1.0, ids=ids[:1])[0], rtol=1e-5)
+    if wrong:
+        assert np.isnan(found[1]).any()
+        with pytest.raises((IndexError, RuntimeError), match=r"(?i)ind"):
+            made(x, 1.0, ids=ids)
 
 
 class Talks(nn.Module):
@@ -80,6 +136,7 @@ class Words(nn.Embedding):
     def __init__(self) -> None:
         super().__init__(20, 4)
 
+    @torch.no_grad()  # as of encoders that are not trained
     def forward(self, words: Tensor) -> tuple[Tensor]:  # type: ignore[override]
         return (super().forward(words),)
 

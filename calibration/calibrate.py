@@ -21,9 +21,9 @@ from edge_sampler.calibration.solvers.base import Scheme, Solver
 from edge_sampler.calibration.trace import trace
 from edge_sampler.calibration.views import viewer
 from edge_sampler.models.denoiser import Denoiser
-from edge_sampler.models.own import check_unchanged
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.models.spec import ModelSpec, check_alike
+from edge_sampler.models.unchanged import check_unchanged
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport
 from edge_sampler.runtime.plan import Plan, sample

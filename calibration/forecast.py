@@ -11,7 +11,7 @@ import torch
 from edge_sampler.calibration.calibrate import refit_cost, task_of
 from edge_sampler.calibration.evaluate.distributed import BLOCK, processes, rank
 from edge_sampler.calibration.evaluate.network import CHUNK_BYTES, Live, most_at_once
-from edge_sampler.calibration.evaluate.noise_sets import Noises, to_judge
+from edge_sampler.calibration.evaluate.noise_sets import to_judge
 from edge_sampler.calibration.evaluate.reference import IN_MEMORY
 from edge_sampler.calibration.pilot import most_levels
 from edge_sampler.calibration.refinement import parameters, refinement_bytes
@@ -22,7 +22,7 @@ from edge_sampler.runtime.backends.base import resident_memory
 from edge_sampler.runtime.plan import Plan
 
 TOLD = 120.0  # seconds; of a fit that takes less nobody needs to know
-TIMED = 0.3  # seconds that timing may take where one evaluation is quicker
+TIMED = 0.3  # seconds; twice as many samples are timed as long as they take less
 TOO_LONG = 3 * 3600.0  # seconds, on a CPU
 
 
@@ -62,7 +62,7 @@ def announce(model: Denoiser, settings: Settings, longer: float = TOLD) -> None:
 
 
 def forecast(model: Denoiser, settings: Settings) -> Forecast | None:
-    """None for a fixed solver, which asks the network nothing. Costs an evaluation of one sample, or half a second."""
+    """None for a fixed solver, which asks the network nothing. Costs two evaluations of one sample, or a second."""
     task = task_of(model, settings)
     if not task.evaluates:
         return None
@@ -89,29 +89,25 @@ def held(*models: Denoiser) -> int:
 
 
 def one_evaluation(model: Denoiser) -> tuple[float, int]:
-    """Seconds of one sample, and the bytes that it takes in memory; a few are timed together where one is quick."""
+    """Seconds of one sample, and the bytes that it takes in memory.
+
+    More are timed together where one is quick. The least counts: what takes longer was disturbed.
+    """
     sigma, few = model.spec.sigma_max, to_judge(model, 2 * processes())
     with Live():
         torch.zeros(1)  # PyTorch imports much when such a mode first sees something
-    started = time.perf_counter()
     sample_bytes = few.network.sample_bytes(sigma * few.noise, sigma)
-    first = time.perf_counter() - started
-    if first > 2 * TIMED:
-        return first, sample_bytes
-
-    def timed(noises: Noises) -> float:
-        """Of one sample."""
+    seconds, count = math.inf, 1
+    while count <= BLOCK:
+        noises = to_judge(model, count * processes())
+        noises.network.meter.sample_bytes = sample_bytes
         started = time.perf_counter()
         noises.network(sigma * noises.noise, sigma)
-        return (time.perf_counter() - started) / len(noises)
-
-    one = timed(few.part(slice(1)))
-    many = min(BLOCK, int(TIMED / one))
-    if many < 2:
-        return one, sample_bytes
-    noises = to_judge(model, many * processes())
-    noises.network.meter.sample_bytes = sample_bytes
-    return timed(noises), sample_bytes
+        took = time.perf_counter() - started
+        seconds, count = min(seconds, took / count), 2 * count
+        if took > TIMED:
+            break
+    return seconds, sample_bytes
 
 
 def announce_refit(model: Denoiser, evaluations: Sequence[Denoiser], plan: Plan, settings: Settings) -> None:
@@ -121,7 +117,7 @@ def announce_refit(model: Denoiser, evaluations: Sequence[Denoiser], plan: Plan,
 
 
 def forecast_refit(model: Denoiser, evaluations: Sequence[Denoiser], plan: Plan, settings: Settings) -> Forecast:
-    """What ``refit`` takes at the most. Costs a second, or two evaluations of one sample."""
+    """What ``refit`` takes at the most. Costs two seconds, or four evaluations of one sample."""
     (seconds, sample_bytes), (seconds_of_others, _) = one_evaluation(model), one_evaluation(evaluations[0])
     exact, others = refit_cost(plan, settings)
     numbers, values = len(parameters(plan)), math.prod(model.spec.shape)

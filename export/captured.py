@@ -83,7 +83,7 @@ def open_within(module: GraphModule) -> None:
             module.graph.erase_node(user)
         module.graph.erase_node(block)
         module.graph.erase_node(held)
-    module.delete_all_unused_submodules()
+        module.delete_submodule(str(held.target))
 
 
 def is_idle(node: Node) -> bool:

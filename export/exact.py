@@ -29,10 +29,15 @@ def make_exact(program: ExportedProgram) -> None:
                     drop_if_idle(node)
                 elif node.target is ATEN.scaled_dot_product_attention.default:
                     zero_what_sees_nothing(node, inputs)
+                    give_heads(node)
                 elif node.target is ATEN.log_sigmoid.default:
                     compute_stably(node)
                 elif node.target is ATEN.index.Tensor:
                     widen_indices(node)
+                elif node.target is ATEN.clamp.default and node.meta["val"].is_floating_point():
+                    node.args = tuple(float(bound) if isinstance(bound, int) else bound for bound in node.args)
+                elif node.target is ATEN.to.dtype and node.args[1] == torch.float64 and is_made_of(node, inputs):
+                    refuse_large(node)
 
 
 def drop_if_idle(node: torch.fx.Node) -> None:
@@ -58,6 +63,33 @@ def zero_what_sees_nothing(node: torch.fx.Node, inputs: set[str]) -> None:
         keys = node.graph.call_function(ATEN.sum.dim_IntList, (counted, [-1], True))
         sees = node.graph.call_function(ATEN.gt.Scalar, (keys, 0))
     replace_unless(sees, node, 0.0)
+
+
+def give_heads(node: torch.fx.Node) -> None:
+    """Attention without an axis of heads gets one: the exporter takes no other."""
+    names = ("query", "key", "value", "attn_mask")
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    if given["query"].meta["val"].ndim != 3:  # type: ignore[union-attr]
+        return
+    for name in names:
+        one = given.get(name)
+        if isinstance(one, torch.fx.Node) and one.meta["val"].ndim == 3:
+            with node.graph.inserting_before(node):
+                node.replace_input_with(one, node.graph.call_function(ATEN.unsqueeze.default, (one, 1)))
+    with node.graph.inserting_after(node):
+        without = node.graph.call_function(ATEN.squeeze.dim, (node, 1))
+    node.replace_all_uses_with(without, delete_user_cb=lambda user: user is not without)
+
+
+def refuse_large(node: torch.fx.Node) -> None:
+    """Graphs compute float64 as float32, which holds whole numbers up to 2**24: of larger ones they make NaN."""
+    whole = node.args[0]
+    if whole.meta["val"].is_floating_point():  # type: ignore[union-attr]
+        return
+    with node.graph.inserting_before(node):
+        size = node.graph.call_function(ATEN.abs.default, (whole,))
+        held = node.graph.call_function(ATEN.le.Scalar, (size, 2**24))
+    replace_unless(held, node, math.nan)
 
 
 def compute_stably(node: torch.fx.Node) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from edge_sampler.export.canvas import OUTPUTS
 from edge_sampler.models.denoiser import Denoiser
-from edge_sampler.models.own import check_unchanged
+from edge_sampler.models.unchanged import check_unchanged
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Output
 from edge_sampler.runtime.plan import Plan

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import io
 import logging
 import re
@@ -20,6 +21,7 @@ from edge_sampler.export.exact import exact_constants, make_exact
 from edge_sampler.export.ids import hold_ids, note
 from edge_sampler.export.inline import inline
 from edge_sampler.export.lower import compute_in_single_precision
+from edge_sampler.export.sizes import DOUBTFUL, doubtful
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.networks.layers import attention_joined
 from edge_sampler.models.onnx_graph import OnnxGraph
@@ -77,6 +79,13 @@ class Examples:
         # No Dim for the batch: diffusers' upsampling asks whether there are 64 samples, only to copy them.
         self.dynamic[name] = {0: torch.export.Dim.DYNAMIC, **named}
         self.shapes[name] = (BATCH, *shape)
+
+    def of(self, module: nn.Module, sizes: Mapping[str, int]) -> dict[str, Any]:
+        """The module's arguments by name, of these sizes, without values."""
+        sizes = {**sizes, BATCH: 2}
+        shapes = [[number_of(size, sizes) for size in self.shapes.get(name, ())] for name in self.examples]
+        made = [torch.empty(shape, device="meta") for shape in shapes]
+        return inspect.signature(module.forward).bind(*made).arguments
 
     def add_conditions(self, conditions: Mapping[str, Condition]) -> None:
         for name, condition in conditions.items():
@@ -160,6 +169,7 @@ def export(
         examples = tuple(inputs.examples.values())
         try:
             captured = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
+            doubted = doubtful(captured, lambda sizes: inputs.of(module, sizes), axes)
             open_blocks(captured)
             rows = hold_ids(captured)
             make_exact(captured)
@@ -201,6 +211,7 @@ def export(
     DeduplicateInitializersPass()(exported)
     ClearMetadataAndDocStringPass()(exported)  # about 1.3 KB a node
     note(exported.graph, rows)
+    exported.meta[DOUBTFUL] = doubted
     exported.graph.name = "denoiser"
     exported.producer_name, exported.producer_version = "edge-sampler", None
     return exported

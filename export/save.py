@@ -72,6 +72,12 @@ def save_checked(model: ir.Model, path: Path, inline_limit: int = INLINE_LIMIT, 
     return path.stat().st_size
 
 
+def check(model: ir.Model) -> None:
+    """ONNX's full check, without a copy of the weights. Raises what ``onnx.checker`` and shape inference do."""
+    large = large_weights(model)
+    _check(_without(model, large), large)
+
+
 def large_weights(model: ir.Model) -> dict[str, ir.Value]:
     return {
         name: value

@@ -1,7 +1,7 @@
 """The denoiser contract: every model of this project is called as ``denoised = model(x, sigma, **conditions)``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -202,6 +202,15 @@ class Wrapped(Denoiser):
         return self.model.own_levels
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A user's network as it was once: a hash of parameters, numbers and code, and what it answered to what."""
+
+    parameters: str
+    asked: tuple[list[dict[str, np.ndarray]], dict[str, int]]
+    answers: list[float]
+
+
 class Preconditioned(Denoiser):
     """A raw network behind the contract: D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise).
 
@@ -212,7 +221,7 @@ class Preconditioned(Denoiser):
     def __init__(self, network: nn.Module, preconditioning: Preconditioning, inputs: Inputs) -> None:
         super().__init__()
         self.model, self.preconditioning, self.inputs = network, preconditioning, inputs
-        self.seen_weights = ""  # of a user's network: a hash of those that ``adapt`` saw
+        self.seen: Seen | None = None  # of a user's network: what ``adapt`` saw
         condition = inputs.conditions.get(CLASSES)
         self.classes = condition.choices if condition else 0
 

@@ -11,11 +11,12 @@ from torch import nn
 
 from edge_sampler.models.arguments import check_kinds, check_plain, preconditioning_of
 from edge_sampler.models.checkpoint import weights_sha256
-from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned
+from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned, Seen
 from edge_sampler.models.precond import PRECONDITIONINGS, Preconditioning
-from edge_sampler.models.probe import check_denoiser, probe, try_extremes
+from edge_sampler.models.probe import check_denoiser, drawn, probe, try_extremes
 from edge_sampler.models.source_code import code_of
 from edge_sampler.models.spec import digest
+from edge_sampler.models.unchanged import numbers_of, parameters_of
 from edge_sampler.runtime.condition import Axis, Condition, class_labels
 from edge_sampler.runtime.errors import UserError, is_line
 from edge_sampler.runtime.inputs import Inputs, Output
@@ -161,9 +162,8 @@ def adapt(
         made = replace(made, name="images")
     weights = weights_sha256(model.state_dict())
     nulls = {key: np.asarray(one.null).tolist() for key, one in inputs.conditions.items()}
-    called = f"{type(network).__module__}.{type(network).__qualname__}"
     stages = [stage.module for stage in (encoder, decoder) if stage]
-    facts = [called, code_of(network, *stages), precond, arguments, nulls, numbers_of(network)]
+    facts = [code_of(network, *stages), precond, arguments, nulls, numbers_of(network)]
     model.describe(name, licence, weights, facts, output=decoder.output if decoder else made)
     if encoder:
         unknown = sorted(set(encoder.makes) - set(inputs.conditions))
@@ -177,39 +177,13 @@ def adapt(
         model.decoder = decoder.module.eval().requires_grad_(False)
     if examples is not None:
         give_examples(model, examples)
-    answers = probe(model)
+    asked = drawn(model)
+    answers = probe(model, asked)
     weights_of_stages = [weights_sha256(stage.state_dict()) for stage in stages]
-    model.spec = replace(model.spec, architecture=digest([*facts, answers, weights_of_stages]))
-    model.seen_weights = parameters_of(model)
+    few_digits = [float(f"{figure:.1e}") for figure in answers]  # so that machines agree
+    model.spec = replace(model.spec, architecture=digest([*facts, few_digits, weights_of_stages]))
+    model.seen = Seen(parameters_of(model), asked, answers)
     return model
-
-
-def parameters_of(model: nn.Module) -> str:
-    """A hash of its parameters and numbers, without buffers: many networks count in those, or keep tables."""
-    return digest([weights_sha256(dict(model.named_parameters())), numbers_of(model)])
-
-
-def check_unchanged(model: Denoiser) -> None:
-    """Raises UserError where a network got other weights than ``adapt`` saw: its fingerprint is still of those."""
-    for part in model.modules():
-        if isinstance(part, Preconditioned) and part.seen_weights not in ("", parameters_of(part)):
-            raise UserError(
-                f"{model.spec.name} has other weights or numbers than edge_sampler.adapt saw: adapt it again"
-            )
-
-
-def numbers_of(network: nn.Module) -> dict[str, list[float]]:
-    """The fractional numbers that it and its parts hold beside weights: a change of one is another network.
-
-    Whole numbers are left out, since many networks count in them, and what is no number may tell of a machine.
-    """
-    found = {}
-    for name, part in network.named_modules():
-        for key, value in vars(part).items():
-            numbers = value if isinstance(value, list | tuple) else [value]
-            if numbers and all(isinstance(number, float) for number in numbers):
-                found[f"{name}.{key}"] = list(map(float, numbers))
-    return found
 
 
 def preconditioned(

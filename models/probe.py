@@ -37,15 +37,14 @@ class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
 
-def probe(model: Preconditioned) -> list[float]:
+def probe(model: Preconditioned, asked: tuple[list[dict[str, np.ndarray]], dict[str, int]]) -> list[float]:
     """What tells a network's answers from another's of the same weights: figures of its answers at three noise levels.
 
-    To two digits, so that machines agree. Raises UserError where network, encoder or decoder return another shape than
-    they should, and where an answer depends on another sample's, or on how many there are. For conditions without
-    examples stand normal numbers, masks that hide nothing, and 0 of what counts.
+    ``asked`` is what ``drawn`` returned. Raises UserError where network, encoder or decoder return another shape than
+    they should, and where an answer depends on another sample's, or on how many there are.
     """
     spec, name, answers = model.spec, model.spec.name, list[float]()
-    raws, sizes = drawn(model)
+    raws, sizes = asked
     shape = spec.inputs.sized(sizes=sizes)
     x, weight = (torch.from_numpy(unit_noise(seeds, shape)) for seeds in ([0, 1], [2, 3]))
     states = (x[:1], x, torch.stack([3 * weight[0], x[0]]))
@@ -66,7 +65,7 @@ def probe(model: Preconditioned) -> list[float]:
             if spec.inputs.axes:
                 other = {key: other_size(axis) for key, axis in spec.inputs.axes.items()}
                 decoded(model, torch.from_numpy(unit_noise([0], spec.inputs.sized(sizes=other))), other)
-    return [float(f"{figure:.1e}") for figure in answers]
+    return answers
 
 
 def decoded(model: Denoiser, state: Tensor, sizes: Mapping[str, int]) -> Tensor:
@@ -146,7 +145,7 @@ def levels(spec: ModelSpec) -> tuple[float, float, float]:
 
 def drawn(model: Denoiser) -> tuple[list[dict[str, np.ndarray]], dict[str, int]]:
     """Conditions as a caller gives them, of one sample, of it and a second, and of it behind another one; and the sizes
-    of axes.
+    of axes. For those without examples stand normal numbers, masks that hide nothing, and 0 of what counts.
     """
     called = model.spec.called_with
     values, sizes = called.check(values_of(model), DRAWN)

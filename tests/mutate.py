@@ -96,10 +96,10 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "tests/export/test_lower_affine.py",
     "export/tensorrt_graph.py": "tests/export/test_tensorrt_graph.py tests/export/test_lower_others.py",
     "export/precision.py": "tests/export/test_precision_parts.py",
-    "export/captured.py": "tests/export/test_ids.py tests/export/test_exact.py -k 'rows or mask'",
+    "export/captured.py": "tests/export/test_captured.py tests/export/test_ids.py -k 'captured or rows'",
     "export/exact.py": "tests/export/test_exact.py",
     "export/ids.py": "tests/export/test_ids.py",
-    "export/sizes.py": "tests/export/test_axes.py -k 'tried or stages'",
+    "export/sizes.py": "tests/export/test_sizes.py",
     **{
         f"export/precisions/{name}.py": "tests/export/test_precisions.py"
         for name in ("__init__", "base", "bf16", "fp16", "fp8", "int8", "int8_fp16")
@@ -107,7 +107,9 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "calibration/refinement.py": "tests/calibration/test_refinement_parts.py tests/calibration/test_refinement.py "
     "-k 'refinement_parts or parameters or slope or images_far or iteration_that'",
     "models/arguments.py": "tests/models/test_arguments.py",
-    "models/source_code.py": "tests/models/test_fingerprint.py -k 'code'",
+    "models/source_code.py": "tests/models/test_source_code.py",
+    "models/unchanged.py": "tests/models/test_source_code.py tests/models/test_fingerprint.py "
+    "-k 'later or number or change or code'",
     "models/download.py": "tests/models/test_download.py",
     "models/checkpoint.py": "tests/models/test_checkpoint.py "
     "tests/models/test_pickle_bounds.py tests/models/test_edm2.py "

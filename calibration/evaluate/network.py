@@ -95,7 +95,7 @@ class Network:
     def threads(self, x: Tensor, sigma: float) -> int:
         """Of PyTorch's, as many as the samples are worth."""
         most = torch.get_num_threads()
-        if len(x) < 2 or x.device.type != "cpu":
+        if x.device.type != "cpu" or (len(x) < 2 and not self.meter.sample_bytes):
             return most
         return max(1, min(most, len(x) * self.sample_bytes(x, sigma) // WORTH))
 

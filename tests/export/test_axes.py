@@ -10,14 +10,12 @@ import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool1d, interpolate
+from torch.nn.functional import interpolate
 
 import edge_sampler
 from edge_sampler.calibration.evaluate.network import Network
-from edge_sampler.export.assemble import export_graphs
 from edge_sampler.export.build_engine import build, engine_for, shapes_of
 from edge_sampler.export.extend import profile_of
-from edge_sampler.export.sizes import tried
 from edge_sampler.models import loading
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.condition import Axis
@@ -195,80 +193,3 @@ def test_a_decoder_makes_what_its_output_says() -> None:
         decoder = edge_sampler.Decoder(nn.ConvTranspose2d(2, 3, 8, 8), edge_sampler.Output("images", shape))
         with pytest.raises(edge_sampler.UserError, match=message):
             edge_sampler.adapt(UNet(), (2, "height", "width"), "DDPMPrecond", axes=STEPS, decoder=decoder)
-
-
-class Pools(nn.Module):
-    """Its export fixes how many places one mean is of."""
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return x + adaptive_avg_pool1d(x, 2).square().mean(-1, keepdim=True)
-
-
-class Counts(nn.Module):
-    """Knows eight places."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.places = nn.Embedding(8, 2)
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return x + self.places(torch.arange(x.shape[2])).mT
-
-
-@pytest.mark.parametrize(
-    ("make", "axis", "message"),
-    [
-        (Pools, (4, 8, 8), "Pools's graph is not what PyTorch computes at length 4: .* denoised is off by"),
-        (Pools, (8, 8, 32), "Pools's graph is not what PyTorch computes at length 32: .* denoised is off by"),
-        (Counts, (2, 4, 16), "Counts fails at length 16, so give axes sizes that it takes: index out of range"),
-    ],
-)
-def test_graphs_are_tried_at_other_sizes(make: Any, axis: tuple[int, ...], message: str) -> None:
-    model = edge_sampler.adapt(make(), (2, "length"), "DDPMPrecond", axes={"length": axis})
-    with pytest.raises(edge_sampler.UserError, match=message):
-        export_graphs(model)
-
-
-class Last(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return adaptive_avg_pool1d(x, 2)
-
-
-class First(Last):
-    def forward(self, wide: Tensor) -> tuple[Tensor]:  # type: ignore[override]
-        return (super().forward(wide),)
-
-
-class Told(nn.Module):
-    def forward(self, x: Tensor, t: Tensor, pooled: Tensor) -> Tensor:
-        return x + pooled.mean((1, 2), keepdim=True)
-
-
-def test_stages_are_tried_at_other_sizes() -> None:
-    axes = {"length": (4, 8, 32)}
-    decoder = edge_sampler.Decoder(Last(), edge_sampler.Output("pooled", (2, 2)))
-    with pytest.raises(edge_sampler.UserError, match="Plain's decoder's graph is not what PyTorch computes at length"):
-        export_graphs(edge_sampler.adapt(Plain(), (2, "length"), axes=axes, decoder=decoder))
-    told = {"pooled": edge_sampler.Condition((2, 2))}
-    encoder = edge_sampler.Encoder(First(), {"wide": edge_sampler.Condition((2, "2*length"))}, ("pooled",))
-    with pytest.raises(edge_sampler.UserError, match="Told's encoder's graph is not what PyTorch computes at length"):
-        export_graphs(edge_sampler.adapt(Told(), (2, "length"), axes=axes, conditions=told, encoder=encoder))
-
-
-class Plain(nn.Module):
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return x + t[:, None, None]
-
-
-def test_sizes_that_are_tried() -> None:
-    """The least and the largest, but what is much larger than usual only as far as that is cheap."""
-    assert list(tried({})) == []
-    assert list(tried({"length": Axis(8, 8, 8)})) == []
-    assert list(tried({"length": Axis(4, 8, 8)})) == [{"length": 4}]
-    assert list(tried({"length": Axis(8, 8, 1000)})) == [{"length": 1000}]
-    assert list(tried({"length": Axis(8, 8, 5000, 8)})) == [{"length": 1024}]
-    assert list(tried({"length": Axis(1000, 2000, 50_000)})) == [{"length": 1000}, {"length": 4000}]
-    sizes = {"height": Axis(64, 64, 256, 8), "width": Axis(32, 64, 256, 8)}
-    assert list(tried(sizes)) == [
-        {"height": 64, "width": 32}, {"height": 128, "width": 64}, {"height": 64, "width": 128}
-    ]  # fmt: skip

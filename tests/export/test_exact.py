@@ -23,6 +23,7 @@ PARTS: dict[str, Told] = {
     "in a block": torch.no_grad()(functional.logsigmoid),
     "in a block of another device": torch.autocast("cuda", torch.float16)(functional.logsigmoid),
     "in two blocks": torch.no_grad()(torch.autocast("cpu", enabled=False)(functional.logsigmoid)),
+    "a bound that is whole": lambda c: torch.clamp(c, -1, 0.5),
     "an index of 32 bits": lambda c: torch.arange(4.0)[c.clamp(0, 1).int()],
 }
 
@@ -78,3 +79,37 @@ def test_only_a_mask_of_the_caller_can_hide_everything(causal: bool, nodes: int)
     graph = export_denoiser(edge_sampler.adapt(Attends(causal), (3, 2), "FlowPrecond", conditions=conditions)).graph
     reduced = [node for node in graph if node.op_type in ("ReduceMax", "ReduceSum")]
     assert len(reduced) == nodes, [node.op_type for node in graph]
+
+
+class Looks(nn.Module):
+    """Attention without heads."""
+
+    def __init__(self, shape: tuple[int, ...], scale: float | None = None) -> None:
+        super().__init__()
+        self.shape, self.scale = shape, scale
+
+    def forward(self, x: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+        shown = mask[:, None].expand(self.shape) if len(self.shape) == 3 else torch.ones(3, 3).tril(1).bool()
+        seen = shown if self.shape else None
+        return x + functional.scaled_dot_product_attention(
+            x, 2 * x, x + 1, seen, is_causal=seen is None, scale=self.scale
+        )
+
+
+@pytest.mark.parametrize("network", [Looks(()), Looks((-1, 3, -1)), Looks((3, 3), 0.3)])
+def test_attention_without_heads(network: Looks) -> None:
+    told = torch.tensor([[True, True, False], [False, True, True]])
+    conditions = {"mask": edge_sampler.Condition((3,), "bool")}
+    model = edge_sampler.adapt(network, (3, 2), "FlowPrecond", conditions=conditions)
+    x = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(answer(model, x, mask=told), model(x, 1.0, mask=told).numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_whole_numbers_that_float32_does_not_hold_are_nan() -> None:
+    """Where a network computes with them in float64, which a graph does in float32."""
+    condition, network = {"told": edge_sampler.Condition((2,), "int64")}, Adds(lambda c: (c.double() / 7).sin().float())
+    model = edge_sampler.adapt(network, (2,), "FlowPrecond", conditions=condition)
+    told = torch.tensor([[2**24, -(2**24)], [2**24 + 1, 5]])
+    found, x = answer(model, torch.zeros(2, 2), told=told), torch.zeros(2, 2)
+    np.testing.assert_array_equal(np.isnan(found), [[False, False], [True, False]])
+    np.testing.assert_allclose(found[1, 1], model(x, 1.0, told=told)[1, 1], rtol=1e-5)

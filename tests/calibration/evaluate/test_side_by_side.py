@@ -123,9 +123,9 @@ def test_an_error_of_a_call_is_the_callers() -> None:
         denoised(Breaks(), x)
 
 
-@pytest.mark.parametrize(("samples", "threads"), [(1, 2), (2, 1), (3, 1), (4, 2), (100, 2)])
+@pytest.mark.parametrize(("samples", "threads"), [(1, 1), (2, 1), (3, 1), (4, 2), (100, 2)])
 def test_few_samples_of_a_small_network_are_for_one_thread(samples: int, threads: int) -> None:
-    """More would wait for each other longer than they compute. One sample alone may be of a large network."""
+    """More would wait for each other longer than they compute."""
     network, used = Network(models.load("edm-digits")), list[int]()
     network.meter.sample_bytes = WORTH // 2
     network.model.register_forward_pre_hook(lambda *_: used.append(torch.get_num_threads()))

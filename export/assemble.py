@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from edge_sampler.calibration.judge import Judgement
 from edge_sampler.export.canvas import OUTPUTS
+from edge_sampler.export.check import check_graphs
 from edge_sampler.export.fold import fold_into_weights
 from edge_sampler.export.form import Form, check_fit, output_of
 from edge_sampler.export.ids import with_ids
@@ -21,7 +22,6 @@ from edge_sampler.export.reference import write_reference
 from edge_sampler.export.report_page import REPORT, report_page
 from edge_sampler.export.save import INLINE_LIMIT, Beside, save_checked, weights_size
 from edge_sampler.export.sign import Signer
-from edge_sampler.export.sizes import check_sizes
 from edge_sampler.export.unroll import unroll
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.mapped import page_out
@@ -124,9 +124,16 @@ def export_graphs(model: Denoiser) -> Graphs:
     for graph in (denoiser, encoder, decoder):
         if graph is not None:
             simplify(graph)
-    check_sizes(model, denoiser, encoder, decoder)
+    check_graphs(model, denoiser, encoder, decoder)
     model.to(device)
-    return Graphs(model.spec, denoiser, encoder, decoder)
+    graphs = Graphs(model.spec, denoiser, encoder, decoder)
+    known_to(graphs)  # says at once what cannot be
+    return graphs
+
+
+def known_to(graphs: Graphs) -> ModelSpec:
+    """The model's spec, with what its graphs tell of its conditions."""
+    return with_ids(graphs.spec, [graphs.denoiser, *graphs.stages.values()])
 
 
 def simplify(graph: ir.Model) -> None:
@@ -184,7 +191,7 @@ def export_bundle(
         written = write_graphs(graphs, plan, folder, form.dtype, output.name)
         advance(1)
         stages = list(graphs.stages)
-        known = with_ids(spec, [graphs.denoiser, *graphs.stages.values()])
+        known = known_to(graphs)
         inputs = known.called_with if "encoder" in stages else known.inputs
         for one in inputs.conditions.values():
             if one.text:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch.fx import Node
@@ -18,6 +19,7 @@ from torch.fx import Node
 from edge_sampler.export.captured import ATEN, ends_of, graphs_of, is_made_of, replace_unless, replacing
 from edge_sampler.models.spec import ModelSpec
 from edge_sampler.runtime.condition import Condition
+from edge_sampler.runtime.errors import UserError
 
 IDS = "ids"  # of a graph's input: its metadata's name for the number of rows
 SAME_VALUES = {  # of operators that only bring values to other places; those that leave some out are none of them
@@ -117,12 +119,22 @@ def note(graph: ir.Graph, rows: Mapping[int, int]) -> None:
 
 
 def with_ids(spec: ModelSpec, graphs: list[ir.Model]) -> ModelSpec:
-    """The spec whose conditions tell what was noted at these graphs' inputs."""
+    """The spec whose conditions tell what was noted at these graphs' inputs.
+
+    Raises UserError where a condition's null is in no row.
+    """
     rows: dict[str, int] = {}
     for value in (value for model in graphs for value in model.graph.inputs):
         if IDS in value.metadata_props:
             name, number = str(value.name), int(value.metadata_props[IDS])
             rows[name] = min(number, rows.get(name, number))
+
+    for name, one in {**spec.inputs.conditions, **spec.raw}.items():
+        null = 0 if one.null is None else np.asarray(one.null)
+        if name in rows and not np.all((null >= 0) & (null < rows[name])):
+            raise UserError(
+                f"{name} is looked up in a table of {rows[name]} rows, and its null, {one.null!r:.40}, is none of them"
+            )
 
     def told(conditions: Mapping[str, Condition]) -> dict[str, Condition]:
         return {

@@ -17,11 +17,11 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInit
 from torch import Tensor, nn
 
 from edge_sampler.export.captured import open_blocks
+from edge_sampler.export.check import DOUBTFUL, check_nodes, doubtful
 from edge_sampler.export.exact import exact_constants, make_exact
 from edge_sampler.export.ids import hold_ids, note
 from edge_sampler.export.inline import inline
 from edge_sampler.export.lower import compute_in_single_precision
-from edge_sampler.export.sizes import DOUBTFUL, doubtful
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.networks.layers import attention_joined
 from edge_sampler.models.onnx_graph import OnnxGraph
@@ -193,12 +193,7 @@ def export(
         for value in node.outputs:
             if value.name in inputs.examples:  # the exporter has named it so
                 value.name = f"{value.name}@"
-    for node in exported.graph:
-        if any(isinstance(value.type, ir.SequenceType) for value in node.outputs):
-            raise UserError(
-                f"{who} makes lists of tensors ({node.op_type}), which no graph of a sampler holds: in place of "
-                "torch.nn.EmbeddingBag, let it look ids up with torch.nn.Embedding and take their mean"
-            )
+    check_nodes(exported.graph, who)
     for value in exported.graph.outputs:
         if value.shape is None or str(value.shape[0]) != BATCH:
             raise UserError(fixed_batch(who))

@@ -26,6 +26,8 @@ FEW_BITS = 0.05  # and where 16 bits or fewer hold values on the way
 class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notices values of few bits while it is entered. ``allowed``: how far its computations may be off, relatively."""
 
+    supports_higher_order_operators = True  # such as torch.cond
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.allowed = ROUNDED
@@ -134,7 +136,9 @@ def one_line_of(failure: str) -> Iterator[None]:
     """Raises UserError, ``failure`` and what Python said, where a network does not take what it is given."""
     try:
         yield
-    except (IndexError, RuntimeError, TypeError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         said, *_ = str(error).split("\n")
         raise UserError(f"{failure}: {said}") from error
 

@@ -1,4 +1,4 @@
-"""Whether a user's network is still what ``adapt`` saw: its fingerprint is of that."""
+"""Whether a network is still what was loaded, or what ``adapt`` saw: its fingerprint is of that."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
@@ -31,9 +31,19 @@ def is_adapted(model: Denoiser) -> bool:
 
 
 def check_unchanged(model: Denoiser) -> None:
-    """Raises UserError where a network is no longer what ``adapt`` saw: its fingerprint is still of that."""
+    """Raises UserError where a network is no longer what was loaded, or what ``adapt`` saw."""
     for part in model.modules():
-        if not isinstance(part, Preconditioned) or part.seen is None:
+        if not isinstance(part, Preconditioned):
+            continue
+        if part.seen is None:
+            own = {
+                key: value for key, value in part.state_dict().items() if not key.startswith(("encoder.", "decoder."))
+            }
+            if weights_sha256(own) != part.spec.weights_sha256:
+                raise UserError(
+                    f"{model.spec.name} has other weights than were loaded: give a file of them, as --weights or as "
+                    "weights= of load_model"
+                )
             continue
         same = part.seen.parameters == parameters_of(part)
         if same and part.device.type == "cpu":  # where the answers were made

@@ -99,7 +99,7 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "export/captured.py": "tests/export/test_captured.py tests/export/test_ids.py -k 'captured or rows'",
     "export/exact.py": "tests/export/test_exact.py",
     "export/ids.py": "tests/export/test_ids.py",
-    "export/sizes.py": "tests/export/test_sizes.py",
+    "export/check.py": "tests/export/test_check.py",
     **{
         f"export/precisions/{name}.py": "tests/export/test_precisions.py"
         for name in ("__init__", "base", "bf16", "fp16", "fp8", "int8", "int8_fp16")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 import edge_sampler
+from edge_sampler.export.assemble import export_graphs
 from edge_sampler.export.captured import open_blocks
 from edge_sampler.export.ids import hold_ids
 from edge_sampler.models import loading
@@ -180,3 +181,15 @@ def test_a_bundle_made_of_a_bundle_tells_them_too(tmp_path: Path) -> None:
     first, second = (edge_sampler.Bundle.open(tmp_path / name).inputs for name in ("first", "second"))
     assert first == second
     assert second.conditions["words"].ids == 20
+
+
+@pytest.mark.parametrize("null", [-1, 7, [0, 7, 1]])
+def test_a_null_is_in_a_row(null: int | list[int]) -> None:
+    class Network(LooksUp):
+        def forward(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:  # type: ignore[override]
+            return x + self.kinds(ids).mean(1)
+
+    conditions = {"ids": Condition((3,), "int64", null=null)}
+    made = edge_sampler.adapt(Network(""), (4,), "FlowPrecond", conditions=conditions)
+    with pytest.raises(edge_sampler.UserError, match=r"ids is looked up in a table of 7 rows, and its null, "):
+        export_graphs(made)

@@ -264,3 +264,13 @@ def test_weights_that_came_later_are_refused(tmp_path: Path) -> None:
     network.factor = 0.25
     with pytest.raises(edge_sampler.UserError, match=message):
         edge_sampler.fit(model, settings)
+
+
+def test_weights_that_a_loaded_model_got_later_are_refused() -> None:
+    model = models.load("edm-digits")
+    settings = edge_sampler.Settings(2, "iia-ddim", fit_batch=4, heldout=2)
+    edge_sampler.fit(model, settings)
+    with torch.no_grad():
+        next(model.parameters()).flatten()[0] += 1e-3
+    with pytest.raises(edge_sampler.UserError, match=r"edm-digits has other weights than were loaded: give a file"):
+        edge_sampler.fit(model, settings)

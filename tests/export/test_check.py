@@ -9,7 +9,7 @@ from torch.nn.functional import adaptive_avg_pool1d, pad
 
 import edge_sampler
 from edge_sampler.export.assemble import export_graphs
-from edge_sampler.export.sizes import SEVERAL, several, tried
+from edge_sampler.export.check import SEVERAL, several, tried
 from edge_sampler.runtime.condition import Axis
 
 
@@ -88,6 +88,10 @@ class Refused(Plain):
 @pytest.mark.parametrize(
     ("part", "message"),
     [
+        (
+            lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)),
+            r"Refused runs a part of itself for some values only \(If\), which no graph of a sampler holds: ",
+        ),
         (lambda x: ((x > 0) + (x < 1)).float(), "PyTorch's export of Refused is no valid graph: .*bool"),
         (
             lambda x: torch.relu(x.clamp(max=-0.5)) + 0.5,  # which the exporter takes for a clamp to 0 and -0.5

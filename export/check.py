@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 from edge_sampler.export.save import check, save_checked
 from edge_sampler.models.denoiser import Denoiser
-from edge_sampler.models.probe import Rounding, levels, one_line_of, values_of
+from edge_sampler.models.probe import Rounding, drawn, levels, one_line_of
 from edge_sampler.models.unchanged import is_adapted
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.condition import Axis, Shape, axis_in, number_of
@@ -37,7 +37,7 @@ Arrays = dict[str, np.ndarray]
 Sizes = list[dict[str, int]]
 
 
-def check_sizes(model: Denoiser, denoiser: ir.Model, encoder: ir.Model | None, decoder: ir.Model | None) -> None:
+def check_graphs(model: Denoiser, denoiser: ir.Model, encoder: ir.Model | None, decoder: ir.Model | None) -> None:
     """Asks PyTorch and the graphs for one answer at the least sizes and at the largest, or as large as is cheap.
 
     Raises UserError for a graph that is not valid, where the network fails there, and where a graph's answer is another
@@ -46,10 +46,11 @@ def check_sizes(model: Denoiser, denoiser: ir.Model, encoder: ir.Model | None, d
     spec, wanted = model.spec, model.spec.called_with.conditions
     for graph, who in ((denoiser, ""), (encoder, "'s encoder"), (decoder, "'s decoder")):
         check_valid(graph, f"{spec.name}{who}")
+    (one, *_), _ = drawn(model)
     usual = {name: axis.usual for name, axis in spec.inputs.axes.items()}
     doubted = [sizes for graph in (denoiser, encoder, decoder) if graph for sizes in graph.meta.get(DOUBTFUL, ())]
     for sizes in (*[usual] * is_adapted(model), *tried(spec.inputs.axes), *doubted):
-        raw = {name: resized(value[:1], wanted[name].shape, sizes) for name, value in values_of(model).items()}
+        raw = {name: resized(value, wanted[name].shape, sizes) for name, value in one.items()}
         at = " at " * bool(sizes) + ", ".join(f"{name} {size}" for name, size in sizes.items())
         unit, sigma = unit_noise([0], spec.inputs.sized(sizes=sizes)), levels(spec)[1]
         x = (sigma * unit).astype(np.float32)
@@ -68,6 +69,21 @@ def check_sizes(model: Denoiser, denoiser: ir.Model, encoder: ir.Model | None, d
         given = {"x": x, "sigma": np.array(sigma, np.float32), **conditions}
         check_graph(denoiser, given, {"denoised": denoised}, rounding, spec.name, at)
         check_graph(decoder, {"x": unit}, {spec.output.name: made}, rounding, f"{spec.name}'s decoder", at)
+
+
+def check_nodes(graph: ir.Graph, who: str) -> None:
+    """Raises UserError for nodes that no graph of a sampler holds."""
+    for node in graph:
+        if any(one.type == ir.AttributeType.GRAPH for one in node.attributes.values()):
+            raise UserError(
+                f"{who} runs a part of itself for some values only ({node.op_type}), which no graph of a sampler "
+                "holds: compute both and let torch.where choose"
+            )
+        if any(isinstance(value.type, ir.SequenceType) for value in node.outputs):
+            raise UserError(
+                f"{who} makes lists of tensors ({node.op_type}), which no graph of a sampler holds: in place of "
+                "torch.nn.EmbeddingBag, let it look ids up with torch.nn.Embedding and take their mean"
+            )
 
 
 def check_valid(graph: ir.Model | None, who: str) -> None:

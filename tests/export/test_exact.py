@@ -23,6 +23,9 @@ PARTS: dict[str, Told] = {
     "in a block": torch.no_grad()(functional.logsigmoid),
     "in a block of another device": torch.autocast("cuda", torch.float16)(functional.logsigmoid),
     "in two blocks": torch.no_grad()(torch.autocast("cpu", enabled=False)(functional.logsigmoid)),
+    "an axis that is not of one": lambda c: c.squeeze(1) * 2,
+    "an axis of one": lambda c: c[:, None].squeeze(1) * 2,
+    "another axis of one": lambda c: c[:, :1].squeeze(-1)[:, None] * c,
     "a bound that is whole": lambda c: torch.clamp(c, -1, 0.5),
     "an index of 32 bits": lambda c: torch.arange(4.0)[c.clamp(0, 1).int()],
 }

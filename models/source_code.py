@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -62,15 +62,14 @@ def told(value: Any) -> str:
         return repr(value) if os.sep not in value else "a path"  # which tells of a machine
     if isinstance(value, PLAIN):
         return repr(value.item() if isinstance(value, np.generic) else value)
-    if isinstance(value, type | FunctionType):
-        return f"{value.__module__}.{value.__qualname__} {words_of(value)}"
-    return getattr(value, "__qualname__", type(value).__qualname__)  # of what is built in
+    if isinstance(value, type | FunctionType) and is_own(value):  # whatever its file was imported as
+        return f"{value.__qualname__} {words_of(value)}"
+    named = value if isinstance(value, type | FunctionType | BuiltinFunctionType) else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def words_of(one: type | FunctionType) -> list[str]:
-    """Its source, word by word; empty where it is a library's, and where it has none, since it was typed in."""
-    if not is_own(one):
-        return []
+    """Its source, word by word; empty where it has none, since it was typed in."""
     try:
         source = inspect.getsource(one)
     except (OSError, TypeError):
@@ -96,7 +95,7 @@ def is_own(one: Any) -> bool:
 
 def used_by(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """What a value is made of, and what a class's and a function's code refers to."""
-    if hasattr(value, "__wrapped__"):
+    if "__wrapped__" in getattr(value, "__dict__", ()):
         yield name, value.__wrapped__
     if isinstance(value, Mapping):
         yield from ((f"{name}.{key}", one) for key, one in value.items() if isinstance(key, str))
@@ -124,13 +123,13 @@ def counts(key: str, value: Any) -> bool:
 
 
 def used_by_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    names, known, module = set(names_in(function.__code__)), function.__globals__, function.__module__
+    names, known = set(names_in(function.__code__)), function.__globals__
     for name in sorted(names & set(known)):
         value = known[name]
         if not isinstance(value, ModuleType):
-            yield f"{module}.{name}", value
+            yield name, value
         elif is_own(value):
-            yield from ((f"{value.__name__}.{key}", vars(value)[key]) for key in sorted(names & set(vars(value))))
+            yield from ((f"{name}.{key}", vars(value)[key]) for key in sorted(names & set(vars(value))))
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # it is empty
             yield f"{function.__qualname__}.{name}", cell.cell_contents

@@ -204,7 +204,7 @@ class Wrapped(Denoiser):
 
 @dataclass(frozen=True)
 class Seen:
-    """A user's network as it was once: a hash of parameters, numbers and code, and what it answered to what."""
+    """A user's network as it was once: a hash of its parameters and parts, and what it answered to what."""
 
     parameters: str
     asked: tuple[list[dict[str, np.ndarray]], dict[str, int]]

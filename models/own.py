@@ -163,8 +163,7 @@ def adapt(
     weights = weights_sha256(model.state_dict())
     nulls = {key: np.asarray(one.null).tolist() for key, one in inputs.conditions.items()}
     stages = [stage.module for stage in (encoder, decoder) if stage]
-    facts = [code_of(network, *stages), precond, arguments, nulls, numbers_of(network)]
-    model.describe(name, licence, weights, facts, output=decoder.output if decoder else made)
+    model.describe(name, licence, weights, [], output=decoder.output if decoder else made)
     if encoder:
         unknown = sorted(set(encoder.makes) - set(inputs.conditions))
         if unknown:
@@ -181,7 +180,9 @@ def adapt(
     answers = probe(model, asked)
     weights_of_stages = [weights_sha256(stage.state_dict()) for stage in stages]
     few_digits = [float(f"{figure:.1e}") for figure in answers]  # so that machines agree
-    model.spec = replace(model.spec, architecture=digest([*facts, few_digits, weights_of_stages]))
+    code = [code_of(network, *stages), numbers_of(network)]  # once it has run: some networks make tables then
+    facts = [code, precond, arguments, nulls, few_digits, weights_of_stages]
+    model.spec = replace(model.spec, architecture=digest(facts))
     model.seen = Seen(parameters_of(model), asked, answers)
     return model
 

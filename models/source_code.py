@@ -1,16 +1,20 @@
 """The code of a user's own network: another code is another network, though a few answers may be the same."""
 
+import dis
 import inspect
 import io
+import linecache
 import os
+import sys
 import sysconfig
 import tokenize
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, lru_cache, partial, partialmethod
 from hashlib import sha256
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,29 +28,36 @@ MEANS_NOTHING = (tokenize.COMMENT, tokenize.NL, tokenize.ENCODING)
 OURS = __name__.partition(".")[0]
 PLAIN = (type(None), int, float, complex, str, np.generic, np.ndarray, Tensor, torch.dtype)
 WRAPPED = (MethodType, staticmethod, classmethod)
+DEPTH = 4  # of modules within modules
+MOST = 20_000  # values that are read: who uses more of them holds data
+Named = Iterator[tuple[str, Any]]
 
 
 def code_of(*networks: nn.Module) -> str:
-    """SHA-256 of the sources of their classes, and of the own functions, classes and values that those use.
+    """SHA-256 of their classes' functions and values, and of the own functions, classes and values that those use.
 
-    Comments do not count, nor does what nothing uses. Of installed libraries only the names count of what is used. Of
-    the networks' attributes functions count, such as hooks.
+    Functions count by their sources, but for comments; where these are others since, by what Python made of them. What
+    nothing uses does not count. Of installed libraries only the names count of what is used. Of the networks'
+    attributes functions count, such as hooks.
     """
     found, seen = list[str](), dict[int, Any]()
     open_ends = [part for network in networks for part in parts_of(network)]
-    while open_ends:
+    while open_ends and len(found) < MOST:
         name, value = open_ends.pop()
-        found.append(f"{name}: {told(value)}")
-        if not isinstance(value, PLAIN) and id(value) not in seen:
-            seen[id(value)] = value  # kept, so that no other gets its id
-            open_ends += used_by(name, value)
+        with suppress(Exception):  # whatever somebody's class raises
+            found.append(f"{name}: {told(value)}")
+            if not isinstance(value, PLAIN) and id(value) not in seen:
+                seen[id(value)] = value  # kept, so that no other gets its id
+                open_ends += used_by(name, value)
     return sha256(repr(sorted(set(found))).encode()).hexdigest()
 
 
-def parts_of(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Its modules' classes, and attributes that are functions."""
+def parts_of(network: nn.Module) -> Named:
+    """Its modules' classes, what libraries' modules were made with, and attributes that are functions."""
     for name, module in network.named_modules():
         yield name, type(module)
+        if not is_own(type(module)):
+            yield f"{name}()", module.extra_repr()
         for key, value in vars(module).items():
             held = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
             yield from ((f"{name}.{key}", one) for one in held if callable(one) and not isinstance(one, nn.Module))
@@ -62,23 +73,50 @@ def told(value: Any) -> str:
         return repr(value) if os.sep not in value else "a path"  # which tells of a machine
     if isinstance(value, PLAIN):
         return repr(value.item() if isinstance(value, np.generic) else value)
-    if isinstance(value, type | FunctionType) and is_own(value):  # whatever its file was imported as
-        return f"{value.__qualname__} {words_of(value)}"
     named = value if isinstance(value, type | FunctionType | BuiltinFunctionType) else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
+    if not is_own(named):
+        return f"{named.__module__}.{named.__qualname__}"
+    written = words_of(named.__code__) if isinstance(named, FunctionType) else []
+    return f"{named.__qualname__} {written}"  # whatever its file was imported as
 
 
-def words_of(one: type | FunctionType) -> list[str]:
-    """Its source, word by word; empty where it has none, since it was typed in."""
-    try:
-        source = inspect.getsource(one)
-    except (OSError, TypeError):
-        return []
+def words_of(code: CodeType) -> Any:
+    """A function's source, word by word; where that is another one now, or there is none, what Python made of it."""
+    if not is_as_written(code):
+        return bytecode_of(code)
+    source = inspect.getsource(code)
     try:
         words = list(tokenize.generate_tokens(io.StringIO(source.lstrip()).readline))
     except (SyntaxError, tokenize.TokenError):  # of a lambda within a call
         return source.split()
     return [word.string.strip() or tokenize.tok_name[word.type] for word in words if word.type not in MEANS_NOTHING]
+
+
+def is_as_written(code: CodeType) -> bool:
+    """Whether its file, as it is now, holds it."""
+    linecache.checkcache(code.co_filename)
+    try:
+        made = compiled(code.co_filename, "".join(linecache.getlines(code.co_filename)))
+    except (SyntaxError, ValueError):
+        return False
+    there = [one for one in codes_in(made) if one.co_firstlineno == code.co_firstlineno]
+    return any(bytecode_of(one) == bytecode_of(code) for one in there)
+
+
+@lru_cache(16)
+def compiled(name: str, text: str) -> CodeType:
+    return compile(text, name, "exec", dont_inherit=True)
+
+
+def bytecode_of(code: CodeType) -> list[Any]:
+    """What it does, and names and constants that it does it with."""
+    held: list[Any] = []
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            held.append(bytecode_of(one))
+        else:
+            held.append(sorted(map(repr, one)) if isinstance(one, frozenset) else repr(one))
+    return [code.co_code.hex(), code.co_names, code.co_varnames, code.co_freevars, held]
 
 
 def is_own(one: Any) -> bool:
@@ -93,28 +131,34 @@ def is_own(one: Any) -> bool:
     return not any(path.is_relative_to(folder) for folder in LIBRARIES)
 
 
-def used_by(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def used_by(name: str, value: Any) -> Named:
     """What a value is made of, and what a class's and a function's code refers to."""
-    if "__wrapped__" in getattr(value, "__dict__", ()):
-        yield name, value.__wrapped__
+    attributes = getattr(value, "__dict__", {})
+    if "__wrapped__" in attributes:
+        yield name, attributes["__wrapped__"]
     if isinstance(value, Mapping):
-        yield from ((f"{name}.{key}", one) for key, one in value.items() if isinstance(key, str))
+        yield from ((f"{name}.{key if isinstance(key, PLAIN) else told(key)}", one) for key, one in value.items())
     elif isinstance(value, list | tuple):
         yield from ((f"{name}.{place}", one) for place, one in enumerate(value))
-    elif isinstance(value, partial):
+    elif isinstance(value, set | frozenset | deque):
+        yield from ((name, one) for one in value)
+    elif isinstance(value, partial | partialmethod):
         yield from ((name, value.func), (name, value.args), (name, value.keywords))
     elif isinstance(value, WRAPPED):
         yield name, value.__func__
-    elif isinstance(value, property):
-        yield name, value.fget
+    elif isinstance(value, property | cached_property):
+        yield name, value.fget if isinstance(value, property) else value.func
+    elif isinstance(value, nn.Module):
+        yield from parts_of(value)
+        yield f"{name}'s weights", value.state_dict()
     elif isinstance(value, type) and is_own(value):
         yield from ((name, base) for base in value.__bases__)
-        yield from ((f"{name}.{key}", one) for key, one in vars(value).items() if counts(key, one))
+        yield from ((f"{name}.{key}", one) for key, one in attributes.items() if counts(key, one))
     elif isinstance(value, FunctionType) and is_own(value):
         yield from used_by_function(value)
-    elif not isinstance(value, type | ModuleType) and is_own(type(value)) and hasattr(value, "__dict__"):
+    elif isinstance(value, SimpleNamespace) or (not isinstance(value, type | ModuleType) and is_own(type(value))):
         yield name, type(value)
-        yield from ((f"{name}.{key}", one) for key, one in vars(value).items())
+        yield from ((f"{name}.{key}", one) for key, one in attributes.items())
 
 
 def counts(key: str, value: Any) -> bool:
@@ -122,23 +166,36 @@ def counts(key: str, value: Any) -> bool:
     return isinstance(value, (FunctionType, *WRAPPED)) or not (key.startswith("__") and key.endswith("__"))
 
 
-def used_by_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    names, known = set(names_in(function.__code__)), function.__globals__
-    for name in sorted(names & set(known)):
-        value = known[name]
-        if not isinstance(value, ModuleType):
-            yield name, value
-        elif is_own(value):
-            yield from ((f"{name}.{key}", vars(value)[key]) for key in sorted(names & set(vars(value))))
+def used_by_function(function: FunctionType) -> Named:
+    reads = {name for code in codes_in(function.__code__) for name in code.co_names}
+    known = {**sys.modules, **function.__globals__}
+    for name in sorted({name for code in codes_in(function.__code__) for name in globals_in(code)} & set(known)):
+        yield from used_of(name, known[name], reads)
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # it is empty
             yield f"{function.__qualname__}.{name}", cell.cell_contents
     yield f"{function.__qualname__}()", [*(function.__defaults__ or ()), function.__kwdefaults__]
 
 
-def names_in(code: CodeType) -> Iterator[str]:
-    """That it and functions within it refer to."""
-    yield from code.co_names
+def used_of(name: str, value: Any, reads: set[str], depth: int = 0) -> Named:
+    """A value of that name; of an own module what has one of the names that code ``reads``."""
+    if not isinstance(value, ModuleType):
+        yield name, value
+    elif is_own(value) and depth < DEPTH:
+        for key in sorted(reads & set(vars(value))):
+            yield from used_of(f"{name}.{key}", vars(value)[key], reads, depth + 1)
+
+
+def codes_in(code: CodeType) -> Iterator[CodeType]:
+    """It, and those of functions within it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from names_in(constant)
+            yield from codes_in(constant)
+
+
+def globals_in(code: CodeType) -> Iterator[str]:
+    """The names of other values that it refers to, and of modules that it imports; not those of attributes."""
+    for one in dis.get_instructions(code):
+        if one.opname in ("LOAD_GLOBAL", "LOAD_NAME", "IMPORT_NAME"):
+            yield one.argval

@@ -9,20 +9,19 @@ import numpy as np
 from torch import nn
 
 from edge_sampler.models.checkpoint import weights_sha256
-from edge_sampler.models.denoiser import Denoiser, Preconditioned
+from edge_sampler.models.denoiser import Denoiser, Preconditioned, Seen
 from edge_sampler.models.probe import probe
-from edge_sampler.models.source_code import code_of
 from edge_sampler.models.spec import digest
 from edge_sampler.runtime.errors import UserError
 
-SAME_ANSWERS = 1e-3  # relative: computed again, a network's answers differ by much less
+SAME_ANSWERS = 1e-4  # of the largest: computed again, a network's answers differ by less
+DEPTH = 8  # of values within values
 
 
 def parameters_of(model: Preconditioned) -> str:
-    """A hash of its parameters, numbers and code. Buffers are left out: many networks count in them, or keep tables."""
-    networks = [one for one in (model.model, model.encoder, model.decoder) if one is not None]
-    weights = weights_sha256(dict(model.named_parameters()))
-    return digest([weights, [numbers_of(one) for one in networks], code_of(*networks)])
+    """A hash of its parameters and its parts' types. Buffers are left out: many networks count in them."""
+    parts = [[name, type(part).__qualname__] for name, part in model.named_modules()]
+    return digest([weights_sha256(dict(model.named_parameters())), parts])
 
 
 def is_adapted(model: Denoiser) -> bool:
@@ -36,23 +35,30 @@ def check_unchanged(model: Denoiser) -> None:
         if not isinstance(part, Preconditioned):
             continue
         if part.seen is None:
-            own = {
-                key: value for key, value in part.state_dict().items() if not key.startswith(("encoder.", "decoder."))
-            }
-            if weights_sha256(own) != part.spec.weights_sha256:
+            if not has_its_weights(part):
                 raise UserError(
                     f"{model.spec.name} has other weights than were loaded: give a file of them, as --weights or as "
                     "weights= of load_model"
                 )
-            continue
-        same = part.seen.parameters == parameters_of(part)
-        if same and part.device.type == "cpu":  # where the answers were made
-            same = np.allclose(part.seen.answers, probe(part, part.seen.asked), SAME_ANSWERS)
-        if not same:
+        elif part.seen.parameters != parameters_of(part) or not answers_alike(part, part.seen):
             raise UserError(
-                f"{model.spec.name} is not what edge_sampler.adapt saw, by its weights, numbers, code or answers: "
-                "adapt it again"
+                f"{model.spec.name} is not what edge_sampler.adapt saw, by its weights, parts or answers: adapt it "
+                "again"
             )
+
+
+def has_its_weights(model: Preconditioned) -> bool:
+    """Whether its weights, with or without those of its stages, are what its spec tells."""
+    every = model.state_dict()
+    own = {key: value for key, value in every.items() if not key.startswith(("encoder.", "decoder."))}
+    return model.spec.weights_sha256 in map(weights_sha256, (own, every))
+
+
+def answers_alike(model: Preconditioned, seen: Seen) -> bool:
+    if model.device.type != "cpu":  # where the answers were made
+        return True
+    again = np.array(probe(model, seen.asked))
+    return bool(np.abs(again - seen.answers).max() <= SAME_ANSWERS * np.abs(seen.answers).max())
 
 
 def numbers_of(network: nn.Module) -> dict[str, float]:
@@ -68,7 +74,7 @@ def numbers_of(network: nn.Module) -> dict[str, float]:
     }
 
 
-def fractions_of(name: str, value: Any) -> Iterator[tuple[str, float]]:
+def fractions_of(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, float]]:
     """By name, those of a number, of a list or a mapping, or of the attributes of a record, such as a configuration."""
     if isinstance(value, float | np.floating):
         yield name, float(value)
@@ -76,6 +82,6 @@ def fractions_of(name: str, value: Any) -> Iterator[tuple[str, float]]:
     if isinstance(value, list | tuple):
         held = dict(enumerate(value))
     elif isinstance(value, SimpleNamespace) or is_dataclass(value):
-        held = vars(value)
-    for key, one in held.items():
-        yield from fractions_of(f"{name}.{key}", one)
+        held = getattr(value, "__dict__", {})
+    for key, one in held.items() if depth < DEPTH else ():
+        yield from fractions_of(f"{name}.{key}", one, depth + 1)

@@ -252,7 +252,7 @@ def test_weights_that_came_later_are_refused(tmp_path: Path) -> None:
     plan = edge_sampler.fit(model, settings)
     with torch.no_grad():
         network.weight.add_(1)
-    message = "Net is not what edge_sampler.adapt saw, by its weights, numbers, code or answers: adapt it again"
+    message = "Net is not what edge_sampler.adapt saw, by its weights, parts or answers: adapt it again"
     with pytest.raises(edge_sampler.UserError, match=message):
         edge_sampler.fit(model, settings)
     with pytest.raises(edge_sampler.UserError, match=message):

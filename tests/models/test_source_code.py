@@ -1,8 +1,12 @@
 """The code of a user's network is part of its fingerprint, and so is all that it uses."""
 
+import importlib.util
 import sys
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,11 +25,20 @@ from helper_of_middling import turned
 
 SHARE = float(os.environ.get("SHARE", 2))
 started = float(os.environ.get("SECONDS_NOW", 0))
-shares, words, kinds, told = {"middle": 1.0}, ("a", 1), torch.ones(2), "as it is"
+inner = act = half = started  # as attributes are called
+shares, words, kinds, told = {"middle": 1.0, 7: 1.0}, ("a", 1), torch.ones(2), "as it is"
+late = torch.nn.Softplus(beta=1)
 
 def unused(x):
     return x
 
+def decorated(function):
+    @functools.wraps(function)
+    def called(*given):
+        return function(*given) / 1
+    return called
+
+@decorated
 @torch.no_grad()
 def checked(x):
     return x * 1.0
@@ -49,6 +62,9 @@ class Middling(Base):
 
     def forward(self, x, t):
         middle = self.times(shares["middle"] * kinds.sum() * len(words) * len(told))
+        from helper_of_middling import found_late
+
+        middle = late(found_late(middle))
         middle = self.half(self.act(checked(self.inner(middle)))) * self.config.scale
         return 0.3 * turned(x) * torch.where((t > 0.4) & (t < 0.6), middle, share())[:, None]
 
@@ -68,15 +84,22 @@ def turned(x):
 
 def again(x):
     return x * 1.0
+
+def found_late(x):
+    return x - 0.0
 """
 SAME = {
     "a comment": ("    return x * factor", "    # as before\n\n        return x  *  factor"),
-    "what nothing uses": ("    return x\n\n@torch", "    return -x\n\n@torch"),
+    "what nothing uses": ("    return x\n\ndef", "    return -x\n\ndef"),
     "what nothing reads": ("WEIGHT, unseen = 1.0, 1.0", "WEIGHT, unseen = 1.0, 2.0"),
     "letters of another encoding": ("import functools", "# \xe9\nimport functools"),
 }
 OTHER = {
-    "a constant": ("1.0}", "3.0}"),
+    "a constant": ("1.0, 7", "3.0, 7"),
+    "a constant of a number's": ("7: 1.0", "7: 3.0"),
+    "a decorator": ("(*given) / 1", "(*given) / 2"),
+    "a part that is no attribute": ("beta=1", "beta=2"),
+    "what is imported late": ("x - 0.0", "x - 0.1"),
     "a tuple": ('("a", 1)', '("a", 2)'),
     "a text": ('"as it is"', '"as it was"'),
     "a tensor": ("torch.ones(2)", "torch.zeros(2)"),
@@ -124,7 +147,8 @@ def test_another_code_is_another_network(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_code_of_libraries_is_their_names() -> None:
-    assert code_of(nn.Linear(1, 1)) == code_of(nn.Linear(2, 2)) != code_of(nn.Tanh())
+    assert code_of(nn.Linear(1, 1)) == code_of(nn.Linear(1, 1)) != code_of(nn.Tanh())
+    assert code_of(nn.Softmax(1)) != code_of(nn.Softmax(2))  # and what they were made with
 
 
 class Counts(nn.Module):
@@ -149,7 +173,6 @@ CHANGES: dict[str, Callable[[Counts], object]] = {
     "a number in a list": lambda network: network.shares.__setitem__(0, 0.5001),
     "its forward": lambda network: setattr(network, "forward", lambda x, t: x),
     "a hook": lambda network: network.register_forward_hook(lambda module, given, made: 2 * made),
-    "a hook of a part": lambda network: network.part.register_forward_pre_hook(lambda module, given: given),
 }
 
 
@@ -172,3 +195,94 @@ def test_examples_that_came_later_are_no_change() -> None:
     model = edge_sampler.adapt(Told(), (4,), conditions={"hint": edge_sampler.Condition((4,))})
     edge_sampler.with_examples(model, {"hint": torch.arange(32.0).reshape(8, 4).numpy()})
     check_unchanged(model)
+
+
+class Odd(nn.Module):
+    """Holds what is hard to read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.itself: list[object] = []
+        self.itself.append(self.itself)
+        self.made, self.slotted, self.lock = Makes(), Slotted(), threading.Lock()
+        self.elapsed = 0.0
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.elapsed += 0.1
+        setattr(type(self), "calls", getattr(self, "calls", 0) + 1)  # noqa: B010
+        return ASKED.scale * x
+
+
+class Makes(dict):  # type: ignore[type-arg]
+    """Has whatever is asked for, as some configurations do."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "scale":
+            return 0.5
+        if name.startswith("__"):
+            raise KeyError(name)
+        return Makes()
+
+    __call__ = None
+
+
+@dataclass(slots=True)
+class Slotted:
+    number: float = 1.0
+
+
+ASKED = Makes()
+
+
+def test_a_network_may_hold_anything_and_count() -> None:
+    model = edge_sampler.adapt(Odd(), (4,))
+    check_unchanged(model)
+    model(torch.zeros(3, 4), 1.0)
+    check_unchanged(model)
+
+
+LATER = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.act = None, Act()
+
+    def forward(self, x, t):
+        if self.scale is None:
+            self.scale = 0.5  # a first call settles it
+        return self.act(x) * self.scale * (1 + 0 * t[:, None])
+
+class Act:
+    def __call__(self, x):
+        return 1.0 * x
+"""
+
+
+def imported(path: Path, name: str) -> nn.Module:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Net()
+
+
+def test_code_is_what_was_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its file was imported as, had run, and holds by now."""
+
+    def fingerprint(network: nn.Module) -> str:
+        return edge_sampler.adapt(network, (4,)).spec.fingerprint
+
+    for name in ("first_name", "second_name", "third_name"):
+        monkeypatch.setitem(sys.modules, name, None)
+    path = tmp_path / "net.py"
+    path.write_text(LATER)
+    network = imported(path, "first_name")
+    network(torch.zeros(1, 4), torch.zeros(1))
+    first = fingerprint(network)
+    assert first == fingerprint(network) == fingerprint(imported(path, "second_name"))
+    path.write_text(LATER.replace("return 1.0 * x", "return 1.00001 * x"))
+    edited = fingerprint(imported(path, "third_name"))
+    assert edited not in (first, fingerprint(network))  # which is as before, though its file is not

@@ -159,6 +159,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     for module in ("study.command", "study.ablation_command"):
         monkeypatch.setattr(f"edge_sampler.calibration.{module}.Settings", coarse)
     monkeypatch.setattr("edge_sampler.export.command.judge", judged)
+    monkeypatch.setattr("edge_sampler.models.unchanged.has_its_weights", lambda model: True)
     for module in ("calibration.arguments", "models.eager"):
         monkeypatch.setattr(f"edge_sampler.{module}.load", small)
     monkeypatch.setattr("edge_sampler.runtime.command.bench", partial(bench, pace=Pace(1e-9, settle=0.0)))

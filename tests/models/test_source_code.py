@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import edge_sampler
 from edge_sampler import models
-from edge_sampler.models.source_code import code_of
+from edge_sampler.models.source_code import bytecode_of, code_of, told, words_of
 from edge_sampler.models.unchanged import check_unchanged
 
 MIDDLING = """
@@ -149,6 +149,22 @@ def test_another_code_is_another_network(tmp_path: Path, monkeypatch: pytest.Mon
 def test_code_of_libraries_is_their_names() -> None:
     assert code_of(nn.Linear(1, 1)) == code_of(nn.Linear(1, 1)) != code_of(nn.Tanh())
     assert code_of(nn.Softmax(1)) != code_of(nn.Softmax(2))  # and what they were made with
+    assert told(nn.Linear) == "torch.nn.modules.linear.Linear"
+    assert told(edge_sampler.Denoiser) == "edge_sampler.models.denoiser.Denoiser"  # ours too: what it does is tested
+
+
+def test_a_function_is_told_by_its_words_where_it_is_as_written(tmp_path: Path) -> None:
+    """Which another version of Python finds, too."""
+    path, found = tmp_path / "said.py", dict[str, Any]()
+    text = "other = 1\n\ndef said(x):  # a comment\n    return (x +\n            1)\n"
+    path.write_text(text)
+    exec(compile(text, path, "exec"), found)
+    words = ["def", "said", "(", "x", ")", ":", "NEWLINE", "INDENT", "return", "(", "x", "+", "1", ")", "NEWLINE"]
+    assert words_of(found["said"].__code__)[: len(words)] == words
+    made = bytecode_of(found["said"].__code__)
+    for change in (text.replace("+", "-"), f"\n{text}", "other = (", ""):
+        path.write_text(change)
+        assert words_of(found["said"].__code__) == made
 
 
 class Counts(nn.Module):

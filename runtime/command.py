@@ -130,7 +130,8 @@ def sample(arguments: argparse.Namespace) -> int:
             raise UserError(f"it makes {output.name} {list(output.shape)}, no pictures: write them with --out FILE.npz")
         made = sampler.sample(seeds, arguments.batch, arguments.temperature, **conditions)
         if not np.isfinite(made).all():
-            raise BoundError(f"the {output.name} hold NaN or infinity; run `compare` to find where they start")
+            other = ", or give conditions that the network takes, such as ids of its tables" * bool(known)
+            raise BoundError(f"the {output.name} hold NaN or infinity; run `compare` to find where they start{other}")
         if arguments.out.suffix == ".npz":
             np.savez(path, **{output.name: made, "seeds": np.array(seeds)})  # type: ignore[arg-type]
         else:

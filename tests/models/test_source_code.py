@@ -27,7 +27,7 @@ SHARE = float(os.environ.get("SHARE", 2))
 started = float(os.environ.get("SECONDS_NOW", 0))
 inner = act = half = started  # as attributes are called
 shares, words, kinds, told = {"middle": 1.0, 7: 1.0}, ("a", 1), torch.ones(2), "as it is"
-late = torch.nn.Softplus(beta=1)
+late, least = torch.nn.Softplus(beta=1), 0.0
 
 def unused(x):
     return x
@@ -47,10 +47,19 @@ def checked(x):
 def share():
     return SHARE
 
+class Settings:
+    power = 1.0
+
+    def __init__(self):
+        self.extra = 0.0
+
+settings = Settings()
+
 class Base(torch.nn.Module):
     factor = 1.0
 
-    def times(self, value, by=1.0):
+    def times(self, value, by=1.0, above=least):
+        value = (value - above + settings.extra) * settings.power * helper_of_middling.itself.factor
         return value * by * self.factor * helper_of_middling.WEIGHT
 
 class Middling(Base):
@@ -77,6 +86,9 @@ def make():
     return edge_sampler.adapt(Middling(made(1.0)), (4,), "EDMPrecond")
 """
 HELPER = """
+import sys
+
+itself, factor = sys.modules[__name__], 1.0
 WEIGHT, unseen = 1.0, 1.0
 
 def turned(x):
@@ -107,6 +119,10 @@ OTHER = {
     "a kept function": ("    return SHARE", "    return SHARE + 1"),
     "a base": ("    factor = 1.0", "    factor = 1.1"),
     "a base's method": ("by * self", "by / self"),
+    "a default from elsewhere": ("beta=1), 0.0", "beta=1), 0.1"),
+    "a class of settings": ("power = 1.0", "power = 1.1"),
+    "what such a one holds": ("extra = 0.0", "extra = 0.1"),
+    "a module's module": ("__name__], 1.0", "__name__], 1.1"),
     "a default": ("by=1.0", "by=1.1"),
     "an attribute's function": ("torch.mul", "torch.div"),
     "its argument": ("other=0.5", "other=0.6"),

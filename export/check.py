@@ -125,14 +125,16 @@ def doubtful(program: ExportedProgram, inputs: Callable[[Mapping[str, int]], Any
 
 
 def several(axes: Mapping[str, Axis]) -> Sizes:
-    """All sizes, or so many that are drawn, the smallest first."""
-    known = [range(axis.least, axis.largest + 1, axis.step) for axis in axes.values()]
+    """All sizes, or so many that are drawn, the smallest first; none that takes long to try."""
+    most = max(PLACES, GROWTH * math.prod(axis.usual for axis in axes.values()))
+    known = [range(axis.least, min(axis.largest, most) + 1, axis.step) for axis in axes.values()]
     if math.prod(map(len, known)) <= SEVERAL:
         chosen = [*product(*known)]
     else:
         draw = Random(0)
         chosen = [tuple(map(draw.choice, known)) for _ in range(SEVERAL)]
-    return [dict(zip(axes, sizes, strict=True)) for sizes in sorted(chosen, key=math.prod)]
+    chosen = sorted((sizes for sizes in chosen if math.prod(sizes) <= most), key=math.prod)
+    return [dict(zip(axes, sizes, strict=True)) for sizes in chosen]
 
 
 def resized(value: np.ndarray, shape: Shape, sizes: Mapping[str, int]) -> np.ndarray:

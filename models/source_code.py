@@ -4,10 +4,10 @@ import dis
 import inspect
 import io
 import linecache
-import os
 import sys
 import sysconfig
 import tokenize
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -55,9 +55,8 @@ def code_of(*networks: nn.Module) -> str:
 def parts_of(network: nn.Module) -> Named:
     """Its modules' classes, what libraries' modules were made with, and attributes that are functions."""
     for name, module in network.named_modules():
-        yield name, type(module)
-        if not is_own(type(module)):
-            yield f"{name}()", module.extra_repr()
+        made_with = "" if is_own(type(module)) else module.extra_repr()
+        yield f"{name}({made_with})", type(module)
         for key, value in vars(module).items():
             held = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
             yield from ((f"{name}.{key}", one) for one in held if callable(one) and not isinstance(one, nn.Module))
@@ -70,7 +69,7 @@ def told(value: Any) -> str:
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return sha256(value.tobytes()).hexdigest()
     if isinstance(value, str):
-        return repr(value) if os.sep not in value else "a path"  # which tells of a machine
+        return "a text"  # which may tell of a machine, or of a run
     if isinstance(value, PLAIN):
         return repr(value.item() if isinstance(value, np.generic) else value)
     named = value if isinstance(value, type | FunctionType | BuiltinFunctionType) else type(value)
@@ -103,9 +102,11 @@ def is_as_written(code: CodeType) -> bool:
     return any(bytecode_of(one) == bytecode_of(code) for one in there)
 
 
-@lru_cache(16)
+@lru_cache(1024)
 def compiled(name: str, text: str) -> CodeType:
-    return compile(text, name, "exec", dont_inherit=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as Python had them said when it loaded the file
+        return compile(text, name, "exec", dont_inherit=True)
 
 
 def bytecode_of(code: CodeType) -> list[Any]:

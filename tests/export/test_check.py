@@ -143,10 +143,12 @@ def test_sizes_that_a_network_decides_by_are_tried(part: Any, at: str | None) ->
 def test_so_many_sizes_are_asked_about() -> None:
     few = {"height": Axis(8, 8, 16, 4), "width": Axis(1, 1, 2)}
     assert [tuple(sizes.values()) for sizes in several(few)] == [(8, 1), (12, 1), (8, 2), (16, 1), (12, 2), (16, 2)]
-    many = several({"height": Axis(8, 8, 8000, 8), "width": Axis(1, 1, 2000)})
+    many = several({"height": Axis(8, 8000, 8000, 8), "width": Axis(1, 2000, 2000)})
     assert len(many) == SEVERAL
     assert all(sizes["height"] % 8 == 0 for sizes in many)
     assert len({sizes["width"] for sizes in many}) > 1000
+    large = several({"length": Axis(1, 600, 60_000)})  # of which others take long
+    assert [sizes["length"] for sizes in large] == list(range(1, 1201))
 
 
 def test_sizes_that_are_tried() -> None:

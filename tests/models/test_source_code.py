@@ -104,6 +104,7 @@ SAME = {
     "a comment": ("    return x * factor", "    # as before\n\n        return x  *  factor"),
     "what nothing uses": ("    return x\n\ndef", "    return -x\n\ndef"),
     "what nothing reads": ("WEIGHT, unseen = 1.0, 1.0", "WEIGHT, unseen = 1.0, 2.0"),
+    "a text of a run": ('"as it is"', "os.urandom(4).hex()"),
     "letters of another encoding": ("import functools", "# \xe9\nimport functools"),
 }
 OTHER = {
@@ -113,7 +114,6 @@ OTHER = {
     "a part that is no attribute": ("beta=1", "beta=2"),
     "what is imported late": ("x - 0.0", "x - 0.1"),
     "a tuple": ('("a", 1)', '("a", 2)'),
-    "a text": ('"as it is"', '"as it was"'),
     "a tensor": ("torch.ones(2)", "torch.zeros(2)"),
     "a decorated function": ("    return x * 1.0\n\n@functools", "    return x * 1.1\n\n@functools"),
     "a kept function": ("    return SHARE", "    return SHARE + 1"),

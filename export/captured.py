@@ -54,10 +54,17 @@ def replacing(program: ExportedProgram) -> AbstractContextManager[Any]:
     return program.graph_module._set_replace_hook(program.graph_signature.get_replace_hook())
 
 
+def put(beside: Node, target: Any, *arguments: Any) -> Node:
+    """A new node in the graph of another one, where that inserts; what it makes is known as of those captured."""
+    made = beside.graph.call_function(target, arguments)
+    made.meta["val"] = target(*(one.meta["val"] if isinstance(one, Node) else one for one in arguments))
+    return made
+
+
 def replace_unless(right: Node, node: Node, value: float) -> None:
     """Puts a value in the place of the node's own, wherever it is not right."""
     with node.graph.inserting_after(node):
-        chosen = node.graph.call_function(ATEN.where.ScalarOther, (right, node, value))
+        chosen = put(node, ATEN.where.ScalarOther, right, node, value)
     node.replace_all_uses_with(chosen, delete_user_cb=lambda user: user is not chosen)
 
 

@@ -9,7 +9,7 @@ import torch
 from onnxscript.rewriter._pattern_ir import Constant
 from torch.export import ExportedProgram
 
-from edge_sampler.export.captured import ATEN, graphs_of, is_made_of, replace_unless, replacing
+from edge_sampler.export.captured import ATEN, graphs_of, is_made_of, put, replace_unless, replacing
 
 
 @contextmanager
@@ -58,10 +58,10 @@ def zero_what_sees_nothing(node: torch.fx.Node, inputs: set[str]) -> None:
         return
     with node.graph.inserting_before(node):  # in operators that every engine library has
         if mask.meta["val"].dtype != torch.bool:
-            mask = node.graph.call_function(ATEN.gt.Scalar, (mask, -math.inf))
-        counted = node.graph.call_function(ATEN.to.dtype, (mask, torch.float32))
-        keys = node.graph.call_function(ATEN.sum.dim_IntList, (counted, [-1], True))
-        sees = node.graph.call_function(ATEN.gt.Scalar, (keys, 0))
+            mask = put(node, ATEN.gt.Scalar, mask, -math.inf)
+        counted = put(node, ATEN.to.dtype, mask, torch.float32)
+        keys = put(node, ATEN.sum.dim_IntList, counted, [-1], True)
+        sees = put(node, ATEN.gt.Scalar, keys, 0)
     replace_unless(sees, node, 0.0)
 
 
@@ -75,9 +75,10 @@ def give_heads(node: torch.fx.Node) -> None:
         one = given.get(name)
         if isinstance(one, torch.fx.Node) and one.meta["val"].ndim == 3:
             with node.graph.inserting_before(node):
-                node.replace_input_with(one, node.graph.call_function(ATEN.unsqueeze.default, (one, 1)))
+                node.replace_input_with(one, put(node, ATEN.unsqueeze.default, one, 1))
+    node.meta["val"] = node.meta["val"].unsqueeze(1)
     with node.graph.inserting_after(node):
-        without = node.graph.call_function(ATEN.squeeze.dim, (node, 1))
+        without = put(node, ATEN.squeeze.dim, node, 1)
     node.replace_all_uses_with(without, delete_user_cb=lambda user: user is not without)
 
 
@@ -87,17 +88,17 @@ def refuse_large(node: torch.fx.Node) -> None:
     if whole.meta["val"].is_floating_point():  # type: ignore[union-attr]
         return
     with node.graph.inserting_before(node):
-        size = node.graph.call_function(ATEN.abs.default, (whole,))
-        held = node.graph.call_function(ATEN.le.Scalar, (size, 2**24))
+        size = put(node, ATEN.abs.default, whole)
+        held = put(node, ATEN.le.Scalar, size, 2**24)
     replace_unless(held, node, math.nan)
 
 
 def compute_stably(node: torch.fx.Node) -> None:
     """log(sigmoid(x)) as -softplus(-x): ONNX Runtime's sigmoid is 0 from -18 down."""
     with node.graph.inserting_before(node):
-        turned = node.graph.call_function(ATEN.neg.default, (node.args[0],))
-        softplus = node.graph.call_function(ATEN.softplus.default, (turned,))
-        stable = node.graph.call_function(ATEN.neg.default, (softplus,))
+        turned = put(node, ATEN.neg.default, node.args[0])
+        softplus = put(node, ATEN.softplus.default, turned)
+        stable = put(node, ATEN.neg.default, softplus)
     node.replace_all_uses_with(stable)
     node.graph.erase_node(node)
 
@@ -109,6 +110,6 @@ def widen_indices(node: torch.fx.Node) -> None:
     for one in indices:  # type: ignore[union-attr]
         if isinstance(one, torch.fx.Node) and one.meta["val"].dtype == torch.int32:
             with node.graph.inserting_before(node):
-                one = node.graph.call_function(ATEN.to.dtype, (one, torch.int64))
+                one = put(node, ATEN.to.dtype, one, torch.int64)
         wide.append(one)
     node.args = (table, wide)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from torch.fx import Node
 
-from edge_sampler.export.captured import ATEN, ends_of, graphs_of, is_made_of, replace_unless, replacing
+from edge_sampler.export.captured import ATEN, ends_of, graphs_of, is_made_of, put, replace_unless, replacing
 from edge_sampler.models.spec import ModelSpec
 from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
@@ -101,14 +101,13 @@ def make_nan(node: Node, of: Lookup) -> None:
     """What the node finds by ids that are in no row becomes NaN, and no such id is looked up."""
     if of.behind is None or not node.meta["val"].dtype.is_floating_point:
         return
-    call = node.graph.call_function
     with node.graph.inserting_before(node):
-        valid = call(ATEN.ge.Scalar, (of.ids, 0))
+        valid = put(node, ATEN.ge.Scalar, of.ids, 0)
         if isinstance(of.rows, int):
-            valid = call(ATEN.logical_and.default, (valid, call(ATEN.lt.Scalar, (of.ids, of.rows))))
-        node.replace_input_with(of.ids, call(ATEN.where.ScalarOther, (valid, of.ids, 0)))
+            valid = put(node, ATEN.logical_and.default, valid, put(node, ATEN.lt.Scalar, of.ids, of.rows))
+        node.replace_input_with(of.ids, put(node, ATEN.where.ScalarOther, valid, of.ids, 0))
         for _ in range(of.behind):
-            valid = call(ATEN.unsqueeze.default, (valid, -1))
+            valid = put(node, ATEN.unsqueeze.default, valid, -1)
     replace_unless(valid, node, math.nan)
 
 

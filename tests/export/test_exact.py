@@ -116,3 +116,35 @@ def test_whole_numbers_that_float32_does_not_hold_are_nan() -> None:
     found, x = answer(model, torch.zeros(2, 2), told=told), torch.zeros(2, 2)
     np.testing.assert_array_equal(np.isnan(found), [[False, False], [True, False]])
     np.testing.assert_allclose(found[1, 1], model(x, 1.0, told=told)[1, 1], rtol=1e-5)
+
+
+class Chained(nn.Module):
+    """What one mending makes, another one reads."""
+
+    def __init__(self, part: Callable[[nn.Embedding, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.rows, self.part = nn.Embedding(6, 2), part
+
+    def forward(self, x: Tensor, t: Tensor, k: Tensor) -> Tensor:
+        return x + self.part(self.rows, x, k)
+
+
+def attended(rows: nn.Embedding, x: Tensor, k: Tensor) -> Tensor:
+    """By heads of its own, squeezed, with a mask of what is looked up."""
+    mask, heads = rows((k[:, None] + torch.arange(3)).clamp(0, 5)).mean(2, keepdim=True).mT, x[:, None]
+    return functional.scaled_dot_product_attention(heads, heads, heads, mask[:, None]).squeeze(1)
+
+
+CHAINS: list[Callable[[nn.Embedding, Tensor, Tensor], Tensor]] = [
+    lambda rows, x, k: rows(torch.where(k < 0, 5, k)[:, None]).squeeze(1)[:, None],
+    lambda rows, x, k: functional.scaled_dot_product_attention(x, (h := rows((k[:, None] + torch.arange(2)) % 6)), h),
+    attended,
+]
+
+
+@pytest.mark.parametrize("part", CHAINS)
+def test_one_mending_takes_what_another_makes(part: Callable[[nn.Embedding, Tensor, Tensor], Tensor]) -> None:
+    conditions, k = {"k": edge_sampler.Condition((), "int64")}, torch.tensor([0, 4, 5])
+    model = edge_sampler.adapt(Chained(part), (3, 2), "FlowPrecond", conditions=conditions)
+    x = torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(answer(model, x, k=k), model(x, 1.0, k=k).numpy(), rtol=1e-4, atol=1e-6)

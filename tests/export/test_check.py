@@ -111,6 +111,15 @@ def test_what_is_run_for_some_values_only_is_told() -> None:
         check_nodes(graph, "It")
 
 
+def test_what_is_no_number_at_another_size_is_told() -> None:
+    def part(x: Tensor) -> Tensor:
+        return 1 / (torch.ones_like(x).sum(-1, keepdim=True) - 4)
+
+    with pytest.raises(edge_sampler.UserError, match="Refused makes NaN or infinity at length 4, so give axes sizes"):
+        export_graphs(edge_sampler.adapt(Refused(part), (2, "length"), axes={"length": (4, 8, 8)}))
+    export_graphs(edge_sampler.adapt(Refused(lambda x: x / 0), (2, 3)))  # a fit says it, if it has such conditions
+
+
 def test_a_graph_of_few_bits_may_be_off_by_more() -> None:
     export_graphs(edge_sampler.adapt(Refused(lambda x: (x.half().exp() * 3).float()), (2, 3)))
 

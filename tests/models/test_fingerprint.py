@@ -1,7 +1,9 @@
 """Whatever changes a model's answers changes its fingerprint; what does not, does not."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from edge_sampler.calibration.evaluate.noise_sets import to_fit
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.unchanged import is_adapted
 from tests.calibration.toys import calls_of
 
 CONDITION, IMAGES = edge_sampler.Condition, edge_sampler.Output("images", (1, 8, 8))
@@ -227,6 +230,11 @@ def test_held_out_examples_are_others() -> None:
     assert min(len(fitted), len(held)) > 1
 
 
+@dataclass
+class Scaled:
+    scale: float
+
+
 class Factor(nn.Module):
     """Holds numbers beside weights, of which answers to a few digits tell little."""
 
@@ -240,7 +248,9 @@ class Factor(nn.Module):
 
 def test_a_number_in_a_network_is_part_of_it() -> None:
     networks = [Factor(0.5), Factor(0.502), Factor(0.5, (1.0, 2.0)), Factor(0.5, (1.0, 2.5))]
-    assert len({models.adapt(network, (4,)).spec.fingerprint for network in networks}) == 4
+    held = (1.5, np.float32(2), {"scale": 3.0}, SimpleNamespace(scale=4.0), Scaled(5.0), Scaled(6.0), [[7.0]])
+    networks += [Factor(0.5, one) for one in held]  # type: ignore[arg-type]
+    assert len({models.adapt(network, (4,)).spec.fingerprint for network in networks}) == len(networks)
     same = [models.adapt(network, (4,)) for network in (Factor(0.5), Factor(0.5, calls=3))]
     assert same[0].spec.fingerprint == same[1].spec.fingerprint
 
@@ -268,6 +278,8 @@ def test_weights_that_came_later_are_refused(tmp_path: Path) -> None:
 
 def test_weights_that_a_loaded_model_got_later_are_refused() -> None:
     model = models.load("edm-digits")
+    assert not is_adapted(model)
+    assert is_adapted(edge_sampler.guided(edge_sampler.adapt(Net(), (4,), classes=3), 2.0))
     settings = edge_sampler.Settings(2, "iia-ddim", fit_batch=4, heldout=2)
     edge_sampler.fit(model, settings)
     with torch.no_grad():

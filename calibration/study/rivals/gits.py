@@ -3,7 +3,8 @@
 A teacher's fine trajectory tells what one Euler step between any two of its levels errs, at no evaluation more. The
 levels are a path of so many steps with the least sum of errors, in which those of later steps count more by a factor.
 The authors' settings: 60 fine steps of iPNDM on EDM's schedule, 256 noises, a factor of 1.15, errors that are
-distances or that are departures from the straight line between a trajectory's ends. Which error, factor and solver
+distances or that are departures from the straight line between a trajectory's ends. A flow has its own schedule here:
+on EDM's, from its σ = 1e7 down, the last levels are too few. Which error, factor and solver
 serve best is chosen on the held-out noises, and so is an analytical first step; theirs are among them.
 """
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from edge_sampler.calibration.evaluate.distributed import total
 from edge_sampler.calibration.evaluate.network import Network
-from edge_sampler.calibration.schedules import edm
+from edge_sampler.calibration.schedules import SCHEDULES, edm
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Scheme, base_step
 from edge_sampler.calibration.study.rivals.contest import Contest
@@ -32,7 +33,7 @@ SOLVERS = tuple(solver for solver in FIXED if solver.once_a_step)
 
 def gits(contest: Contest, fine: int = FINE) -> Plan:
     spec = contest.noises.network.model.spec
-    levels = edm(fine, spec.sigma_min, spec.sigma_max)[:-1]
+    levels = SCHEDULES.get(spec.schedule, edm)(fine, spec.sigma_min, spec.sigma_max)[:-1]
     spent = (fine - 1) * contest.noises.fitting
     costs = contest.recall({"what": "errors of steps", "levels": levels}, spent, lambda: costs_of(contest, levels))
     plans: list[Plan] = []

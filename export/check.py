@@ -51,7 +51,7 @@ def check_graphs(model: Denoiser, denoiser: ir.Model, encoder: ir.Model | None, 
     doubted = [sizes for graph in (denoiser, encoder, decoder) if graph for sizes in graph.meta.get(DOUBTFUL, ())]
     for sizes in (*[usual] * is_adapted(model), *tried(spec.inputs.axes), *doubted):
         raw = {name: resized(value, wanted[name].shape, sizes) for name, value in one.items()}
-        at = " at " * bool(sizes) + ", ".join(f"{name} {size}" for name, size in sizes.items())
+        at = "" if sizes == usual else " at " + ", ".join(f"{name} {size}" for name, size in sizes.items())
         unit, sigma = unit_noise([0], spec.inputs.sized(sizes=sizes)), levels(spec)[1]
         x = (sigma * unit).astype(np.float32)
         with one_line_of(f"{spec.name} fails{at}, so give axes sizes that it takes"):

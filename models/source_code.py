@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import cached_property, lru_cache, partial, partialmethod
 from hashlib import sha256
 from pathlib import Path
+from site import getsitepackages, getusersitepackages
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 
 from edge_sampler.models.checkpoint import weights_sha256
 
-LIBRARIES = tuple(Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib"))
+INSTALLED = (*map(sysconfig.get_path, ("purelib", "platlib", "stdlib")), *getsitepackages(), getusersitepackages())
+LIBRARIES = tuple(Path(folder).resolve() for folder in INSTALLED)
 MEANS_NOTHING = (tokenize.COMMENT, tokenize.NL, tokenize.ENCODING)
 OURS = __name__.partition(".")[0]
 PLAIN = (type(None), int, float, complex, str, np.generic, np.ndarray, Tensor, torch.dtype)

@@ -100,7 +100,7 @@ def test_a_users_graph_is_tried_at_once(part: Any, message: str) -> None:
     with pytest.raises(edge_sampler.UserError, match=message):
         export_graphs(edge_sampler.adapt(Refused(part), (2, 3)))
     axes = {"length": (2, 4, 4)}
-    with pytest.raises(edge_sampler.UserError, match=message.replace("computes:", "computes at length 4:.*")[:60]):
+    with pytest.raises(edge_sampler.UserError, match=message):
         export_graphs(edge_sampler.adapt(Refused(part), (2, "length"), axes=axes))
 
 

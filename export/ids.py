@@ -31,20 +31,18 @@ SAME_VALUES = {  # of operators that only bring values to other places; those th
     )
 }  # fmt: skip
 WHOLE = (torch.int32, torch.int64)
-WRITES = {  # of (table, axis, ids, …)
-    getattr(ATEN, name + place)
-    for name in ("index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce")
-    for place in ("", "_")
-}
+ALONG = {getattr(ATEN, name) for name in ("index_add", "index_add_", "index_copy", "index_copy_")}
+EACH = {getattr(ATEN, name + place) for name in ("scatter", "scatter_add", "scatter_reduce") for place in ("", "_")}
+WRITES = ALONG | EACH  # of (table, axis, ids, what is written, …)
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """``rows`` is a symbol where their number varies; ``behind`` how many axes what is found for an id has, if any."""
+    """``rows`` is a symbol where their number varies; ``behind`` how many axes that which belongs to an id has."""
 
     ids: Any
     rows: Any
-    behind: int | None = None
+    behind: int
 
 
 def hold_ids(program: torch.export.ExportedProgram) -> dict[int, int]:
@@ -71,12 +69,12 @@ def lookup(node: Any) -> Lookup | None:
     """What a node looks up; None where it does not."""
     kind = getattr(node.target, "overloadpacket", None)
     if kind is ATEN.one_hot:
-        return Lookup(node.args[0], node.args[1])
+        return Lookup(node.args[0], node.args[1], 0)
     if kind is ATEN.embedding:
         return Lookup(node.args[1], rows_along(node.args[0], 0), 1)
-    if kind is ATEN.gather or kind in WRITES:
-        return Lookup(node.args[2], rows_along(*node.args[:2]), 0 if kind is ATEN.gather else None)
-    if kind is ATEN.index_select:
+    if kind is ATEN.gather or kind in EACH:
+        return Lookup(node.args[2], rows_along(*node.args[:2]), 0)
+    if kind is ATEN.index_select or kind in ALONG:
         axes = node.meta["val"].ndim
         return Lookup(node.args[2], rows_along(*node.args[:2]), axes - 1 - node.args[1] % axes)
     return None
@@ -98,8 +96,8 @@ def keeps_all(node: Any) -> bool:
 
 
 def make_nan(node: Node, of: Lookup) -> None:
-    """What the node finds by ids that are in no row becomes NaN, and no such id is looked up."""
-    if of.behind is None or not node.meta["val"].dtype.is_floating_point:
+    """What the node finds or writes by ids that are in no row becomes NaN; in the place of such an id it takes 0."""
+    if not node.meta["val"].dtype.is_floating_point:
         return
     with node.graph.inserting_before(node):
         valid = put(node, ATEN.ge.Scalar, of.ids, 0)
@@ -108,7 +106,27 @@ def make_nan(node: Node, of: Lookup) -> None:
         node.replace_input_with(of.ids, put(node, ATEN.where.ScalarOther, valid, of.ids, 0))
         for _ in range(of.behind):
             valid = put(node, ATEN.unsqueeze.default, valid, -1)
-    replace_unless(valid, node, math.nan)
+    if getattr(node.target, "overloadpacket", None) in WRITES:
+        write_nan(node, of, valid)
+    else:
+        replace_unless(valid, node, math.nan)
+
+
+def write_nan(node: Any, of: Lookup, valid: Node) -> None:
+    """The node writes NaN where that is not valid."""
+    table, axis, ids, written, *others = node.args
+    if node.target.overloadpacket in EACH and isinstance(written, Node) and shape_of(written) != shape_of(ids):
+        return  # more is given than is written
+    with node.graph.inserting_before(node):
+        if not isinstance(written, Node):  # one number for all
+            zeros = put(node, ATEN.mul.Scalar, put(node, ATEN.to.dtype, ids, table.meta["val"].dtype), 0.0)
+            written, node.target = put(node, ATEN.add.Scalar, zeros, written), node.target.overloadpacket.src
+        written = put(node, ATEN.where.ScalarOther, valid, written, math.nan)
+    node.args = (table, axis, ids, written, *others)
+
+
+def shape_of(node: Node) -> list[str]:
+    return list(map(str, node.meta["val"].shape))
 
 
 def note(graph: ir.Graph, rows: Mapping[int, int]) -> None:

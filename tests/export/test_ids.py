@@ -53,7 +53,9 @@ class LooksUp(nn.Module):
             "a_field": lambda v: self.few(v[:, 0]) + self.words(v[:, 1]),
             "moved_gather": lambda v: self.table[0].expand(v.shape[0], 4).gather(1, v[:, :1] + 1),
             "moved_first": lambda v: self.table.index_select(0, v.flatten() + 1).reshape(-1, 3, 4).mean(1),
-            "moved_scatter": lambda v: torch.zeros(v.shape[0], 4).scatter(1, v[:, None] + 1, 1.0),
+            "moved_scatter": lambda v: torch.zeros(v.shape[0], 4).scatter(1, v.reshape(v.shape[0], -1) + 1, 1.0),
+            "moved_scatter_": lambda v: torch.zeros(v.shape[0], 4).scatter_(1, v + 1, 0.5 * v),
+            "moved_scatter_add": lambda v: torch.zeros(v.shape[0], 4).scatter_add(1, v + 1, 0.5 * v),
             "moved_number": lambda v: torch.arange(9).expand(v.shape[0], 9).gather(1, v + 1).sum(1, keepdim=True),
             "every_second": lambda v: self.kinds(v[:, ::2]).mean(1),
             "of_the_batch": lambda v: x.index_select(0, v),
@@ -107,6 +109,10 @@ def test_rows_are_those_of_the_table(how: str, shape: tuple[int, ...], rows: int
         ("moved_and_not", [1, 5, 3], [1, 6, 3]),
         ("moved_select", [-1, 7, 0], [0, 0, -2]),
         ("moved_first", [-1, 7, 0], [0, 8, 0]),
+        ("moved_scatter", [-1, 2, 0], [0, 3, 0]),
+        ("moved_scatter", [-1, 2, 0], [-2, 0, 0]),
+        ("moved_scatter_", [-1, 2, 0], [-2, 0, 1]),
+        ("moved_scatter_add", [-1, 2, 0], [-2, 0, 0]),
         ("moved_gather", [-1, 0, 0], [-2, 0, 0]),
         ("rounded", [0, 6, 3], [0, -1, 3]),
         ("a_field", [0, 19, -1], [0, -1, 0]),
@@ -131,6 +137,34 @@ def test_what_is_in_no_row_is_nan(how: str, right: list[int], wrong: list[int] |
         assert np.isnan(found[1]).any()
         with pytest.raises((IndexError, RuntimeError), match=r"(?i)ind"):
             made(x, 1.0, ids=ids)
+
+
+class Writes(nn.Module):
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.function(torch.zeros(4, 3), ids + 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (lambda rows, ids: rows.index_add(0, ids, torch.ones(2, 3)), True),
+        (lambda rows, ids: rows.T.index_copy_(1, ids, torch.ones(3, 2)), True),
+        (lambda rows, ids: rows.scatter_(0, ids[:, None], 2.0), True),
+        (lambda rows, ids: rows.scatter(0, ids[:, None], torch.ones(2, 3)), False),  # of which one column is written
+    ],
+)
+def test_what_is_written_to_no_row_is_nan(function: Callable[[Tensor, Tensor], Tensor], told: bool) -> None:
+    network, right = Writes(function), torch.tensor([-1, 1])
+    program = torch.export.export(network, (right,), strict=False)
+    assert hold_ids(program) == {}
+    program.graph_module.recompile()
+    torch.testing.assert_close(program.module()(right), network(right), rtol=0, atol=0)
+    if told:
+        assert program.module()(torch.tensor([-2, 1])).isnan().any()
 
 
 class Talks(nn.Module):

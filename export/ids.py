@@ -97,7 +97,8 @@ def keeps_all(node: Any) -> bool:
 
 def make_nan(node: Node, of: Lookup) -> None:
     """What the node finds or writes by ids that are in no row becomes NaN; in the place of such an id it takes 0."""
-    if not node.meta["val"].dtype.is_floating_point:
+    writes = getattr(node.target, "overloadpacket", None) in WRITES
+    if not node.meta["val"].dtype.is_floating_point or (writes and gives_more(node)):
         return
     with node.graph.inserting_before(node):
         valid = put(node, ATEN.ge.Scalar, of.ids, 0)
@@ -106,17 +107,22 @@ def make_nan(node: Node, of: Lookup) -> None:
         node.replace_input_with(of.ids, put(node, ATEN.where.ScalarOther, valid, of.ids, 0))
         for _ in range(of.behind):
             valid = put(node, ATEN.unsqueeze.default, valid, -1)
-    if getattr(node.target, "overloadpacket", None) in WRITES:
-        write_nan(node, of, valid)
+    if writes:
+        write_nan(node, valid)
     else:
         replace_unless(valid, node, math.nan)
 
 
-def write_nan(node: Any, of: Lookup, valid: Node) -> None:
+def gives_more(node: Any) -> bool:
+    """Whether it is given more to write than it has ids for."""
+    _, _, ids, written, *_ = node.args
+    shapes = [list(map(str, one.meta["val"].shape)) for one in (ids, written) if isinstance(one, Node)]
+    return node.target.overloadpacket in EACH and shapes[0] != shapes[-1]
+
+
+def write_nan(node: Any, valid: Node) -> None:
     """The node writes NaN where that is not valid."""
     table, axis, ids, written, *others = node.args
-    if node.target.overloadpacket in EACH and isinstance(written, Node) and shape_of(written) != shape_of(ids):
-        return  # more is given than is written
     with node.graph.inserting_before(node):
         if not isinstance(written, Node):  # one number for all
             zeros = put(node, ATEN.mul.Scalar, put(node, ATEN.to.dtype, ids, table.meta["val"].dtype), 0.0)
@@ -125,12 +131,8 @@ def write_nan(node: Any, of: Lookup, valid: Node) -> None:
     node.args = (table, axis, ids, written, *others)
 
 
-def shape_of(node: Node) -> list[str]:
-    return list(map(str, node.meta["val"].shape))
-
-
 def note(graph: ir.Graph, rows: Mapping[int, int]) -> None:
-    """Writes at a graph's inputs what ``rows_of`` found."""
+    """Writes at a graph's inputs what ``hold_ids`` found."""
     for place, number in rows.items():
         graph.inputs[place].metadata_props[IDS] = str(number)
 

@@ -65,7 +65,12 @@ def replace_unless(right: Node, node: Node, value: float) -> None:
     """Puts a value in the place of the node's own, wherever it is not right."""
     with node.graph.inserting_after(node):
         chosen = put(node, ATEN.where.ScalarOther, right, node, value)
-    node.replace_all_uses_with(chosen, delete_user_cb=lambda user: user is not chosen)
+    replace_by(node, chosen)
+
+
+def replace_by(node: Node, made: Node) -> None:
+    """Gives the node's users a value that is made of it."""
+    node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
 
 
 def open_blocks(program: ExportedProgram) -> None:

@@ -29,7 +29,6 @@ from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.scratch import scratch
 
 GROWTH, PLACES = 2, 1024  # places of all named axes: so many times the usual ones, or so many in all, are tried at most
-
 SEVERAL = 4096  # sizes that guards are asked about
 DOUBTFUL = "doubtful"  # of a graph's metadata, which no file holds
 

@@ -9,7 +9,7 @@ import torch
 from onnxscript.rewriter._pattern_ir import Constant
 from torch.export import ExportedProgram
 
-from edge_sampler.export.captured import ATEN, graphs_of, is_made_of, put, replace_unless, replacing
+from edge_sampler.export.captured import ATEN, graphs_of, is_made_of, put, replace_by, replace_unless, replacing
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def make_exact(program: ExportedProgram) -> None:
                 elif node.target is ATEN.clamp.default and node.meta["val"].is_floating_point():
                     node.args = tuple(float(bound) if isinstance(bound, int) else bound for bound in node.args)
                 elif node.target is ATEN.to.dtype and node.args[1] == torch.float64 and is_made_of(node, inputs):
-                    refuse_large(node)
+                    make_large_nan(node)
 
 
 def drop_if_idle(node: torch.fx.Node) -> None:
@@ -79,10 +79,10 @@ def give_heads(node: torch.fx.Node) -> None:
     node.meta["val"] = node.meta["val"].unsqueeze(1)
     with node.graph.inserting_after(node):
         without = put(node, ATEN.squeeze.dim, node, 1)
-    node.replace_all_uses_with(without, delete_user_cb=lambda user: user is not without)
+    replace_by(node, without)
 
 
-def refuse_large(node: torch.fx.Node) -> None:
+def make_large_nan(node: torch.fx.Node) -> None:
     """Graphs compute float64 as float32, which holds whole numbers up to 2**24: of larger ones they make NaN."""
     whole = node.args[0]
     if whole.meta["val"].is_floating_point():  # type: ignore[union-attr]

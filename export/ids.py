@@ -48,7 +48,7 @@ class Lookup:
 def hold_ids(program: torch.export.ExportedProgram) -> dict[int, int]:
     """By an input's place, the rows of the smallest table that its values are looked up in as they are.
 
-    Changes the program: what other ids find, which are in no row, is NaN.
+    Changes the program: what other ids find or write, which are in no row, is NaN.
     """
     told: dict[str, int] = {}
     with replacing(program):

@@ -180,7 +180,7 @@ def adapt(
     answers = probe(model, asked)
     weights_of_stages = [weights_sha256(stage.state_dict()) for stage in stages]
     few_digits = [float(f"{figure:.1e}") for figure in answers]  # so that machines agree
-    code = [code_of(network, *stages), numbers_of(network)]  # once it has run: some networks make tables then
+    code = [code_of(network, *stages), *map(numbers_of, [network, *stages])]  # once it has run: some make tables then
     facts = [code, precond, arguments, nulls, few_digits, weights_of_stages]
     model.spec = replace(model.spec, architecture=digest(facts))
     model.seen = Seen(parameters_of(model), asked, answers)

@@ -255,6 +255,26 @@ def test_a_number_in_a_network_is_part_of_it() -> None:
     assert same[0].spec.fingerprint == same[1].spec.fingerprint
 
 
+def test_a_number_in_a_stage_is_part_of_the_model() -> None:
+    class Encodes(Factor):
+        def forward(self, seen: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+            return (self.factor * seen,)
+
+    class Decodes(Factor):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return self.factor * x
+
+    def fingerprint(encoding: float, decoding: float) -> str:
+        stages: dict[str, Any] = {
+            "encoder": edge_sampler.Encoder(Encodes(encoding), {"seen": CONDITION((4,))}, ("hint",)),
+            "decoder": edge_sampler.Decoder(Decodes(decoding), IMAGES),
+        }
+        seen = {"seen": np.ones((10, 4), np.float32)}
+        return adapted(conditions={"hint": CONDITION((4,))}, examples=seen, **stages).spec.fingerprint
+
+    assert len({fingerprint(*factors) for factors in ((0.5, 0.5), (0.50002, 0.5), (0.5, 0.50002))}) == 3
+
+
 def test_weights_that_came_later_are_refused(tmp_path: Path) -> None:
     network = Net()
     model = edge_sampler.guided(edge_sampler.adapt(network, (4,), classes=3), 2.0)

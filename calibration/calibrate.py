@@ -9,11 +9,12 @@ import numpy as np
 from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.candidates import grid_of, make_candidate, noises_of, race, scheme_of
 from edge_sampler.calibration.chosen_levels import choice_cost, choose, scout_of
+from edge_sampler.calibration.derivatives import derivative_cost
 from edge_sampler.calibration.evaluate.distributed import total
 from edge_sampler.calibration.evaluate.reference import cost, local_cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import rms
-from edge_sampler.calibration.refinement import derivative_cost, iteration_cost, refine, refine_over
+from edge_sampler.calibration.refinement import iteration_cost, number_of_turns, refine, refine_over
 from edge_sampler.calibration.scout import SCOUT
 from edge_sampler.calibration.settings import AUTO, CHOSEN, REFINED, TARGETS, Settings
 from edge_sampler.calibration.solvers import find
@@ -76,7 +77,7 @@ class Task:
             self.candidate_cost(solver, fitting + heldout, heldout) for solver in self.solvers
         )
         entries = [1 + self.afs + earlier for earlier in range(self.settings.nfe)]
-        spent += self.settings.refine * iteration_cost(entries, fitting, heldout)
+        spent += self.settings.refine * iteration_cost(entries, fitting, heldout, number_of_turns(fitting))
         return spent + 2 * self.settings.nfe * heldout * (self.settings.refine > 0)
 
 
@@ -253,7 +254,7 @@ def refit_cost(plan: Plan, settings: Settings) -> tuple[int, int]:
     fitting, heldout = settings.fit_batch, settings.heldout
     entries = [len(row) for row in plan.table[:-1]]
     derived = derivative_cost(entries) * fitting
-    answers = iteration_cost(entries, fitting, heldout, differ=True) - derived
+    answers = iteration_cost(entries, fitting, heldout, number_of_turns(fitting), differ=True) - derived
     exact = cost(1, settings.trajectory_steps) * (fitting + heldout) + settings.refine * derived
     return exact, settings.refine * answers + 2 * plan.nfe * heldout
 

@@ -4,6 +4,10 @@ A plan is a table. A sampler has nothing else to choose: the network's noise lev
 weights of past evaluations. Refinement is Levenberg-Marquardt (Moré 1978) over all of them at once. It starts from a
 fitted plan and ends in a plan.
 
+An iteration goes through the noises once, a few at each turn. The plan moves after each turn, by what these noises tell
+and by what the others told at their last turn, as in the incremental Gauss-Newton method (Bertsekas, "Incremental Least
+Squares Methods and the Extended Kalman Filter", SIAM J. Optim. 6(3), 1996).
+
 It minimises the mean of images' RMS errors. For that it weights each image with the inverse of its error (iteratively
 reweighted least squares). The error of a few noises is ten times that of the others. Plain squares would fit those few,
 and new noises are not like them.
@@ -16,7 +20,7 @@ of errors would choose by those few images. So ``refine_over`` minimises the geo
 the inverse of its squared error.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,8 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edge_sampler.calibration.derivatives import PROBE, SPAN, derivative_cost, derivatives
 from edge_sampler.calibration.evaluate.distributed import BLOCK, total
-from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.evaluate.noise_sets import Noises, digest
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.fit import image_errors
@@ -34,12 +38,13 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.models.spec import check_alike
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.plan import Plan, sample, terms_before, weighted_sum
+from edge_sampler.runtime.plan import Plan, sample
 
-PROBE = 0.03  # size of finite differences, in units of the noise level that they disturb
+TURN = 32  # noises of a turn, or nearly twice as many where they do not divide by it
 LEAST = 1e-6  # an image's error below this counts as this
 ITERATIONS = 10  # at the most, unless others are asked for
-ENOUGH = 0.01  # an iteration that lowers the fitting noises' error by less than this part of it is the last
+ENOUGH = 0.01  # turns that lower the held-out noises' least error by less than this part of it gain nothing
+PATIENCE = 4  # turns, or an iteration where it has more, that may gain nothing before the last
 MEMORY = 2 * 2**30  # bytes that derivatives may take, or those of one noise where they take more
 DAMPING = 1e-3  # at first; relative to the diagonal
 DAMPINGS = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the last one, tried each time
@@ -47,7 +52,7 @@ DAMPINGS = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the last one, tried each time
 
 @dataclass(frozen=True)
 class Refinement:
-    """The plan that did best on the held-out noises, and each iteration's mean error there, the first before any.
+    """The plan that did best on the held-out noises, and each iteration's least mean error there, the first before any.
 
     Means are geometric where evaluations differ from the model.
     """
@@ -68,9 +73,9 @@ def refine(
 ) -> Refinement:
     """Refines ``plan`` so that its images come near ``converged`` [n, …]; never worse than it on the held-out noises.
 
-    An iteration takes derivatives on the noises that fit, and of five dampings the one that brings their images
-    nearest; its plan is then judged by the noises held out. There are ``iterations``, or fewer: one that hardly gains,
-    or that takes the held-out noises further off, is the last. Errors are those of what ``view`` shows of images.
+    A turn takes derivatives on its noises, and of five dampings the one that brings their images nearest; its plan is
+    then judged by the noises held out. There are ``iterations`` through all noises that fit, or fewer: one that hardly
+    gains on the noises held out is the last. Errors are those of what ``view`` shows of images.
 
     In memory are noises and converged images, and beside them ``memory``, or ``noise_bytes`` where that is more.
     """
@@ -78,7 +83,7 @@ def refine(
     damping, differ = DAMPING, bool(noises.network.evaluations)
     at_once = noises_at_once(plan, converged, view, memory)
 
-    def error(plan: Plan, some: slice) -> float:
+    def error(plan: Plan, part: Noises, goal: Tensor) -> float:
         def sums() -> dict[str, np.ndarray]:
             told = 0.0
             for rows, few in pieces(part, at_once * BLOCK):
@@ -87,29 +92,34 @@ def refine(
                 told += (errors.clamp_min(LEAST).log() if differ else errors).sum().item()
             return {"sums": np.array([told, len(part)])}
 
-        part, goal = noises.part(some), converged[some]
         what = "mean logarithm of errors" if differ else "mean error"
         key = {what: part.key, "goal": digest(goal), "plan": plan.sha256, "view": view.key}
         errors, count = total(cache.recall(key, sums, meter)["sums"])
         return float(np.exp(errors / count) if differ else errors / count)
 
-    fitting, heldout = slice(noises.fitting), slice(noises.fitting, None)
+    turns, heldout = turns_of(noises, converged), (noises.heldout, converged[noises.fitting :])
+    told = dict[int, Equations]()
     entries = [len(row) for row in plan.table[:-1]]
-    cost = iteration_cost(entries, noises.fitting, len(noises.heldout), differ)
-    made = [(error(plan, heldout), plan)]
+    cost = iteration_cost(entries, noises.fitting, len(noises.heldout), len(turns), differ)
+    made = [(error(plan, *heldout), plan)]
+    errors, enough = [made[0][0]], max(PATIENCE, len(turns))
     for iteration in range(iterations):
         with progress(f"refinement {iteration + 1} of up to {iterations}", cost) as meter.progress:
-            matrix, slope = normal_equations(noises.part(fitting), converged[fitting], plan, view, cache, at_once)
-            before = error(plan, fitting)
-            tried = [(before, damping * 1000, plan)]  # staying is allowed, and damps more
-            for factor in DAMPINGS:
-                moved = step(plan, matrix, slope, damping * factor, (spec.sigma_min, spec.sigma_max))
-                tried.append((error(moved, fitting), damping * factor, moved))
-            after, damping, plan = min(tried, key=lambda trial: trial[0])
-            made.append((error(plan, heldout), plan))
-        if made[-1][0] > made[-2][0] or (1 - ENOUGH) * before < after < before:  # one that stays, the next damps more
+            for turn, (part, goal) in enumerate(turns):
+                equations = normal_equations(part, goal, plan, view, cache, at_once)
+                told[turn] = Equations(parameters(plan), *equations)
+                matrix, slope = summed(told.values(), parameters(plan))
+                tried = [(error(plan, part, goal), damping * 1000, plan)]  # staying is allowed, and damps more
+                for factor in DAMPINGS:
+                    moved = step(plan, matrix, slope, damping * factor, (spec.sigma_min, spec.sigma_max))
+                    tried.append((error(moved, part, goal), damping * factor, moved))
+                _, damping, plan = min(tried, key=lambda trial: trial[0])
+                made.append((error(plan, *heldout), plan))
+        told_by_turn = [error for error, _ in made]
+        errors.append(min(told_by_turn[-len(turns) :]))
+        if len(made) > enough and min(told_by_turn[-enough:]) > (1 - ENOUGH) * min(told_by_turn[:-enough]):
             break
-    return Refinement(min(made, key=lambda one: one[0])[1], tuple(one[0] for one in made))
+    return Refinement(min(made, key=lambda one: one[0])[1], tuple(errors))
 
 
 def refine_over(
@@ -134,6 +144,35 @@ def refine_over(
     for one in evaluations:
         check_alike(one.spec, noises.network.model.spec)
     return refine(plan, noises.over(evaluations), converged, iterations, cache, progress, view)
+
+
+@dataclass(frozen=True)
+class Equations:
+    """Normal equations of some noises, JᵀJ [p, p] and Jᵀr [p], where a plan's parameters were ``values`` [p]."""
+
+    values: np.ndarray
+    matrix: np.ndarray
+    slope: np.ndarray
+
+
+def summed(every: Collection[Equations], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """JᵀJ and Jᵀr of all, r as each has it at ``values``."""
+    slopes = [one.slope + one.matrix @ (values - one.values) for one in every]
+    return np.sum([one.matrix for one in every], axis=0), np.sum(slopes, axis=0)
+
+
+def number_of_turns(fitting: int) -> int:
+    """Of an iteration through so many noises."""
+    return max(1, fitting // TURN)
+
+
+def turns_of(noises: Noises, converged: Tensor) -> list[tuple[Noises, Tensor]]:
+    """This process's noises of each turn, and their converged images: by seeds, so that every process has some."""
+    number = number_of_turns(int(total(np.array([noises.fitting], float))[0]))
+    places = [
+        [place for place in range(noises.fitting) if noises.seeds[place] % number == turn] for turn in range(number)
+    ]
+    return [(noises.some(some), converged[some]) for some in places]
 
 
 def step(plan: Plan, matrix: np.ndarray, slope: np.ndarray, damping: float, limits: tuple[float, float]) -> Plan:
@@ -177,6 +216,7 @@ def normal_equations(
     for rows, block in noises.blocks():
         goal = converged[rows]
         key = {"weighted normal equations": block.key, "goal": digest(goal), "plan": plan.sha256, "view": view.key}
+        key |= {"differences": f"{PROBE}, {SPAN}"}
         key |= {"derivatives": "of the model", "weights": "inverse squares"} if differ else {}
         summed += cache.recall(key, partial(sums, block, goal), noises.network.meter)["products"]
     summed = total(summed)
@@ -231,51 +271,10 @@ def with_parameters(plan: Plan, values: np.ndarray, limits: tuple[float, float] 
     return replace(plan, sigmas=tuple(sigmas), table=tuple(rows))
 
 
-def derivative_cost(entries: Sequence[int]) -> int:
-    """What ``derivatives`` costs an image: at each evaluation one, one for each entry so far, one for each level.
-
-    ``entries`` are how many the row of each evaluation has.
-    """
-    return int(sum(1 + so_far + level for level, so_far in enumerate(np.cumsum(entries), start=1)))
-
-
-def iteration_cost(entries: Sequence[int], fitting: int, heldout: int, differ: bool = False) -> int:
-    """Evaluations of one sample that an iteration spends on so many noises.
+def iteration_cost(entries: Sequence[int], fitting: int, heldout: int, turns: int, differ: bool = False) -> int:
+    """Evaluations of one sample that an iteration through so many noises spends.
 
     Where evaluations ``differ`` from the model, derivatives are the model's, and each answer is one evaluation more.
     """
     nfe = len(entries)
-    return (derivative_cost(entries) + nfe * (1 + differ + len(DAMPINGS))) * fitting + nfe * heldout
-
-
-def derivatives(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Images [n, …] of unit ``noise`` [n, …], and their derivatives [parameters, n, …], by forward differences.
-
-    A change of row k reaches the images through evaluations k … nfe-1, which is what it costs (``derivative_cost``);
-    one of the images' own row costs nothing. Differences are the model's, around states that evaluations of another
-    kind lead to.
-    """
-    n, shape, exact = len(noise), noise.shape, replace(network, evaluations=())
-    terms = [term.expand_as(noise) for term in terms_before(noise, plan)]
-    tangents = [noise.new_zeros(0, *shape) for _ in terms]  # of each term, by the parameters that come before it
-
-    def pushed(row: Sequence[float]) -> Tensor:
-        """d(Σ row·terms): what earlier parameters do through the terms, then what each entry of the row does."""
-        through = noise.new_zeros(len(tangents[-1]), *shape)
-        for weight, tangent in zip(row, tangents, strict=True):
-            through[: len(tangent)] += weight * tangent
-        return torch.cat([through, torch.stack(terms)])
-
-    for place, (sigma, row) in enumerate(zip(plan.sigmas, plan.table, strict=False)):
-        x, dx = weighted_sum(row, terms), pushed(row)
-        size = dx.flatten(1).square().mean(1).sqrt()
-        step = (PROBE * sigma / size.clamp_min(1e-30)).view(-1, *[1] * len(shape))
-        denoised = exact(torch.cat([x, (x + step * dx).flatten(0, 1)]), sigma)
-        louder = exact(x, sigma * (1 + PROBE))
-        taken = network.at(place)(x, sigma) if network.evaluations else denoised[:n]
-        for bound in (torch.inf, plan.clip) if plan.clip else (torch.inf,):
-            answer, moved, told_more = (each.clamp(-bound, bound) for each in (denoised[:n], denoised[n:], louder))
-            terms.append(taken.clamp(-bound, bound))
-            changed = (moved.view_as(dx) - answer) / step
-            tangents.append(torch.cat([changed, (told_more - answer)[None] / np.log1p(PROBE)]))
-    return weighted_sum(plan.table[-1], terms), pushed(plan.table[-1])
+    return (derivative_cost(entries) + nfe * (1 + differ + len(DAMPINGS))) * fitting + turns * nfe * heldout

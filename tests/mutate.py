@@ -105,7 +105,9 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
         for name in ("__init__", "base", "bf16", "fp16", "fp8", "int8", "int8_fp16")
     },
     "calibration/refinement.py": "tests/calibration/test_refinement_parts.py tests/calibration/test_refinement.py "
-    "-k 'refinement_parts or parameters or slope or images_far or iteration_that'",
+    "-k 'refinement_parts or parameters or slope or images_far or ends_where'",
+    "calibration/derivatives.py": "tests/calibration/test_refinement_parts.py tests/calibration/test_refinement.py "
+    "-k 'refinement_parts or derivatives'",
     "models/arguments.py": "tests/models/test_arguments.py",
     "models/source_code.py": "tests/models/test_source_code.py",
     "models/unchanged.py": "tests/models/test_source_code.py tests/models/test_fingerprint.py "

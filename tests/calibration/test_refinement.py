@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,13 @@ from edge_sampler.calibration import refinement as refining
 from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.calibrate import calibrate, refit
 from edge_sampler.calibration.candidates import grid_of, scheme_of
+from edge_sampler.calibration.derivatives import derivative_cost, derivatives
 from edge_sampler.calibration.evaluate.network import Meter
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
 from edge_sampler.calibration.evaluate.reference import solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import image_errors
 from edge_sampler.calibration.refinement import (
-    derivative_cost,
-    derivatives,
     normal_equations,
     parameters,
     refine,
@@ -90,21 +88,21 @@ def test_derivatives_predict_what_a_change_does(afs: bool, tolerance: float, dig
         assert (change - move * slope).norm() < tolerance * change.norm() + 1e-4, index
 
 
-def test_an_iteration_that_takes_heldout_images_further_off_is_the_last(digits: Denoiser) -> None:
+def test_refinement_ends_where_heldout_images_come_no_nearer(digits: Denoiser) -> None:
     """Four noises are soon learned by heart."""
     noises = to_fit(digits, 4, 16, 0)
     goal = solution(noises, [digits.spec.sigma_max], 24, NO_CACHE)[0.0]
-    errors = refine(plan_of(digits, 3), noises, goal, 12, NO_CACHE).errors
-    assert len(errors) < 13
-    assert errors[-1] > errors[-2]
-    assert all(later <= before for before, later in pairwise(errors[:-1]))
+    errors = refine(plan_of(digits, 3), noises, goal, 40, NO_CACHE).errors
+    gained = [min(errors[: end + 1]) <= 0.99 * min(errors[: max(1, end - 3)]) for end in range(4, len(errors))]
+    assert gained == [True] * (len(gained) - 1) + [False]  # four turns in a row
+    assert len(gained) > 1
 
 
 def test_refinement_lowers_the_error_and_never_raises_it(
     digits: Denoiser, noises: Noises, converged: torch.Tensor
 ) -> None:
-    refined = refine(plan_of(digits, 3), noises, converged, 15, NO_CACHE)
-    assert len(refined.errors) < 16  # it ends where iterations hardly gain,
+    refined = refine(plan_of(digits, 3), noises, converged, 40, NO_CACHE)
+    assert len(refined.errors) < 41  # it ends where iterations hardly gain,
     assert refined.errors[1] == refined.errors[0]  # not where one found no way: the next one damps more
     assert min(refined.errors) < 0.7 * refined.errors[0]
     heldout = noises.heldout
@@ -160,7 +158,7 @@ def test_refinement_on_features_lowers_their_error() -> None:
     goal = solution(noises, [fashion.spec.sigma_max], 16, NO_CACHE)[0.0]
     plan = plan_of(fashion, 2)
     see, heldout = viewer("features", fashion), noises.heldout
-    refined = refine(plan, noises, goal, 2, NO_CACHE, view=see)
+    refined = refine(plan, noises, goal, 3, NO_CACHE, view=see)
 
     def apart(plan: Plan) -> float:
         return (
@@ -210,7 +208,7 @@ def test_a_plan_is_refined_over_evaluations_that_differ(
     """So that rounded evaluations come nearer to the exact network's converged images, each in its own place."""
     cache, plan = Cache(tmp_path), plan_of(digits, 3)
     exact = refine(plan, noises, converged, 3, cache).plan
-    found = refine_over(rounded, exact, noises, converged, 2, cache)
+    found = refine_over(rounded, exact, noises, converged, 4, cache)
     before, after = (geometric(errors_of(one, rounded, noises, converged)) for one in (exact, found.plan))
     assert found.errors[0] == pytest.approx(before, rel=1e-4)  # and not the exact network's, which are kept beside
     assert min(found.errors) == pytest.approx(after, rel=1e-4)

@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from edge_sampler.calibration import refinement as refining
+from edge_sampler.calibration.derivatives import derivative_cost, derivatives, directions, principal
 from edge_sampler.calibration.evaluate.distributed import BLOCK
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
 from edge_sampler.calibration.evaluate.reference import solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE
 from edge_sampler.calibration.fit import image_errors
 from edge_sampler.calibration.refinement import (
-    derivatives,
     iteration_cost,
     noise_bytes,
     noises_at_once,
@@ -25,6 +27,7 @@ from edge_sampler.calibration.refinement import (
     refine_over,
     refinement_bytes,
     step,
+    turns_of,
     with_parameters,
 )
 from edge_sampler.calibration.views import PIXELS
@@ -104,11 +107,64 @@ def test_an_iteration_costs_what_is_said_and_errors_are_the_held_out_ones(
 
 
 def test_costs_are_those_of_the_parts() -> None:
-    """At entries of 1 and 2: an evaluation, 1 + 1 differences; an evaluation, 1 + 2 + 1 + 1 differences, or fewer."""
-    alike = iteration_cost([1, 2], 1, 0)
+    """At entries of 1 and 2: an evaluation, 1 + 1 differences; an evaluation, 1 + 2 + 1 + 1 differences."""
+    alike = iteration_cost([1, 2], 1, 0, 1)
     assert alike == (3 + 6) + 2 * 6
-    assert iteration_cost([1, 2], 1, 0, differ=True) == alike + 2
-    assert iteration_cost([1, 2], 5, 3) == 5 * alike + 2 * 3
+    assert iteration_cost([1, 2], 1, 0, 1, differ=True) == alike + 2
+    assert iteration_cost([1, 2], 5, 3, 4) == 5 * alike + 4 * 2 * 3
+    numbers = [2, 6, 11, 17, 24]  # with an analytical first step: entries so far, and noise levels before
+    asked = [2, 6, 10, 13, 15]  # ceil(3√numbers), and no more than numbers
+    assert [directions(count) for count in numbers] == asked
+    assert derivative_cost([2, 3, 4, 5, 6]) == sum(2 + count for count in asked)
+
+
+def test_moves_along_principal_directions_stand_for_all_tangents() -> None:
+    """However small they are; of more directions than are asked about, what is lost is the least there is."""
+    random = torch.Generator().manual_seed(0)
+    mixed, shape = torch.randn(20, 10, generator=random, dtype=torch.float64), (3, 1, 8, 8)
+    few, many = (torch.randn(count, *shape, generator=random, dtype=torch.float64) for count in (10, 20))
+    tangents = torch.einsum("pk,kn...->pn...", mixed, few) * torch.logspace(-6, 3, 20).view(-1, 1, 1, 1, 1)
+    for told, lost in ((tangents, False), (many, True)):
+        parts, moves = principal(told, 0.5)
+        assert moves.shape == (directions(20), *shape)
+        found = torch.einsum("npr,rnd->pnd", parts, moves.flatten(2))
+        size = told.flatten(2).norm(dim=2)
+        apart = ((found - told.flatten(2)).norm(dim=2) / size).square().sum(0)
+        if lost:
+            np.testing.assert_allclose(moves.flatten(2).square().mean(2), 0.25)
+            unit = (told.flatten(2) / size[..., None]).transpose(0, 1)
+            expected = torch.linalg.svdvals(unit)[:, directions(20) :].square().sum(1)
+            np.testing.assert_allclose(apart, expected)
+        else:
+            assert apart.max() < 1e-12
+
+
+def test_a_turn_moves_by_what_all_noises_told_last(
+    model: Denoiser, noises: Noises, goal: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each turn has its share of the noises; equations of earlier turns are taken to where the plan is now."""
+    monkeypatch.setattr(refining, "TURN", 2)
+    steps = list[tuple[Plan, np.ndarray, np.ndarray]]()
+
+    def recorded(plan: Plan, matrix: np.ndarray, slope: np.ndarray, *others: Any) -> Plan:
+        steps.append((plan, matrix, slope))
+        return step(plan, matrix, slope, *others)
+
+    monkeypatch.setattr(refining, "step", recorded)
+    refine(plan_of(model), noises, goal, 2, NO_CACHE)
+    turns, each = turns_of(noises, goal), len(steps) // 6
+    assert [list(part.seeds) for part, _ in turns] == [[0, 3], [1, 4], [2, 5]]
+    plans = [plan for plan, _, _ in steps[::each]]
+    assert len({plan.sha256 for plan in plans}) == 6
+    for now in (0, 2, 4):  # of the second iteration the last but one
+        told = {turn % 3: turn for turn in range(now + 1)}
+        matrix, slope = np.zeros_like(steps[0][1]), np.zeros_like(steps[0][2])
+        for turn, when in told.items():
+            own = normal_equations(*turns[turn], plans[when], PIXELS, NO_CACHE)
+            matrix += own[0]
+            slope += own[1] + own[0] @ (parameters(plans[now]) - parameters(plans[when]))
+        np.testing.assert_allclose(steps[now * each][1], matrix, rtol=1e-9)
+        np.testing.assert_allclose(steps[now * each][2], slope, rtol=1e-6, atol=1e-9)
 
 
 def test_memory_is_bounded_and_pieces_make_the_same(model: Denoiser, noises: Noises, goal: Tensor) -> None:

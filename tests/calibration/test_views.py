@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edge_sampler.calibration import command
 from edge_sampler.calibration import refinement as refining
+from edge_sampler.calibration.derivatives import derivatives
 from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
@@ -116,11 +117,11 @@ def test_derivatives_of_few_noises_at_a_time_add_up(
     few, converged = noises.part(slice(0, 5)), torch.tanh(0.7 * noises.noise)
     whole = normal_equations(few, converged[:5], plan, view, NO_CACHE)
     together = refine(plan, noises, converged, 0, NO_CACHE, view=view)
-    sizes, derive = list[int](), refining.derivatives
+    sizes = list[int]()
 
     def counted(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         sizes.append(len(noise))
-        return derive(network, noise, plan)
+        return derivatives(network, noise, plan)
 
     monkeypatch.setattr(refining, "derivatives", counted)
     for room, expected in ((2.5, [2, 2, 1]), (0.5, [1] * 5)):

@@ -7,6 +7,7 @@ import numpy as np
 from edge_sampler.calibration.calibrate import fitted
 from edge_sampler.calibration.evaluate.distributed import processes
 from edge_sampler.calibration.evaluate.results import Cache
+from edge_sampler.calibration.refinement import TURN
 from edge_sampler.calibration.study.rivals.contest import Contest
 from edge_sampler.runtime.plan import Plan, nested
 from edge_sampler.runtime.scratch import scratch
@@ -33,7 +34,7 @@ def made(contest: Contest, iterations: int) -> Plan:
         rows = {str(k): np.array(row) for k, row in enumerate(plan.table)}
         return {"name": np.array(plan.solver), "sigmas": np.array(plan.sigmas), "mean": np.array(plan.mean), **rows}
 
-    told = {"what": f"auto, refined by {iterations}", "settings": vars(settings)}
+    told = {"what": f"auto, refined by {iterations}, {TURN} noises a turn", "settings": vars(settings)}
     kept = contest.recall(told, 0, fit)
     rows = tuple(tuple(kept[str(k)].tolist()) for k in range(contest.nfe + 1))
     mean = nested(kept["mean"]) if kept["mean"].size else ()

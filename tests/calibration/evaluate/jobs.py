@@ -18,7 +18,7 @@ from edge_sampler.calibration.evaluate.distributed import joined, rank
 from edge_sampler.calibration.evaluate.noise_sets import to_fit
 from edge_sampler.calibration.evaluate.results import NO_CACHE
 from edge_sampler.calibration.fit import gram
-from edge_sampler.calibration.refinement import normal_equations
+from edge_sampler.calibration.refinement import normal_equations, parameters, refine
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.study import ablation_command
@@ -48,13 +48,16 @@ def products(folder: Path) -> None:
         found = gram([fit.network(fit.noise * sigma, sigma) for sigma in (80.0, 2.0, 0.1)])
         plan = trace(scheme_of(find("ddim"), grid_of(model, "edm"), Settings(3)))
         matrix, slope = normal_equations(fit, torch.zeros_like(fit.noise), plan, PIXELS, NO_CACHE)
+        refined = refine(plan, noises, 0.1 * noises.noise, 1, NO_CACHE)
         lesson = Lesson("", lambda values: bns.plan_of(values, 3, 80.0), bns.parameters_of(plan), torch.mean, (), 0)
         turn = Contest(noises, Settings(3))
         turn.__dict__["goal"] = torch.zeros_like(noises.noise)
         state = {"now": lesson.start, "shift": np.zeros(0)}
         learned = np.stack([gradient_at(turn, lesson, plan, state, iteration) for iteration in (0, 1)])
         if rank() == 0:
-            np.savez(folder / "products.npz", learned=learned, products=found, matrix=matrix, slope=slope)
+            made = {"refined": parameters(refined.plan), "errors": np.array(refined.errors)}
+            sums = {"learned": learned, "products": found, "matrix": matrix, "slope": slope}
+            np.savez(folder / "products.npz", allow_pickle=False, **made, **sums)
 
 
 def fit(folder: Path) -> None:

@@ -75,6 +75,14 @@ def test_sums_over_two_processes_are_those_of_one(made: tuple[Path, Path, str]) 
         assert np.abs(one - two).max() <= np.max(scale) * 1e-9, name
 
 
+def test_two_processes_refine_as_one(made: tuple[Path, Path, str]) -> None:
+    """Each has noises of both turns."""
+    one, two = (np.load(folder / "products.npz") for folder in made[:2])
+    assert one["errors"][1] < 0.9 * one["errors"][0]
+    np.testing.assert_allclose(two["errors"], one["errors"], rtol=1e-4)
+    np.testing.assert_allclose(two["refined"], one["refined"], rtol=1e-3, atol=1e-4)
+
+
 def test_two_processes_make_the_plan_of_one(made: tuple[Path, Path, str]) -> None:
     one, two = (json.loads((folder / "plan.json").read_text()) for folder in made[:2])
     for row, other in zip(one["table"], two["table"], strict=True):

@@ -43,8 +43,8 @@ from edge_sampler.runtime.plan import Plan, sample
 TURN = 32  # noises of a turn, or nearly twice as many where they do not divide by it
 LEAST = 1e-6  # an image's error below this counts as this
 ITERATIONS = 10  # at the most, unless others are asked for
-ENOUGH = 0.01  # turns that lower the held-out noises' least error by less than this part of it gain nothing
-PATIENCE = 4  # turns, or an iteration where it has more, that may gain nothing before the last
+PATIENCE = 4  # turns that may gain nothing; they are the last, but each noise has one turn
+ENOUGH = 0.01  # lowering the held-out noises' least error by less than this part of it is nothing
 MEMORY = 2 * 2**30  # bytes that derivatives may take, or those of one noise where they take more
 DAMPING = 1e-3  # at first; relative to the diagonal
 DAMPINGS = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the last one, tried each time
@@ -102,10 +102,18 @@ def refine(
     entries = [len(row) for row in plan.table[:-1]]
     cost = iteration_cost(entries, noises.fitting, len(noises.heldout), len(turns), differ)
     made = [(error(plan, *heldout), plan)]
-    errors, enough = [made[0][0]], max(PATIENCE, len(turns))
+    errors = [made[0][0]]
+
+    def idle() -> bool:
+        gained = [error for error, _ in made]
+        least, before = min(gained[-PATIENCE:]), min(gained[:-PATIENCE], default=np.inf)
+        return len(made) > len(turns) and least > (1 - ENOUGH) * before
+
     for iteration in range(iterations):
         with progress(f"refinement {iteration + 1} of up to {iterations}", cost) as meter.progress:
             for turn, (part, goal) in enumerate(turns):
+                if idle():
+                    break
                 equations = normal_equations(part, goal, plan, view, cache, at_once)
                 told[turn] = Equations(parameters(plan), *equations)
                 matrix, slope = summed(told.values(), parameters(plan))
@@ -115,9 +123,8 @@ def refine(
                     tried.append((error(moved, part, goal), damping * factor, moved))
                 _, damping, plan = min(tried, key=lambda trial: trial[0])
                 made.append((error(plan, *heldout), plan))
-        told_by_turn = [error for error, _ in made]
-        errors.append(min(told_by_turn[-len(turns) :]))
-        if len(made) > enough and min(told_by_turn[-enough:]) > (1 - ENOUGH) * min(told_by_turn[:-enough]):
+        errors.append(min(error for error, _ in made[1 + iteration * len(turns) :]))
+        if idle():
             break
     return Refinement(min(made, key=lambda one: one[0])[1], tuple(errors))
 

@@ -167,6 +167,31 @@ def test_a_turn_moves_by_what_all_noises_told_last(
         np.testing.assert_allclose(steps[now * each][2], slope, rtol=1e-6, atol=1e-9)
 
 
+def test_turns_end_where_four_in_a_row_gain_nothing(
+    model: Denoiser, noises: Noises, goal: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of an iteration too, but not of the first. Plans are seen before each turn, so not the last."""
+    monkeypatch.setattr(refining, "TURN", 1)
+    plans = list[Plan]()
+
+    def recorded(part: Noises, goal: Tensor, plan: Plan, *others: Any) -> tuple[np.ndarray, np.ndarray]:
+        plans.append(plan)
+        return normal_equations(part, goal, plan, *others)
+
+    monkeypatch.setattr(refining, "normal_equations", recorded)
+    for start, turns in (
+        (plan_of(model), range(25, 30)),
+        (refine(plan_of(model), noises, goal, 20, NO_CACHE).plan, [6]),
+    ):
+        plans.clear()
+        found = refine(start, noises, goal, 20, NO_CACHE)
+        assert len(plans) in turns
+        assert len(found.errors) == 1 + -(-len(plans) // 6)
+        errors = [errors_of(plan, noises, goal).mean() for plan in plans]
+        assert min(errors[-3:]) > 0.99 * min(errors[:-3])
+        assert all(min(errors[end - 3 : end + 1]) <= 0.99 * min(errors[: end - 3]) for end in range(6, len(errors) - 1))
+
+
 def test_memory_is_bounded_and_pieces_make_the_same(model: Denoiser, noises: Noises, goal: Tensor) -> None:
     plan = plan_of(model)
     numbers, one = len(parameters(plan)), noise_bytes(len(parameters(plan)), 3, 16, 16)

@@ -16,7 +16,7 @@ from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.runtime.plan import Plan, terms_before, weighted_sum
 
 PROBE = 0.01  # size of finite differences, in units of the noise level that they disturb
-SPAN = 3.0  # times the square root of how many numbers there are: of so many directions a network is asked
+SPAN = 3.0  # of p numbers, a network is asked along SPAN·√p directions
 
 
 def directions(numbers: int) -> int:

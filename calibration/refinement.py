@@ -70,12 +70,13 @@ def refine(
     progress: ProgressBars = silent,
     view: View = PIXELS,
     memory: int = MEMORY,
+    at_a_turn: int = TURN,
 ) -> Refinement:
     """Refines ``plan`` so that its images come near ``converged`` [n, …]; never worse than it on the held-out noises.
 
-    A turn takes derivatives on its noises, and of five dampings the one that brings their images nearest; its plan is
-    then judged by the noises held out. There are ``iterations`` through all noises that fit, or fewer: one that hardly
-    gains on the noises held out is the last. Errors are those of what ``view`` shows of images.
+    A turn takes derivatives on ``at_a_turn`` noises or somewhat more, and of five dampings the one that brings their
+    images nearest; its plan is then judged by the noises held out. There are ``iterations`` through all noises that
+    fit, or fewer: turns that hardly gain on the noises held out are the last. Errors are of what ``view`` shows.
 
     In memory are noises and converged images, and beside them ``memory``, or ``noise_bytes`` where that is more.
     """
@@ -97,7 +98,7 @@ def refine(
         errors, count = total(cache.recall(key, sums, meter)["sums"])
         return float(np.exp(errors / count) if differ else errors / count)
 
-    turns, heldout = turns_of(noises, converged), (noises.heldout, converged[noises.fitting :])
+    turns, heldout = turns_of(noises, converged, at_a_turn), (noises.heldout, converged[noises.fitting :])
     told = dict[int, Equations]()
     entries = [len(row) for row in plan.table[:-1]]
     cost = iteration_cost(entries, noises.fitting, len(noises.heldout), len(turns), differ)
@@ -168,14 +169,14 @@ def summed(every: Collection[Equations], values: np.ndarray) -> tuple[np.ndarray
     return np.sum([one.matrix for one in every], axis=0), np.sum(slopes, axis=0)
 
 
-def number_of_turns(fitting: int) -> int:
+def number_of_turns(fitting: int, at_a_turn: int = TURN) -> int:
     """Of an iteration through so many noises."""
-    return max(1, fitting // TURN)
+    return max(1, fitting // at_a_turn)
 
 
-def turns_of(noises: Noises, converged: Tensor) -> list[tuple[Noises, Tensor]]:
+def turns_of(noises: Noises, converged: Tensor, at_a_turn: int = TURN) -> list[tuple[Noises, Tensor]]:
     """This process's noises of each turn, and their converged images: by seeds, so that every process has some."""
-    number = number_of_turns(int(total(np.array([noises.fitting], float))[0]))
+    number = number_of_turns(int(total(np.array([noises.fitting], float))[0]), at_a_turn)
     places = [
         [place for place in range(noises.fitting) if noises.seeds[place] % number == turn] for turn in range(number)
     ]

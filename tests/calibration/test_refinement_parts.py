@@ -143,7 +143,6 @@ def test_a_turn_moves_by_what_all_noises_told_last(
     model: Denoiser, noises: Noises, goal: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each turn has its share of the noises; equations of earlier turns are taken to where the plan is now."""
-    monkeypatch.setattr(refining, "TURN", 2)
     steps = list[tuple[Plan, np.ndarray, np.ndarray]]()
 
     def recorded(plan: Plan, matrix: np.ndarray, slope: np.ndarray, *others: Any) -> Plan:
@@ -151,8 +150,8 @@ def test_a_turn_moves_by_what_all_noises_told_last(
         return step(plan, matrix, slope, *others)
 
     monkeypatch.setattr(refining, "step", recorded)
-    refine(plan_of(model), noises, goal, 2, NO_CACHE)
-    turns, each = turns_of(noises, goal), len(steps) // 6
+    refine(plan_of(model), noises, goal, 2, NO_CACHE, at_a_turn=2)
+    turns, each = turns_of(noises, goal, 2), len(steps) // 6
     assert [list(part.seeds) for part, _ in turns] == [[0, 3], [1, 4], [2, 5]]
     plans = [plan for plan, _, _ in steps[::each]]
     assert len({plan.sha256 for plan in plans}) == 6
@@ -171,7 +170,6 @@ def test_turns_end_where_four_in_a_row_gain_nothing(
     model: Denoiser, noises: Noises, goal: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of an iteration too, but not of the first. Plans are seen before each turn, so not the last."""
-    monkeypatch.setattr(refining, "TURN", 1)
     plans = list[Plan]()
 
     def recorded(part: Noises, goal: Tensor, plan: Plan, *others: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -181,10 +179,10 @@ def test_turns_end_where_four_in_a_row_gain_nothing(
     monkeypatch.setattr(refining, "normal_equations", recorded)
     for start, turns in (
         (plan_of(model), range(25, 30)),
-        (refine(plan_of(model), noises, goal, 20, NO_CACHE).plan, [6]),
+        (refine(plan_of(model), noises, goal, 20, NO_CACHE, at_a_turn=1).plan, [6]),
     ):
         plans.clear()
-        found = refine(start, noises, goal, 20, NO_CACHE)
+        found = refine(start, noises, goal, 20, NO_CACHE, at_a_turn=1)
         assert len(plans) in turns
         assert len(found.errors) == 1 + -(-len(plans) // 6)
         errors = [errors_of(plan, noises, goal).mean() for plan in plans]

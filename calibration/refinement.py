@@ -40,10 +40,10 @@ from edge_sampler.models.spec import check_alike
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan, sample
 
-TURN = 32  # noises of a turn, or nearly twice as many where they do not divide by it
+TURN = 32  # noises of a turn, or up to 63 where their number does not divide by it
 LEAST = 1e-6  # an image's error below this counts as this
 ITERATIONS = 10  # at the most, unless others are asked for
-PATIENCE = 4  # turns that may gain nothing; they are the last, but each noise has one turn
+PATIENCE = 4  # turns in a row that gain nothing are the last, once each noise has had one
 ENOUGH = 0.01  # lowering the held-out noises' least error by less than this part of it is nothing
 MEMORY = 2 * 2**30  # bytes that derivatives may take, or those of one noise where they take more
 DAMPING = 1e-3  # at first; relative to the diagonal
@@ -99,7 +99,7 @@ def refine(
         return float(np.exp(errors / count) if differ else errors / count)
 
     turns, heldout = turns_of(noises, converged, at_a_turn), (noises.heldout, converged[noises.fitting :])
-    told = dict[int, Equations]()
+    known = dict[int, Equations]()  # what the noises of each turn told last
     entries = [len(row) for row in plan.table[:-1]]
     cost = iteration_cost(entries, noises.fitting, len(noises.heldout), len(turns), differ)
     made = [(error(plan, *heldout), plan)]
@@ -115,9 +115,9 @@ def refine(
             for turn, (part, goal) in enumerate(turns):
                 if idle():
                     break
-                equations = normal_equations(part, goal, plan, view, cache, at_once)
-                told[turn] = Equations(parameters(plan), *equations)
-                matrix, slope = summed(told.values(), parameters(plan))
+                now = parameters(plan)
+                known[turn] = Equations(now, *normal_equations(part, goal, plan, view, cache, at_once))
+                matrix, slope = summed(known.values(), now)
                 tried = [(error(plan, part, goal), damping * 1000, plan)]  # staying is allowed, and damps more
                 for factor in DAMPINGS:
                     moved = step(plan, matrix, slope, damping * factor, (spec.sigma_min, spec.sigma_max))
@@ -174,8 +174,8 @@ def number_of_turns(fitting: int, at_a_turn: int = TURN) -> int:
     return max(1, fitting // at_a_turn)
 
 
-def turns_of(noises: Noises, converged: Tensor, at_a_turn: int = TURN) -> list[tuple[Noises, Tensor]]:
-    """This process's noises of each turn, and their converged images: by seeds, so that every process has some."""
+def turns_of(noises: Noises, converged: Tensor, at_a_turn: int) -> list[tuple[Noises, Tensor]]:
+    """This process's noises of each turn, and their converged images [n, …]. By seeds: all processes have some."""
     number = number_of_turns(int(total(np.array([noises.fitting], float))[0]), at_a_turn)
     places = [
         [place for place in range(noises.fitting) if noises.seeds[place] % number == turn] for turn in range(number)

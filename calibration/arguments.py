@@ -9,7 +9,7 @@ from edge_sampler.calibration.budget import Budget
 from edge_sampler.calibration.evaluate.results import LIMIT, Cache
 from edge_sampler.calibration.refinement import ITERATIONS
 from edge_sampler.calibration.schedules import SCHEDULES
-from edge_sampler.calibration.settings import CHOSEN, MOST_NOISES, OWN, Settings, hyphens, noises_for
+from edge_sampler.calibration.settings import CHOSEN, MOST_NOISES, OWN, Settings, hyphens
 from edge_sampler.calibration.solvers import find
 from edge_sampler.models.checkpoint import FORMATS
 from edge_sampler.models.conditioned import conditioned
@@ -37,10 +37,14 @@ class OfEngines(argparse.Action):
 
 def add_noises_arguments(group: argparse._ActionsContainer, refined: bool = False) -> None:
     """``refined``: whether the command refines always; else ``--refine`` decides on the default."""
-    options = {"--fit-batch": "noises to fit on", "--heldout": "held-out noises, which judge the fit"}
-    for (option, what), few, many in zip(options.items(), noises_for(0), noises_for(1), strict=True):
-        told = f"{what} (default: {many if refined else f'{few}; {many} to refine'})"
-        group.add_argument(option, type=int, default=many if refined else None, metavar="N", help=told)
+    many = Settings(nfe=1, refine=1)
+    options = {
+        "--fit-batch": ("noises to fit on", many.fit_batch, "560/NFE, but 64 to 128"),
+        "--heldout": ("held-out noises, which judge the fit", many.heldout, DEFAULTS.heldout),
+    }
+    for option, (what, most, few) in options.items():
+        told = f"{what} (default: {most if refined else f'{few}; {most} to refine'})"
+        group.add_argument(option, type=int, default=most if refined else None, metavar="N", help=told)
 
 
 def refuse_engines_options(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -190,7 +194,9 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
     group = parser.add_argument_group("calibration")
     group.add_argument("--nfe", type=int, required=not exporting, help="number of network evaluations")
     group.add_argument(
-        "--solver", default=DEFAULTS.solver, help="auto (default: measures several, keeps the best), ddim, iia-ipndm, …"
+        "--solver",
+        default=DEFAULTS.solver,
+        help="auto (default: iia-ddim on chosen levels, refined), ddim, iia-ipndm, …",
     )
     group.add_argument(
         "--schedule",
@@ -248,9 +254,10 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
 
 def settings(arguments: argparse.Namespace) -> Settings:
     """Raises UserError for values out of range."""
-    if arguments.refine_on != DEFAULTS.refine_on and not arguments.refine:
-        raise UserError(f"--refine-on {arguments.refine_on} changes nothing without --refine: add that")
     chosen = (arguments.schedule or (CHOSEN if arguments.solver == "auto" else None)) == CHOSEN
+    refines = arguments.refine or (chosen and arguments.solver == "auto")
+    if arguments.refine_on != DEFAULTS.refine_on and not refines:
+        raise UserError(f"--refine-on {arguments.refine_on} changes nothing without --refine: add that")
     refits = getattr(arguments, "refit", False)  # an export's: it aims at images of so many steps
     if arguments.reference_steps != DEFAULTS.reference_steps and chosen and not refits:
         raise UserError(
@@ -261,7 +268,6 @@ def settings(arguments: argparse.Namespace) -> Settings:
     for name in () if fits or chosen or arguments.refine or refits else ("fit_target", "history", "ridge"):
         if getattr(arguments, name) != getattr(DEFAULTS, name):
             raise UserError(f"--{hyphens(name)} changes nothing: {arguments.solver} is a fixed solver; leave it out")
-    batch, heldout = noises_for(0 if arguments.paper else arguments.refine)
     asked = Settings(
         nfe=arguments.nfe,
         solver=arguments.solver,
@@ -270,8 +276,8 @@ def settings(arguments: argparse.Namespace) -> Settings:
         history=arguments.history,
         fine_steps=arguments.fine_steps,
         reference_steps=arguments.reference_steps,
-        fit_batch=batch if arguments.fit_batch is None else arguments.fit_batch,
-        heldout=heldout if arguments.heldout is None else arguments.heldout,
+        fit_batch=arguments.fit_batch,
+        heldout=arguments.heldout,
         ridge=arguments.ridge,
         seed=arguments.seed,
         temperature=arguments.temperature,

@@ -1,7 +1,7 @@
 """The best fit that a budget of evaluations, or of time, allows. It first leaves out what matters least.
 
 The order is what the ablation found (docs/study.md): noises down to 64, whose γ is nearly that of 128; iterations of
-refinement; more noises; all solvers but one; and last chosen levels, in place of which comes a schedule.
+refinement; more noises; and last all solvers but one and chosen levels, in place of which comes a schedule.
 """
 
 import re
@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from edge_sampler.calibration.calibrate import task_of
 from edge_sampler.calibration.evaluate.distributed import processes, rank, total
 from edge_sampler.calibration.forecast import announce, forecast, one_evaluation
+from edge_sampler.calibration.scout import SCOUT
 from edge_sampler.calibration.settings import CHOSEN, Settings
+from edge_sampler.calibration.task import task_of
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-SOLVER = "iia-ddim"  # in place of "auto"
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,15 @@ def savings(model: Denoiser, settings: Settings) -> Iterator[Saving]:
                 yield Saving("noises", f"{count} of {settings.fit_batch} noises", changes)
 
     yield from noises(128, 64)
+    least = task_of(model, replace(settings, refine=0)).iterations
     for iterations in (5, 2, 1, 0):
-        if settings.refine > iterations:
+        if settings.refine > iterations >= least:
             words = f"{iterations} of {settings.refine} refinement iterations"
             yield Saving("refinement", words, {"refine": iterations})
     yield from noises(32, 16)
-    if settings.solver == "auto":
-        kept = {"schedule": task.schedule, "fit_target": task.target, "afs": task.afs}
-        yield Saving("solver", f"{SOLVER} as the one solver", {"solver": SOLVER, **kept})
-    if task.schedule == CHOSEN:
-        yield Saving("schedule", f"{model.spec.schedule} as the schedule", {"schedule": model.spec.schedule})
+    schedule = model.spec.schedule if task.schedule == CHOSEN else task.schedule
+    if settings.solver == "auto":  # one solver on chosen levels would need a search for them, which takes more
+        kept = {"schedule": schedule, "fit_target": task.target, "afs": task.afs, "refine": 0}
+        yield Saving("solver", f"{SCOUT.name} on {schedule} levels as the one solver", {"solver": SCOUT.name, **kept})
+    elif task.schedule == CHOSEN:
+        yield Saving("schedule", f"{schedule} as the schedule", {"schedule": schedule})

@@ -2,102 +2,34 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.candidates import grid_of, make_candidate, noises_of, race, scheme_of
-from edge_sampler.calibration.chosen_levels import choice_cost, choose, scout_of
+from edge_sampler.calibration.chosen_levels import choose, scout_of
 from edge_sampler.calibration.derivatives import derivative_cost
 from edge_sampler.calibration.evaluate.distributed import total
-from edge_sampler.calibration.evaluate.reference import cost, local_cost, solution
+from edge_sampler.calibration.evaluate.reference import cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import rms
 from edge_sampler.calibration.refinement import iteration_cost, number_of_turns, refine, refine_over
 from edge_sampler.calibration.scout import SCOUT
-from edge_sampler.calibration.settings import AUTO, CHOSEN, REFINED, TARGETS, Settings
-from edge_sampler.calibration.solvers import find
-from edge_sampler.calibration.solvers.base import Scheme, Solver
+from edge_sampler.calibration.settings import CHOSEN, REFINED, TARGETS, Settings
+from edge_sampler.calibration.solvers.base import Scheme
+from edge_sampler.calibration.task import task_of
 from edge_sampler.calibration.trace import trace
 from edge_sampler.calibration.views import viewer
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
-from edge_sampler.models.spec import ModelSpec, check_alike
+from edge_sampler.models.spec import check_alike
 from edge_sampler.models.unchanged import check_unchanged
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport
 from edge_sampler.runtime.plan import Plan, sample
 
 LARGEST_WEIGHT = 1e5  # of an answer, which float32 then rounds by 0.006
-
-
-@dataclass(frozen=True)
-class Task:
-    """What ``settings`` come to for one model."""
-
-    settings: Settings
-    solvers: Sequence[Solver]
-    schedule: str
-    target: str
-    afs: bool
-
-    @property
-    def evaluates(self) -> bool:
-        """Whether the network is asked at all: a fixed solver on a fixed schedule is known without it."""
-        fixed = len(self.solvers) == 1 and self.solvers[0].history is None
-        return not fixed or self.schedule == CHOSEN or self.afs or self.settings.refine > 0
-
-    @property
-    def numbers(self) -> list[int]:
-        """Of steps, that the evaluations pay for."""
-        return [solver.steps(self.settings.nfe + self.afs) for solver in self.solvers]
-
-    def candidate_cost(self, solver: Solver, noises: int, heldout: int) -> int:
-        """Evaluations of one sample for one candidate of so many noises."""
-        fits, settings, steps = solver.history is not None, self.settings, solver.steps(self.settings.nfe + self.afs)
-        local = local_cost(solver, steps, settings.fine_steps) if fits and self.target == "local" else 0
-        return (settings.nfe + local) * (noises if fits else heldout)
-
-    def race_cost(self, heldout: int) -> int:
-        """Evaluations of one sample that tell which solver is best."""
-        return len(self.solvers) * self.settings.nfe * heldout if len(self.solvers) > 1 else 0
-
-    def cost(self) -> int:
-        """Evaluations of one sample, at the most; those of all processes."""
-        if not self.evaluates:
-            return 0
-        fitting, heldout = self.settings.fit_batch, self.settings.heldout
-        spent = fitting if self.afs else 0
-        if self.schedule == CHOSEN:
-            spent += choice_cost(self.numbers, fitting + heldout, fitting)
-        else:
-            spent += cost(sum(self.numbers), self.settings.trajectory_steps) * (fitting + heldout)
-        spent += self.race_cost(heldout) + max(
-            self.candidate_cost(solver, fitting + heldout, heldout) for solver in self.solvers
-        )
-        entries = [1 + self.afs + earlier for earlier in range(self.settings.nfe)]
-        spent += self.settings.refine * iteration_cost(entries, fitting, heldout, number_of_turns(fitting))
-        return spent + 2 * self.settings.nfe * heldout * (self.settings.refine > 0)
-
-
-def task_of(model: Denoiser, settings: Settings) -> Task:
-    auto = settings.solver == "auto"
-    return Task(
-        settings,
-        [find(name) for name in (AUTO if auto else [settings.solver])],
-        settings.schedule or (CHOSEN if auto else model.spec.schedule),
-        settings.fit_target or ("global" if auto else "local"),
-        afs_of(model.spec, settings),
-    )
-
-
-def afs_of(spec: ModelSpec, settings: Settings) -> bool:
-    """Whether the first step is analytical. Raises UserError for data whose size a call chooses: a mean has one."""
-    if settings.afs and spec.varies:
-        raise UserError(f"afs takes one mean for all data, and {spec.title}'s are of several sizes: leave it out")
-    one_mean = not spec.inputs.conditions and not spec.varies
-    return settings.solver == "auto" and one_mean if settings.afs is None else settings.afs
 
 
 def calibrate(
@@ -146,7 +78,7 @@ def fitted(
     mean = mean_image(noises, cache, progress) if afs else None
     aims = noises if towards is None else noises.by(towards)
     if schedule == CHOSEN:
-        choice = choose(aims, task.numbers, cache, progress)
+        choice = choose(aims, task.numbers, cache, progress, task.effort)
         grid, fine = choice.grid(mean, scout_of(solvers[0]) if len(solvers) == 1 else SCOUT), choice.fine
     else:
         grid = grid_of(model, schedule)
@@ -170,8 +102,8 @@ def fitted(
         if largest_weight(best.plan) <= LARGEST_WEIGHT:
             break
     plan, error, errors = best.plan, best.rms_error, [best.error]
-    if settings.refine:
-        refined = refine(plan, noises, fine[0.0], settings.refine, cache, progress, view)
+    if task.iterations:
+        refined = refine(plan, noises, fine[0.0], task.iterations, cache, progress, view)
         plan, errors = refined.plan, list(refined.errors)
         error = rms(sample(noises.heldout.network, noises.heldout.noise, plan) - fine[0.0][noises.fitting :])
     report = FitReport(
@@ -189,7 +121,7 @@ def fitted(
         evaluations=int(total(np.array([meter.evaluations], float))[0]),
         seconds=round(time.perf_counter() - started, 2),
     )
-    return replace(plan, solver=plan.solver + REFINED * bool(settings.refine), report=report)
+    return replace(plan, solver=plan.solver + REFINED * bool(task.iterations), report=report)
 
 
 def refit(

@@ -2,7 +2,8 @@
 
 A search starts from the pilot's shortest path (calibration/pilot.py). It moves one level at a time, to another level of
 the fine solution, as long as a fitted sampler's images come nearer to the converged ones. It tries a move on a few
-noises first, and on more only if the move paid there.
+noises first, and on more only if the move paid there. ``START`` takes the best path and moves nothing: that is enough
+where refinement moves levels afterwards.
 
 The search lowers the mean of images' errors. Their RMS would leave the choice to the few noises whose paths part. Other
 sets of noises have other such paths.
@@ -50,6 +51,7 @@ class Effort:
 
 
 USUAL = Effort()
+START = Effort(tried=(64,), shifts=())
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Choice:
     fine: States
     cache: Cache
     progress: ProgressBars
+    effort: Effort = USUAL
 
     def grid(self, mean: Tensor | None, scout: Solver = SCOUT) -> Grid:
         """The best grids for ``scout``, each searched for when it is first asked for.
@@ -71,27 +74,29 @@ class Choice:
 
         @once
         def best(steps: int) -> list[float]:
-            spent = USUAL.cost(steps, self.noises.fitting)
+            spent = self.effort.cost(steps, self.noises.fitting)
             with self.progress(f"search for {steps} levels", spent) as fitting.network.meter.progress:
                 kinds = product({False, mean is not None}, POWERS)
                 starts = [self.told.grid(steps, afs, power) for afs, power in kinds]
-                return search(starts, fitting, self.fine, self.cache, mean, scout)
+                return search(starts, fitting, self.fine, self.cache, mean, scout, self.effort)
 
         return best
 
 
-def choose(noises: Noises, numbers: Iterable[int], cache: Cache, progress: ProgressBars = silent) -> Choice:
+def choose(
+    noises: Noises, numbers: Iterable[int], cache: Cache, progress: ProgressBars = silent, effort: Effort = USUAL
+) -> Choice:
     """Makes the choice ready for grids of these numbers of steps. One fine solution serves all of them."""
     meter = noises.network.meter
     with progress("pilot noises", pilot_cost(numbers, noises.fitting)) as meter.progress:
         told = pilot(noises, numbers, cache)
     with progress("fine trajectory", (len(told.levels) - 1) * len(noises)) as meter.progress:
-        return Choice(noises, told, solution(noises, told.levels, None, cache), cache, progress)
+        return Choice(noises, told, solution(noises, told.levels, None, cache), cache, progress, effort)
 
 
-def choice_cost(numbers: Iterable[int], noises: int, fitting: int) -> int:
+def choice_cost(numbers: Iterable[int], noises: int, fitting: int, effort: Effort = USUAL) -> int:
     """Evaluations of one sample that ``choose`` and a search for each of ``numbers`` spend at the most."""
-    searched = sum(USUAL.cost(steps, fitting) for steps in {*numbers})
+    searched = sum(effort.cost(steps, fitting) for steps in {*numbers})
     return pilot_cost(numbers, fitting) + most_levels(numbers) * noises + searched
 
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import torch
 
-from edge_sampler.calibration.calibrate import refit_cost, task_of
+from edge_sampler.calibration.calibrate import refit_cost
 from edge_sampler.calibration.evaluate.distributed import BLOCK, processes, rank
 from edge_sampler.calibration.evaluate.network import CHUNK_BYTES, Live, most_at_once
 from edge_sampler.calibration.evaluate.noise_sets import to_judge
 from edge_sampler.calibration.evaluate.reference import IN_MEMORY
 from edge_sampler.calibration.pilot import most_levels
-from edge_sampler.calibration.refinement import parameters, refinement_bytes
+from edge_sampler.calibration.refinement import noise_bytes, parameters, refinement_bytes
 from edge_sampler.calibration.settings import CHOSEN, Settings
+from edge_sampler.calibration.task import derivative_bytes, task_of
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.mapped import size_of
 from edge_sampler.runtime.backends.base import resident_memory
@@ -75,9 +76,7 @@ def forecast(model: Denoiser, settings: Settings) -> Forecast | None:
     block = 8 * 2 * levels * math.prod(model.spec.shape) * min(BLOCK, noises)  # of a fine solve, and of its end
     fitted = 8 * number * (3 * steps + 6)  # states, answers and aims of every step, and what γ is solved of
     called = min(CHUNK_BYTES, sample_bytes * min(most_at_once(model.device, torch.get_num_threads()), noises))
-    numbers = (settings.nfe + 1) * (1 + task.afs) + settings.nfe * (settings.nfe + 3) // 2
-    values = math.prod(model.spec.shape)
-    refined = refinement_bytes(numbers, settings.nfe, values, values) if settings.refine else 0
+    refined = refinement_bytes(derivative_bytes(model.spec, settings.nfe, task.afs)) if task.iterations else 0
     memory = held(model) + called + solved + max(block, fitted, refined)
     return Forecast(evaluations * model.spec.branches, seconds * evaluations / processes(), memory, model.device.type)
 
@@ -122,7 +121,7 @@ def forecast_refit(model: Denoiser, evaluations: Sequence[Denoiser], plan: Plan,
     exact, others = refit_cost(plan, settings)
     numbers, values = len(parameters(plan)), math.prod(model.spec.shape)
     called = min(CHUNK_BYTES, sample_bytes * min(most_at_once(model.device, torch.get_num_threads()), BLOCK * numbers))
-    tangents = refinement_bytes(numbers, plan.nfe, values, values)
+    tangents = refinement_bytes(noise_bytes(numbers, plan.nfe, values, values))
     weights = held(model, *evaluations)
     took = (seconds * exact + seconds_of_others * others) / processes()
     count = (exact + others) * model.spec.branches

@@ -40,7 +40,7 @@ from edge_sampler.models.spec import check_alike
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan, sample
 
-TURN = 32  # noises of a turn, or up to 63 where their number does not divide by it
+TURN = (16, 32)  # noises of a turn: a quarter of all, but within these, or somewhat more to divide their number
 LEAST = 1e-6  # an image's error below this counts as this
 ITERATIONS = 10  # at the most, unless others are asked for
 PATIENCE = 4  # turns in a row that gain nothing are the last, once each noise has had one
@@ -70,13 +70,13 @@ def refine(
     progress: ProgressBars = silent,
     view: View = PIXELS,
     memory: int = MEMORY,
-    at_a_turn: int = TURN,
+    at_a_turn: tuple[int, int] = TURN,
 ) -> Refinement:
     """Refines ``plan`` so that its images come near ``converged`` [n, …]; never worse than it on the held-out noises.
 
-    A turn takes derivatives on ``at_a_turn`` noises or somewhat more, and of five dampings the one that brings their
-    images nearest; its plan is then judged by the noises held out. There are ``iterations`` through all noises that
-    fit, or fewer: turns that hardly gain on the noises held out are the last. Errors are of what ``view`` shows.
+    A turn takes derivatives on a quarter of the noises, within ``at_a_turn``, and of five dampings the one that brings
+    their images nearest; its plan is then judged by the noises held out. There are ``iterations`` through all noises
+    that fit, or fewer: turns that hardly gain on the noises held out are the last. Errors are of what ``view`` shows.
 
     In memory are noises and converged images, and beside them ``memory``, or ``noise_bytes`` where that is more.
     """
@@ -169,12 +169,13 @@ def summed(every: Collection[Equations], values: np.ndarray) -> tuple[np.ndarray
     return np.sum([one.matrix for one in every], axis=0), np.sum(slopes, axis=0)
 
 
-def number_of_turns(fitting: int, at_a_turn: int = TURN) -> int:
+def number_of_turns(fitting: int, at_a_turn: tuple[int, int] = TURN) -> int:
     """Of an iteration through so many noises."""
-    return max(1, fitting // at_a_turn)
+    least, most = at_a_turn
+    return max(1, fitting // min(max(fitting // 4, least), most))
 
 
-def turns_of(noises: Noises, converged: Tensor, at_a_turn: int) -> list[tuple[Noises, Tensor]]:
+def turns_of(noises: Noises, converged: Tensor, at_a_turn: tuple[int, int]) -> list[tuple[Noises, Tensor]]:
     """This process's noises of each turn, and their converged images [n, …]. By seeds: all processes have some."""
     number = number_of_turns(int(total(np.array([noises.fitting], float))[0]), at_a_turn)
     places = [
@@ -239,9 +240,11 @@ def noise_bytes(numbers: int, nfe: int, values: int, seen: int) -> int:
     return 8 * numbers * ((nfe + 3) * values + 3 * seen)
 
 
-def refinement_bytes(numbers: int, nfe: int, values: int, seen: int, memory: int = MEMORY) -> int:
-    """What refinement takes beside noises and images: for a block of noises, or as many as ``memory`` holds."""
-    one = noise_bytes(numbers, nfe, values, seen)
+def refinement_bytes(one: int, memory: int = MEMORY) -> int:
+    """What refinement takes beside noises and images: for a block of noises, or as many as ``memory`` holds.
+
+    ``one`` is ``noise_bytes``.
+    """
     return max(one, min(BLOCK * one, memory))
 
 

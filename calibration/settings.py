@@ -19,7 +19,6 @@ TARGETS = ("local", "global")
 REFINED = "-refined"  # ends the name of a solver whose plan is refined
 CHOSEN = "chosen"  # the schedule that is measured, calibration/chosen_levels.py
 OWN = "own"  # the schedule that a model brings
-FEW, MANY = (128, 32), (256, 128)  # noises that fit, and that are held out, by default
 AUTO = ("iia-ipndm", "iia-ddim", "iia-dpmpp-2m", "ipndm")  # the best on chosen levels, docs/study.md
 
 MOST_NOISES = MOST_STEPS = 2**20  # nobody has waited for as many
@@ -40,9 +39,12 @@ def hyphens(name: str) -> str:
     return name.replace("_", "-")
 
 
-def noises_for(refine: int) -> tuple[int, int]:
-    """How many noises fit, and are held out, by default: more to refine, since a table has more numbers than γ."""
-    return MANY if refine else FEW
+def noises_for(nfe: int, refine: int) -> tuple[int, int]:
+    """How many noises fit, and are held out, by default.
+
+    For a refinement that is asked for, all that it gains by. Else as many as cost about the same at any ``nfe``.
+    """
+    return (256, 128) if refine else (min(max(560 // nfe, 64), 128), 32)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class Settings:
 
     Args:
         nfe: the exact number of network evaluations.
-        solver: a name of ``ALL_SOLVERS``, or "auto": measures several, and keeps the best for this model and nfe.
+        solver: a name of ``ALL_SOLVERS``, or "auto": iia-ddim on chosen levels, refined in one iteration, unless
+            ``refine`` asks for more. Where a ``schedule`` is given, or the derivatives of a sample take more than 2 GB,
+            the best of four that are fitted, and not refined.
         schedule: a name of ``SCHEDULES``; "chosen": the levels between which this model's steps err least; or "own":
             the model's own levels, which pipelines have. None: chosen for "auto", else the model's default.
         fit_target: "local" is the paper's (fine steps from the coarse state). "global" aims at the fine trajectory from
@@ -60,16 +64,17 @@ class Settings:
         fine_steps: the paper's M, the number of fine steps in one step of the sampler.
         reference_steps: at least so many fine steps make the trajectory and the images that a fit aims at. Chosen
             levels have fine steps of their own.
-        fit_batch: the paper's |B|, the number of noises to fit on.
-        heldout: the number of further noises, which judge every step and the choice of solver.
+        fit_batch: the paper's |B|, the number of noises to fit on. None: 256 with ``refine``, else 560 divided by
+            ``nfe``, but 64 to 128.
+        heldout: the number of further noises, which judge every step and the choice of solver. None: 128 with
+            ``refine``, else 32.
         ridge: relative weight of the pull toward the base solver. With 1e-4 accuracy is the same as with less. It
             halves the largest γ where past gradients hardly differ, and so the effect of float32's rounding.
         seed: the seed of the noises, and of the values of conditions.
         temperature: scales the noises of the fit, for a sampler that is called with the same temperature.
         afs: whether the first step is analytical (calibration/afs.py); the saved evaluation pays for one more step.
             None: only for "auto", and only if the caller gives no conditions, which have no one mean.
-        refine: the largest number of iterations of joint refinement after the fit; 0: none. Give a ``fit_batch`` of 256
-            and 128 ``heldout`` noises to refine: commands, and ``fit`` without settings, take these by themselves.
+        refine: the largest number of iterations of joint refinement after the fit; 0: none, but for "auto".
         refine_on: what refinement compares (calibration/views.py): one of ``VIEWS``, or FILE.py:FUNCTION.
         paper: whether to use γ as in the paper: none in the first and the last step, and in all others, whatever
             held-out noises say.
@@ -80,6 +85,8 @@ class Settings:
     Examples:
         >>> edge_sampler.Settings(nfe=6, solver="iia-ddim", refine=2).sampler
         'iia-ddim-refined'
+        >>> [edge_sampler.Settings(nfe).fit_batch for nfe in (4, 8, 20)]
+        [128, 70, 64]
         >>> edge_sampler.Settings(nfe=5, solver="iia-ddim").as_in_the_paper().fit_batch
         16
         >>> edge_sampler.Settings(nfe=20, fine_steps=10).trajectory_steps
@@ -93,8 +100,8 @@ class Settings:
     history: int | None = None
     fine_steps: int = 10
     reference_steps: int = REFERENCE_STEPS
-    fit_batch: int = FEW[0]
-    heldout: int = FEW[1]
+    fit_batch: int = None  # type: ignore[assignment]  # an int once it is made
+    heldout: int = None  # type: ignore[assignment]
     ridge: float = RIDGE
     seed: int = 0
     temperature: float = 1.0
@@ -107,7 +114,11 @@ class Settings:
         for name, value in vars(self).items():
             if isinstance(value, np.generic):  # which JSON does not know
                 object.__setattr__(self, name, value.item())
-        check_kinds(vars(self), Settings, least=-math.inf)
+        by_default = [name for name in ("fit_batch", "heldout") if getattr(self, name) is None]
+        check_kinds({k: v for k, v in vars(self).items() if k not in by_default}, Settings, least=-math.inf)
+        fitting, heldout = noises_for(max(1, self.nfe), self.refine)
+        for name in by_default:
+            object.__setattr__(self, name, fitting if name == "fit_batch" else heldout)
         if self.solver != "auto":
             find(self.solver)
         for name, (least, most) in BOUNDS.items():
@@ -148,7 +159,7 @@ class Settings:
             seed=self.seed,
         )
         if changed := [name for name, value in asdict(others).items() if value != getattr(self, name)]:
-            raise UserError(f"--paper sets {hyphens(changed[0])} itself: leave it out, or leave --paper out")
+            raise UserError(f"--paper sets {hyphens(changed[-1])} itself: leave it out, or leave --paper out")
         batch = 16 if find(self.solver).once_a_step else 200
         return replace(others, fit_target="local", fine_steps=3, fit_batch=batch, ridge=0.0, paper=True)
 

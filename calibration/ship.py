@@ -11,7 +11,7 @@ from edge_sampler import models
 from edge_sampler.calibration.arguments import add_cache_argument, cache
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.refinement import ITERATIONS
-from edge_sampler.calibration.settings import Settings, noises_for
+from edge_sampler.calibration.settings import Settings
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import bar
@@ -42,7 +42,6 @@ def main() -> None:
     add_cache_argument(parser)
     arguments = parser.parse_args()
     kept = cache(arguments)
-    batch, heldout = noises_for(ITERATIONS)
     lacking = list[tuple[Denoiser, Settings, Path]]()
     for name in arguments.model or SHIPPING:
         shipping = SHIPPING.get(name, Shipping())
@@ -51,8 +50,7 @@ def main() -> None:
             path = plan_file(name, nfe, shipping.guidance, arguments.out)
             if not fits(path, model):
                 check_writable(path, force=True)  # before the fits
-                settings = Settings(nfe, fit_batch=batch, heldout=heldout, refine=ITERATIONS)
-                lacking.append((model, settings, path))
+                lacking.append((model, Settings(nfe, refine=ITERATIONS), path))
     for model, settings, path in lacking:
         plan = calibrate(model, settings, bar, kept)
         assert plan.report is not None

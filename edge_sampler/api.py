@@ -7,7 +7,7 @@ from typing import Any
 
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
-from edge_sampler.calibration.settings import Settings, noises_for
+from edge_sampler.calibration.settings import Settings
 from edge_sampler.export.build_engine import engine_for
 from edge_sampler.export.extend import Additions, add
 from edge_sampler.export.sign import Signer
@@ -78,9 +78,8 @@ def fit(
         model: the denoiser, on the device that runs the fit.
         settings: all options of the fit, in place of ``nfe``, ``solver`` and ``refine``.
         nfe: the exact number of the sampler's network evaluations, 1 or more.
-        solver: a name, such as "ddim" or "iia-ipndm", or "auto", as None is: measures several, and keeps the best for
-            this model.
-        refine: the largest number of iterations of joint refinement after the fit; None: none.
+        solver: a name, such as "ddim" or "iia-ipndm", or "auto", as None is: what ``Settings`` says.
+        refine: the largest number of iterations of joint refinement after the fit; None: what ``Settings`` has.
         towards: the model whose converged images the fit aims at, if ``model`` is a worse form of it.
         cache: a folder for results, so that a killed fit can go on; None: keeps nothing.
         progress: shows the progress, such as ``edge_sampler.models.progress.bar``; by default nothing.
@@ -104,9 +103,7 @@ def fit(
         raise UserError(f"{', '.join(given)} beside settings: give either, since settings say all of a fit")
     if settings is None and nfe is None:
         raise UserError("give either nfe or settings")
-    batch, heldout = noises_for(refine or 0)
-    settings = settings or Settings(**given, fit_batch=batch, heldout=heldout)
-    return calibrate(model, settings, progress, Cache(Path(cache)) if cache else NO_CACHE, towards)
+    return calibrate(model, settings or Settings(**given), progress, Cache(Path(cache)) if cache else NO_CACHE, towards)
 
 
 def add_engine(

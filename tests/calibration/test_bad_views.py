@@ -65,10 +65,9 @@ def test_names_of_views(tmp_path: Path) -> None:
 
 
 def test_to_refine_on_something_means_to_refine(tmp_path: Path) -> None:
+    asked = ("--model", "edm-digits", "--nfe", "3", "--solver", "ddim", "--refine-on", "features")
     with pytest.raises(UserError, match=r"--refine-on features .* --refine"):
-        run_main(
-            command.main, "--model", "edm-digits", "--nfe", "3", "--refine-on", "features", "--out", str(tmp_path / "x")
-        )
+        run_main(command.main, *asked, "--out", str(tmp_path / "x"))
 
 
 @pytest.mark.parametrize("shape", [(2, 28, 28), (1, 4, 4), (3, 64, 64), (7, 8)])

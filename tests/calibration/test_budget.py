@@ -8,11 +8,12 @@ import torch
 
 from edge_sampler import models
 from edge_sampler.calibration.budget import Budget, afford, within
-from edge_sampler.calibration.calibrate import calibrate, task_of
+from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.fit import fit
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Scheme
+from edge_sampler.calibration.task import task_of
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
@@ -42,7 +43,7 @@ def test_a_smaller_budget_never_buys_more(mixture: Denoiser) -> None:
 
 
 def test_one_that_buys_nothing_says_what_the_least_takes(mixture: Denoiser) -> None:
-    with pytest.raises(UserError, match=r"a budget of 50 evaluations is too small: .*16 of 128 noises.* takes [\d,]+"):
+    with pytest.raises(UserError, match=r"a budget of 50 evaluations is too small: .*16 of 64 noises.* takes [\d,]+"):
         within(mixture, Settings(10), 50)
     with pytest.raises(UserError, match=r"too small: the smallest fit takes [\d,]+$"):
         within(mixture, Settings(3, "iia-ddim", "edm", fit_batch=4, heldout=2), 5)

@@ -150,8 +150,8 @@ def test_a_turn_moves_by_what_all_noises_told_last(
         return step(plan, matrix, slope, *others)
 
     monkeypatch.setattr(refining, "step", recorded)
-    refine(plan_of(model), noises, goal, 2, NO_CACHE, at_a_turn=2)
-    turns, each = turns_of(noises, goal, 2), len(steps) // 6
+    refine(plan_of(model), noises, goal, 2, NO_CACHE, at_a_turn=(2, 2))
+    turns, each = turns_of(noises, goal, (2, 2)), len(steps) // 6
     assert [list(part.seeds) for part, _ in turns] == [[0, 3], [1, 4], [2, 5]]
     plans = [plan for plan, _, _ in steps[::each]]
     assert len({plan.sha256 for plan in plans}) == 6
@@ -179,10 +179,10 @@ def test_turns_end_where_four_in_a_row_gain_nothing(
     monkeypatch.setattr(refining, "normal_equations", recorded)
     for start, turns in (
         (plan_of(model), range(25, 30)),
-        (refine(plan_of(model), noises, goal, 20, NO_CACHE, at_a_turn=1).plan, [6]),
+        (refine(plan_of(model), noises, goal, 20, NO_CACHE, at_a_turn=(1, 1)).plan, [6]),
     ):
         plans.clear()
-        found = refine(start, noises, goal, 20, NO_CACHE, at_a_turn=1)
+        found = refine(start, noises, goal, 20, NO_CACHE, at_a_turn=(1, 1))
         assert len(plans) in turns
         assert len(found.errors) == 1 + -(-len(plans) // 6)
         errors = [errors_of(plan, noises, goal).mean() for plan in plans]
@@ -192,13 +192,13 @@ def test_turns_end_where_four_in_a_row_gain_nothing(
 
 def test_memory_is_bounded_and_pieces_make_the_same(model: Denoiser, noises: Noises, goal: Tensor) -> None:
     plan = plan_of(model)
-    numbers, one = len(parameters(plan)), noise_bytes(len(parameters(plan)), 3, 16, 16)
+    one = noise_bytes(len(parameters(plan)), 3, 16, 16)
     assert noises_at_once(plan, goal, PIXELS) == BLOCK
-    assert refinement_bytes(numbers, 3, 16, 16) == BLOCK * one
+    assert refinement_bytes(one) == BLOCK * one
     whole = normal_equations(noises, goal, plan, PIXELS, NO_CACHE)
     for room, many, told in ((one * 4, 4, one * 4), (one * 4 - 1, 3, one * 4 - 1), (one - 1, 1, one)):
         assert noises_at_once(plan, goal, PIXELS, room) == many
-        assert refinement_bytes(numbers, 3, 16, 16, room) == told
+        assert refinement_bytes(one, room) == told
         parts = normal_equations(noises, goal, plan, PIXELS, NO_CACHE, many)
         for part, expected in zip(parts, whole, strict=True):
             np.testing.assert_allclose(part, expected, rtol=1e-2)  # whose probes differ a little

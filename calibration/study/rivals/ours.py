@@ -9,6 +9,7 @@ from edge_sampler.calibration.evaluate.distributed import processes
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.refinement import TURN
 from edge_sampler.calibration.study.rivals.contest import Contest
+from edge_sampler.calibration.task import task_of
 from edge_sampler.runtime.plan import Plan, nested
 from edge_sampler.runtime.scratch import scratch
 
@@ -22,9 +23,11 @@ def refined(contest: Contest) -> Plan:
 
 
 def made(contest: Contest, iterations: int) -> Plan:
-    """The plan of ``--solver auto --refine iterations``."""
+    """The plan of ``--solver auto --refine iterations``; without iterations, of the noises that it takes by itself."""
     model = contest.noises.network.model
     settings = replace(contest.settings, solver="auto", fit_target=None, refine=iterations)
+    if not iterations:
+        settings = replace(settings, fit_batch=None, heldout=None)  # type: ignore[arg-type]
 
     def fit() -> dict[str, np.ndarray]:
         with scratch() as folder:
@@ -34,8 +37,9 @@ def made(contest: Contest, iterations: int) -> Plan:
         rows = {str(k): np.array(row) for k, row in enumerate(plan.table)}
         return {"name": np.array(plan.solver), "sigmas": np.array(plan.sigmas), "mean": np.array(plan.mean), **rows}
 
-    told = {"what": f"auto, refined by {iterations}, {TURN} noises a turn", "settings": vars(settings)}
-    kept = contest.recall(told, 0, fit)
+    task = task_of(model, settings)
+    told = {"what": f"auto, refined by {task.iterations}", "settings": vars(settings)}
+    kept = contest.recall(told | {"turn": TURN, "search": vars(task.effort)}, task.cost(), fit)
     rows = tuple(tuple(kept[str(k)].tolist()) for k in range(contest.nfe + 1))
     mean = nested(kept["mean"]) if kept["mean"].size else ()
     return Plan(str(kept["name"]), tuple(kept["sigmas"].tolist()), rows, mean=mean)

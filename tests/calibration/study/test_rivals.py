@@ -281,6 +281,8 @@ def test_our_own_fit_is_that_of_the_command_and_costs_what_it_costs(mixture: Den
     entries = {}
     for name, refine in (("auto", 0), ("auto-refined", 1)):
         alone = replace(settings, solver="auto", fit_target=None, refine=refine)
+        if not refine:  # which has the noises that the command takes by itself
+            alone = Settings(2, fine_steps=alone.fine_steps, reference_steps=alone.reference_steps, seed=alone.seed)
         plan = calibrate(mixture, alone, cache=Cache(tmp_path / name))  # empty, as the command's is at first
         (rival,) = rivals_of(name)
         for _ in range(2):
@@ -288,7 +290,6 @@ def test_our_own_fit_is_that_of_the_command_and_costs_what_it_costs(mixture: Den
         assert entries[name].plan.sha256 == plan.sha256
         assert entries[name].evaluations == report_of(plan).evaluations
         assert entries[name].solver == plan.solver
-    assert entries["auto"].evaluations < entries["auto-refined"].evaluations
 
 
 def test_what_is_kept_of_one_solver_is_not_taken_for_another(mixture: Denoiser, tmp_path: Path) -> None:

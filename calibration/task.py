@@ -1,0 +1,98 @@
+"""What settings come to for one model: which solvers, levels and steps, and what the fit costs at the most."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edge_sampler.calibration.chosen_levels import START, USUAL, Effort, choice_cost
+from edge_sampler.calibration.evaluate.reference import cost, local_cost
+from edge_sampler.calibration.refinement import MEMORY, iteration_cost, noise_bytes, number_of_turns
+from edge_sampler.calibration.scout import SCOUT
+from edge_sampler.calibration.settings import AUTO, CHOSEN, Settings
+from edge_sampler.calibration.solvers import find
+from edge_sampler.calibration.solvers.base import Solver
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.spec import ModelSpec
+from edge_sampler.runtime.errors import UserError
+
+SEARCHED = 6  # steps at the most whose levels are searched for before refinement; of these a search takes little
+
+
+@dataclass(frozen=True)
+class Task:
+    """What ``settings`` come to for one model."""
+
+    settings: Settings
+    solvers: Sequence[Solver]
+    schedule: str
+    target: str
+    afs: bool
+    iterations: int  # of refinement, at the most
+
+    @property
+    def effort(self) -> Effort:
+        """Of a search for levels: none for "auto" where refinement is to move them, but for few steps."""
+        refines = self.settings.solver == "auto" and self.iterations > 0
+        return START if refines and max(self.numbers) > SEARCHED else USUAL
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the network is asked at all: a fixed solver on a fixed schedule is known without it."""
+        fixed = len(self.solvers) == 1 and self.solvers[0].history is None
+        return not fixed or self.schedule == CHOSEN or self.afs or self.iterations > 0
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of steps, that the evaluations pay for."""
+        return [solver.steps(self.settings.nfe + self.afs) for solver in self.solvers]
+
+    def candidate_cost(self, solver: Solver, noises: int, heldout: int) -> int:
+        """Evaluations of one sample for one candidate of so many noises."""
+        fits, settings, steps = solver.history is not None, self.settings, solver.steps(self.settings.nfe + self.afs)
+        local = local_cost(solver, steps, settings.fine_steps) if fits and self.target == "local" else 0
+        return (settings.nfe + local) * (noises if fits else heldout)
+
+    def race_cost(self, heldout: int) -> int:
+        """Evaluations of one sample that tell which solver is best."""
+        return len(self.solvers) * self.settings.nfe * heldout if len(self.solvers) > 1 else 0
+
+    def cost(self) -> int:
+        """Evaluations of one sample, at the most; those of all processes."""
+        if not self.evaluates:
+            return 0
+        fitting, heldout = self.settings.fit_batch, self.settings.heldout
+        spent = fitting if self.afs else 0
+        if self.schedule == CHOSEN:
+            spent += choice_cost(self.numbers, fitting + heldout, fitting, self.effort)
+        else:
+            spent += cost(sum(self.numbers), self.settings.trajectory_steps) * (fitting + heldout)
+        spent += self.race_cost(heldout) + max(
+            self.candidate_cost(solver, fitting + heldout, heldout) for solver in self.solvers
+        )
+        entries = [1 + self.afs + earlier for earlier in range(self.settings.nfe)]
+        spent += self.iterations * iteration_cost(entries, fitting, heldout, number_of_turns(fitting))
+        return spent + 2 * self.settings.nfe * heldout * (self.iterations > 0)
+
+
+def task_of(model: Denoiser, settings: Settings) -> Task:
+    auto, spec = settings.solver == "auto", model.spec
+    schedule, afs = settings.schedule or (CHOSEN if auto else spec.schedule), afs_of(spec, settings)
+    refines = auto and schedule == CHOSEN and derivative_bytes(spec, settings.nfe, afs) <= MEMORY
+    several = [SCOUT] if refines else [find(name) for name in AUTO]  # refined, all of them end alike
+    solvers = several if auto else [find(settings.solver)]
+    target = settings.fit_target or ("global" if auto else "local")
+    return Task(settings, solvers, schedule, target, afs, settings.refine or int(refines))
+
+
+def derivative_bytes(spec: ModelSpec, nfe: int, afs: bool) -> int:
+    """What the derivatives of one sample take in memory, by the numbers of a table of so many evaluations."""
+    numbers, values = (nfe + 1) * (1 + afs) + nfe * (nfe + 3) // 2, math.prod(spec.shape)
+    return noise_bytes(numbers, nfe, values, values)
+
+
+def afs_of(spec: ModelSpec, settings: Settings) -> bool:
+    """Whether the first step is analytical. Raises UserError for data whose size a call chooses: a mean has one."""
+    if settings.afs and spec.varies:
+        raise UserError(f"afs takes one mean for all data, and {spec.title}'s are of several sizes: leave it out")
+    one_mean = not spec.inputs.conditions and not spec.varies
+    return settings.solver == "auto" and one_mean if settings.afs is None else settings.afs

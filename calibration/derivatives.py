@@ -53,13 +53,14 @@ def derivatives(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Te
         x = weighted_sum(row, terms)
         parts, along = principal(pushed(row), PROBE * sigma)
         denoised = exact(torch.cat([x, (x + along).flatten(0, 1)]), sigma)
-        louder = exact(x, sigma * (1 + PROBE))
+        aside = PROBE if sigma * (1 + PROBE) <= network.model.spec.sigma_max else -PROBE  # a network knows no others
+        elsewhere = exact(x, sigma * (1 + aside))
         taken = network.at(place)(x, sigma) if network.evaluations else denoised[:n]
         for bound in (torch.inf, plan.clip) if plan.clip else (torch.inf,):
-            answer, moved, told_more = (each.clamp(-bound, bound) for each in (denoised[:n], denoised[n:], louder))
+            answer, moved, other = (each.clamp(-bound, bound) for each in (denoised[:n], denoised[n:], elsewhere))
             terms.append(taken.clamp(-bound, bound))
             changed = torch.einsum("npr,rnd->pnd", parts, (moved.view_as(along) - answer).flatten(2))
-            by_level = (told_more - answer) / np.log1p(PROBE)
+            by_level = (other - answer) / np.log1p(aside)
             tangents.append(torch.cat([changed.view(-1, *shape), by_level[None]]))
     return weighted_sum(plan.table[-1], terms), pushed(plan.table[-1])
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from edge_sampler.calibration.derivatives import PROBE, SPAN, derivative_cost, derivatives
 from edge_sampler.calibration.evaluate.distributed import BLOCK, total
+from edge_sampler.calibration.evaluate.network import NotFiniteError
 from edge_sampler.calibration.evaluate.noise_sets import Noises, digest
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.fit import image_errors
@@ -88,8 +89,11 @@ def refine(
         def sums() -> dict[str, np.ndarray]:
             told = 0.0
             for rows, few in pieces(part, at_once * BLOCK):
-                seen = view(sample(few.network.in_turn(), few.noise, plan))
-                errors = image_errors(seen - view(goal[rows]))
+                try:
+                    images = sample(few.network.in_turn(), few.noise, plan)
+                except NotFiniteError:  # a step that went too far
+                    return {"sums": np.array([np.inf, len(part)])}
+                errors = image_errors(view(images) - view(goal[rows]))
                 told += (errors.clamp_min(LEAST).log() if differ else errors).sum().item()
             return {"sums": np.array([told, len(part)])}
 
@@ -203,7 +207,10 @@ def normal_equations(
     differ = bool(noises.network.evaluations)
 
     def products(few: Noises, goal: Tensor) -> np.ndarray:
-        images, derivative = derivatives(few.network, few.noise, plan)
+        try:
+            images, derivative = derivatives(few.network, few.noise, plan)
+        except NotFiniteError:  # beside where the sampler goes: these noises tell nothing
+            return np.zeros((size, size))
         seen = view(images)
         wrong = seen - view(goal)
         errors = image_errors(wrong).clamp_min(LEAST).view(-1, *[1] * (wrong.dim() - 1))

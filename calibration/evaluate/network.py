@@ -25,6 +25,10 @@ SCRATCH = 2  # that an evaluation takes for each byte of its tensors: oneDNN cop
 LARGE = 2**28  # bytes of memory that a call takes, from which on its free memory is worth giving back
 
 
+class NotFiniteError(UserError):
+    """A network's answer that is no number. A trial of a sampler may end so; what is asked of a model may not."""
+
+
 @dataclass
 class Meter:
     """``evaluations`` counts evaluations of one sample; ``progress`` gets each chunk's number of samples.
@@ -87,7 +91,7 @@ class Network:
         if x.device.type == "cpu" and self.meter.sample_bytes * size * len(models) > LARGE:
             give_back_memory()
         if not bool(torch.isfinite(denoised).all()):
-            raise UserError(
+            raise NotFiniteError(
                 f"the network returned NaN or infinity at noise level {sigma:.4g}; its weights are unusable"
             )
         return denoised

@@ -241,6 +241,31 @@ def test_levels_stay_within_those_that_the_model_knows(model: Denoiser) -> None:
     assert set(far.sigmas) == {10.0}
 
 
+class Strict(Wrapped):
+    """Knows the model's noise levels alone, and no value beyond ``largest``: there its answers are no numbers."""
+
+    largest, asked, lost = float("inf"), 0.0, 0
+
+    def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Tensor | None) -> Tensor:
+        assert float(torch.as_tensor(sigma).max()) <= self.spec.sigma_max * (1 + 1e-6)
+        answers, size = self.model(x, sigma, **conditions), x.abs().max().item()
+        self.asked, self.lost = max(size, self.asked), self.lost + (size > self.largest)
+        return answers if size <= self.largest else answers * float("nan")
+
+
+def test_a_network_is_asked_at_levels_that_it_knows_and_may_fail_far_off(model: Denoiser) -> None:
+    """What fails is not taken, and tells nothing."""
+    strict = Strict(model)
+    noises = to_fit(strict, 6, 4, 0)
+    goal = solution(noises, [10.0], 16, NO_CACHE)[0.0]
+    strict.asked = 0.0
+    derivatives(noises.network, noises.noise, plan_of(model))
+    strict.largest = 1.001 * strict.asked
+    found = refine(plan_of(model), noises, goal, 3, NO_CACHE)
+    assert strict.lost > 0
+    assert min(found.errors) < found.errors[0]
+
+
 def test_derivatives_of_a_plan_that_clips(model: Denoiser, noises: Noises) -> None:
     """Its rows have an entry for each answer as it is, and one for the clipped one."""
     plan = Plan("ddim-clip", (10.0, 1.0), ((10.0,), (1.0, 0.1, 0.8), (0.0, 0.1, -0.1, 0.2, 0.8)), clip=0.3)

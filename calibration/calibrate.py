@@ -121,7 +121,9 @@ def fitted(
         evaluations=int(total(np.array([meter.evaluations], float))[0]),
         seconds=round(time.perf_counter() - started, 2),
     )
-    return replace(plan, solver=plan.solver + REFINED * bool(task.iterations), report=report)
+    if settings.refine:
+        return replace(plan, solver=plan.solver + REFINED, report=report)
+    return replace(plan, solver=settings.solver if task.iterations else plan.solver, report=report)
 
 
 def refit(

@@ -232,7 +232,7 @@ def normal_equations(
     for rows, block in noises.blocks():
         goal = converged[rows]
         key = {"weighted normal equations": block.key, "goal": digest(goal), "plan": plan.sha256, "view": view.key}
-        key |= {"differences": f"{PROBE}, {SPAN}"}
+        key |= {"differences": f"{PROBE}, {SPAN}, within the levels"}
         key |= {"derivatives": "of the model", "weights": "inverse squares"} if differ else {}
         summed += cache.recall(key, partial(sums, block, goal), noises.network.meter)["products"]
     summed = total(summed)

@@ -1,6 +1,6 @@
 """The cost of eight bits: a sampler's images against the converged ones, on noises that no fit has seen.
 
-python -m export.quantised_table artifacts/edm-digits-iia-ddim-afs-refined-nfe10
+python -m export.quantised_table artifacts/edm-digits-auto-nfe10
 python -m export.quantised_table BUNDLE --max-error 0.02     # and layers left out until that holds
 python -m export.quantised_table BUNDLE --precisions int8 --refit            # and with a plan refitted to them: minutes
 python -m export.quantised_table BUNDLE --noises 256 --picture samples.png   # the same noises, a row for each sampler

@@ -1,6 +1,6 @@
 """Runs exported samplers on a device: NumPy and one engine library, no PyTorch.
 
-with edge_sampler.load("artifacts/edm-digits-iia-ddim-afs-refined-nfe10") as sampler:
+with edge_sampler.load("artifacts/edm-digits-auto-nfe10") as sampler:
     images = sampler.sample(seeds=range(64))
 """
 

@@ -21,6 +21,7 @@ from edge_sampler.calibration.refinement import (
     noise_bytes,
     noises_at_once,
     normal_equations,
+    number_of_turns,
     parameters,
     pieces,
     refine,
@@ -116,6 +117,12 @@ def test_costs_are_those_of_the_parts() -> None:
     asked = [2, 6, 10, 13, 15]  # ceil(3√numbers), and no more than numbers
     assert [directions(count) for count in numbers] == asked
     assert derivative_cost([2, 3, 4, 5, 6]) == sum(2 + count for count in asked)
+
+
+def test_a_turn_is_a_quarter_of_the_noises_but_16_to_32() -> None:
+    assert {noises: number_of_turns(noises) for noises in (1, 16, 40, 64, 112, 128, 256, 300)} == {
+        1: 1, 16: 1, 40: 2, 64: 4, 112: 4, 128: 4, 256: 8, 300: 9,
+    }  # fmt: skip
 
 
 def test_moves_along_principal_directions_stand_for_all_tangents() -> None:

@@ -63,8 +63,7 @@ def rows(folder: Path, iterations: int) -> list[Row]:
         made.append(Row(name, plan.nfe, edge_sampler.load(out, "onnxrt")))
 
     for nfe in FITTED:
-        plan = edge_sampler.fit(model, nfe=nfe, progress=bar)
-        add(f"fitted: {plan.solver}", plan)
+        add("fitted", edge_sampler.fit(model, nfe=nfe, progress=bar))
     model.spec = replace(model.spec, sigma_max=float(LEVELS[-1]))  # from where DDIM of a hundred steps starts
     for nfe in DDIM:
         add("DDIM with clip_sample", library_ddim(LEVELS, nfe, clip=1.0))

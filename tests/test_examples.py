@@ -159,6 +159,21 @@ def test_the_table_says_how_sure_it_is() -> None:
     assert table.interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-3)
 
 
+def test_the_table_has_a_row_for_each_sampler(tmp_path: Path) -> None:
+    """DDIM starts at a higher noise level than the fitted ones, as lerobot's does."""
+    table = example("policy/table")
+    made = table.rows(tmp_path, 2, fitted=(2,), ddim=(3, 50))
+    assert [(row.name, row.nfe) for row in made] == [
+        ("fitted", 2),
+        *(("DDIM with clip_sample", nfe) for nfe in (3, 50)),
+    ]
+    for row in made:
+        table.judge(row, 4)
+        assert 0 <= row.succeeded <= 1
+        assert "nan" not in row.line(4)
+    assert made[2].sampler.bundle.plan.sigmas[0] > made[0].sampler.bundle.plan.sigmas[0]
+
+
 def test_the_stages_may_be_left_to_the_caller(
     policy: edge_sampler.Denoiser,
     policy_graphs: Graphs,

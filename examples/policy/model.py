@@ -71,8 +71,10 @@ class Metres(nn.Module):
         return x * METRES
 
 
-def train(features: nn.Module, noise: nn.Module, iterations: int, batch: int = 256) -> None:
-    """DDPM's loss: the noise that was mixed into an action."""
+def trained(iterations: int, batch: int = 256) -> tuple[Features, Noise]:
+    """By DDPM's loss: the noise that was mixed into an action."""
+    torch.manual_seed(0)
+    features, noise = Features(), Noise()
     generator = torch.Generator().manual_seed(0)
     observed, actions = map(torch.from_numpy, demonstrations(1000, np.random.default_rng(0)))
     kept = torch.from_numpy((1 / (1 + LEVELS**2)).astype(np.float32))
@@ -89,13 +91,16 @@ def train(features: nn.Module, noise: nn.Module, iterations: int, batch: int = 2
         loss.backward()
         optimiser.step()
         schedule.step()
+    return features, noise
 
 
 def make(iterations: int = 4000) -> edge_sampler.Denoiser:
-    """The trained policy, with its stages and examples of observations."""
-    torch.manual_seed(0)
-    features, noise = Features(), Noise()
-    train(features, noise, iterations)
+    """The trained policy, from where DDIM of ten steps starts: the last of the hundred are at up to σ = 2029."""
+    return policy(*trained(iterations), sigma_max=float(LEVELS[90]))
+
+
+def policy(features: Features, noise: Noise, sigma_max: float) -> edge_sampler.Denoiser:
+    """With its stages and examples of observations."""
     observed, _ = demonstrations(50, np.random.default_rng(1))
     return edge_sampler.adapt(
         noise,
@@ -103,7 +108,7 @@ def make(iterations: int = 4000) -> edge_sampler.Denoiser:
         "DDPMPrecond",
         beta_schedule="squaredcos_cap_v2",
         num_train_timesteps=STEPS,
-        sigma_max=float(LEVELS[90]),  # where DDIM of ten steps starts: the last of the hundred are at up to σ = 2029
+        sigma_max=sigma_max,
         conditions={"features": Condition((WIDTH,), description="of the observation")},
         encoder=Encoder(
             features,

@@ -8,11 +8,12 @@ has the two lines of ``MARKS`` the table stands between them.
 
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from model import LEVELS, make
+from model import LEVELS, policy, trained
 from task import episodes, scenes
 
 import edge_sampler
@@ -51,22 +52,21 @@ def interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     return (middle - wide) / (1 + z**2 / count), (middle + wide) / (1 + z**2 / count)
 
 
-def rows(folder: Path, iterations: int) -> list[Row]:
+def rows(folder: Path, iterations: int, fitted: Sequence[int] = FITTED, ddim: Sequence[int] = DDIM) -> list[Row]:
     """A sampler for each row, its bundle in ``folder``."""
-    model = make(iterations)
-    graphs = export_graphs(model)
-    made = []
+    networks, made = trained(iterations), list[Row]()
 
-    def add(name: str, plan: edge_sampler.Plan) -> None:
-        out = folder / str(len(made))
-        edge_sampler.export_bundle(model, plan, out, graphs=graphs, force=True)
-        made.append(Row(name, plan.nfe, edge_sampler.load(out, "onnxrt")))
+    def add(name: str, model: edge_sampler.Denoiser, plans: Iterable[edge_sampler.Plan]) -> None:
+        graphs = export_graphs(model)
+        for plan in plans:
+            out = folder / str(len(made))
+            edge_sampler.export_bundle(model, plan, out, graphs=graphs, force=True)
+            made.append(Row(name, plan.nfe, edge_sampler.load(out, "onnxrt")))
 
-    for nfe in FITTED:
-        add("fitted", edge_sampler.fit(model, nfe=nfe, progress=bar))
-    model.spec = replace(model.spec, sigma_max=float(LEVELS[-1]))  # from where DDIM of a hundred steps starts
-    for nfe in DDIM:
-        add("DDIM with clip_sample", library_ddim(LEVELS, nfe, clip=1.0))
+    model = policy(*networks, sigma_max=float(LEVELS[90]))
+    add("fitted", model, (edge_sampler.fit(model, nfe=nfe, progress=bar) for nfe in fitted))
+    model = policy(*networks, sigma_max=float(LEVELS[-1]))  # from where DDIM of a hundred steps starts
+    add("DDIM with clip_sample", model, (library_ddim(LEVELS, nfe, clip=1.0) for nfe in ddim))
     return made
 
 

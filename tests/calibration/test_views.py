@@ -72,7 +72,7 @@ def test_a_view_that_keeps_distances_refines_as_pixels_do(
     seen = refine(plan, noises, converged, 3, NO_CACHE, view=View("mine", see))  # type: ignore[arg-type]
     pixels = refine(plan, noises, converged, 3, NO_CACHE)
     assert min(pixels.errors) < 0.8 * pixels.errors[0]
-    np.testing.assert_allclose(seen.errors, pixels.errors, rtol=1e-4)
+    np.testing.assert_allclose(seen.errors, pixels.errors, rtol=1e-3)  # float32 rounds a rotation
     np.testing.assert_allclose(parameters(seen.plan), parameters(pixels.plan), rtol=0.02, atol=0.002)
 
 

@@ -9,7 +9,7 @@ from edge_sampler.calibration.budget import Budget
 from edge_sampler.calibration.evaluate.results import LIMIT, Cache
 from edge_sampler.calibration.refinement import ITERATIONS
 from edge_sampler.calibration.schedules import SCHEDULES
-from edge_sampler.calibration.settings import CHOSEN, MOST_NOISES, OWN, Settings, hyphens
+from edge_sampler.calibration.settings import CHOSEN, FEWEST, MOST, MOST_NOISES, OWN, SHARED, Settings, hyphens
 from edge_sampler.calibration.solvers import find
 from edge_sampler.models.checkpoint import FORMATS
 from edge_sampler.models.conditioned import conditioned
@@ -39,7 +39,7 @@ def add_noises_arguments(group: argparse._ActionsContainer, refined: bool = Fals
     """``refined``: whether the command refines always; else ``--refine`` decides on the default."""
     many = Settings(nfe=1, refine=1)
     options = {
-        "--fit-batch": ("noises to fit on", many.fit_batch, "560/NFE, but 64 to 128"),
+        "--fit-batch": ("noises to fit on", many.fit_batch, f"{SHARED}/NFE, but {FEWEST} to {MOST}"),
         "--heldout": ("held-out noises, which judge the fit", many.heldout, DEFAULTS.heldout),
     }
     for option, (what, most, few) in options.items():

@@ -19,6 +19,7 @@ TARGETS = ("local", "global")
 REFINED = "-refined"  # ends the name of a solver whose plan is refined
 CHOSEN = "chosen"  # the schedule that is measured, calibration/chosen_levels.py
 OWN = "own"  # the schedule that a model brings
+SHARED, FEWEST, MOST = 560, 64, 128  # noises to fit on times evaluations, about the same cost at any; within these
 AUTO = ("iia-ipndm", "iia-ddim", "iia-dpmpp-2m", "ipndm")  # the best on chosen levels, docs/study.md
 
 MOST_NOISES = MOST_STEPS = 2**20  # nobody has waited for as many
@@ -42,9 +43,9 @@ def hyphens(name: str) -> str:
 def noises_for(nfe: int, refine: int) -> tuple[int, int]:
     """How many noises fit, and are held out, by default.
 
-    For a refinement that is asked for, all that it gains by. Else as many as cost about the same at any ``nfe``.
+    For a refinement that is asked for, all that it gains by.
     """
-    return (256, 128) if refine else (min(max(560 // nfe, 64), 128), 32)
+    return (256, 128) if refine else (min(max(SHARED // nfe, FEWEST), MOST), 32)
 
 
 @dataclass(frozen=True)

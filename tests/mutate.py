@@ -106,8 +106,8 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     },
     "calibration/refinement.py": "tests/calibration/test_refinement_parts.py tests/calibration/test_refinement.py "
     "-k 'refinement_parts or parameters or slope or images_far or ends_where'",
-    "calibration/task.py": "tests/calibration/test_forecast.py tests/calibration/test_budget.py "
-    "tests/calibration/test_fit.py -k 'forecast or budget or auto or moves_the_levels'",
+    "calibration/task.py": "tests/calibration/test_task.py tests/calibration/test_forecast.py "
+    "tests/calibration/test_budget.py",
     "calibration/derivatives.py": "tests/calibration/test_refinement_parts.py tests/calibration/test_refinement.py "
     "-k 'refinement_parts or derivatives'",
     "models/arguments.py": "tests/models/test_arguments.py",

@@ -1,7 +1,5 @@
 """Least squares for γ: what it finds, what it refuses to be broken by."""
 
-import math
-from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,25 +9,20 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 
-from edge_sampler.calibration import calibrate as calibrate_module
 from edge_sampler.calibration.calibrate import calibrate, has_table
 from edge_sampler.calibration.candidates import grid_of, make_candidate, noises_of, race, scheme_of
-from edge_sampler.calibration.chosen_levels import START, USUAL
 from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.calibration.evaluate.noise_sets import to_fit, to_judge
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution, trajectory
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import fit, gram, mean_error, rms, solve
 from edge_sampler.calibration.judge import error_against_converged
-from edge_sampler.calibration.refinement import MEMORY
 from edge_sampler.calibration.schedules import subdivide
-from edge_sampler.calibration.scout import Attempt, Ground
-from edge_sampler.calibration.settings import AUTO, REFINED, Settings
+from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import ALL_SOLVERS, find
 from edge_sampler.calibration.solvers.base import Scheme, base_step
 from edge_sampler.calibration.solvers.heun import SINGLE_NEAR
-from edge_sampler.calibration.task import derivative_bytes, task_of
-from edge_sampler.calibration.trace import AFS, trace
+from edge_sampler.calibration.trace import trace
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import silent
@@ -155,42 +148,6 @@ def test_a_correction_that_does_not_help_is_dropped(network: Network, noise: tor
     torch.testing.assert_close(images, bases[-1])
 
 
-def test_auto_takes_what_measured_best(mixture: Denoiser) -> None:
-    plan = calibrate(mixture, small(5, "auto", schedule="edm"))
-    compared = report_of(plan).compared
-    assert set(compared) == {name + AFS for name in AUTO}
-    assert compared[plan.solver] == min(compared.values())
-
-
-def test_auto_is_refined_once_by_itself(mixture: Denoiser) -> None:
-    plans = [calibrate(mixture, small(4, "auto", refine=refine)) for refine in (0, 2)]
-    assert [plan.solver for plan in plans] == ["auto", "iia-ddim" + AFS + REFINED]
-    once, twice = map(report_of, plans)
-    assert once.schedule == "chosen"
-    assert len(once.refinement) == 2
-    assert once.refinement[1] < once.refinement[0]
-    assert twice.refinement[:2] == once.refinement
-
-
-def test_refinement_moves_the_levels_of_many_steps_alone(mixture: Denoiser) -> None:
-    """A search for them costs more than it gains; of few steps it is cheap. A solver of one's choice has one always."""
-    for nfe, refine, searches in ((5, 0, True), (6, 0, False), (5, 3, True), (6, 3, False)):
-        assert (task_of(mixture, Settings(nfe, refine=refine)).effort == USUAL) == searches
-    assert task_of(mixture, Settings(9, "iia-ddim", schedule="chosen", refine=3)).effort == USUAL
-    assert START.cost(11, 64) == 4 * 11 * 64 < USUAL.cost(11, 64) / 5
-
-
-def test_auto_is_not_refined_where_levels_are_given_or_samples_are_large(mixture: Denoiser) -> None:
-    asked = small(4, "auto", schedule="edm", afs=False)
-    plan = calibrate(mixture, asked)
-    assert plan.sigmas == pytest.approx(grid_of(mixture, "edm")(4)[:-1])
-    assert plan.solver == min(report_of(plan).compared, key=report_of(plan).compared.__getitem__)
-    large, most = copy(mixture), MEMORY // derivative_bytes(mixture.spec, 4, afs=True) * math.prod(mixture.spec.shape)
-    for shape, iterations in (((1, 1, most), (1, 3)), ((1, 2, most), (0, 3))):
-        large.spec = replace(mixture.spec, inputs=replace(mixture.spec.inputs, shape=shape))
-        assert tuple(task_of(large, Settings(4, refine=refine)).iterations for refine in (0, 3)) == iterations
-
-
 def test_a_fixed_solver_costs_nothing(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError("a fixed solver needs no evaluation")
@@ -304,35 +261,6 @@ def test_grids_have_the_models_own_range(mixture: Denoiser) -> None:
     sigmas = scheme_of(find("ddim"), grid_of(mixture, "edm"), Settings(4, "ddim")).sigmas
     assert sigmas[0] == pytest.approx(mixture.spec.sigma_max)
     assert sigmas[-2] == pytest.approx(mixture.spec.sigma_min)
-
-
-def test_auto_takes_what_errs_least_by_the_mean_of_images_errors(
-    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not by the mean of their squares, which a few images decide."""
-    wrong = {"iia-ipndm": (0.3, 0.3), "iia-ddim": (0.0, 0.4), "iia-dpmpp-2m": (0.25, 0.25), "ipndm": (0.5, 0.5)}
-
-    def tried(scheme: Scheme, ground: Ground) -> Attempt:
-        assert ground.noises.fitting == len(ground.noises) / 2
-        return Attempt(torch.tensor(wrong[scheme.solver.name]), ())
-
-    monkeypatch.setattr("edge_sampler.calibration.candidates.attempt", tried)
-    plan = calibrate(mixture, Settings(2, fit_batch=2, heldout=2, schedule="edm", afs=False))
-    assert plan.solver == "iia-ddim"
-    assert report_of(plan).compared == pytest.approx({name: sum(errors) / 2 for name, errors in wrong.items()})
-
-
-def test_auto_takes_nothing_that_float32_cannot_hold(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next best then, and where there is none, the user is told."""
-    weighs = {"iia-ipndm": 1.0, "iia-ddim": 1e9, "iia-dpmpp-2m": 1e9, "ipndm": 1.0}
-    errors = {"iia-ipndm": 0.3, "iia-ddim": 0.1, "iia-dpmpp-2m": 0.2, "ipndm": 0.5}
-    monkeypatch.setattr(calibrate_module, "race", lambda schemes, *_: [errors[one.solver.name] for one in schemes])
-    monkeypatch.setattr(calibrate_module, "largest_weight", lambda plan: weighs[plan.solver])
-    asked = Settings(2, fit_batch=2, heldout=2, schedule="edm", afs=False)
-    assert calibrate(mixture, asked).solver == "iia-ipndm"
-    weighs.update(dict.fromkeys(weighs, 1e9))
-    with pytest.raises(UserError, match=r"weighs the network's answers by up to 1\.0e\+09"):
-        calibrate(mixture, asked)
 
 
 def test_a_solver_that_divides_by_a_step_needs_levels_apart(mixture: Denoiser) -> None:

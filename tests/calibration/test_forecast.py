@@ -1,8 +1,5 @@
 """What is said of a fit before it holds of the fit."""
 
-import math
-from dataclasses import replace
-
 import pytest
 from torch import Tensor
 
@@ -16,9 +13,7 @@ from edge_sampler.calibration.forecast import (
     forecast,
     forecast_refit,
 )
-from edge_sampler.calibration.refinement import iteration_cost, noise_bytes, number_of_turns, parameters
 from edge_sampler.calibration.settings import Settings
-from edge_sampler.calibration.task import derivative_bytes, task_of
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser, Wrapped
 from edge_sampler.models.mapped import size_of
@@ -47,23 +42,6 @@ def test_a_fit_takes_hardly_less_than_is_said_and_never_more(settings: Settings,
     assert least * said.evaluations <= taken <= said.evaluations
     assert said.seconds > 0
     assert said.memory > before > size_of(mixture)
-
-
-def test_a_race_and_a_refinement_cost_what_they_ask(mixture: Denoiser) -> None:
-    """All four solvers run on the held-out noises; plans before and after refinement are judged there."""
-    settings = Settings(3, schedule="edm", afs=False, fit_batch=20, heldout=7)
-    race, one = task_of(mixture, settings), task_of(mixture, replace(settings, solver="iia-ddim"))
-    assert (race.race_cost(7), one.race_cost(7)) == (4 * 3 * 7, 0)
-    refined = task_of(mixture, replace(settings, solver="iia-ddim", refine=2))
-    iteration = iteration_cost([1, 2, 3], 20, 7, number_of_turns(20))
-    assert refined.cost() - one.cost() == 2 * iteration + 2 * 3 * 7
-
-
-@pytest.mark.parametrize("afs", [False, True])
-def test_derivatives_are_by_all_numbers_of_a_table(afs: bool, mixture: Denoiser) -> None:
-    plan = calibrate(mixture, Settings(4, "ddim", afs=afs, fit_batch=2, heldout=1))
-    values = math.prod(mixture.spec.shape)
-    assert derivative_bytes(mixture.spec, 4, afs) == noise_bytes(len(parameters(plan)), 4, values, values)
 
 
 def test_a_guided_evaluation_counts_as_its_branches() -> None:

@@ -19,7 +19,7 @@ TARGETS = ("local", "global")
 REFINED = "-refined"  # ends the name of a solver whose plan is refined
 CHOSEN = "chosen"  # the schedule that is measured, calibration/chosen_levels.py
 OWN = "own"  # the schedule that a model brings
-SHARED, FEWEST, MOST = 560, 64, 128  # noises to fit on times evaluations, about the same cost at any; within these
+SHARED, FEWEST, MOST = 560, 64, 128  # noises to fit on by default: the first over nfe, but within the others
 AUTO = ("iia-ipndm", "iia-ddim", "iia-dpmpp-2m", "ipndm")  # the best on chosen levels, docs/study.md
 
 MOST_NOISES = MOST_STEPS = 2**20  # nobody has waited for as many
@@ -41,9 +41,9 @@ def hyphens(name: str) -> str:
 
 
 def noises_for(nfe: int, refine: int) -> tuple[int, int]:
-    """How many noises fit, and are held out, by default.
+    """How many noises fit, and are held out, by default: more for a refinement that is asked for.
 
-    For a refinement that is asked for, all that it gains by.
+    Else a fit costs about the same for any ``nfe``.
     """
     return (256, 128) if refine else (min(max(SHARED // nfe, FEWEST), MOST), 32)
 

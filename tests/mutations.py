@@ -84,7 +84,7 @@ ALL = (
         "calibration/scout.py",
         "self.errors.sum().item()",
         "self.errors.square().sum().item()",
-        "tests/calibration/test_fit.py::test_auto_takes_what_errs_least_by_the_mean_of_images_errors",
+        "tests/calibration/test_task.py::test_auto_takes_what_errs_least_by_the_mean_of_images_errors",
     ),
     Mutation(
         "moves-do-not-race",

@@ -20,7 +20,7 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
 
 CHUNK, CHUNK_BYTES = 256, 4 * 2**30  # computed at once, at the most: samples on a GPU, and what they take in memory
-WORTH = 3 * 2**20  # bytes that samples take in memory, for which a thread of a CPU is worth while
+WORTH = 3 * 2**19  # bytes that samples take in memory, for which a thread of a CPU is worth while
 SCRATCH = 2  # that an evaluation takes for each byte of its tensors: oneDNN copies them, 1.4 to 2 times was measured
 LARGE = 2**28  # bytes of memory that a call takes, from which on its free memory is worth giving back
 

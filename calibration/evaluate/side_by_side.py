@@ -4,10 +4,12 @@ On a CPU of one's own that is about as fast as one call by many threads. But tho
 operation. Where another program has one of the cores, they wait some twenty times as long as they compute.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
+from functools import cache
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -55,11 +57,17 @@ def run(
             free.put(model)
 
     try:
-        if at_once < 2:
-            torch.set_num_threads(threads)
-            yield from map(one, jobs)
-        else:
-            with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,)) as pool:
-                yield from pool.map(one, jobs)
+        torch.set_num_threads(threads // max(1, at_once))  # a part of it is the whole process's, not a thread's
+        yield from (pool(at_once, threads // at_once).map if at_once > 1 else map)(one, jobs)
     finally:
-        torch.set_num_threads(before)  # a part of what the pool's set is the whole process's
+        torch.set_num_threads(before)
+
+
+@cache
+def pool(workers: int, threads: int) -> ThreadPoolExecutor:
+    """Each worker has so many of PyTorch's threads. They stay: a new one has to find its memory first."""
+    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
+
+
+with suppress(AttributeError):  # on Windows nothing forks
+    os.register_at_fork(after_in_child=pool.cache_clear)  # which has none of these threads

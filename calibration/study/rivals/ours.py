@@ -1,5 +1,6 @@
 """This project's own fit, as ``python -m calibration`` makes it by itself: with an empty cache, and so at full cost."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -30,10 +31,11 @@ def made(contest: Contest, iterations: int) -> Plan:
         settings = replace(settings, fit_batch=None, heldout=None)  # type: ignore[arg-type]
 
     def fit() -> dict[str, np.ndarray]:
+        meter = contest.noises.network.meter
         with scratch() as folder:
-            plan = fitted(model, settings, cache=Cache(folder))
+            plan = fitted(model, settings, lambda what, count: nullcontext(meter.progress), Cache(folder))
         assert plan.report
-        contest.noises.network.meter.evaluations += plan.report.evaluations // processes()
+        meter.evaluations += plan.report.evaluations // processes()
         rows = {str(k): np.array(row) for k, row in enumerate(plan.table)}
         return {"name": np.array(plan.solver), "sigmas": np.array(plan.sigmas), "mean": np.array(plan.mean), **rows}
 

@@ -284,9 +284,10 @@ def test_our_own_fit_is_that_of_the_command_and_costs_what_it_costs(mixture: Den
         if not refine:  # which has the noises that the command takes by itself
             alone = Settings(2, fine_steps=alone.fine_steps, reference_steps=alone.reference_steps, seed=alone.seed)
         plan = calibrate(mixture, alone, cache=Cache(tmp_path / name))  # empty, as the command's is at first
-        (rival,) = rivals_of(name)
-        for _ in range(2):
-            entries[name] = enter(rival, to_fit(mixture, 8, 8, 0), settings, Cache(tmp_path), silent)
+        (rival,), shown = rivals_of(name), list[int]()
+        for progress in (lambda *_, to=shown: nullcontext(to.append), silent):
+            entries[name] = enter(rival, to_fit(mixture, 8, 8, 0), settings, Cache(tmp_path), progress)
+        assert sum(shown) == report_of(plan).evaluations  # in its bar
         assert entries[name].plan.sha256 == plan.sha256
         assert entries[name].evaluations == report_of(plan).evaluations
         assert entries[name].solver == plan.solver

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edge_sampler.calibration.check_fit import check_fit
 from edge_sampler.calibration.judge import Judgement
 from edge_sampler.export.canvas import OUTPUTS
 from edge_sampler.export.check import check_graphs
 from edge_sampler.export.fold import fold_into_weights
-from edge_sampler.export.form import Form, check_fit, output_of
+from edge_sampler.export.form import Form, output_of
 from edge_sampler.export.ids import with_ids
 from edge_sampler.export.lower import drop_unused, keep_batch_in_reshapes, lower_group_norm, transpose_keys_at_once
 from edge_sampler.export.network_graph import OPSET, export_decoder, export_denoiser, export_encoder

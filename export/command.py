@@ -28,6 +28,7 @@ from edge_sampler.calibration.arguments import (
 )
 from edge_sampler.calibration.budget import afford
 from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.check_fit import check_fit
 from edge_sampler.calibration.judge import Judgement, judge
 from edge_sampler.calibration.report import show
 from edge_sampler.calibration.settings import MOST_NOISES, OF_A_FIT, hyphens
@@ -36,7 +37,7 @@ from edge_sampler.export.canvas import OUTPUTS
 from edge_sampler.export.engine_command import add_engine_arguments, additions_of
 from edge_sampler.export.extend import add, profile_of
 from edge_sampler.export.facts import sample_command
-from edge_sampler.export.form import Form, check_fit, output_of
+from edge_sampler.export.form import Form, output_of
 from edge_sampler.export.refitted import refitted
 from edge_sampler.export.sign import add_sign, signer
 from edge_sampler.models.denoiser import Denoiser

@@ -2,7 +2,7 @@
 
 python -m calibration study --model edm-digits
 python -m calibration study --model edm-digits --solvers heun,iia-edm --nfe 15,25 --refined 15 --rivals none
-python -m calibration study --model edm-digits --solvers none --nfe 5,6,8,10
+python -m calibration study --model edm-digits --solvers none --nfe 5,6,8,10 --plans shipped
 torchrun --nproc-per-node 2 -m calibration study --model edm-fashion --refined 5,6,8,10 --out study/edm-fashion
 """
 
@@ -21,6 +21,7 @@ from edge_sampler.calibration.arguments import (
     load_model,
     refuse_engines_options,
 )
+from edge_sampler.calibration.check_fit import check_fit
 from edge_sampler.calibration.evaluate.distributed import written
 from edge_sampler.calibration.refinement import ITERATIONS
 from edge_sampler.calibration.settings import AUTO, Settings
@@ -28,9 +29,12 @@ from edge_sampler.calibration.solvers import ALL_SOLVERS, find
 from edge_sampler.calibration.solvers.base import Solver
 from edge_sampler.calibration.study.rivals.entry import RIVALS, Rival
 from edge_sampler.calibration.study.study import Study, study
+from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars
+from edge_sampler.models.shipped import SHIPPED, plan_file, shipped_plan
 from edge_sampler.runtime.command_line import Parser, whole_numbers
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.plan import Plan
 
 NFES = "4,5,6,8,10,12,15,20,25"
 REFINED = (5, 6, 8, 10)
@@ -41,7 +45,7 @@ def main(rivals: Sequence[Rival] = RIVALS) -> None:
     parser = Parser(
         prog="python -m calibration study",
         description=__doc__,
-        common=("--model", "--nfe", "--solvers", "--rivals", "--noises", "--out"),
+        common=("--model", "--nfe", "--solvers", "--rivals", "--plans", "--noises", "--out"),
     )
     add_model_arguments(parser)
     group = parser.add_argument_group("study")
@@ -61,6 +65,9 @@ def main(rivals: Sequence[Rival] = RIVALS) -> None:
     )
     group.add_argument(
         "--refined", type=whole_numbers, help="values of --nfe at which to refine (default: 5,6,8,10, if in --nfe)"
+    )
+    group.add_argument(
+        "--plans", help="files of plans to judge too, with commas; shipped: the model's own plans (default: none)"
     )
     group.add_argument("--noises", type=int, default=1024, help="noises that judge (default: 1024)")
     add_noises_arguments(group, refined=True)
@@ -93,9 +100,10 @@ def main(rivals: Sequence[Rival] = RIVALS) -> None:
     )
     out = arguments.out or Path(f"study-{file_name(arguments.model)}")
     model, kept = load_model(arguments), cache(arguments)
+    given = plans_of(arguments.plans, model, arguments.model, nfes) if arguments.plans else {}
 
     def work(progress: ProgressBars) -> Study:
-        return study(model, solvers, entered, nfes, refined, settings, arguments.noises, kept, progress)
+        return study(model, solvers, entered, nfes, refined, settings, arguments.noises, kept, progress, given)
 
     def write(found: Study, folder: Path) -> None:
         from edge_sampler.calibration.study import report  # late: Matplotlib takes a second
@@ -111,6 +119,26 @@ def solvers_of(text: str) -> list[Solver]:
     groups = {"all": [solver.name for solver in ALL_SOLVERS if not solver.clip], "auto": AUTO, "none": ()}
     names = [name for part in text.split(",") for name in groups.get(part.strip(), [part.strip()])]
     return [*dict.fromkeys(map(find, names))]
+
+
+def plans_of(text: str, model: Denoiser, name: str, nfes: Sequence[int]) -> dict[tuple[str, int], Plan]:
+    """Of a list by comma, by what the study calls them and NFE. Raises UserError for one that is not for ``model``."""
+    found = dict[tuple[str, int], Plan]()
+    for part in map(str.strip, text.split(",")):
+        called, scale = Path(part).stem, model.spec.guidance
+        if part == SHIPPED:
+            there = [nfe for nfe in nfes if plan_file(name, nfe, scale).is_file()] or nfes[:1]
+            plans = [shipped_plan(name, nfe, scale) for nfe in there]
+        else:
+            plans = [Plan.load(part)]
+        for plan in plans:
+            check_fit(model, plan)
+            if plan.nfe not in nfes:
+                raise UserError(f"{part} has {plan.nfe} evaluations: add {plan.nfe} to --nfe")
+            if (called, plan.nfe) in found:
+                raise UserError(f"--plans has two that are called {called}, of {plan.nfe} evaluations: rename a file")
+            found[called, plan.nfe] = plan
+    return found
 
 
 def rivals_of(text: str, known: Sequence[Rival] = RIVALS) -> list[Rival]:

@@ -18,8 +18,8 @@ from edge_sampler.calibration.study.study import KINDS, Study
 
 matplotlib.use("Agg")
 
-HUES = ["black", "tab:orange", "tab:gray", "tab:blue", "tab:olive", "tab:green", "tab:purple", "tab:red", "tab:pink"]
-COLOURS = dict(zip(KINDS, HUES, strict=True))
+HUES = ("orange", "gray", "blue", "olive", "green", "purple", "red", "pink", "brown")
+COLOURS = dict(zip(KINDS, ("black", *(f"tab:{hue}" for hue in HUES)), strict=True))
 NAMED = 2  # solvers of a kind that get a line style and a name of their own; the others share one; rivals all do
 STYLES = ("-", "--", ":")
 
@@ -81,7 +81,7 @@ def markdown(study: Study) -> str:
         "first step (AFS) where that is best, chosen on other noises; gits, ld3, bns: baselines of our own from those "
         "papers; other fixed solvers: on the model's own levels. Fitted (iia-, biia-): γ by least squares, global "
         "target; -chosen: noise levels chosen for the model; -afs: AFS; refined: all of it jointly; auto, "
-        "auto-refined: what `python -m calibration` makes by itself.",
+        "auto-refined: what `python -m calibration` makes by itself; shipped: the plans that ship with the model.",
         "",
         *_table(study, columns, lambda row: f"{row.rmse:.4f} [{row.low:.4f}, {row.high:.4f}]", "rmse"),
     ]
@@ -147,7 +147,8 @@ def _costs(study: Study, columns: Sequence[int]) -> list[str]:
         mine = [row for row in study.rows if row.solver == name and row.nfe == nfe]
         if not mine:
             return ""
-        return f"{mine[0].evaluations:,}, {mine[0].seconds:.0f} s ({mine[0].of})"
+        seconds = f", {mine[0].seconds:.0f} s" if mine[0].seconds is not None else ""
+        return f"{mine[0].evaluations:,}{seconds} ({mine[0].of})"
 
     names = dict.fromkeys(row.solver for row in study.rows if row.evaluations is not None)
     return _heading("fit", columns) + [

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -26,10 +27,11 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FittedStep
 from edge_sampler.runtime.plan import Plan
 
+GIVEN = "given"  # a plan that somebody has
 ON_CHOSEN = " on a chosen grid"
 WITH_AFS = ", with AFS"
 SOLVED = ("fixed", "fitted", "fixed" + ON_CHOSEN, "fitted" + ON_CHOSEN, "fitted" + ON_CHOSEN + WITH_AFS, "refined")
-KINDS = (BEST_FIXED, RIVAL, *SOLVED, OURS)
+KINDS = (BEST_FIXED, RIVAL, *SOLVED, OURS, GIVEN)
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,20 @@ def study(
     judged: int,
     cache: Cache,
     progress: ProgressBars = silent,
+    given: Mapping[tuple[str, int], Plan] = MappingProxyType({}),
 ) -> Study:
     """Each of ``solvers`` at each of ``nfes``, and at those of ``refined`` the best fit refined as well.
 
-    ``rivals`` are measured at those of ``refined``, the best fixed solver at all of ``nfes``. ``settings`` says what to
-    fit on; its solver and NFE do not matter. Everything is kept in ``cache``. Raises UserError unless there are fixed
-    and fitted solvers, or rivals alone, and when the reference does not converge.
+    ``rivals`` are measured at those of ``refined``, the best fixed solver at all of ``nfes``. ``given`` are plans by
+    name and NFE. ``settings`` says what to fit on; its solver and NFE do not matter. Everything is kept in ``cache``.
+    Raises UserError unless there are fixed and fitted solvers, or none of them and rivals or plans, and when the
+    reference does not converge.
     """
     fitted = [solver for solver in solvers if solver.history is not None]
-    if len(fitted) in (0, len(solvers)) and (solvers or not rivals):
+    if len(fitted) in (0, len(solvers)) and (solvers or not (rivals or given)):
         names = ", ".join(solver.name for solver in solvers) or "none"
         raise UserError(f"solvers are {names}: a study compares fitted ones with fixed ones; name one of each, or more")
-    if not solvers and not refined and all(rival.kind != BEST_FIXED for rival in rivals):
+    if not solvers and not refined and not given and all(rival.kind != BEST_FIXED for rival in rivals):
         raise UserError("nothing to measure: rivals but best-fixed are fitted at the NFE of --refined, and it has none")
     view = viewer(settings.refine_on, model)  # says at once what cannot be
     every = [replace(settings, nfe=nfe, fit_target="global", history=None) for nfe in nfes]
@@ -115,6 +119,12 @@ def study(
                 with progress(f"{rival.name}, {s.nfe} evaluations", s.nfe * len(judge.noises)) as meter.progress:
                     measure(entry.plan, rival.kind)
                 rows[-1] = replace(rows[-1], of=entry.solver, evaluations=entry.evaluations, seconds=entry.seconds)
+        for name in [name for name, nfe in given if nfe == s.nfe]:
+            plan = given[name, s.nfe]
+            with progress(f"{name}, {s.nfe} evaluations", s.nfe * len(judge.noises)) as meter.progress:
+                measure(replace(plan, solver=name, report=None), GIVEN)
+            spent = plan.report.evaluations if plan.report else None
+            rows[-1] = replace(rows[-1], of=plan.solver, evaluations=spent)
         if not entrants:
             continue
         fits: list[tuple[Candidate, torch.Tensor]] = []  # and the images that each aims at

@@ -8,11 +8,11 @@ import torch
 
 from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.check_fit import check_fit
 from edge_sampler.calibration.evaluate.noise_sets import to_fit
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.calibration.settings import Settings
-from edge_sampler.export.form import check_fit
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.own import adapt

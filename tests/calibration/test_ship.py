@@ -9,8 +9,8 @@ import pytest
 
 from edge_sampler import models
 from edge_sampler.calibration import ship
+from edge_sampler.calibration.check_fit import check_fit
 from edge_sampler.calibration.settings import Settings
-from edge_sampler.export.form import check_fit
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.shipped import plan_file, shipped_plan

@@ -28,10 +28,11 @@ from edge_sampler.calibration.study.study import SOLVED, Study
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.networks import classifier
 from edge_sampler.models.progress import silent
+from edge_sampler.models.shipped import shipped_plan
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan, sample
 from tests.calibration.toys import MIXTURE
-from tests.conftest import run_main
+from tests.conftest import report_of, run_main
 
 SMALL = [
     "--nfe",
@@ -143,6 +144,43 @@ def test_of_rivals_alone(tmp_path: Path) -> None:
         run_main(of_few_rivals, *few, "--rivals", "none", "--out", str(tmp_path / "no"))
     with pytest.raises(UserError, match="at the NFE of --refined"):
         run_main(of_few_rivals, *few, "--rivals", "bns", "--iterations", "0", "--out", str(tmp_path / "no"))
+
+
+def test_of_plans_that_somebody_has(tmp_path: Path, mixture: Denoiser) -> None:
+    """Each by its file's name, at its number of evaluations, beside what it cost."""
+    plan = calibrate(mixture, Settings(3, "iia-ddim", fit_batch=8, heldout=4))
+    first, second, other = (tmp_path / name / "mine.json" for name in ("a", "b", "c"))
+    for path, one in (
+        (first, plan),
+        (second, plan),
+        (other, replace(plan, report=replace(report_of(plan), fingerprint="0"))),
+    ):
+        path.parent.mkdir()
+        one.save(path)
+    few = ["--nfe", "2,3", "--noises", "8", "--solvers", "none", "--rivals", "none", "--model", MIXTURE]
+    few += ["--cache", str(tmp_path / "cache")]
+    run_main(study_command.main, *few, "--plans", str(first), "--out", str(tmp_path / "out"))
+    (row,) = json.loads((tmp_path / "out" / "study.json").read_text())["rows"]
+    judge = judging(mixture, 8, NO_CACHE, silent)
+    assert row["rmse"] == pytest.approx(judge.row(plan, "given", ())[0].rmse)
+    assert (row["solver"], row["nfe"], row["of"]) == ("mine", 3, "iia-ddim")
+    assert row["evaluations"] == report_of(plan).evaluations
+    assert f"| mine | {row['evaluations']:,} (iia-ddim) |" in (tmp_path / "out" / "study.md").read_text()
+    for plans, asked, said in (
+        (f"{first},{second}", "2,3", "two that are called mine, of 3 evaluations"),
+        (str(other), "2,3", "the plan was fitted to"),
+        (str(first), "2", "has 3 evaluations: add 3 to --nfe"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run_main(study_command.main, *few, "--nfe", asked, "--plans", plans, "--out", str(tmp_path / "no"))
+
+
+def test_of_plans_that_ship() -> None:
+    model = models.load("edm-digits")
+    found = study_command.plans_of("shipped", model, "edm-digits", [3, 5, 7])
+    assert found == {("shipped", nfe): shipped_plan("edm-digits", nfe) for nfe in (3, 5)}
+    with pytest.raises(UserError, match="no plan of 7 evaluations ships with edm-digits"):
+        study_command.plans_of("shipped", model, "edm-digits", [7])
 
 
 @pytest.mark.parametrize("main", [study_command.main, ablation_command.main])

@@ -2,7 +2,7 @@
 
 python -m calibration study --model edm-digits
 python -m calibration study --model edm-digits --solvers heun,iia-edm --nfe 15,25 --refined 15 --rivals none
-python -m calibration study --model edm-digits --solvers none --nfe 5,6,8,10 --plans shipped
+python -m calibration study --model edm-digits --solvers none --nfe 3,4,5,6,8,10 --plans shipped
 torchrun --nproc-per-node 2 -m calibration study --model edm-fashion --refined 5,6,8,10 --out study/edm-fashion
 """
 
@@ -37,7 +37,7 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan
 
 NFES = "4,5,6,8,10,12,15,20,25"
-REFINED = (5, 6, 8, 10)
+REFINED = (3, 4, 5, 6, 8, 10)
 
 
 def main(rivals: Sequence[Rival] = RIVALS) -> None:
@@ -64,7 +64,7 @@ def main(rivals: Sequence[Rival] = RIVALS) -> None:
         help=f"other methods to fit at the NFE of --refined: some of {names}, or none (default: all)",
     )
     group.add_argument(
-        "--refined", type=whole_numbers, help="values of --nfe at which to refine (default: 5,6,8,10, if in --nfe)"
+        "--refined", type=whole_numbers, help="values of --nfe at which to refine (default: 3,4,5,6,8,10, if in --nfe)"
     )
     group.add_argument(
         "--plans", help="files of plans to judge too, with commas; shipped: the model's own plans (default: none)"

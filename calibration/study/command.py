@@ -125,8 +125,9 @@ def plans_of(text: str, model: Denoiser, name: str, nfes: Sequence[int]) -> dict
     """Of a list by comma, by what the study calls them and NFE. Raises UserError for one that is not for ``model``."""
     found = dict[tuple[str, int], Plan]()
     for part in map(str.strip, text.split(",")):
-        called, scale = Path(part).stem, model.spec.guidance
+        called, scale = f"{Path(part).stem}.json", model.spec.guidance  # which no solver is called
         if part == SHIPPED:
+            called = SHIPPED
             there = [nfe for nfe in nfes if plan_file(name, nfe, scale).is_file()] or nfes[:1]
             plans = [shipped_plan(name, nfe, scale) for nfe in there]
         else:

@@ -163,11 +163,11 @@ def test_of_plans_that_somebody_has(tmp_path: Path, mixture: Denoiser) -> None:
     (row,) = json.loads((tmp_path / "out" / "study.json").read_text())["rows"]
     judge = judging(mixture, 8, NO_CACHE, silent)
     assert row["rmse"] == pytest.approx(judge.row(plan, "given", ())[0].rmse)
-    assert (row["solver"], row["nfe"], row["of"]) == ("mine", 3, "iia-ddim")
+    assert (row["solver"], row["nfe"], row["of"]) == ("mine.json", 3, "iia-ddim")
     assert row["evaluations"] == report_of(plan).evaluations
-    assert f"| mine | {row['evaluations']:,} (iia-ddim) |" in (tmp_path / "out" / "study.md").read_text()
+    assert f"| mine.json | {row['evaluations']:,} (iia-ddim) |" in (tmp_path / "out" / "study.md").read_text()
     for plans, asked, said in (
-        (f"{first},{second}", "2,3", "two that are called mine, of 3 evaluations"),
+        (f"{first},{second}", "2,3", "two that are called mine.json, of 3 evaluations"),
         (str(other), "2,3", "the plan was fitted to"),
         (str(first), "2", "has 3 evaluations: add 3 to --nfe"),
     ):

@@ -37,8 +37,8 @@ class Row:
     images' own RMSE.
 
     ``kind`` is one of ``KINDS``: fixed, or γ fitted by least squares to the global target, on EDM's grid or a chosen
-    one, there with an analytical first step too; or refined; or a rival's (study/rivals/), or given. ``steps`` are the RMS errors
-    after each step on the fit's held-out noises, before and after γ; ``fd`` is None where there are no features.
+    one, there with an analytical first step too; or refined; or a rival's (study/rivals/), or given. ``steps`` are the
+    RMS errors after each step on the fit's held-out noises, before and after γ; ``fd`` is None without features.
     ``judged_fd``, ``precision`` and ``recall`` are by the second classifier, on which nothing is ever fitted. Of
     rivals, ``of`` is the solver that they chose or started from, and ``evaluations`` of one sample and ``seconds`` are
     what their fits alone cost.

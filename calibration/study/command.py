@@ -45,7 +45,7 @@ def main(rivals: Sequence[Rival] = RIVALS) -> None:
     parser = Parser(
         prog="python -m calibration study",
         description=__doc__,
-        common=("--model", "--nfe", "--solvers", "--rivals", "--plans", "--noises", "--out"),
+        common=("--model", "--nfe", "--solvers", "--rivals", "--noises", "--out"),
     )
     add_model_arguments(parser)
     group = parser.add_argument_group("study")

@@ -3,7 +3,7 @@
 python -m calibration study --model edm-digits
 python -m calibration study --model edm-digits --solvers heun,iia-edm --nfe 15,25 --refined 15 --rivals none
 python -m calibration study --model edm-digits --solvers none --nfe 3,4,5,6,8,10 --plans shipped
-torchrun --nproc-per-node 2 -m calibration study --model edm-fashion --refined 5,6,8,10 --out study/edm-fashion
+torchrun --nproc-per-node 2 -m calibration study --model edm-fashion --refined 5,6 --out study/edm-fashion
 """
 
 from collections.abc import Sequence

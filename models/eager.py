@@ -34,7 +34,8 @@ def make(bundle: Bundle, weights: str | None, on_gpu: bool = False) -> Callable[
         )
     sized = "decoder" in bundle.manifest["stages"] and bundle.output.is_image and Path(weights or "").is_dir()
     options = Options(size=(int(bundle.output.shape[1]), int(bundle.output.shape[2]))) if sized else None
-    model = load(weights or recorded["name"], random_weights=bundle.random_weights, options=options)
+    name = recorded["name"] if weights is None else weights
+    model = load(name, random_weights=bundle.random_weights, options=options)
     settled = {name: value for name, value in recorded["built_in"].items() if not isinstance(value, str)}
     null_class = settled.pop(NULL_CLASS, None)
     model = conditioned(model, guidance=recorded["guidance"], values=settled, null_class=null_class)

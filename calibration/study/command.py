@@ -100,7 +100,7 @@ def main(rivals: Sequence[Rival] = RIVALS) -> None:
     )
     out = arguments.out or Path(f"study-{file_name(arguments.model)}")
     model, kept = load_model(arguments), cache(arguments)
-    given = plans_of(arguments.plans, model, arguments.model, nfes) if arguments.plans else {}
+    given = plans_of(arguments.plans, model, arguments.model, nfes) if arguments.plans is not None else {}
 
     def work(progress: ProgressBars) -> Study:
         return study(model, solvers, entered, nfes, refined, settings, arguments.noises, kept, progress, given)
@@ -125,6 +125,8 @@ def plans_of(text: str, model: Denoiser, name: str, nfes: Sequence[int]) -> dict
     """Of a list by comma, by what the study calls them and NFE. Raises UserError for one that is not for ``model``."""
     found = dict[tuple[str, int], Plan]()
     for part in map(str.strip, text.split(",")):
+        if not part:
+            raise UserError(f"--plans {text!r} has an empty name: give files of plans with commas, or {SHIPPED}")
         called, scale = f"{Path(part).stem}.json", model.spec.guidance  # which no solver is called
         if part == SHIPPED:
             called = SHIPPED

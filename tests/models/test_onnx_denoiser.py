@@ -119,6 +119,8 @@ def test_what_is_built_into_a_bundle_is_known(tmp_path: Path) -> None:
     again = Bundle.open(tmp_path / "again")
     with pytest.raises(UserError, match="is an ONNX graph, which PyTorch does not run"):
         make(again, None)
+    with pytest.raises(UserError, match="is no pipeline"):  # the working folder is none; empty names nothing else
+        make(Bundle.open(tmp_path / "guided"), "")
 
 
 def test_a_null_that_is_an_array_is_not_guessed(tmp_path: Path) -> None:

@@ -170,6 +170,7 @@ def test_of_plans_that_somebody_has(tmp_path: Path, mixture: Denoiser) -> None:
         (f"{first},{second}", "2,3", "two that are called mine.json, of 3 evaluations"),
         (str(other), "2,3", "the plan was fitted to"),
         (str(first), "2", "has 3 evaluations: add 3 to --nfe"),
+        ("", "2,3", "--plans '' has an empty name"),
     ):
         with pytest.raises(UserError, match=said):
             run_main(study_command.main, *few, "--nfe", asked, "--plans", plans, "--out", str(tmp_path / "no"))

@@ -265,7 +265,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
             "own; leave it out, or add --schedule edm"
         )
     fits = arguments.solver == "auto" or find(arguments.solver).history is not None
-    for name in () if fits or chosen or arguments.refine or refits else ("fit_target", "history", "ridge"):
+    for name in () if fits else ("fit_target", "history", "ridge"):
         if getattr(arguments, name) != getattr(DEFAULTS, name):
             raise UserError(f"--{hyphens(name)} changes nothing: {arguments.solver} is a fixed solver; leave it out")
     asked = Settings(

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from edge_sampler.calibration.afs import mean_image
-from edge_sampler.calibration.candidates import grid_of, make_candidate, noises_of, race, scheme_of
+from edge_sampler.calibration.candidates import aims_of, grid_of, make_candidate, noises_of, race, scheme_of
 from edge_sampler.calibration.chosen_levels import choose, scout_of
 from edge_sampler.calibration.derivatives import derivative_cost
 from edge_sampler.calibration.evaluate.distributed import total
@@ -65,6 +65,7 @@ def fitted(
     view = viewer(settings.refine_on, model)  # says at once what cannot be
     if towards is not None:
         check_alike(model.spec, towards.spec)
+        check_unchanged(towards)
     check_unchanged(model)
     task = task_of(model, settings)
     solvers, schedule, target, afs = task.solvers, task.schedule, task.target, task.afs
@@ -76,7 +77,7 @@ def fitted(
     noises = noises_of(model, settings)
     meter = noises.network.meter
     mean = mean_image(noises, cache, progress) if afs else None
-    aims = noises if towards is None else noises.by(towards)
+    aims = noises if towards is None else aims_of(noises, model, towards, settings)
     if schedule == CHOSEN:
         choice = choose(aims, task.numbers, cache, progress, task.effort)
         grid, fine = choice.grid(mean, scout_of(solvers[0]) if len(solvers) == 1 else SCOUT), choice.fine
@@ -98,7 +99,7 @@ def fitted(
     for scheme in schemes:  # the best, unless its fit turns out to be of no use
         spent = task.candidate_cost(scheme.solver, len(noises), len(noises.heldout))
         with progress(f"{scheme.solver.name}, {settings.nfe} evaluations", spent) as meter.progress:
-            best = make_candidate(scheme, noises, fine, target, settings, cache)
+            best = make_candidate(scheme, noises, fine, target, settings, cache, aims)
         if largest_weight(best.plan) <= LARGEST_WEIGHT:
             break
     plan, error, errors = best.plan, best.rms_error, [best.error]
@@ -223,6 +224,7 @@ def usable(plan: Plan) -> Plan:
 
 def examples_of(model: Denoiser) -> tuple[int, ...]:
     """How many examples of the conditions a fit is made on, and how many others judge it; () where it has no rows."""
-    if callable(model.examples) or not model.examples:
+    if callable(model.examples) or not set(model.examples) & set(model.spec.called_with.conditions):
         return ()
-    return tuple(last - first for first, last in (model.rows(False), model.rows(True)))
+    fitted, held = model.rows(False), model.rows(True)
+    return fitted[1], (held[1] - held[0]) * (held != fitted)

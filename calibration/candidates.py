@@ -1,7 +1,7 @@
 """One candidate: a solver on a grid of noise levels, fitted and measured on the held-out noises."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +18,6 @@ from edge_sampler.calibration.settings import OWN, Settings
 from edge_sampler.calibration.solvers.base import Scheme, Solver, base_step
 from edge_sampler.calibration.trace import trace
 from edge_sampler.models.denoiser import Denoiser
-from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FittedStep
 from edge_sampler.runtime.plan import Plan
 
@@ -41,11 +40,16 @@ def noises_of(model: Denoiser, settings: Settings) -> Noises:
     return to_fit(model, settings.fit_batch, settings.heldout, settings.seed, settings.temperature)
 
 
+def aims_of(noises: Noises, model: Denoiser, towards: Denoiser, settings: Settings) -> Noises:
+    """The same noises, denoised by the model that a fit aims at, and told by its own encoder what ``model`` is told."""
+    others = to_fit(towards, settings.fit_batch, settings.heldout, settings.seed, settings.temperature, model)
+    return replace(others, network=replace(others.network, meter=noises.network.meter))
+
+
 def grid_of(model: Denoiser, schedule: str) -> Grid:
-    """The grids of one of ``SCHEDULES``, within the model's range, or its own. Raises UserError where it has none."""
+    """The grids of one of ``SCHEDULES``, within the model's range, or its own."""
     if schedule == OWN:
-        if model.own_levels is None:
-            raise UserError(f"--schedule {OWN}: {model.spec.name} brings no noise levels of its own")
+        assert model.own_levels, "task_of refuses others"
         return model.own_levels
     return lambda steps: SCHEDULES[schedule](steps, model.spec.sigma_min, model.spec.sigma_max)
 
@@ -76,10 +80,12 @@ def make_candidate(
     target: str,
     settings: Settings,
     cache: Cache = NO_CACHE,
+    aims: Noises | None = None,
 ) -> Candidate:
     """Fits the scheme, where it can be fitted, and measures its final images on the held-out noises.
 
-    ``fine`` has the same-noise solution at each of its noise levels: what the global target aims at.
+    ``fine`` has the same-noise solution at each of its noise levels: what the global target aims at. ``aims`` are the
+    noises by another model, where that one's fine steps are the local target.
     """
     goals = [fine[sigma] for sigma in scheme.sigmas[1:]]
 
@@ -90,10 +96,10 @@ def make_candidate(
         if scheme.solver.history is None:
             images = scheme.run(noises.heldout.network, x[heldout], base_step)
         else:
-            aims: Target = lambda index, state: goals[index]  # noqa: E731
+            aimed: Target = lambda index, state: goals[index]  # noqa: E731
             if target == "local":
-                aims = local_targets(scheme, noises.network, settings.fine_steps)
-            steps, images = fit(scheme, noises.network, x, aims, noises.fitting, settings.ridge, settings.paper)
+                aimed = local_targets(scheme, (aims or noises).network, settings.fine_steps)
+            steps, images = fit(scheme, noises.network, x, aimed, noises.fitting, settings.ridge, settings.paper)
             images = images[heldout]
         wrong = images - goals[-1][heldout]
         each = {str(i): np.array([step.error_before, step.error_after, *step.gamma]) for i, step in enumerate(steps)}

@@ -5,10 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from edge_sampler.calibration.afs import mean_image
 from edge_sampler.calibration.candidates import grid_of, scheme_of
+from edge_sampler.calibration.evaluate.distributed import total
+from edge_sampler.calibration.evaluate.network import NotFiniteError
 from edge_sampler.calibration.evaluate.noise_sets import Noises, to_judge
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS, cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
@@ -69,6 +72,8 @@ def judge(
 ) -> Judgement:
     """Measures the errors of a plan, and of DDIM, DPM-Solver++ (2M) and iPNDM, on noises that no fit has seen.
 
+    Noises have the temperature of the plan's fit.
+
     These same noises choose the best levels for the best of the three, which makes its error look smaller.
 
     Args:
@@ -87,7 +92,7 @@ def judge(
         >>> found.error == found.others["ddim on edm levels"], [*found.others][:2]
         (True, ['ddim on edm levels', 'dpmpp-2m on edm levels'])
     """
-    noises, goal = converged(model, count, progress, cache)
+    noises, goal = converged(model, count, progress, cache, plan.temperature)
     fixed, few = fixed_plans(model, plan.nfe, noises), noises.first(TRIED)
     usual = [on_levels(solver, model.spec.schedule) for solver in USUAL]
     spent = plan.nfe * (len(fixed) * min(TRIED, count) + (1 + len(usual) + FINAL) * count)
@@ -96,6 +101,8 @@ def judge(
         final = sorted(tried, key=lambda name: tried[name] if np.isfinite(tried[name]) else np.inf)[:FINAL]
         errors = {name: errors_of(fixed[name], noises, goal) for name in dict.fromkeys([*usual, *final])}
         error, median = errors_of(plan, noises, goal)
+    if not np.isfinite(error):
+        raise NotFiniteError(f"{plan.solver} ends in NaN or infinity on noises that no fit has seen: fit another plan")
     known = {name: both for name, both in errors.items() if np.isfinite(both[0])}
     shown = {*usual, min(known, key=lambda name: known[name][0], default="")}
     others = {name: known[name][0] for name in known if name in shown}
@@ -136,16 +143,27 @@ def errors_against_converged(
         return [error_of(plan, noises, goal) for plan in plans]
 
 
-def converged(model: Denoiser, count: int, progress: ProgressBars, cache: Cache) -> tuple[Noises, Tensor]:
+def converged(
+    model: Denoiser, count: int, progress: ProgressBars, cache: Cache, temperature: float = 1.0
+) -> tuple[Noises, Tensor]:
     """``count`` noises that judge, and this process's images [n, …] of them by very many steps."""
-    noises = to_judge(model, count)
+    noises = to_judge(model, count, temperature)
     with progress("converged solution", cost(1, REFERENCE_STEPS) * count) as noises.network.meter.progress:
         return noises, solution(noises, [model.spec.sigma_max], REFERENCE_STEPS, cache)[0.0]
 
 
 def errors_of(plan: Plan, noises: Noises, goal: Tensor) -> tuple[float, float]:
-    """RMS errors of the plan's images, and of the median one; ``goal`` [n or more, …] are the converged ones."""
-    wrong = sample(noises.network, noises.noise, plan) - goal[: len(noises)]
+    """RMS errors of the plan's images, and of the median one; ``goal`` [n or more, …] are the converged ones.
+
+    Both are infinite where a state runs away, so that the network's answer is not finite, in any process.
+    """
+    wrong, failed = torch.zeros_like(goal[: len(noises)]), np.zeros(1)
+    try:
+        wrong = sample(noises.network, noises.noise, plan) - goal[: len(noises)]
+    except NotFiniteError:
+        failed += 1
+    if total(failed)[0]:
+        return np.inf, np.inf
     return rms(wrong), float(np.median(image_errors(wrong).cpu().numpy()))
 
 

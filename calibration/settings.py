@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 
-from edge_sampler.calibration.evaluate.distributed import processes
+from edge_sampler.calibration.evaluate.noise_sets import SEEDS
 from edge_sampler.calibration.evaluate.reference import REFERENCE_STEPS
 from edge_sampler.calibration.fit import RIDGE
 from edge_sampler.calibration.schedules import SCHEDULES
@@ -27,10 +27,10 @@ BOUNDS = {  # the least and the largest value of a setting
     "nfe": (1, 1000),  # of a graph that has the network so many times
     "fine_steps": (2, MOST_STEPS),
     "reference_steps": (1, MOST_STEPS),
-    "fit_batch": (1, MOST_NOISES),
-    "heldout": (1, MOST_NOISES),
+    "fit_batch": (2, SEEDS // 2),
+    "heldout": (2, SEEDS // 2),
     "ridge": (0, float("inf")),
-    "seed": (0, 2**63 - 1),
+    "seed": (0, 2**63 // SEEDS - 1),
     "refine": (0, MOST_STEPS),
 }
 
@@ -129,9 +129,6 @@ class Settings:
                 raise UserError(f"{hyphens(name)} is {value}; it must be at most {most:,}")
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"temperature is {self.temperature}; it must be above 0 and finite")
-        for name in ("fit_batch", "heldout"):
-            if (noises := getattr(self, name)) < processes():
-                raise UserError(f"{hyphens(name)} is {noises}: {processes()} processes need one noise each, or more")
         if self.schedule not in (*SCHEDULES, CHOSEN, OWN, None):
             raise UserError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}, {CHOSEN}, {OWN}")
         if self.fit_target not in (*TARGETS, None):

@@ -8,7 +8,7 @@ from edge_sampler.calibration.chosen_levels import START, USUAL, Effort, choice_
 from edge_sampler.calibration.evaluate.reference import cost, local_cost
 from edge_sampler.calibration.refinement import MEMORY, iteration_cost, noise_bytes, number_of_turns
 from edge_sampler.calibration.scout import SCOUT
-from edge_sampler.calibration.settings import AUTO, CHOSEN, Settings
+from edge_sampler.calibration.settings import AUTO, CHOSEN, OWN, Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Solver
 from edge_sampler.models.denoiser import Denoiser
@@ -77,6 +77,8 @@ class Task:
 def task_of(model: Denoiser, settings: Settings) -> Task:
     auto, spec = settings.solver == "auto", model.spec
     schedule, afs = settings.schedule or (CHOSEN if auto else spec.schedule), afs_of(spec, settings)
+    if schedule == OWN and model.own_levels is None:
+        raise UserError(f"--schedule {OWN}: {spec.name} brings no noise levels of its own")
     refines = auto and schedule == CHOSEN and derivative_bytes(spec, settings.nfe, afs) <= MEMORY
     several = [SCOUT] if refines else [find(name) for name in AUTO]  # refined, all of them end alike
     solvers = several if auto else [find(settings.solver)]

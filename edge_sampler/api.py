@@ -11,6 +11,7 @@ from edge_sampler.calibration.settings import Settings
 from edge_sampler.export.build_engine import engine_for
 from edge_sampler.export.extend import Additions, add
 from edge_sampler.export.sign import Signer
+from edge_sampler.models.arguments import check_kinds
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.families.base import Lora, Options
 from edge_sampler.models.loading import load
@@ -103,7 +104,9 @@ def fit(
         raise UserError(f"{', '.join(given)} beside settings: give either, since settings say all of a fit")
     if settings is None and nfe is None:
         raise UserError("give either nfe or settings")
-    return calibrate(model, settings or Settings(**given), progress, Cache(Path(cache)) if cache else NO_CACHE, towards)
+    settings = settings or Settings(**given)
+    check_kinds({"settings": settings, "model": model, "towards": towards}, fit)
+    return calibrate(model, settings, progress, Cache(Path(cache)) if cache else NO_CACHE, towards)
 
 
 def add_engine(

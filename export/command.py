@@ -12,6 +12,7 @@ python -m export sign --help        # signs a bundle
 """
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from edge_sampler.export.engine_command import add_engine_arguments, additions_o
 from edge_sampler.export.extend import add, profile_of
 from edge_sampler.export.facts import sample_command
 from edge_sampler.export.form import Form, output_of
-from edge_sampler.export.refitted import refitted
+from edge_sampler.export.refitted import REFIT, refitted
 from edge_sampler.export.sign import add_sign, signer
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import Screen, bar
@@ -128,8 +129,9 @@ def main() -> None:
     Screen().print(summary(model, plan, exported, judgement))
     bundle = Bundle.open(out)
     print(f"{out}: look at report.html; run it with `{sample_command(bundle)}`")
+    refit = partial(refitted, model, cache(arguments), like=replace(REFIT, refine_on=arguments.refine_on))
     if additions:  # if that fails, the bundle stays: `python -m export engine` can add to it without another fit
-        Screen().print(add(bundle, additions, partial(refitted, model, cache(arguments)), sign))
+        Screen().print(add(bundle, additions, refit, sign))
 
 
 def check_plan(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

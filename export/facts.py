@@ -38,6 +38,8 @@ def sample_command(bundle: Bundle) -> str:
     given = [f" --condition {name}=0" for name, one in known.items() if one.choices]
     given += [f' --condition {name}="…"' for name, one in known.items() if one.text and one.text.must_be_given]
     given += [" --condition FILE.npz"] * any(not one.text and not one.choices for one in known.values())
+    if temperature := bundle.manifest.get("temperature"):
+        given.append(f" --temperature {temperature:g}")
     return f"python -m runtime sample {shlex.quote(str(bundle.folder))} --seeds 0-63{''.join(given)} --out {file}"
 
 

@@ -122,7 +122,8 @@ def write_sampler(bundle: Bundle, plan: Plan, path: Path) -> None:
 def feed_to_fit(bundle: Bundle, values: int) -> dict[str, np.ndarray]:
     """The sampler's inputs of noises that plans are fitted on, as many as have so many values, 4 to 64."""
     count = number_of_samples(bundle, values)
-    return feed_of(bundle, range(count), bundle.examples(count, held=False), CALIBRATION_STREAM)
+    examples = bundle.examples(count, held=False)
+    return feed_of(bundle, range(count), examples, CALIBRATION_STREAM, bundle.plan.temperature)
 
 
 def effects_of(bundle: Bundle, exact: Path, precision: str, largest: Mapping[str, float]) -> dict[str, float]:

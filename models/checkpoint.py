@@ -72,10 +72,15 @@ def shapes_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, shapes and float32 values in sorted order: identifies weights, whatever file they came in."""
+    """SHA-256 of names, shapes and float32 values in sorted order: identifies weights, whatever file they came in.
+
+    A complex number is two.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        values = np.ascontiguousarray(tensors[name].detach().to("cpu", torch.float32).numpy())
+        tensor = tensors[name].detach()
+        numbers = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+        values = np.ascontiguousarray(numbers.to("cpu", torch.float32).numpy())
         digest.update(f"{name} {list(values.shape)}\n".encode())
         digest.update(values.data)
     return digest.hexdigest()

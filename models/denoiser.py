@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edge_sampler.models.examples import HELD, STREAM, Examples, made_by
 from edge_sampler.models.precond import Preconditioning
 from edge_sampler.models.spec import ModelSpec, digest
 from edge_sampler.runtime.condition import CLASSES, Condition
@@ -15,9 +16,7 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.text import tokenized
 
-Examples = Mapping[str, Any] | Callable[[Sequence[int]], Mapping[str, np.ndarray]]
 Levels = Callable[[int], list[float]]  # so many noise levels, from the highest down, then 0
-HELD = 4  # one in so many of a model's examples is held out of the fit
 
 
 class Denoiser(nn.Module):
@@ -95,14 +94,14 @@ class Denoiser(nn.Module):
             if one.choices:
                 drawn[name] = np.array([rng.integers(one.choices) for rng in rngs], np.int64)
         if named:
-            drawn |= self._examples(seeds, rngs, held, tuple(named))
+            drawn |= self._examples([seed + stream * STREAM for seed in seeds], rngs, held, tuple(named))
         return drawn
 
     def _examples(
         self, seeds: Sequence[int], rngs: Sequence[np.random.Generator], held: bool | None, names: tuple[str, ...]
     ) -> Mapping[str, np.ndarray]:
         if callable(self.examples):
-            made = self.examples(list(seeds))
+            made = made_by(self.examples, list(seeds))
             self._have(names, made)
             return {name: np.asarray(made[name]) for name in names}
         self._have(names, self.examples)
@@ -233,7 +232,7 @@ class Preconditioned(Denoiser):
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1)
         c = self.preconditioning.coefficients(sigma)
         places, names = self.told(conditions, x.device)
-        predicted = self.model(per_sample(c.c_in, x) * x, c.c_noise, *places, **names)
+        predicted = self.model(per_sample(c.c_in, x) * x, c.c_noise.clone(), *places, **names)  # it may write into both
         if predicted.shape[1] == 2 * x.shape[1]:
             predicted = predicted[:, : x.shape[1]]
         return per_sample(c.c_skip, x) * x + per_sample(c.c_out, x) * predicted

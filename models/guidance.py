@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from edge_sampler.models.arguments import check_kinds
 from edge_sampler.models.denoiser import Denoiser, Wrapped, null_of
 from edge_sampler.models.spec import ModelSpec, digest
 from edge_sampler.runtime.condition import Condition
@@ -141,9 +142,9 @@ class Guided(Wrapped):
     def __init__(self, model: Denoiser, branches: Sequence[Branch], guidance: float, one_batch: bool) -> None:
         self.parts, self.one_batch, spec = tuple(branches), one_batch, model.spec
         check_branches(spec, self.parts)
-        facts = spec.architecture
-        if self.parts != classifier_free(model, guidance):  # which the scale tells
-            facts = digest(["guided", spec.architecture, [asdict(part) for part in self.parts]])
+        facts, settled = spec.architecture, settled_before(model)
+        if settled or self.parts != classifier_free(model, guidance):  # which the scale tells
+            facts = digest(["guided", spec.architecture, [asdict(part) for part in self.parts], *settled])
         scale = guidance * spec.guidance  # guidance of a guided model: the scales multiply
         super().__init__(model, guidance=scale, branches=len(self.parts) * spec.branches, architecture=facts)
 
@@ -187,6 +188,15 @@ class Guided(Wrapped):
         told = {name: value for name in names if (value := conditions.get(name)) is not None}
         known = self.spec.inputs.conditions
         return {name: null_of(known[name], tuple(value.shape[1:]), x.device) for name, value in told.items()}
+
+
+def settled_before(model: Denoiser) -> list[str]:
+    """The conditions with a null that are built in already: no branch nulls them, as it would the other way round."""
+    root = model
+    while isinstance(root, Wrapped):
+        root = root.model
+    nulls = [name for name, one in root.spec.inputs.conditions.items() if one.null is not None]
+    return [name for name in nulls if name in model.spec.built_in]
 
 
 def check_branches(spec: ModelSpec, branches: Sequence[Branch]) -> None:
@@ -235,6 +245,7 @@ def guided(model: Denoiser, scale: float, one_batch: bool = True) -> Denoiser:
         >>> guided.spec.title, guided.spec.branches
         ('edm-fashion-cond, guidance 2', 2)
     """
+    check_kinds({"model": model, "scale": scale}, guided)
     if not abs(scale) < float("inf"):
         raise UserError(f"guidance is {scale}; it must be a finite number")
     if any(one.text for one in model.spec.called_with.conditions.values()):

@@ -11,13 +11,14 @@ from torch import nn
 
 from edge_sampler.models.arguments import check_kinds, check_plain, preconditioning_of
 from edge_sampler.models.checkpoint import weights_sha256
-from edge_sampler.models.denoiser import Denoiser, Examples, Preconditioned, Seen
+from edge_sampler.models.denoiser import Denoiser, Preconditioned, Seen
+from edge_sampler.models.examples import STREAM, Examples, made_by
 from edge_sampler.models.precond import PRECONDITIONINGS, Preconditioning
 from edge_sampler.models.probe import check_denoiser, drawn, probe, try_extremes
 from edge_sampler.models.source_code import code_of
 from edge_sampler.models.spec import digest
 from edge_sampler.models.unchanged import numbers_of, parameters_of
-from edge_sampler.runtime.condition import Axis, Condition, class_labels
+from edge_sampler.runtime.condition import CLASSES, Axis, Condition, class_labels
 from edge_sampler.runtime.errors import UserError, is_line
 from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.text import tokenized
@@ -110,7 +111,7 @@ def adapt(
         axes: for each name in a shape, its smallest, usual and largest size, and the step that sizes are multiples of,
             where there is one: (16, 64, 512) or (16, 64, 512, 8).
         examples: values of the caller's inputs, to fit and to judge on: arrays [rows, …] by name, or a function from a
-            list of seeds to such arrays. For a text condition, a list of texts.
+            list of seeds, whole numbers from 0 on, to such arrays. For a text condition, a list of texts.
         encoder: a stage before the loop, which becomes part of the sampler's graph.
         decoder: a stage after the loop, which becomes part of it too.
         output: the name of the samples, if there is no decoder; by default "images" for pictures [1 or 3, H, W], else
@@ -150,6 +151,8 @@ def adapt(
         raise UserError(str(error)) from error
     if not is_line(licence):
         raise UserError(f"licence is {licence!r:.40}; it must be a line of text")
+    if CLASSES in (conditions or {}):
+        raise UserError(f"{CLASSES} is what classes=K makes, rows in third place: give the condition another name")
     preconditioning = preconditioned(precond, arguments, sigma_min, sigma_max)
     sizes = {name: Axis.read(sizes) for name, sizes in (axes or {}).items()}
     if isinstance(shape, str) or not isinstance(shape, Sequence | np.ndarray) or not len(shape):
@@ -244,7 +247,7 @@ def with_examples(model: Denoiser, examples: Examples) -> None:
 def give_examples(model: Denoiser, examples: Examples) -> None:
     """The same, for a model that is not asked what it answers: it will be, or others have."""
     wanted = model.spec.called_with
-    made = examples([0, 1]) if callable(examples) else examples
+    made = made_by(examples, [0, 4 * STREAM - 1]) if callable(examples) else examples
     if not isinstance(made, Mapping):
         raise UserError(f"examples are of type {type(made).__name__}: give arrays by name, or a function of seeds")
     defaults = tokenized(wanted.conditions, {})

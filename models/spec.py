@@ -117,7 +117,8 @@ def check_alike(one: ModelSpec, other: ModelSpec) -> None:
     """Raises UserError where one model cannot stand for the other: of other data, conditions or noise levels."""
 
     def told(spec: ModelSpec) -> tuple[Any, ...]:
-        conditions = {name: (given.shape, given.dtype) for name, given in spec.inputs.conditions.items()}
+        named = {**spec.called_with.conditions, **spec.inputs.conditions}
+        conditions = {name: (given.shape, given.dtype) for name, given in named.items()}
         return spec.inputs.shape, spec.inputs.axes, conditions, spec.sigma_min, spec.sigma_max
 
     if told(one) != told(other):

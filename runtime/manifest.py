@@ -61,6 +61,7 @@ FORM = {
     "solver": str,
     "nfe": int,
     "plan_sha256": SHA256,
+    "temperature?": float,
     "tools": {"*": str},
     "parity?": [{"stage": str, "largest": float, "rms": float}],
     "judged?": {

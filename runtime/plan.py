@@ -102,6 +102,11 @@ class Plan:
         """Number of network (function) evaluations."""
         return len(self.sigmas)
 
+    @property
+    def temperature(self) -> float:
+        """What scales the noise of the samples for which it was fitted."""
+        return float(self.report.settings.get("temperature", 1.0)) if self.report else 1.0
+
     @cached_property
     def sha256(self) -> str:
         """Tells the sampler: of the noise levels, the table and the mean, not of names or reports."""

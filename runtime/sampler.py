@@ -178,8 +178,9 @@ def checked_seeds(seeds: Sequence[int]) -> list[int]:
 
 
 def feed_of(
-    bundle: Bundle, seeds: Sequence[int], conditions: Mapping[str, Any], stream: int = 0
+    bundle: Bundle, seeds: Sequence[int], conditions: Mapping[str, Any], stream: int = 0, temperature: float = 1.0
 ) -> dict[str, np.ndarray]:
-    """The graph's inputs for these seeds: noise [n, *shape] of that stream, and each condition [n, …]."""
+    """The graph's inputs for these seeds: noise [n, *shape] of that stream, scaled, and each condition [n, …]."""
     values, sizes = bundle.inputs.check(conditions, len(seeds))
-    return {"noise": unit_noise(seeds, bundle.inputs.sized(sizes=sizes), stream), **values}
+    noise = unit_noise(seeds, bundle.inputs.sized(sizes=sizes), stream)
+    return {"noise": noise * np.float32(temperature), **values}

@@ -35,6 +35,8 @@ def test_add_engine_refuses_in_one_line(arguments: dict[str, Any], says: str, tm
         ({"solver": "auto", "refine": 0}, "^solver, refine beside settings: give either"),
         ({"settings": None}, "^give either nfe or settings$"),
         ({"settings": None, "nfe": 0}, "^nfe is 0; it must be at least 1$"),
+        ({"settings": {"nfe": 2}}, "^settings is {'nfe': 2}; it must be an object of class Settings"),
+        ({}, "^model is None; it must be an object of class Denoiser"),
     ],
 )
 def test_fit_takes_settings_or_options_of_its_own(arguments: dict[str, Any], says: str) -> None:

@@ -216,7 +216,7 @@ def test_calibration_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
 
 
 def test_reference_steps_that_nothing_takes_are_refused(tmp_path: Path) -> None:
-    fit = ("--model", "edm-digits", "--nfe", "2", "--fit-batch", "2", "--heldout", "1", "--reference-steps", "12")
+    fit = ("--model", "edm-digits", "--nfe", "2", "--fit-batch", "2", "--heldout", "2", "--reference-steps", "12")
     for command in ("calibration", "export"):
         for schedule in ((), ("--solver", "iia-ddim", "--schedule", "chosen")):
             assert_one_line(run_here(tmp_path, command, *fit, *schedule), "chosen levels have fine steps of their own")

@@ -80,7 +80,10 @@ def share(seeds: range) -> list[int]:
     """This process's part of the seeds: whole blocks in turn, or single seeds where there are too few blocks.
 
     A network's float32 results depend on what else is in the batch, so blocks that stay together give the same sums.
+    Raises UserError where there are fewer than processes.
     """
+    if len(seeds) < processes():
+        raise UserError(f"{len(seeds)} noises are too few: {processes()} processes need one each, or more")
     size = BLOCK if len(seeds) >= BLOCK * processes() else 1
     return [seed for place, seed in enumerate(seeds) if place // size % processes() == rank()]
 

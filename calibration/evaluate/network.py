@@ -75,15 +75,17 @@ class Network:
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         denoised, threads = torch.empty_like(x), self.threads(x, sigma)
-        models = self.replicas.of(self.model)[:threads]
-        size = self.samples_in_a_call(x, sigma, len(models), threads)
-        parts = [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
 
         def call(model: Denoiser, part: slice) -> Tensor:
             rows = torch.arange(part.start, part.stop, device=x.device)
             told = {name: value[rows % len(value)] for name, value in self.conditions.items()}
             return denoise(model, x[part], sigma, told)
 
+        models = [self.model]
+        if min(threads, len(x)) > 1:
+            models = self.replicas.of(self.model, lambda model, row: call(model, slice(row, row + 1)))[:threads]
+        size = self.samples_in_a_call(x, sigma, len(models), threads)
+        parts = [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
         with in_float32():
             for part, made in zip(parts, run(call, models, parts, threads), strict=True):
                 denoised[part] = made

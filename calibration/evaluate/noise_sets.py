@@ -53,10 +53,6 @@ class Noises:
         """The same, denoised by ``evaluations`` in turn where a sampler runs."""
         return replace(self, network=replace(self.network, evaluations=tuple(evaluations)))
 
-    def by(self, model: Denoiser) -> "Noises":
-        """The same, denoised by another model."""
-        return replace(self, network=replace(self.network, model=model))
-
     @property
     def heldout(self) -> "Noises":
         return self.part(slice(self.fitting, None))
@@ -82,24 +78,35 @@ class Noises:
         }
 
 
-def to_fit(model: Denoiser, batch: int, heldout: int, seed: int, temperature: float = 1.0) -> Noises:
-    """This process's share of ``batch`` noises to fit on and of ``heldout`` more, times ``temperature``."""
+def to_fit(
+    model: Denoiser, batch: int, heldout: int, seed: int, temperature: float = 1.0, drawn_by: Denoiser | None = None
+) -> Noises:
+    """This process's share of ``batch`` noises to fit on and of ``heldout`` more, times ``temperature``.
+
+    ``drawn_by`` is whose examples the conditions are, where ``model`` has none, or others.
+    """
     first = seed * SEEDS
     fitting = share(range(first, first + batch))
     kept = share(range(first + SEEDS // 2, first + SEEDS // 2 + heldout))
-    return _noises(model, fitting, kept, CALIBRATION_STREAM, temperature)
+    return _noises(model, fitting, kept, CALIBRATION_STREAM, temperature, drawn_by)
 
 
-def to_judge(model: Denoiser, count: int) -> Noises:
-    """This process's share of ``count`` noises that no fit sees."""
-    return _noises(model, [], share(range(count)), CHECK_STREAM)
+def to_judge(model: Denoiser, count: int, temperature: float = 1.0) -> Noises:
+    """This process's share of ``count`` noises that no fit sees, times ``temperature``."""
+    return _noises(model, [], share(range(count)), CHECK_STREAM, temperature)
 
 
 def _noises(
-    model: Denoiser, fitting: Sequence[int], heldout: Sequence[int], stream: int, temperature: float = 1.0
+    model: Denoiser,
+    fitting: Sequence[int],
+    heldout: Sequence[int],
+    stream: int,
+    temperature: float = 1.0,
+    drawn_by: Denoiser | None = None,
 ) -> Noises:
     """Conditions are drawn by seed too, so that a sample is the same in any set; held-out ones are other examples."""
-    drawn = [model.draw_raw(seeds, stream, held) for seeds, held in ((fitting, False), (heldout, True)) if len(seeds)]
+    asked = ((fitting, False), (heldout, True))
+    drawn = [(drawn_by or model).draw_raw(seeds, stream, held) for seeds, held in asked if len(seeds)]
     seeds = [*fitting, *heldout]
     raw = {name: np.concatenate([values[name] for values in drawn]) for name in drawn[0]}
     checked, sizes = model.spec.called_with.check(raw, len(seeds))

@@ -14,30 +14,39 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from edge_sampler.models.denoiser import Denoiser
 
+SAME = 1e-6  # relative and absolute: a copy's answers differ by less, if at all
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 class Replicas:
-    """Copies of models that share their weights: what a network notes in its own attributes, others do not see."""
+    """Copies of models that share their parameters: what a network notes in itself, others do not see."""
 
     def __init__(self) -> None:
         self.known: dict[Denoiser, list[Denoiser]] = {}
 
-    def of(self, model: Denoiser) -> list[Denoiser]:
-        """The model and its copies, one for each of PyTorch's threads.
+    def of(self, model: Denoiser, answer: Callable[[Denoiser, int], Tensor]) -> list[Denoiser]:
+        """The model and its copies, one for each of PyTorch's threads; ``answer(model, k)`` asks one of sample 0 or 1.
 
-        The model is alone on a GPU, and where Python cannot copy it: a session of ONNX Runtime, for example.
+        The model is alone on a GPU, where Python cannot copy it (a session of ONNX Runtime, for example), and where a
+        copy might not be one: its functions are the model's, and may note in the model what the copy then reads. So
+        hooks exclude copies, and a copy has to answer as the model does that was asked of another sample last.
         """
         if model not in self.known:
             made = self.known[model] = [model]
-            shared = [*model.parameters(), *model.buffers(), model.examples]
+            shared = [*model.parameters(), model.examples]
+            hooked = any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
             with suppress(Exception):  # whatever somebody's class raises
-                while len(made) < torch.get_num_threads() and model.device.type == "cpu":
-                    made.append(deepcopy(model, {id(one): one for one in shared}))
+                while len(made) < torch.get_num_threads() and model.device.type == "cpu" and not hooked:
+                    copy = deepcopy(model, {id(one): one for one in shared})
+                    answer(model, 0)
+                    if not torch.allclose(answer(copy, 1), answer(model, 1), SAME, SAME, equal_nan=True):
+                        break
+                    made.append(copy)
         return self.known[model]
 
 

@@ -20,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordPieceTrainer
 from torch import Tensor
 
-from edge_sampler.models.denoiser import HELD as HELD_EXAMPLES
+from edge_sampler.models.examples import HELD as HELD_EXAMPLES
 from edge_sampler.models.zoo import CAPTIONS, TOKENIZER
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import writable

@@ -103,6 +103,6 @@ def test_a_race_and_a_refinement_cost_what_they_ask(mixture: Denoiser) -> None:
 
 @pytest.mark.parametrize("afs", [False, True])
 def test_derivatives_are_by_all_numbers_of_a_table(afs: bool, mixture: Denoiser) -> None:
-    plan = calibrate(mixture, Settings(4, "ddim", afs=afs, fit_batch=2, heldout=1))
+    plan = calibrate(mixture, Settings(4, "ddim", afs=afs, fit_batch=2, heldout=2))
     values = math.prod(mixture.spec.shape)
     assert derivative_bytes(mixture.spec, 4, afs) == noise_bytes(len(parameters(plan)), 4, values, values)

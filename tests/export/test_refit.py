@@ -234,21 +234,25 @@ def test_an_export_refits_with_its_own_model_and_says_first_what_that_takes(
 ) -> None:
     few(monkeypatch, tmp_path / "cache")
     monkeypatch.setenv("COLUMNS", "200")
-    models = []
+    models, views = [], []
 
-    def recorded(model: object, *arguments: object) -> object:
+    def recorded(model: object, *arguments: object, like: Settings) -> object:
         models.append(model)
+        views.append(like.refine_on)
         return refitted.refitted(model, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr("edge_sampler.export.command.refitted", recorded)
     command = ("--model", "edm-digits", "--nfe", "2", "--solver", "ddim", "--check", "0", "--temperature", "0.9")
+    command += ("--refine", "1", "--refine-on", "features", "--fit-batch", "8", "--heldout", "8")
     run_main(export_main, *command, "--out", str(tmp_path / "b"), "--precision", "int8", "--refit")
     shown = capsys.readouterr()
-    assert shown.err.index("the refit takes at most ") < shown.err.index("refinement 1 of up to 1")
+    assert shown.err.index("the refit takes at most ") < shown.err.rindex("refinement 1 of up to 1")
     assert "refitted: geometric mean of errors against the converged solution" in " ".join(shown.out.split())
     bundle = Bundle.open(tmp_path / "b")
     assert bundle.plan_of("int8").report is not None
     assert models[0].spec.fingerprint == bundle.manifest["model"]["fingerprint"]  # type: ignore[attr-defined]
+    assert views == ["features"]
+    assert bundle.manifest["temperature"] == 0.9
 
 
 def test_a_killed_refit_is_taken_up(refit: Refit, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -303,3 +303,9 @@ def test_values_that_share_a_byte_are_refused(tmp_path: Path) -> None:
         UserError, match=r"'a' holds torch.float4_e2m1fn_x2, which is not read: store its values in float32"
     ):
         checkpoint.read(tmp_path / "a.pt")
+
+
+def test_complex_weights_are_told_apart_by_both_parts() -> None:
+    one, other = torch.tensor([1 + 2j]), torch.tensor([1 + 3j])
+    assert checkpoint.weights_sha256({"w": one}) != checkpoint.weights_sha256({"w": other})
+    assert checkpoint.weights_sha256({"w": one.conj()}) == checkpoint.weights_sha256({"w": torch.tensor([1 - 2j])})

@@ -160,3 +160,13 @@ def test_what_would_change_nothing_is_refused(options: str, message: str) -> Non
     add_model_arguments(parser)
     with pytest.raises(UserError, match=message):
         load_model(parser.parse_args(["--model", "edm-fashion-cond", *options.split()]))
+
+
+def test_guidance_of_what_is_built_in_is_another_model(model: Denoiser) -> None:
+    """A condition that is built in first is not nulled in the second branch; built in last, it is."""
+    text = [1.0, 2.0, 3.0, 4.0]
+    last = edge_sampler.built_in(edge_sampler.guided(model, 3.0), "text", text)
+    first = edge_sampler.guided(edge_sampler.built_in(model, "text", text), 3.0)
+    x, told = drawn(model)
+    assert (last(x, 1.0, image=told["image"]) - first(x, 1.0, image=told["image"])).abs().max() > 0.01
+    assert first.spec.fingerprint != last.spec.fingerprint

@@ -1,13 +1,17 @@
 """The contract's own parts: preconditionings, a class and guidance built in."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import edge_sampler
 from edge_sampler import models
+from edge_sampler.calibration.calibrate import examples_of
+from edge_sampler.calibration.evaluate.noise_sets import to_fit, to_judge
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser, Preconditioned
 from edge_sampler.models.precond import (
@@ -147,3 +151,49 @@ def test_classes_and_guidance_that_cannot_be(tiny: Denoiser, digits: Denoiser) -
         conditioned(tiny, guidance=2.0, null_class=99)
     with pytest.raises(UserError, match="guidance is inf"):
         conditioned(tiny, guidance=float("inf"), null_class=0)
+
+
+class Overwrites(nn.Module):
+    """Writes into all that it is given."""
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        return x.mul_(0.5) + noise.mul_(0.01).reshape(-1, 1)
+
+
+def test_a_network_may_write_into_what_it_is_given() -> None:
+    model = edge_sampler.adapt(Overwrites(), (2,))
+    x, sigma = torch.ones(1, 2), torch.tensor(2.0)
+    assert torch.equal(model(x, sigma), model(x, 2.0))
+    assert (sigma.item(), x[0, 0].item()) == (2.0, 1.0)
+
+
+class Told(nn.Module):
+    def forward(self, x: Tensor, noise: Tensor, to: Tensor) -> Tensor:
+        return 0.5 * (x + to)
+
+
+CONDITIONS = {"to": edge_sampler.Condition((1,))}
+
+
+def test_examples_by_a_function_judge_by_others_than_fit() -> None:
+    def by_seed(seeds: Sequence[int]) -> dict[str, np.ndarray]:
+        return {"to": np.array([[np.random.RandomState(seed).normal()] for seed in seeds], np.float32)}
+
+    model = edge_sampler.adapt(Told(), (1,), conditions=CONDITIONS, examples=by_seed)
+    fitted, judged = to_fit(model, 4, 2, 0).network.conditions["to"], to_judge(model, 4).network.conditions["to"]
+    assert not set(fitted.flatten().tolist()) & set(judged.flatten().tolist())
+
+
+def test_examples_by_a_function_that_fails_are_refused_at_once() -> None:
+    rows = np.zeros((1000, 1), np.float32)
+    with pytest.raises(UserError, match=r"examples failed for seeds such as \d{10} \(IndexError.*take row"):
+        edge_sampler.adapt(Told(), (1,), conditions=CONDITIONS, examples=lambda seeds: {"to": rows[seeds]})
+
+
+@pytest.mark.parametrize(("rows", "told"), [(3, (3, 0)), (4, (3, 1)), (8, (6, 2))])
+def test_a_report_tells_the_examples_that_judge(rows: int, told: tuple[int, int]) -> None:
+    model = edge_sampler.adapt(
+        Told(), (1,), conditions=CONDITIONS, examples={"to": np.arange(rows, dtype=np.float32)[:, None]}
+    )
+    assert examples_of(model) == told
+    assert examples_of(edge_sampler.built_in(model, "to", [1.0])) == ()

@@ -281,3 +281,8 @@ def test_a_solver_that_fails_from_a_flows_first_level_is_refused(solver: str) ->
         calibrate(model, Settings(5, solver))
     for sound in ("ddim", "ipndm", "unipc", "deis", "dpmpp-2m"):
         assert calibrate(model, Settings(5, sound)).nfe == 5
+
+
+def test_a_condition_cannot_be_called_as_classes_are() -> None:
+    with pytest.raises(UserError, match="class_labels is what classes=K makes"):
+        edge_sampler.adapt(Flow(), (1, 8, 8), conditions={"class_labels": edge_sampler.Condition((4,))})

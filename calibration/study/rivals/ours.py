@@ -11,6 +11,7 @@ from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.refinement import TURN
 from edge_sampler.calibration.study.rivals.contest import Contest
 from edge_sampler.calibration.task import task_of
+from edge_sampler.calibration.views import PIXELS, viewer
 from edge_sampler.runtime.plan import Plan, nested
 from edge_sampler.runtime.scratch import scratch
 
@@ -41,6 +42,8 @@ def made(contest: Contest, iterations: int) -> Plan:
 
     task = task_of(model, settings)
     told = {"what": f"auto, refined by {task.iterations}", "settings": vars(settings)}
+    if iterations and settings.refine_on != PIXELS.key:  # a name tells no function
+        told["view"] = viewer(settings.refine_on, model).key
     kept = contest.recall(told | {"turn": TURN, "search": vars(task.effort)}, task.cost(), fit)
     rows = tuple(tuple(kept[str(k)].tolist()) for k in range(contest.nfe + 1))
     mean = nested(kept["mean"]) if kept["mean"].size else ()

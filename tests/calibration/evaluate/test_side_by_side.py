@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from edge_sampler import models
 from edge_sampler.calibration.evaluate.network import WORTH, Network
 from edge_sampler.calibration.evaluate.side_by_side import Replicas
+from edge_sampler.models.denoiser import Wrapped
 from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
 
@@ -55,7 +56,7 @@ def test_a_call_does_not_see_what_another_notes() -> None:
 def test_copies_share_the_weights_and_the_examples() -> None:
     model = models.adapt(Noting(), (5,))
     model.examples = {"none": [1]}
-    first, second = Replicas().of(model)
+    first, second = Replicas().of(model, lambda one, row: torch.full((1,), float(row)))
     assert first is model
     assert second is not model
     assert second.examples is model.examples
@@ -74,6 +75,49 @@ class Locked(nn.Module):
         torch.linalg.svd(torch.randn(100, 100))
         self.lock.release()
         return x / 2
+
+
+class Hooked(nn.Module):
+    """Reads what a hook has noted: on the first of all copies, since a copied function is the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.seen = nn.Identity(), torch.empty(0)
+        self.inner.register_forward_hook(lambda module, taken, made: setattr(self, "seen", made))
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        self.inner(x)
+        return 0.5 * self.seen
+
+
+class Kept(Hooked):
+    """The same by a function that it keeps."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.seen = torch.empty(0)
+        self.inner = lambda x: setattr(self, "seen", x)
+
+
+class Workspace(nn.Module):
+    """Computes in a buffer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("work", torch.zeros(32, 5))
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        work = self.get_buffer("work")[: len(x)]
+        work.copy_(x)
+        if len(x) == 32:
+            BOTH.wait()
+        return 0.5 * work
+
+
+@pytest.mark.parametrize("network", [Hooked(), Kept(), Workspace()], ids=lambda one: type(one).__name__)
+def test_what_a_network_notes_elsewhere_is_not_mixed(network: nn.Module) -> None:
+    x = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(denoised(network, x), x / 2, atol=1e-6, rtol=0)
 
 
 def test_a_network_that_cannot_be_copied_is_called_once_at_a_time() -> None:
@@ -126,9 +170,17 @@ def test_an_error_of_a_call_is_the_callers() -> None:
 @pytest.mark.parametrize(("samples", "threads"), [(1, 1), (2, 1), (3, 1), (4, 2), (100, 2)])
 def test_few_samples_of_a_small_network_are_for_one_thread(samples: int, threads: int) -> None:
     """More would wait for each other longer than they compute."""
-    network, used = Network(models.load("edm-digits")), list[int]()
+    used = list[int]()
+
+    class Observed(Wrapped):
+        def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Tensor | None) -> Tensor:
+            used.append(torch.get_num_threads())
+            return self.model(x, sigma)
+
+    network = Network(Observed(models.load("edm-digits")))
     network.meter.sample_bytes = WORTH // 2
-    network.model.register_forward_pre_hook(lambda *_: used.append(torch.get_num_threads()))
+    network(torch.zeros(4, 1, 8, 8).double(), 1.0)  # copies are made, and tried
+    used.clear()
     network(torch.zeros(samples, 1, 8, 8).double(), 1.0)
     side_by_side = len(used) if samples < 100 else 2
     assert sum(used[:side_by_side]) == threads

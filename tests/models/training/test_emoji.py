@@ -5,7 +5,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from edge_sampler.models.denoiser import HELD
+from edge_sampler.models.examples import HELD
 from edge_sampler.models.training import emoji
 from edge_sampler.models.zoo import CAPTIONS, ZOO
 

@@ -122,12 +122,14 @@ def export_graphs(model: Denoiser) -> Graphs:
     """
     device = model.device
     model.cpu()
-    denoiser, encoder, decoder = export_denoiser(model), export_encoder(model), export_decoder(model)
-    for graph in (denoiser, encoder, decoder):
-        if graph is not None:
-            simplify(graph)
-    check_graphs(model, denoiser, encoder, decoder)
-    model.to(device)
+    try:
+        denoiser, encoder, decoder = export_denoiser(model), export_encoder(model), export_decoder(model)
+        for graph in (denoiser, encoder, decoder):
+            if graph is not None:
+                simplify(graph)
+        check_graphs(model, denoiser, encoder, decoder)
+    finally:
+        model.to(device)
     graphs = Graphs(model.spec, denoiser, encoder, decoder)
     known_to(graphs)  # says at once what cannot be
     return graphs

@@ -92,6 +92,8 @@ def main() -> None:
     check_plan(arguments, parser)
     if arguments.refit and arguments.towards:
         raise UserError("--refit aims at the model's own images, and --towards at another's: leave one of them out")
+    if arguments.check and arguments.towards:
+        raise UserError("--check asks for the model's own images, and --towards aims at another's: leave one out")
     form = Form(arguments.output, arguments.samples, arguments.encode, arguments.decode)
     wanted = settings(arguments) if arguments.plan is None else None
     if wanted and (arguments.out or wanted.solver != "auto"):  # then the place is known before the work

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from edge_sampler.models.arguments import check_kinds, check_plain, preconditioning_of
 from edge_sampler.models.checkpoint import weights_sha256
@@ -145,6 +146,8 @@ def adapt(
     """
     check_kinds({"network": network, "classes": classes, "conditions": conditions, "axes": axes}, adapt)
     check_kinds({"encoder": encoder, "decoder": decoder, "sigma_min": sigma_min, "sigma_max": sigma_max}, adapt)
+    if empty := [name for name, one in network.named_parameters() if is_lazy(one) or one.is_meta]:
+        raise UserError(f"{type(network).__name__}.{empty[0]} has no values: load weights, or run the network once")
     try:
         check_plain(int(classes), "classes")
     except ValueError as error:

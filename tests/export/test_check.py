@@ -1,5 +1,6 @@
 """Graphs are tried before a fit: whether they are valid, and compute what PyTorch does, at several sizes of axes."""
 
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool1d, pad
 
 import edge_sampler
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.settings import Settings
 from edge_sampler.export.assemble import export_graphs
 from edge_sampler.export.check import SEVERAL, check_nodes, several, tried
 from edge_sampler.runtime.condition import Axis
@@ -172,3 +175,23 @@ def test_sizes_that_are_tried() -> None:
     assert list(tried(sizes)) == [
         {"height": 64, "width": 32}, {"height": 128, "width": 64}, {"height": 64, "width": 128}
     ]  # fmt: skip
+
+
+class Coarse(nn.Module):
+    """Holds its weights, and computes, in 16 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6).half()
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        made = self.layer((1.5 * x.flatten(1)).half()).sin().float().reshape(x.shape)
+        return x / (1 + sigma.reshape(-1, 1, 1) ** 2) + made
+
+
+def test_a_network_of_few_bits_is_exported(tmp_path: Path) -> None:
+    """Its graph rounds elsewhere: what `adapt` lets pass is not refused after the fit."""
+    torch.manual_seed(0)
+    model = edge_sampler.adapt(Coarse(), (2, 3))
+    exported = edge_sampler.export_bundle(model, calibrate(model, Settings(4, "ipndm")), tmp_path / "b")
+    assert 1e-3 < exported.difference.relative < 0.05

@@ -279,3 +279,5 @@ def test_mistakes_are_named(copy: Path, staged: Path, tmp_path: Path) -> None:
     command = ("--model", "edm-digits", "--nfe", "2", "--precision", "int8", "--refit", "--towards", "edm-fashion")
     with pytest.raises(UserError, match="--refit aims at the model's own images, and --towards at another's"):
         run_main(export_main, *command)
+    with pytest.raises(UserError, match="--check asks for the model's own images, and --towards aims at another's"):
+        run_main(export_main, *command[:4], "--towards", "edm-fashion", "--check", "8")

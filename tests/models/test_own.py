@@ -286,3 +286,9 @@ def test_a_solver_that_fails_from_a_flows_first_level_is_refused(solver: str) ->
 def test_a_condition_cannot_be_called_as_classes_are() -> None:
     with pytest.raises(UserError, match="class_labels is what classes=K makes"):
         edge_sampler.adapt(Flow(), (1, 8, 8), conditions={"class_labels": edge_sampler.Condition((4,))})
+
+
+@pytest.mark.parametrize("layer", [nn.LazyLinear(2), nn.Linear(2, 2, device="meta")], ids=["lazy", "meta"])
+def test_a_network_without_values_is_refused(layer: nn.Module) -> None:
+    with pytest.raises(UserError, match=r"\.weight has no values: load weights, or run the network once"):
+        edge_sampler.adapt(layer, (2,))

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from edge_sampler.calibration.evaluate.distributed import joined
+from edge_sampler.calibration.evaluate.noise_sets import to_fit
+from edge_sampler.models.loading import load
 from edge_sampler.runtime.errors import UserError
 from tests import warm
 from tests.calibration.evaluate import jobs
@@ -153,3 +155,9 @@ def test_a_process_that_dies_is_reported(tmp_path: Path) -> None:
     done = torchrun(str(script), folder=tmp_path)
     assert done.returncode != 0
     assert "process 0 of 2 lost another one" in done.stderr
+
+
+def test_fewer_noises_than_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_sampler.calibration.evaluate.distributed.processes", lambda: 4)
+    with pytest.raises(UserError, match="3 noises are too few: 4 processes need one each, or more"):
+        to_fit(load("edm-digits"), 3, 8, 0)

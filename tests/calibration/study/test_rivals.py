@@ -20,7 +20,7 @@ from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Scheme, Solver
 from edge_sampler.calibration.study.command import rivals_of
-from edge_sampler.calibration.study.rivals import bns, fixed, gits, ld3
+from edge_sampler.calibration.study.rivals import bns, fixed, gits, ld3, ours
 from edge_sampler.calibration.study.rivals.contest import Contest
 from edge_sampler.calibration.study.rivals.entry import RIVALS, enter
 from edge_sampler.calibration.study.rivals.gradient import BACKWARD, descent, flat
@@ -307,3 +307,14 @@ def test_names_of_rivals() -> None:
     assert [rival.name for rival in rivals_of("bns, gits")] == ["gits", "bns"]
     with pytest.raises(UserError, match="unknown 'gts'; known: best-fixed"):
         rivals_of("gits,gts")
+
+
+def test_our_own_fit_is_kept_by_what_its_view_shows(mixture: Denoiser, tmp_path: Path) -> None:
+    """A view is a function of a file, which may change under its name."""
+    view, plans = tmp_path / "view.py", []
+    for weight in ("1.0", "torch.arange(x[0].numel()).float() ** 2"):
+        view.write_text(f"import torch\n\ndef see(x):\n    return x.flatten(1) * {weight}\n")
+        settings = replace(SETTINGS, refine=1, refine_on=f"{view}:see")
+        noises = to_fit(mixture, settings.fit_batch, settings.heldout, 0)
+        plans.append(ours.refined(Contest(noises, settings, Cache(tmp_path / "cache"))))
+    assert plans[0] != plans[1]

@@ -243,8 +243,8 @@ def test_an_export_refits_with_its_own_model_and_says_first_what_that_takes(
 
     monkeypatch.setattr("edge_sampler.export.command.refitted", recorded)
     command = ("--model", "edm-digits", "--nfe", "2", "--solver", "ddim", "--check", "0", "--temperature", "0.9")
-    command += ("--refine", "1", "--refine-on", "features", "--fit-batch", "8", "--heldout", "8")
-    run_main(export_main, *command, "--out", str(tmp_path / "b"), "--precision", "int8", "--refit")
+    refined = ("--refine", "1", "--refine-on", "features", "--fit-batch", "8", "--heldout", "8")
+    run_main(export_main, *command, *refined, "--out", str(tmp_path / "b"), "--precision", "int8", "--refit")
     shown = capsys.readouterr()
     assert shown.err.index("the refit takes at most ") < shown.err.rindex("refinement 1 of up to 1")
     assert "refitted: geometric mean of errors against the converged solution" in " ".join(shown.out.split())

@@ -86,6 +86,9 @@ def judge(
     Returns:
         RMS errors against images of very many steps.
 
+    Raises:
+        NotFiniteError: a UserError, where the plan's images are not finite.
+
     Examples:
         >>> from edge_sampler.calibration.judge import judge
         >>> found = judge(model, plan, 4)

@@ -56,8 +56,8 @@ class Plan:
 
     Examples:
         >>> euler = edge_sampler.Plan("euler", (80.0, 2.5), ((80.0,), (2.5, 0.96875), (0.0, 0.0, 1.0)))
-        >>> euler.nfe, euler.columns, euler.afs
-        (2, 1, False)
+        >>> euler.nfe, euler.columns, euler.afs, euler.temperature
+        (2, 1, False, 1.0)
         >>> from pathlib import Path
         >>> euler.save(Path("euler.json"))
         >>> edge_sampler.Plan.load(Path("euler.json")).sha256 == euler.sha256

@@ -1,6 +1,6 @@
 """Calls of a network side by side: nothing of one is seen in another, and what comes is what one thread computes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from threading import Barrier, Lock
 
 import numpy as np
@@ -96,7 +96,7 @@ class Kept(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.seen = torch.empty(0)
-        self.note = lambda x: setattr(self, "seen", x)
+        self.note: Callable[[Tensor], None] = lambda x: setattr(self, "seen", x)
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         self.note(x)

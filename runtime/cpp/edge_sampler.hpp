@@ -27,6 +27,7 @@
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <locale>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -48,16 +49,32 @@ struct Error : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// Text that does not depend on the program's locale, which may write 1,200 for 1200.
+inline std::ostringstream text_stream() {
+    std::ostringstream text;
+    text.imbue(std::locale::classic());
+    return text;
+}
+
+// A number of JSON; infinity beyond double. strtod would stop at the dot where the program's locale has a comma.
+inline double real_of(std::string const& text) {
+    std::istringstream in(text);
+    in.imbue(std::locale::classic());
+    double real = 0;
+    in >> real;
+    return in.fail() && std::abs(real) > 1 ? HUGE_VAL : real;
+}
+
 template <class... Parts>
 [[noreturn]] void fail(Parts const&... parts) {
-    std::ostringstream line;
+    std::ostringstream line = text_stream();
     (line << ... << parts);
     throw Error(line.str());
 }
 
 template <class List>
 std::string joined(List const& list) {
-    std::ostringstream line;
+    std::ostringstream line = text_stream();
     for (auto const& item : list) line << (line.tellp() > 0 ? ", " : "") << item;
     return line.str();
 }
@@ -427,7 +444,7 @@ struct Given {
             fail("not numbers");
         given.kind = truths ? 'b' : all([](Json const& value) { return value.is_whole(); }) ? 'i' : 'f';
         for (Json const& value : values) {
-            if (given.kind == 'f') given.reals.push_back(std::strtod(value.text.c_str(), nullptr));
+            if (given.kind == 'f') given.reals.push_back(real_of(value.text));
             else given.wholes.push_back(truths ? value.yes() : value.whole());
         }
         if (values.size() > 1) given.shape = {static_cast<std::int64_t>(values.size())};
@@ -564,7 +581,7 @@ inline Condition condition_of(Json const& recorded) {
     condition.limit = recorded["choices"].whole();
     if (Json const* ids = recorded.find("ids"))
         condition.limit = condition.limit ? std::min(condition.limit, ids->whole()) : ids->whole();
-    if (recorded["null"].kind == Json::number) condition.null = std::strtod(recorded["null"].text.c_str(), nullptr);
+    if (recorded["null"].kind == Json::number) condition.null = real_of(recorded["null"].text);
     condition.is_text = recorded.find("text") != nullptr;
     return condition;
 }
@@ -676,7 +693,7 @@ using Conditions = std::map<std::string, Given>;
 using Sizes = std::map<std::string, std::int64_t>;  // of axes with names
 
 inline std::string wanted(Condition const& condition) {
-    std::ostringstream text;
+    std::ostringstream text = text_stream();
     text << name_of(condition.type) << " [";
     for (Size const& size : condition.shape)
         text << (text.str().back() == '[' ? "" : ", ") << size.text();
@@ -893,7 +910,7 @@ static_assert(NV_TENSORRT_MAJOR >= 10, "TensorRT 10 or later is needed");
 
 // The release of the library that is linked, as 10.13.0.35; the headers' is of no account to an engine.
 inline std::string library_version() {
-    std::ostringstream version;
+    std::ostringstream version = text_stream();
     version << getInferLibMajorVersion() << '.' << getInferLibMinorVersion() << '.' << getInferLibPatchVersion() << '.'
             << getInferLibBuildVersion();
     return version.str();

@@ -4,6 +4,7 @@
 #define EDGE_SAMPLER_WITHOUT_TENSORRT
 #include "edge_sampler.hpp"
 
+#include <clocale>
 #include <iostream>
 
 using namespace edge_sampler;
@@ -29,6 +30,12 @@ static std::string exact(double value) {
     std::snprintf(text, sizeof text, "%.17g", value);
     return text;
 }
+
+struct Grouping : std::numpunct<char> { /* 1.200,5 */
+    char do_decimal_point() const override { return ','; }
+    char do_thousands_sep() const override { return '.'; }
+    std::string do_grouping() const override { return "\3"; }
+};
 
 int main(int count, char** values) {
     try {
@@ -63,6 +70,13 @@ int main(int count, char** values) {
             for (double value : array.reals) list += (list.empty() ? "" : ", ") + exact(value);
             for (std::int64_t value : array.wholes) list += (list.empty() ? "" : ", ") + std::to_string(value);
             std::printf("[%s]\n", list.c_str());
+        } else if (part == "locale") { /* which numbers a program of that locale reads, and an array that it writes */
+            std::locale::global(std::locale(std::locale::classic(), new Grouping));
+            if (!std::setlocale(LC_ALL, given.c_str())) fail("no locale ", given);
+            for (double real : Given::parse("0.5,-1.25e-1,1e999").reals) std::cout << exact(real) << ' ';
+            Bytes const written = npy(Array(Type::uint8, {1200, 1}));
+            std::cout << std::string(written.begin() + 10, written.begin() + 80) << '\n';
+            fail("seed ", 1200, " is ", 0.5);
         } else {
             fail("unknown part ", part);
         }

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -141,3 +143,17 @@ def test_other_npy_files_are_refused(parts: Path, tmp_path: Path) -> None:
     for other in others:
         path.write_bytes(other)
         refused(subprocess.run([parts, "npy", path], capture_output=True, text=True), "no .npy file")
+
+
+@pytest.mark.parametrize("name", ["C", "de_DE.UTF-8"])
+def test_numbers_do_not_depend_on_the_programs_locale(parts: Path, tmp_path: Path, name: str) -> None:
+    """In neither of its two: C++'s, which groups digits here, and C's, of a file that is made where it can be."""
+    making = ["localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / name)]
+    if name != "C" and not (shutil.which("localedef") and subprocess.run(making, capture_output=True).returncode == 0):
+        pytest.skip("no source of a locale with decimal commas")
+    environment = {**os.environ, "LOCPATH": str(tmp_path)}
+    result = subprocess.run([parts, "locale", name], capture_output=True, text=True, env=environment)
+    *reals, header = result.stdout.split(maxsplit=3)
+    assert [float(real.replace(",", ".")) for real in reals] == [0.5, -0.125, float("inf")]
+    assert "'shape': (1200, 1)" in header
+    assert result.stderr == "error: seed 1200 is 0.5\n"

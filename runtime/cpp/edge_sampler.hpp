@@ -740,8 +740,10 @@ inline Array checked(Bundle const& bundle, std::string const& name, Condition co
         set_size(bundle, size.name, shape.back() / size.number,
                  size.number > 1 ? says + ", which is " + size.name + " " + of : says, sizes);
     }
-    for (double real : given.reals)
+    for (double real : given.reals) {
         if (!std::isfinite(real)) fail(name, " holds NaN or infinity");
+        if (std::abs(real) >= 0x1.ffffffp127) fail(name, " holds ", real, ", which is beyond float32");  // rounded
+    }
     auto const check = [&](auto value) {
         auto const number = static_cast<double>(value);
         bool const among = number >= 0 && number < static_cast<double>(condition.limit);

@@ -136,6 +136,7 @@ def test_a_sampler_is_used_again(arms: Path, tmp_path: Path, example: Run) -> No
         (["goal=1,2,3,4,5,6,7,8,9", "still=true", "joint=1,2"], ["goal has 9 of length; this sampler takes 2 to 8"]),
         (["goal=1,2,3", "length=4", "still=true", "joint=1,2"], ["length is 4, and another condition has 3"]),
         (["goal=1,2,x", "still=true", "joint=1,2"], ["goal=1,2,x: not NAME=NUMBERS or NAME=FILE.npy"]),
+        (["goal=1,-3.4028235678e38", "still=true", "joint=1,2"], ["goal holds -3.40282e+38, which is beyond float32"]),
         (["goal=1,1e999", "still=true", "joint=1,2"], ["goal holds NaN or infinity"]),
         (["goal=1,2,3", "still=true", "joint=1,9223372036854775808"], ["no whole number of 64 bits"]),
         (["goal"], ["--condition goal: not NAME=NUMBERS"]),

@@ -257,7 +257,7 @@ struct Json {
     std::vector<Json> items;        // an array's, or an object's values
     std::vector<std::string> keys;  // an object's
 
-    // Raises Error for what is no JSON, or nested deeper than 64.
+    // Raises Error for what is no JSON, a name that stands twice in one object, and nesting deeper than 64.
     static Json parse(std::string const& text) {
         char const* at = text.c_str();
         char const* const end = at + text.size();
@@ -267,7 +267,7 @@ struct Json {
     }
 
     Json const* find(std::string const& key) const {
-        for (std::size_t index = keys.size(); index-- > 0;)
+        for (std::size_t index = 0; index < keys.size(); ++index)
             if (keys[index] == key) return &items[index];
         return nullptr;
     }
@@ -286,7 +286,50 @@ struct Json {
         return value;
     }
 
+    // As Python's json.dumps writes it with sorted names and no space; a number keeps the text that it has.
+    std::string canonical() const {
+        std::string line;
+        if (kind == object) {
+            std::map<std::string, Json const*> sorted;
+            for (std::size_t index = 0; index < keys.size(); ++index) sorted[keys[index]] = &items[index];
+            for (auto const& [name, item] : sorted)
+                line += (line.empty() ? "" : ",") + quoted(name) + ":" + item->canonical();
+            return "{" + line + "}";
+        }
+        if (kind == array) {
+            for (Json const& item : items) line += (line.empty() ? "" : ",") + item.canonical();
+            return "[" + line + "]";
+        }
+        return kind == string ? quoted(text) : text;
+    }
+
 private:
+    static constexpr char escapes[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
+
+    static std::string quoted(std::string const& text) {  // in ASCII
+        std::string line = "\"";
+        auto const unit = [&line](std::uint32_t value) {
+            line += "\\u";
+            for (int shift = 12; shift >= 0; shift -= 4) line += "0123456789abcdef"[value >> shift & 15];
+        };
+        for (std::size_t at = 0; at < text.size(); ++at) {
+            auto const first = static_cast<unsigned char>(text[at]);
+            if (char const* const found = std::strchr(meant, first); found && first && first != '/') {
+                line += {'\\', escapes[found - meant]};
+            } else if (first >= 32 && first < 127) {
+                line += text[at];
+            } else {
+                int more = first < 0xC0 ? 0 : first < 0xE0 ? 1 : first < 0xF0 ? 2 : 3;
+                std::uint32_t point = more ? first & (63u >> more) : first;
+                for (; more > 0 && at + 1 < text.size(); --more)
+                    point = point << 6 | (static_cast<unsigned char>(text[++at]) & 63u);
+                if (point >= 0x10000) unit(0xD7C0 + (point >> 10));
+                unit(point >= 0x10000 ? 0xDC00 | (point & 0x3FF) : point);
+            }
+        }
+        return line + '"';
+    }
+
     static char const*& skip(char const*& at, char const* end) {
         while (at != end && std::strchr(" \t\r\n", *at) && *at) ++at;
         return at;
@@ -310,6 +353,10 @@ private:
                 if (!take(at, end, ':')) fail("a colon is missing");
                 value.items.push_back(read(at, end, depth + 1));
             }
+            std::vector<std::string> names = value.keys;
+            std::sort(names.begin(), names.end());
+            auto const twice = std::adjacent_find(names.begin(), names.end());
+            if (twice != names.end()) fail("the name '", *twice, "' stands twice in one object");
         } else if (take(at, end, '[')) {
             value.kind = array;
             for (bool more = !take(at, end, ']'); more; more = comma(at, end, ']'))
@@ -358,7 +405,6 @@ private:
                 continue;
             }
             if (++at == end) break;
-            static char const escapes[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
             if (*at == 'u') {
                 append_utf8(text, code_point(at, end));
             } else if (char const* const found = std::strchr(escapes, *at); found && *at) {
@@ -597,6 +643,24 @@ inline EngineRecord engine_of(Json const& recorded) {
     return engine;
 }
 
+// Whether it is a file's name in a bundle, as FILE of manifest.py has it: never one outside of it.
+inline bool is_file(std::string const& name) {
+    char const* const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.+-";
+    std::istringstream parts(name + "/");
+    for (std::string part; std::getline(parts, part, '/');)
+        if (part.empty() || part == "." || part == ".." || part.find_first_not_of(allowed) != std::string::npos)
+            return false;
+    return true;
+}
+
+// SHA-256 of all members of a manifest but the one that holds it, as hash_of of manifest.py makes it.
+inline std::string hash_of(Json manifest) {
+    auto const own = std::find(manifest.keys.begin(), manifest.keys.end(), "manifest_sha256") - manifest.keys.begin();
+    manifest.items.erase(manifest.items.begin() + own), manifest.keys.erase(manifest.keys.begin() + own);
+    std::string const written = manifest.canonical();
+    return sha256(Bytes(written.begin(), written.end()));
+}
+
 // Raises Error when there is no bundle, its manifest is damaged, or of another schema. Files are verified when they are
 // read.
 inline Bundle open_bundle(std::filesystem::path const& folder) {
@@ -609,11 +673,16 @@ inline Bundle open_bundle(std::filesystem::path const& folder) {
         Json const manifest = Json::parse(std::string(content.begin(), content.end()));
         if (manifest["schema"].whole() != SCHEMA)
             fail("its schema is ", manifest["schema"].text, ", and this header reads ", SCHEMA);
+        if (manifest["manifest_sha256"].words() != hash_of(manifest))
+            fail("its manifest_sha256 is not that of what it says: copy or export again");
         Bundle bundle;
         bundle.folder = folder;
         Json const &files = manifest["files"].of(Json::object), &inputs = manifest["inputs"];
-        for (std::size_t index = 0; index < files.keys.size(); ++index)
-            bundle.sha256[files.keys[index]] = files.items[index]["sha256"].words();
+        for (std::size_t index = 0; index < files.keys.size(); ++index) {
+            std::string const& name = files.keys[index];
+            if (!is_file(name)) fail("it lists '", name, "', which is no file's name in a bundle");
+            bundle.sha256[name] = files.items[index]["sha256"].words();
+        }
         bundle.shape = sizes_of(inputs["shape"]);
         Json const &conditions = inputs["conditions"].of(Json::object), &axes = inputs["axes"].of(Json::object);
         for (std::size_t index = 0; index < conditions.keys.size(); ++index)

@@ -63,6 +63,9 @@ int main(int count, char** values) {
         } else if (part == "json") {
             Bytes const content = read_file(given);
             print(Json::parse(std::string(content.begin(), content.end())));
+        } else if (part == "canonical") {
+            Bytes const content = read_file(given);
+            std::printf("%s\n", Json::parse(std::string(content.begin(), content.end())).canonical().c_str());
         } else if (part == "npy") { /* values in a line, of the kind that they are, and their shape */
             Given const array = read_npy(given);
             std::printf("%c\n[%s]\n", array.kind, joined(array.shape).c_str());

@@ -11,10 +11,13 @@ import pytest
 from PIL import Image
 
 from edge_sampler.runtime.__main__ import main
+from edge_sampler.runtime.manifest import HASH, hash_of
 from edge_sampler.runtime.noise import SEEDS
+from edge_sampler.runtime.verified import describe_files
 from tests.conftest import run_main
 from tests.fakes.cpp import VERSION, Run
 from tests.runtime.test_cpp_parts import loaded, refused
+from tests.runtime.test_page import change
 from tests.runtime.test_trt import add_engine
 
 
@@ -185,10 +188,19 @@ def test_no_bundle_and_a_damaged_one_are_one_line(engine: Path, tmp_path: Path, 
     changes: list[dict[str, Any]] = [{"schema": 4}, {"dtype": "float8"}, {"inputs": []}, {"output": {}}]
     others: list[Any] = [[], None, *({**manifest, **change} for change in changes)]
     for damaged in others:
-        path.write_text(json.dumps(damaged))
+        path.write_text(json.dumps(damaged | {HASH: hash_of(damaged)} if isinstance(damaged, dict) else damaged))
         refused(example(engine, *out), "manifest.json is damaged, or of another version: ")
+    path.write_text(json.dumps({**manifest, "nfe": manifest["nfe"] + 1}))
+    refused(example(engine, *out), "its manifest_sha256 is not that of what it says")
     path.write_text(json.dumps(manifest)[:-9])
     refused(example(engine, *out), "manifest.json is damaged")
+
+
+@pytest.mark.parametrize("name", ["../outside.bin", "/outside.bin", "a/../../b", "a//b", "a/", "", "."])
+def test_a_file_outside_of_the_bundle_is_refused(engine: Path, tmp_path: Path, example: Run, name: str) -> None:
+    change(engine, files={**describe_files(engine), name: {"sha256": "0" * 64, "bytes": 1}})
+    told = f"it lists '{name}', which is no file's name in a bundle"
+    refused(example(engine, "--out", tmp_path / "made.npy"), told)
 
 
 def test_no_driver_is_one_line(engine: Path, tmp_path: Path, example: Run, fake_cuda_library: Path) -> None:

@@ -104,6 +104,8 @@ def test_json_is_read_as_it_was_written(parts: Path, tmp_path: Path, ascii_only:
     path.write_text(json.dumps(document, ensure_ascii=ascii_only, indent=indent), encoding="utf-8")
     found = subprocess.run([parts, "json", path], capture_output=True, text=True, check=True).stdout
     assert found.splitlines() == json_lines(document)
+    found = subprocess.run([parts, "canonical", path], capture_output=True, text=True, check=True).stdout
+    assert found == json.dumps(document, sort_keys=True, separators=(",", ":")) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,12 @@ def test_what_is_no_json_is_refused(parts: Path, tmp_path: Path, text: str) -> N
         json.loads(text)
     (tmp_path / "d.json").write_text(text, encoding="utf-8", newline="")
     refused(subprocess.run([parts, "json", tmp_path / "d.json"], capture_output=True, text=True))
+
+
+def test_a_name_that_stands_twice_is_refused(parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text('{"a": 1, "b": {"c": 2, "d": 3, "c": 4}}')
+    result = subprocess.run([parts, "json", tmp_path / "d.json"], capture_output=True, text=True)
+    refused(result, "the name 'c' stands twice in one object")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64", "bool"])

@@ -55,13 +55,14 @@ std::vector<std::uint64_t> seeds_of(std::string const& text) {
 void add_condition(Conditions& conditions, std::string const& text) {
     std::size_t const equals = text.rfind('=');
     if (equals == std::string::npos || equals == 0) fail("--condition ", text, ": not NAME=NUMBERS or NAME=FILE.npy");
-    std::string const value = text.substr(equals + 1);
+    std::string const name = text.substr(0, equals), value = text.substr(equals + 1);
+    if (conditions.count(name)) fail(name, " is given twice: give it once");
     if (fs::path(value).extension() == ".npy") {
-        conditions[text.substr(0, equals)] = read_npy(value);
+        conditions[name] = read_npy(value);
         return;
     }
     try {
-        conditions[text.substr(0, equals)] = Given::parse(value);
+        conditions[name] = Given::parse(value);
     } catch (Error const& error) {
         fail("--condition ", text, ": not NAME=NUMBERS or NAME=FILE.npy (", error.what(), ")");
     }

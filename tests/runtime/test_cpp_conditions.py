@@ -139,6 +139,7 @@ def test_a_sampler_is_used_again(arms: Path, tmp_path: Path, example: Run) -> No
         (["goal=1,-3.4028235678e38", "still=true", "joint=1,2"], ["goal holds -3.40282e+38, which is beyond float32"]),
         (["goal=1,1e999", "still=true", "joint=1,2"], ["goal holds NaN or infinity"]),
         (["goal=1,2,3", "still=true", "joint=1,9223372036854775808"], ["no whole number of 64 bits"]),
+        (["goal=1,2,3", "still=true", "joint=1,2", "goal=4,5,6"], ["goal is given twice: give it once"]),
         (["goal"], ["--condition goal: not NAME=NUMBERS"]),
         (["goal=none.npy"], ["cannot read none.npy: No such file"]),
     ],

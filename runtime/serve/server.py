@@ -12,6 +12,7 @@ import uvicorn
 
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.serve.app import Service, make_app
+from edge_sampler.runtime.serve.connection import Connection, telling_once
 from edge_sampler.runtime.serve.model import Model
 
 GRACE = 30  # seconds in which answers have to be sent when the server ends
@@ -54,7 +55,7 @@ async def _serve(
     config = uvicorn.Config(
         make_app(service, key),
         loop="asyncio",
-        http="h11",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_level="error",
@@ -64,6 +65,7 @@ async def _serve(
         timeout_graceful_shutdown=GRACE,
     )
     server = Server(config, service)
+    asyncio.get_running_loop().set_exception_handler(telling_once())
     host, port = listener.getsockname()[:2]
     print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     tasks = [asyncio.create_task(server.end_when_drained())]

@@ -20,6 +20,7 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.serve import command, server
 from edge_sampler.runtime.serve.app import make_app
 from edge_sampler.runtime.serve.command import KEY, main
+from edge_sampler.runtime.serve.connection import Connection
 from edge_sampler.runtime.serve.server import Server, serve
 from tests.conftest import run_main
 from tests.runtime import small_bundles
@@ -154,7 +155,7 @@ def test_models_are_loaded_told_of_and_closed(
     assert ready == ["a: ready, by by a", "b: ready, by by b"]
     config, waiting = configs
     assert (config.access_log, config.server_header, config.proxy_headers) == (False, False, False)
-    assert config.timeout_graceful_shutdown == 30
+    assert (config.http, config.timeout_graceful_shutdown) == (Connection, 30)
     assert waiting.cancelled()
 
 
@@ -335,7 +336,7 @@ def test_without_its_library_it_is_told_how_to_install_it(folder: Path, monkeypa
 
 
 def test_the_queue_of_connections_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand clients at once wait, and none is refused."""
+    """A thousand clients at once wait until the server looks at them; the system refuses none."""
     asked = list[Any]()
     monkeypatch.setattr(socket, "create_server", lambda *told, **more: asked.append((told, more)))
     for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6), ("localhost", socket.AF_INET)):

@@ -5,6 +5,7 @@ import hmac
 import json
 import time
 import traceback
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -29,6 +30,7 @@ from edge_sampler.runtime.serve.protocol import HEAD_LENGTH, read_request, write
 OPEN = ("/", "/v2/health/live", "/v2/health/ready")  # without the key
 PAGE = Path(__file__).with_name("page.html")
 READING = 60.0  # seconds
+HELD = 16  # times the largest body: bytes of all bodies at once
 UNEXPECTED = "a fault of the server, which its standard error tells of"
 OUTCOMES = {429: "queue_full", 499: "cancelled", 503: "unavailable"}  # of statuses; 4xx is bad_request, 500 failed
 POLICY = "default-src 'none'; img-src blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
@@ -50,6 +52,7 @@ class Service:
         self.draining = False
         self.active = 0  # requests that were accepted and have no answer yet
         self.bodies = set[asyncio.Task[bytes]]()  # that have not come whole: of requests that nobody accepted yet
+        self.held = Counter[Request]()  # bytes of each request's body, until it has its answer
 
     @property
     def ready(self) -> bool:
@@ -147,6 +150,8 @@ class Service:
         except Exception:
             traceback.print_exc()
             response = error(500, UNEXPECTED)
+        finally:
+            del self.held[request]
         status = response.status_code
         family = "ok" if status < 400 else "bad_request" if status < 500 else "failed"
         model.metrics.requests[OUTCOMES.get(status, family)] += 1
@@ -180,8 +185,12 @@ class Service:
             body = bytearray()
             async for piece in request.stream():
                 body += piece
+                self.held[request] = len(body)
                 if len(body) > self.largest_body:
                     raise too_large
+                if self.held.total() > HELD * self.largest_body:
+                    told = "the server holds all that it can; ask again later"
+                    raise HTTPException(503, told, {"Retry-After": "1", "Connection": "close"})
             return bytes(body)
 
         body = asyncio.create_task(read())

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from edge_sampler.runtime.serve.app import make_app
+from edge_sampler.runtime.serve.app import HELD, make_app
 from tests.runtime.serving import Answer
 from tests.runtime.test_serve_app import ONE, Model, ask, asking, served
 
@@ -74,3 +74,28 @@ def test_what_nobody_waits_for_is_not_made() -> None:
     half = ask(service, "POST", "/v2/models/a/infer", ONE[:9], no_end=True, leaves=True)
     assert half.status == 499
     assert service.models["a"].metrics.requests == {"cancelled": 3}
+
+
+def test_all_bodies_together_are_bounded() -> None:
+    """Until each has its answer, however that comes about."""
+    service = served(Model("a", waits=60), largest=200)
+    app, path = make_app(service, None), "/v2/models/a/infer"
+
+    async def held() -> Answer:
+        whole = asyncio.create_task(asking(app, "POST", path, [ONE.ljust(200)]))
+        parts = [asyncio.create_task(asking(app, "POST", path, [bytes(200)], no_end=True)) for _ in range(HELD - 1)]
+        while service.held.total() < HELD * 200 or not service.active:
+            await asyncio.sleep(0.001)
+        answer = await asking(app, "POST", path, [b"1"], no_end=True)
+        for one in (whole, *parts):
+            one.cancel()
+        await asyncio.gather(whole, *parts)
+        return answer
+
+    answer = asyncio.run(asyncio.wait_for(held(), 60))
+    assert (answer.status, answer.json["error"]) == (
+        503,
+        "the server holds all that it can; ask again later",
+    )
+    assert answer.headers["retry-after"] == "1"
+    assert not service.held

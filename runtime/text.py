@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from edge_sampler.runtime.condition import Condition
 
+LONGEST = 100  # characters of a text for each token that the model takes; what has more hardly fits
+
 
 @dataclass(frozen=True)
 class Text:
@@ -102,7 +104,8 @@ class Text:
 def tokens(texts: Any, content: str, name: str, length: int) -> np.ndarray:
     """Token ids int64 [length] of one text, or [n, length] of several; ``name`` is the condition's, for messages.
 
-    Raises UserError for a text with more tokens or not in UTF-8, and as ``loaded`` does.
+    Raises UserError for a text with more tokens or not in UTF-8, and as ``loaded`` does. One that is far too long is
+    not tokenized: some megabytes take seconds and gigabytes.
     """
     written = [texts] if isinstance(texts, str) else [str(text) for text in texts]
     for text in written:
@@ -110,6 +113,10 @@ def tokens(texts: Any, content: str, name: str, length: int) -> np.ndarray:
             text.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"{name} is {text[:40]!r}, which is no text in UTF-8") from error
+        if len(text) > LONGEST * length:
+            raise UserError(
+                f"{name} has {len(text)} characters, and the model takes {length} tokens: shorten {text[:40]!r}…"
+            )
     ids = [encoding.ids for encoding in loaded(content, length).encode_batch(written)]
     for found, text in zip(ids, written, strict=True):
         if len(found) > length:

@@ -138,6 +138,7 @@ def test_what_is_not_given_has_a_default_or_another_text() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"prompt": "a" + " " * 400}, "prompt has 401 characters, and the model takes 4 tokens: shorten 'a   "),
         ({"prompt": "a red heart a star"}, "prompt has 5 tokens, .*, and the model takes 4: shorten 'a red heart a"),
         ({"prompt": ["a", 3]}, "prompt is <U21; prompt must be text or int64"),
         ({"prompt": []}, "prompt is float64; "),

@@ -7,7 +7,9 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -30,6 +32,7 @@ from edge_sampler.runtime.serve.protocol import HEAD_LENGTH, read_request, write
 OPEN = ("/", "/v2/health/live", "/v2/health/ready")  # without the key
 PAGE = Path(__file__).with_name("page.html")
 READING = 60.0  # seconds
+LARGE = 2**16  # bytes of a body
 HELD = 16  # times the largest body: bytes of all bodies at once
 UNEXPECTED = "a fault of the server, which its standard error tells of"
 OUTCOMES = {429: "queue_full", 499: "cancelled", 503: "unavailable"}  # of statuses; 4xx is bad_request, 500 failed
@@ -52,6 +55,7 @@ class Service:
         self.draining = False
         self.active = 0  # requests that were accepted and have no answer yet
         self.bodies = set[asyncio.Task[bytes]]()  # that have not come whole: of requests that nobody accepted yet
+        self._large = ThreadPoolExecutor(1)  # reads large bodies one by one, so that small ones wait for none
         self.held = Counter[Request]()  # bytes of each request's body, until it has its answer
 
     @property
@@ -105,10 +109,12 @@ class Service:
             self._check_open(model)
             body = await self._body(request)
             with self._accepted(model):
-                asked = await asyncio.to_thread(read_request, body, request.headers.get(HEAD_LENGTH))
+                pool = self._large if len(body) > LARGE else None
+                in_thread = partial(asyncio.get_running_loop().run_in_executor, pool)
+                asked = await in_thread(read_request, body, request.headers.get(HEAD_LENGTH))
                 if unknown := [name for name in asked.outputs if name != model.bundle.output.name]:
                     raise UserError(f"unknown output {unknown[0]!r:.60}; this model makes {model.bundle.output.name}")
-                made = await self._made(request, model, await asyncio.to_thread(model.rows_of, asked))
+                made = await self._made(request, model, await in_thread(model.rows_of, asked))
                 outputs = {model.bundle.output.name: np.stack(made)}
                 written, headers = await asyncio.to_thread(write_response, asked, model.name, outputs)
                 return Response(written, headers=headers)

@@ -1,12 +1,14 @@
 """Bodies of requests that are too large, do not end, or whose client has left."""
 
 import asyncio
+import threading
+from typing import Any
 
 import pytest
 
-from edge_sampler.runtime.serve.app import HELD, make_app
+from edge_sampler.runtime.serve.app import HELD, LARGE, make_app
 from tests.runtime.serving import Answer
-from tests.runtime.test_serve_app import ONE, Model, ask, asking, served
+from tests.runtime.test_serve_app import ONE, SEEDS, Model, ask, asking, served
 
 
 @pytest.mark.parametrize("length", [{}, {"Content-Length": "{}"}], ids=["in pieces", "with its length"])
@@ -99,3 +101,28 @@ def test_all_bodies_together_are_bounded() -> None:
     )
     assert answer.headers["retry-after"] == "1"
     assert not service.held
+
+
+def test_large_requests_keep_no_small_one_waiting() -> None:
+    """However many there are, and however long reading them takes; asyncio has 32 threads at most."""
+    end, begun = threading.Event(), threading.Event()
+
+    class Slow(Model):
+        def rows_of(self, asked: Any) -> list[int]:
+            if len(rows := super().rows_of(asked)) > 1:
+                begun.set()
+                assert end.wait(60)
+            return rows
+
+    app, path = make_app(served(Slow("a"), largest=4 * LARGE), None), "/v2/models/a/infer"
+
+    async def both() -> list[Answer]:
+        large = [asyncio.create_task(asking(app, "POST", path, [SEEDS.ljust(LARGE + 1)])) for _ in range(40)]
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        small = await asking(app, "POST", path, [ONE])
+        end.set()
+        return [small, *await asyncio.gather(*large)]
+
+    answers = asyncio.run(asyncio.wait_for(both(), 60))
+    assert [answer.status for answer in answers] == [200] * 41

@@ -95,6 +95,7 @@ class Backend:
         open_graph: ``open_graph(bundle, file)`` loads another of the bundle's graphs, such as denoiser.onnx; None for a
             library that runs engines alone.
         gpu: whether it computes on a GPU.
+        precision: ``precision(bundle, asked)`` names the precision that ``open`` runs where ``asked`` may be None.
 
     Examples:
         >>> from dataclasses import replace
@@ -102,6 +103,8 @@ class Backend:
         >>> mine = replace(BACKENDS["onnxrt"], name="mine", rank=99)
         >>> mine.lacks(), mine.unable(edge_sampler.Bundle.open("shrink"), "fp32"), mine.inner_values
         (None, None, True)
+        >>> mine.precision(edge_sampler.Bundle.open("shrink"), None)
+        'fp32'
         >>> mine.used_memory() > 0
         True
     """
@@ -113,6 +116,7 @@ class Backend:
     open: Callable[[Bundle, str | None, Sequence[str]], Session]
     open_graph: Callable[[Bundle, str], Session] | None
     gpu: bool
+    precision: Callable[[Bundle, str | None], str] = lambda bundle, asked: asked or "fp32"
 
     def used_memory(self) -> int:
         """What is taken now, to be compared with another moment.

@@ -235,8 +235,7 @@ def _lacks(flavour: str) -> str | None:
 def _unable(flavour: str, bundle: Bundle, precision: str | None) -> str | None:
     try:
         find_engine(bundle, flavour, precision, None)
-        with cuda.Device() as device:
-            find_engine(bundle, flavour, precision, device.capability)
+        _engine(flavour, bundle, precision)
     except UserError as error:
         return str(error)
     return None
@@ -245,9 +244,16 @@ def _unable(flavour: str, bundle: Bundle, precision: str | None) -> str | None:
 def _open(flavour: str, bundle: Bundle, precision: str | None, outputs: Sequence[str]) -> Session:
     if outputs:
         raise UserError(f"an engine gives its images alone; {flavour} cannot return {', '.join(outputs)}")
+    return Session(bundle, _engine(flavour, bundle, precision))
+
+
+def _engine(flavour: str, bundle: Bundle, precision: str | None) -> Engine:
     with cuda.Device() as device:
-        capability = device.capability
-    return Session(bundle, find_engine(bundle, flavour, precision, capability))
+        return find_engine(bundle, flavour, precision, device.capability)
+
+
+def _precision(flavour: str, bundle: Bundle, precision: str | None) -> str:
+    return _engine(flavour, bundle, precision).precision
 
 
 BACKENDS = tuple(
@@ -259,6 +265,7 @@ BACKENDS = tuple(
         partial(_open, flavour),
         None,
         True,
+        partial(_precision, flavour),
     )
     for rank, flavour in enumerate(LIBRARIES)
 )

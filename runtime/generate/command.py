@@ -109,7 +109,7 @@ def job_of(arguments: argparse.Namespace, bundle: Bundle) -> Job:
     told = conditions_of(arguments, known)
     if arguments.class_labels is not None:
         told["class_labels"] = np.resize(np.array(arguments.class_labels), len(seeds))
-    choose(bundle, arguments.backend, arguments.precision)  # says at once what cannot run
+    backend = choose(bundle, arguments.backend, arguments.precision)  # says at once what cannot run
     texts = {name: value for name, value in told.items() if np.asarray(value).dtype.kind == "U"}
     conditions, sizes = bundle.inputs.check(bundle.tokenized(told), len(seeds))
     return Job(
@@ -120,7 +120,7 @@ def job_of(arguments: argparse.Namespace, bundle: Bundle) -> Job:
         shard=arguments.shard,
         form=arguments.format,
         backend=arguments.backend,
-        precision=arguments.precision,
+        precision=backend.precision(bundle, arguments.precision),
         batch=arguments.batch,
         temperature=arguments.temperature,
         conditions=conditions,

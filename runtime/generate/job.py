@@ -29,6 +29,7 @@ class Job:
         manifest_sha256: of its manifest, so that all workers run the same.
         out: the folder of shards, absolute.
         form: one of ``FORMATS``.
+        precision: which all workers run, though none was asked for.
         conditions: [len(seeds), *shape], checked.
         texts: what was told of conditions of text, one or one for each seed; for people who read the shards.
         sizes: of the axes with names.
@@ -41,7 +42,7 @@ class Job:
     shard: int
     form: str
     backend: str
-    precision: str | None
+    precision: str
     batch: int | None
     temperature: float
     conditions: Mapping[str, np.ndarray]
@@ -67,11 +68,12 @@ class Job:
         return {
             "model": bundle.manifest["model"]["name"],
             "fingerprint": bundle.manifest["model"]["fingerprint"],
-            "graph_sha256": bundle.manifest["files"][bundle.graph_name(self.precision)]["sha256"],
+            "precision": self.precision,
+            "graph_sha256": bundle.manifest["files"].get(bundle.graph_name(self.precision), {}).get("sha256"),
+            "plan_sha256": bundle.plan_of(self.precision).sha256,
             "seeds": [self.seeds[0], self.seeds[-1]],
             "shard": self.shard,
             "format": self.form,
-            "precision": self.precision,
             "temperature": self.temperature,
             "sizes": dict(self.sizes),
             "conditions": {name: digest(values) for name, values in self.conditions.items()},

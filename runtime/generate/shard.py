@@ -43,7 +43,7 @@ def make(part: Job, file: str) -> Shard:
 
 
 @lru_cache(1)
-def opened(bundle: str, manifest: str, backend: str, precision: str | None) -> Sampler:
+def opened(bundle: str, manifest: str, backend: str, precision: str) -> Sampler:
     """The process's sampler, which stays open. Raises UserError where the bundle is not the one that was asked for."""
     found = Bundle.open(bundle)
     if manifest_sha256(found) != manifest:

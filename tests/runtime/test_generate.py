@@ -42,7 +42,19 @@ def job(bundle: Path, out: Path, **changes: object) -> Job:
     out.mkdir(exist_ok=True)
     found = Bundle.open(bundle)
     plain = Job(
-        str(bundle), manifest_sha256(found), str(out), range(5), 2, "webdataset", "onnxrt", None, None, 1.0, {}, {}, {}
+        str(bundle),
+        manifest_sha256(found),
+        str(out),
+        range(5),
+        2,
+        "webdataset",
+        "onnxrt",
+        "fp32",
+        None,
+        1.0,
+        {},
+        {},
+        {},
     )
     return replace(plain, **changes)  # type: ignore[arg-type]
 
@@ -214,7 +226,7 @@ def test_a_bundle_that_was_replaced_is_not_mixed_in(copy: Path, tmp_path: Path) 
 
 
 def test_no_shard_holds_nan(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler = opened(str(made), manifest_sha256(Bundle.open(made)), "onnxrt", None)
+    sampler = opened(str(made), manifest_sha256(Bundle.open(made)), "onnxrt", "fp32")
     images = np.zeros((2, 1, 8, 8), np.float32)
     images[1, 0, 3, 3] = np.nan
     monkeypatch.setattr(type(sampler), "sample", lambda *_, **__: images)

@@ -5,6 +5,7 @@ import json
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import StringIO
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_sampler.runtime.backends import BACKENDS
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.condition import CLASSES
 from edge_sampler.runtime.errors import UserError
@@ -53,7 +55,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
 
     monkeypatch.setattr(command, "in_processes", maker("processes"))
     monkeypatch.setattr(command, "on_ray", maker("ray"))
-    monkeypatch.setattr(command, "choose", lambda *told: None)
+    monkeypatch.setattr(command, "choose", lambda *told: BACKENDS["onnxrt"])
     return found
 
 
@@ -82,7 +84,7 @@ def test_what_is_asked_for_goes_to_the_workers(
     small: Bundle, made: Made, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = list[Any]()
-    monkeypatch.setattr(command, "choose", lambda *told: chosen.append(told[1:]))
+    monkeypatch.setattr(command, "choose", lambda *told: chosen.append(told[1:]) or BACKENDS["onnxrt"])  # type: ignore[func-returns-value]
     told = ("--seeds", "3-7", "--shard", "2", "--class-labels", "0-2", "--temperature", "0.5", "--batch", "3")
     out = generate(small, *told, "--format", "npz", "--backend", "onnxrt", "--workers", "3")
     ((by, workers, address, parts),) = made
@@ -93,7 +95,7 @@ def test_what_is_asked_for_goes_to_the_workers(
     (one, *_) = parts
     assert (one.bundle, one.out) == (str(small.folder.resolve()), str(out.resolve()))
     assert (one.shard, one.form, one.batch, one.temperature) == (2, "npz", 3, 0.5)
-    assert (one.backend, one.precision, one.texts) == ("onnxrt", None, {})
+    assert (one.backend, one.precision, one.texts) == ("onnxrt", "fp32", {})
     assert one.manifest_sha256 == small.manifest["manifest_sha256"]
     record = json.loads((out / RECORD).read_text())
     assert record["complete"] is True
@@ -136,6 +138,19 @@ def test_the_same_command_goes_on(small: Bundle, made: Made, capsys: pytest.Capt
     generate(small, "--seeds", "0-4", "--shard", "2", "--class-labels", "1")
     assert made[2][3] == []
     assert json.loads((out / RECORD).read_text())["complete"] is True
+
+
+def test_a_job_goes_on_in_the_precision_that_it_began_in(
+    small: Bundle, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = ("--seeds", "0-4", "--class-labels", "1")
+    generate(small, *told)
+    faster = replace(BACKENDS["onnxrt"], precision=lambda bundle, asked: asked or "fp16")  # as an engine has it
+    monkeypatch.setattr(command, "choose", lambda *told: faster)
+    with pytest.raises(UserError, match="another job: its precision is fp32, and fp16 is asked for"):
+        generate(small, *told)
+    generate(small, *told, "--precision", "fp32")
+    assert made[1][3] == []
 
 
 def test_a_record_is_kept_each_second(small: Bundle, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +208,7 @@ def test_mistakes_make_no_folder(arguments: tuple[str, ...], told: str, small: B
 
 def test_what_is_missing_is_told_one_by_one(small: Bundle) -> None:
     """Of a hundred million shards too, whose names alone would take 10 GB."""
-    job = Job("b", "0", "out", range(10**8), 1, "npz", "auto", None, None, 1.0, {}, {}, {})
+    job = Job("b", "0", "out", range(10**8), 1, "npz", "auto", "fp32", None, 1.0, {}, {}, {})
     first = Shard("shard-000000.npz", "0", 1, 0, 1, "here")
     tracemalloc.start()
     (part, name), *_ = islice(missing(job, {first.file: first}), 2)

@@ -30,13 +30,14 @@ def job(out: Path, seeds: range = range(3, 8), form: str = "webdataset", **chang
     }
     texts = {"prompt": [f"text {seed}" for seed in seeds], "negative": "none"}
     told: dict[str, Any] = {"conditions": conditions, "texts": texts, "sizes": {"T": 4}, **change}
-    return Job("/b", "0" * 64, str(out), seeds, 2, form, "onnxrt", None, 7, 0.5, **told)
+    return Job("/b", "0" * 64, str(out), seeds, 2, form, "onnxrt", "fp32", 7, 0.5, **told)
 
 
 def bundle(shape: tuple[int, ...] = (1, 2, 2), dtype: str = "float32") -> Any:
     return SimpleNamespace(
         manifest={"model": {"name": "m", "fingerprint": "f"}, "files": {"sampler.onnx": {"sha256": "1"}}},
         graph_name=lambda precision: "sampler.onnx",
+        plan_of=lambda precision: SimpleNamespace(sha256=f"of {precision}"),
         output=Output("images", shape),
         dtype=dtype,
     )
@@ -73,7 +74,7 @@ def test_a_shard_is_a_part_of_its_job(tmp_path: Path) -> None:
 def test_a_tar_has_each_sample_and_what_it_was_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, part = making(monkeypatch, bundle()), job(tmp_path).part(1)
     made = make(part, "a.tar")
-    assert asked[0] == ("/b", "0" * 64, "onnxrt", None)
+    assert asked[0] == ("/b", "0" * 64, "onnxrt", "fp32")
     seeds, batch, temperature, given = asked[1]
     assert (seeds, batch, temperature, given["T"]) == (range(5, 7), 7, 0.5, 4)
     assert given["label"].tolist() == [2, 3]
@@ -161,8 +162,9 @@ def test_a_jobs_record_tells_its_samples(tmp_path: Path) -> None:
     one = job(tmp_path)
     told = one.record(bundle())
     assert {name: told[name] for name in told if name != "conditions"} == {
-        "model": "m", "fingerprint": "f", "graph_sha256": "1", "seeds": [3, 7], "shard": 2, "format": "webdataset",
-        "precision": None, "temperature": 0.5, "sizes": {"T": 4},
+        "model": "m", "fingerprint": "f", "graph_sha256": "1", "plan_sha256": "of fp32", "seeds": [3, 7],
+        "shard": 2, "format": "webdataset",
+        "precision": "fp32", "temperature": 0.5, "sizes": {"T": 4},
     }  # fmt: skip
     other = job(tmp_path, conditions={**one.conditions, "label": np.arange(5) + 1}).record(bundle())
     assert [name for name in told["conditions"] if told["conditions"][name] != other["conditions"][name]] == ["label"]

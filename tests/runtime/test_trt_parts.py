@@ -260,6 +260,7 @@ def test_a_backend_says_what_it_lacks(library: Any, fake_cuda: ctypes.CDLL, monk
     assert (one.gpu, one.open_graph, one.lacks(), one.unable(bundle(engine()), None)) == (True, None, None, None)
     with one.open(bundle(engine()), "fp32", ()) as session:
         assert session.precision == "fp32"
+    assert [one.precision(bundle(engine(), engine(precision="fp16")), of) for of in (None, "fp32")] == ["fp16", "fp32"]
     with pytest.raises(UserError, match="an engine gives its images alone; tensorrt-rtx cannot return a, b"):
         one.open(bundle(engine()), None, ("a", "b"))
     assert "this GPU is sm86" in str(one.unable(bundle(engine(targets=("sm90",))), None))

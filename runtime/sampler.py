@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from edge_sampler.runtime.backends import choose
+from edge_sampler.runtime.backends.base import Backend
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import MOST_NUMBERS
 from edge_sampler.runtime.condition import sizes_of
-from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.noise import unit_noise
 
 DEFAULT_BATCH, VALUES = 64, 2**18  # in one run, unless told: samples, and values of their states
@@ -41,7 +42,8 @@ class Sampler:
 
     def __init__(self, bundle: Bundle, backend: str = "auto", precision: str | None = None) -> None:
         self.bundle = bundle
-        self._session = choose(bundle, backend, precision).open(bundle, precision, ())
+        chosen = choose(bundle, backend, precision)
+        self._session = chosen.open(bundle, precision, hidden_floats(bundle, chosen))
         self._closed = False
         self.description = self._session.description
         if bundle.random_weights:
@@ -67,6 +69,7 @@ class Sampler:
         Raises:
             UserError: for seeds out of range, or too many; for a condition that is missing, unknown or of a wrong dtype
                 or shape; and for a batch larger than the engine's.
+            BoundError: on the CPU, where pictures of uint8 would be of NaN or infinity, which they cannot hold.
         """
         if self._closed:
             raise UserError("the sampler is closed: sample inside its with block")
@@ -85,7 +88,13 @@ class Sampler:
             rows = slice(start, start + batch)
             noise = unit_noise(seeds[rows], shape) * np.float32(temperature)
             feed = {"noise": noise, **{name: value[rows] for name, value in values.items()}}
-            made.append(made_of(self.bundle, feed, self._session.run(feed)))
+            found = self._session.run(feed)
+            made.append(made_of(self.bundle, feed, found))
+            if self.bundle.dtype == "uint8" and self.bundle.inner_output in found:
+                finite = np.isfinite(found[self.bundle.inner_output]).reshape(len(noise), -1).all(1)
+                if not finite.all():
+                    wrong = seeds[start + int(np.argmin(finite))]
+                    raise BoundError(f"seed {wrong} makes NaN or infinity, which pictures of uint8 cannot hold")
         return np.concatenate(made)
 
     def __enter__(self) -> "Sampler":
@@ -95,6 +104,12 @@ class Sampler:
         if not self._closed:
             self._closed = True
             self._session.__exit__(*exception)
+
+
+def hidden_floats(bundle: Bundle, backend: Backend) -> tuple[str, ...]:
+    """What pictures of uint8 are rounded of, which can hold NaN, to be returned as well where that costs little."""
+    shown = bundle.dtype == "uint8" and backend.inner_values and not backend.gpu
+    return (bundle.inner_output,) if shown else ()
 
 
 def usual_batch(shape: Sequence[int]) -> int:

@@ -16,7 +16,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.condition import Condition, sizes_of
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.noise import SEEDS, unit_noise
-from edge_sampler.runtime.sampler import made_of, usual_batch
+from edge_sampler.runtime.sampler import hidden_floats, made_of, usual_batch
 from edge_sampler.runtime.serve.batches import Batches, Row, Start
 from edge_sampler.runtime.serve.metrics import Metrics
 from edge_sampler.runtime.serve.protocol import BYTES, NAMES, Asked, Tensor
@@ -64,9 +64,7 @@ class Model:
         if find_spec("tokenizers"):  # without it, text is refused, and token ids are taken
             bundle.tokenized(texts)
         chosen = choose(bundle, backend, precision)
-        # pictures of uint8 cannot hold NaN; the float values that they are rounded of can
-        hidden = bundle.inner_output != bundle.output.name and chosen.inner_values and not chosen.gpu
-        self._session = chosen.open(bundle, precision, (bundle.inner_output,) if hidden else ())
+        self._session = chosen.open(bundle, precision, hidden_floats(bundle, chosen))
         self.description = self._session.description
 
     async def close(self) -> None:

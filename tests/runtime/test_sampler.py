@@ -10,7 +10,7 @@ import pytest
 from edge_sampler.runtime import sampler as module
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import MOST_NUMBERS
-from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.manifest import MANIFEST, write_manifest
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import Plan
@@ -52,9 +52,11 @@ def open_with(
     write_manifest(place / MANIFEST, told | change, describe_files(place))
 
     class Backend:
+        inner_values, gpu = True, False
+
         def open(self, bundle: Bundle, precision: str | None, made: tuple[str, ...]) -> Session:
             assert precision == "fp16"
-            assert made == ()
+            assert made == (("images_float32",) if bundle.dtype == "uint8" else ())
             return session
 
     monkeypatch.setattr(module, "choose", lambda bundle, backend, precision: Backend())
@@ -137,6 +139,21 @@ def test_eight_bits_have_the_channels_last(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch, tmp_path, lambda noise: {"images": np.zeros((len(noise), 2, 3, 1), np.uint8)}, dtype="uint8"
     )
     assert sampler.sample([1, 2]).shape == (2, 2, 3, 1)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_no_picture_of_eight_bits_is_of_what_is_no_number(
+    wrong: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(noise: np.ndarray) -> dict[str, np.ndarray]:
+        floats = np.zeros_like(noise)
+        floats[-1, 0, 1, 2] = wrong if len(noise) < 3 else 0
+        return {"images": np.zeros((len(noise), 2, 3, 1), np.uint8), "images_float32": floats}
+
+    sampler, _ = open_with(monkeypatch, tmp_path, made, dtype="uint8")
+    assert len(sampler.sample([1, 2, 3])) == 3
+    with pytest.raises(BoundError, match="seed 9 makes NaN or infinity, which pictures of uint8 cannot hold"):
+        sampler.sample([1, 2, 3, 8, 9], 3)
 
 
 def test_conditions_and_sizes_reach_each_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

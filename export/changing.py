@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.lock import locked
+from edge_sampler.runtime.signature import settle
 
 LOCK = ".lock"
 
@@ -16,4 +17,8 @@ def changing(bundle: Bundle) -> Iterator[None]:
     with locked(bundle.folder / LOCK, f"another process adds to {bundle.folder}: wait for it, and start again"):
         if Bundle.open(bundle.folder).manifest != bundle.manifest:
             raise UserError(f"{bundle.folder} was changed meanwhile, by another process: start again")
-        yield
+        settle(bundle.folder)  # what another, who died, began
+        try:
+            yield
+        finally:
+            settle(bundle.folder)

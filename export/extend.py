@@ -37,7 +37,7 @@ from edge_sampler.runtime.manifest import FILE, MANIFEST, facts_of, read_manifes
 from edge_sampler.runtime.output import check_writable, writable
 from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.scratch import scratch
-from edge_sampler.runtime.signature import SIGNATURE
+from edge_sampler.runtime.signature import SIGNATURE, waiting
 from edge_sampler.runtime.verified import describe_files
 
 ENGINES = "engines/"
@@ -125,8 +125,8 @@ def extended(bundle: Bundle, sign: Signer | None = None) -> Iterator[tuple[Path,
     """Yields a folder whose files join the bundle if all goes well, and the manifest's facts to change.
 
     New files have names that the bundle does not list, so that it stays as it was until its manifest is the new one.
-    Only the report keeps its name: while it is replaced, no manifest lists it. A signature goes when its manifest
-    has, and ``sign`` makes the new one last. Raises UserError as ``changing`` and ``add`` do.
+    Only the report keeps its name: while it is replaced, no manifest lists it. What ``sign`` makes of each manifest is
+    there before that is. Raises UserError as ``changing`` and ``add`` do.
     """
     signature = bundle.folder / SIGNATURE
     with changing(bundle):
@@ -168,19 +168,19 @@ def extended(bundle: Bundle, sign: Signer | None = None) -> Iterator[tuple[Path,
                         place = bundle.folder / path.relative_to(folder)
                         place.parent.mkdir(exist_ok=True)
                         path.replace(place)
-                replace_manifest(bundle, facts, {name: one for name, one in files.items() if name != REPORT})
-                signature.unlink(missing_ok=True)
+                replace_manifest(bundle, facts, {name: one for name, one in files.items() if name != REPORT}, sign)
                 report.replace(bundle.folder / REPORT)
-                replace_manifest(bundle, facts, files | {REPORT: joined[REPORT]})
-                if sign:
-                    sign(bundle.folder)
+                replace_manifest(bundle, facts, files | {REPORT: joined[REPORT]}, sign)
         finally:
             clear(bundle.folder)
 
 
-def replace_manifest(bundle: Bundle, facts: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+def replace_manifest(bundle: Bundle, facts: Mapping[str, Any], files: Mapping[str, Any], sign: Signer | None) -> None:
     with writable(bundle.folder / MANIFEST, force=True, kind="part") as path:
         write_manifest(path, facts, files)
+        if sign:
+            sign(path.parent)
+            path.with_name(SIGNATURE).replace(bundle.folder / waiting(path.read_bytes()))
 
 
 def kept(name: str, engines: Collection[str]) -> bool:

@@ -5,6 +5,8 @@ https://jedisct1.github.io/minisign
 """
 
 import base64
+import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ def minisign() -> Any:
 def check_signature(manifest: bytes, folder: Path, key: Path) -> None:
     """Raises UserError unless the bundle in ``folder`` holds a signature of these very bytes by that public key."""
     public = public_key(key)
-    path = folder / SIGNATURE
+    path = folder / waiting(manifest)
+    path = path if path.exists() else folder / SIGNATURE
     try:
         signature = minisign().Signature.from_bytes(read_bytes(path))
     except FileNotFoundError as error:
@@ -46,6 +49,19 @@ def check_signature(manifest: bytes, folder: Path, key: Path) -> None:
         raise UserError(
             f"{folder} is not what the key {key_id(public)} signed: its manifest was changed, or is another bundle's"
         ) from error
+
+
+def waiting(manifest: bytes) -> str:
+    """The file of a signature of these bytes, from before they are the manifest until ``settle`` renames it."""
+    return f"{SIGNATURE}.{hashlib.sha256(manifest).hexdigest()[:12]}"
+
+
+def settle(folder: Path) -> None:
+    """The manifest's signature that waits takes the place of the one before; those of other manifests go."""
+    for signature in folder.glob(f"{SIGNATURE}.*"):
+        with suppress(OSError):
+            fits = signature.name == waiting((folder / SIGNATURE).with_suffix("").read_bytes())
+            signature.replace(folder / SIGNATURE) if fits else signature.unlink()
 
 
 def public_key(path: Path) -> Any:

@@ -235,17 +235,29 @@ def restore(target: Path) -> None:
         return
     place = place_of(target)
     for folder in _leftovers(place.parent, place.name):
-        with _taken_over(folder) as dead, suppress(OSError):
-            if dead and (folder / OLD).exists() and (folder / NEW / place.name).exists():
-                (folder / OLD).rename(place)
+        with _taken_over(folder) as dead:
+            if dead:
+                _put_back(folder)
 
 
 def sweep(folder: Path, name: str = "") -> None:
-    """Removes what writers that died left in ``folder``; with ``name``, those of that file or folder alone."""
+    """Removes what writers that died left in ``folder``; with ``name``, those of that file or folder alone.
+
+    What they had moved away comes back first, where nothing else is in its place.
+    """
     for leftover in _leftovers(folder, name):
         with _taken_over(leftover) as dead:
             if dead:
+                _put_back(leftover)
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _put_back(leftover: Path) -> None:
+    """What its writer, who died, moved away before the new took the place, which is in the leftover still."""
+    with suppress(OSError):
+        for new in (leftover / NEW).iterdir():
+            if (leftover / OLD).exists() and not (leftover.parent / new.name).exists():
+                (leftover / OLD).rename(leftover.parent / new.name)
 
 
 def _hidden(name: str) -> str:

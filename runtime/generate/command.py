@@ -80,8 +80,8 @@ def main() -> int:
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from error
     with locked(out / ".lock", f"another process writes into {out}: wait for it, or name another folder"):
-        sweep(out)
         there = finished(out, record)
+        sweep(out)
         write_record(out, record, there, complete=False)  # what cannot be written is known before the work
         try:
             run(job, record, there, workers, arguments.ray)

@@ -153,6 +153,20 @@ def test_a_job_goes_on_in_the_precision_that_it_began_in(
     assert made[1][3] == []
 
 
+def test_what_a_bundle_beside_it_needs_is_kept(small: Bundle, made: Made, tmp_path: Path) -> None:
+    """Half of an export that died, where the disk cannot exchange folders; nothing goes where the job is refused."""
+    out, told = tmp_path / "out", ("--seeds", "0-1", "--class-labels", "1")
+    for name in ("new/b", "old"):
+        (out / ".b.0123abcd.new" / name).mkdir(parents=True)
+    (out / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds notes\.txt and no shards\.json"):
+        generate(small, *told)
+    assert (out / ".b.0123abcd.new" / "old").exists()
+    (out / "notes.txt").unlink()
+    generate(small, *told)
+    assert sorted(path.name for path in out.iterdir()) == ["b", "shard-000000.tar", RECORD]
+
+
 def test_a_record_is_kept_each_second(small: Bundle, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """And before the first shard, and behind the last: a folder that cannot be written is known at once."""
     times, records, shown = iter([10.0, 10.5, 11.0, 11.5, 12.5, 13.5]), list[Any](), list[Any]()

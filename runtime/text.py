@@ -174,7 +174,7 @@ def check_ids(name: str, ids: Any, size: int, null: Any) -> None:
     """
     try:
         found = np.asarray(ids)
-    except ValueError:  # rows of several lengths, as whoever checks shapes says
+    except (ValueError, RuntimeError, TypeError):  # no array that NumPy reads, as whoever checks shapes says
         return
     if found.dtype.kind not in "iu":
         return
@@ -203,7 +203,7 @@ def tokenized(
         text, value = conditions[name].text if name in conditions else None, given.get(name)
         if value is None and text:
             value = text_of(text.follows) if text.follows else text.default
-        return value
+        return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
     told = dict(given)
     for name, condition in conditions.items():

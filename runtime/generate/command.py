@@ -110,8 +110,12 @@ def job_of(arguments: argparse.Namespace, bundle: Bundle) -> Job:
     if arguments.class_labels is not None:
         told["class_labels"] = np.resize(np.array(arguments.class_labels), len(seeds))
     backend = choose(bundle, arguments.backend, arguments.precision)  # says at once what cannot run
-    texts = {name: value for name, value in told.items() if np.asarray(value).dtype.kind == "U"}
     conditions, sizes = bundle.inputs.check(bundle.tokenized(told), len(seeds))
+    texts = {
+        name: value if isinstance(value, str) else np.broadcast_to(value, len(seeds))
+        for name, value in told.items()
+        if np.asarray(value).dtype.kind == "U"
+    }
     return Job(
         bundle=str(bundle.folder.resolve()),
         manifest_sha256=manifest_sha256(bundle),

@@ -272,10 +272,14 @@ def test_texts_are_told_as_they_were_typed(tmp_path: Path, made: Made, monkeypat
     text = {"file": "t.json", "default": None, "follows": ""}
     inputs = inputs_of(2, 3, hint=HINT, prompt={**HINT, "dtype": "int64", "text": text})
     (tmp_path / "told").mkdir()
-    monkeypatch.setattr(Bundle, "tokenized", lambda self, given: {**given, "prompt": [len(given["prompt"]), 9]})
+    monkeypatch.setattr(Bundle, "tokenized", lambda self, given: {**given, "prompt": [np.size(given["prompt"]), 9]})
     told = bundle(tmp_path / "told", inputs, files=["t.json"])
     generate(told, "--seeds", "0-2", "--shard", "2", "--condition", "prompt=3,a b")
     for part in made[0][3]:
         assert part.texts == {"prompt": "3,a b"}
-        assert part.conditions["prompt"].tolist() == [[5, 9]] * len(part.seeds)
+        assert part.conditions["prompt"].tolist() == [[1, 9]] * len(part.seeds)
         assert "hint" in part.conditions
+    np.save(tmp_path / "one.npy", np.array(["a b"]))  # for all seeds
+    run_main(main, str(told.folder), "--out", str(tmp_path / "of one"), "--seeds", "0-2", "--shard", "2",
+             "--condition", "hint=1,2", "--condition", f"prompt={tmp_path / 'one.npy'}")  # fmt: skip
+    assert [[*part.texts["prompt"]] for part in made[1][3]] == [["a b", "a b"], ["a b"]]

@@ -97,6 +97,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ids_are_the_tokenizers_padded() -> None:
     known = {"prompt": prompt()}
     assert tokenized(known, {"prompt": "a red heart"})["prompt"].tolist() == [2, 3, 4, 0]
+    assert tokenized(known, {"prompt": np.array("a red heart")})["prompt"].tolist() == [2, 3, 4, 0]  # of a .npy
     several = tokenized(known, {"prompt": np.array(["a blue star", "sky"])})["prompt"]
     assert several.dtype == np.int64
     assert several.tolist() == [[2, 5, 6, 0], [1, 0, 0, 0]]
@@ -147,6 +148,7 @@ def test_what_is_not_given_has_a_default_or_another_text() -> None:
         ({"prompt": [-1] * 4}, "^prompt holds the token id -1; those of its tokenizer are 0 to 6$"),
         ({"prompt": np.array([[0, 6, 7, 2]])}, "^prompt holds the token id 7; those of its tokenizer are 0 to 6$"),
         ({"prompt": [[1], [1, 2]]}, "prompt has rows of several lengths"),
+        ({"prompt": torch.zeros(4, requires_grad=True)}, "prompt is no array that NumPy reads"),
         ({}, r"prompt is missing: give text or int64 \[4\]"),
     ],
 )

@@ -61,8 +61,11 @@ class CudaError(UserError):
     """A call that failed; ``code`` is its CUresult."""
 
     def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
+        super().__init__(message, code)  # as another process calls it again, to which it is sent
         self.code = code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class OutOfMemoryError(CudaError):

@@ -1,6 +1,7 @@
 """The CUDA layer: what it makes it frees, and what fails says so, on a driver that counts and fails on demand."""
 
 import ctypes
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ def test_a_failing_call_is_named_and_leaks_nothing(fake_cuda: ctypes.CDLL, name:
     with pytest.raises(cuda.CudaError, match=rf"{name} failed: made to fail \(CUDA error 700\)") as raised:
         round_trip()
     assert raised.value.code == 700
+    sent = pickle.loads(pickle.dumps(raised.value))  # as workers of `generate` tell it
+    assert (type(sent), str(sent), sent.code) == (cuda.CudaError, str(raised.value), 700)
     assert fake_cuda.fake_live() == 0
 
 

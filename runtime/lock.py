@@ -8,6 +8,10 @@ from pathlib import Path
 from edge_sampler.runtime.errors import UserError
 
 
+class NoLocksError(OSError):
+    """A disk has no locks, as some that networks share."""
+
+
 @contextmanager
 def locked(path: Path, otherwise: str) -> Iterator[None]:
     """Holds the lock ``path``, a file that goes with it. Raises UserError ``otherwise`` where another does."""
@@ -31,6 +35,9 @@ def take(path: Path) -> int | None:
             return file
     except FileNotFoundError:
         pass
+    except NoLocksError:
+        release(path, file)
+        raise
     except BaseException:
         os.close(file)
         raise
@@ -54,6 +61,8 @@ def _taken(file: int) -> bool:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):  # of Linux, of Windows
         return False
+    except OSError as error:
+        raise NoLocksError(error.errno, f"this disk has no locks ({error.strerror}): choose another") from error
     return True

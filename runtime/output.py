@@ -21,7 +21,7 @@ from pathlib import Path
 from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.json_file import parse_json
-from edge_sampler.runtime.lock import release, take
+from edge_sampler.runtime.lock import NoLocksError, release, take
 from edge_sampler.runtime.manifest import HASH, MANIFEST
 from edge_sampler.runtime.signature import SIGNATURE
 
@@ -168,11 +168,13 @@ def temporary(target: Path) -> Iterator[Path]:
     """
     lock, missing = None, [above for above in target.parents if not above.exists()]
     try:
-        for last in [False] * TRIES + [True]:  # on a disk without locks the last goes on without: there nobody sweeps
+        for last in [False] * TRIES + [True]:  # which goes on without a lock
             folder = target.with_name(f".{_hidden(target.name)}.{secrets.token_hex(4)}.new")
             try:
                 make(folder)
                 lock = take(folder / LOCK)
+            except NoLocksError:  # there nobody sweeps
+                break
             except FileNotFoundError:  # another process swept it, or removed a folder that it had made for nothing
                 if last:
                     raise

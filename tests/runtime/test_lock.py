@@ -1,5 +1,6 @@
 """Locks that the system takes back from whoever dies: one at a time, and none on a file that has just gone."""
 
+import errno
 import os
 import stat
 import sys
@@ -33,6 +34,18 @@ def test_one_lock_at_a_time(tmp_path: Path) -> None:
         locked(tmp_path / "absent/lock", ""),
     ):
         pass
+
+
+@pytest.mark.parametrize("why", [errno.ENOSYS, errno.ENOLCK])
+def test_a_disk_without_locks_is_told(why: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(file: int, how: int) -> None:
+        raise OSError(why, "no such thing")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    told = r"cannot write .*lock: this disk has no locks \(no such thing\): choose another$"
+    with pytest.raises(UserError, match=told), locked(tmp_path / "lock", "another has it"):
+        pytest.fail("it began")
+    assert not (tmp_path / "lock").exists()
 
 
 def test_a_lock_makes_no_file_elsewhere(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sampler.runtime.cache_folder import cache_folder
+from edge_sampler.runtime.cache_folder import OWN, cache_folder
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import sweep, temporary
 from edge_sampler.runtime.verified import weights_beside
@@ -58,14 +58,17 @@ def without_links(path: Path) -> Iterator[Path]:
     """The graph, with the file of its weights beside it and not behind a link, which ONNX Runtime does not follow.
 
     Caches of hubs and of data tools keep the files of a folder as links. The weights are linked anew, not copied, where
-    the cache folder is on their disk.
+    the cache folder is on their disk. Raises UserError where that is no folder.
     """
     files = [path, *filter(Path.exists, weights_beside(path))]
     if len(files) == 1 or not any(map(Path.is_symlink, files)):
         yield path
         return
     place = cache_folder() / "linked"
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {place}: {error.strerror}; let {OWN} name another folder") from error
     sweep(place)
     with temporary(place / "graph") as folder:
         for file in files:

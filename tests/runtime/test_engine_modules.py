@@ -98,6 +98,10 @@ def test_weights_behind_links_are_beside_their_graph(
     with without_links(folder / "a.onnx") as again:
         assert again.read_text() == "a.onnx"
     assert not list((tmp_path / "cache" / "linked").iterdir())
+    monkeypatch.setenv("EDGE_SAMPLER_CACHE", os.devnull)
+    told = "cannot write to .*linked: .*; let EDGE_SAMPLER_CACHE name another folder"
+    with pytest.raises(UserError, match=told), without_links(folder / "a.onnx"):
+        pytest.fail("it began")
 
 
 def test_a_graph_whose_weights_are_no_links_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,8 @@ def outcome(main: Callable[[], int | None]) -> tuple[int, str]:
             return 2, "error: no temporary folder can be written to: make room, or name another one in TMPDIR"
         if error.errno not in UNUSABLE:
             raise
-        status, message = 2, f"cannot {verb(error)} {error.filename or 'the output'}: {error.strerror}"
+        target = error.filename2 or error.filename or "the output"
+        status, message = 2, f"cannot {verb(error)} {target}: {error.strerror}"
     return status, f"error: {one_line(message)}"
 
 

@@ -147,6 +147,7 @@ def test_what_is_no_condition(text: str) -> None:
         ),
         (MemoryError("8 TB"), 2, "error: there is not enough memory (8 TB); ask for less at once"),
         (OSError(errno.ENOSPC, "full", "a"), 2, "error: cannot write a: full"),
+        (OSError(errno.ENOSPC, "full", "source", None, "target"), 2, "error: cannot write target: full"),
         (OSError(errno.EBADF, "not open"), 2, "error: cannot write the output: not open"),
         (OSError(errno.EROFS, "read-only", b"a"), 2, "error: cannot write b'a': read-only"),
         (

@@ -86,9 +86,9 @@ def additions_of(arguments: argparse.Namespace) -> Additions | None:
         raise UserError("--loop is for an engine: name it with --engine")
     for option in ("target", "batch", "axis"):
         value = getattr(arguments, option)
-        if value and arguments.engine is None:
+        if value not in (None, []) and arguments.engine is None:
             of_fit = "" if option == "axis" else f" (a fit's: --fit-{option})"
-            raise UserError(f"--{option} {value} is for an engine: name it with --engine{of_fit}")
+            raise UserError(f"--{option} {value or repr('')} is for an engine: name it with --engine{of_fit}")
     if arguments.engine is None:
         return None if arguments.precision == "fp32" else additions
     batch = Batch.parse("1" if arguments.batch is None else arguments.batch)

@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("--precision", help="the network's precision, such as fp16")
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle, arguments.verify_key)
-    workers = arguments.workers if arguments.workers is not None else 8 if arguments.ray else 1
+    workers = arguments.workers if arguments.workers is not None else 1 if arguments.ray is None else 8
     for name, value, most in (("workers", workers, MOST_WORKERS), ("shard", arguments.shard, MOST_NUMBERS)):
         if not 1 <= value <= most:
             raise UserError(f"--{name} is {value}; it must be at least 1 and at most {most:,}")
@@ -140,7 +140,7 @@ def run(job: Job, record: dict[str, Any], there: dict[str, Shard], workers: int,
     if before:
         print(f"{before:,} of {total:,} are there already", file=sys.stderr)
     tasks, made = missing(job, there), before
-    for shard in on_ray(tasks, workers, ray) if ray else in_processes(tasks, workers):
+    for shard in in_processes(tasks, workers) if ray is None else on_ray(tasks, workers, ray):
         there[shard.file] = shard
         made += shard.count
         elapsed = time.monotonic() - started

@@ -48,7 +48,9 @@ def on_ray(tasks: Iterator[tuple[Job, str]], workers: int, address: str) -> Iter
 
 
 def reachable(address: str) -> None:
-    """Raises UserError where nobody listens at HOST:PORT; Ray itself would wait for minutes."""
+    """Raises UserError where nobody listens at HOST:PORT, for which Ray itself would wait for minutes; and for none."""
+    if not address:
+        raise UserError("--ray is empty: name HOST:PORT, auto, or local")
     host, colon, port = address.rpartition(":")
     if not colon or "/" in address:
         return

@@ -224,6 +224,7 @@ def test_a_precision_beyond_the_bound_adds_nothing(copy: Path) -> None:
             "sm86 does not compute in fp8, sm89 and later",
         ),
         (("--target", "sm86"), "--target sm86 is for an engine"),
+        (("--precision", "fp16", "--target", ""), "--target '' is for an engine"),
         (("--precision", "fp16", "--batch", "256"), "--batch 256 is for an engine: .*--fit-batch"),
         (("--precision", "fp16", "--max-error", "-1"), "max-error is -1.0; it must be above 0"),
         (("--engine", RTX, "--max-error", "1"), "max-error bounds what a precision costs: name one"),

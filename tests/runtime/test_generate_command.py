@@ -112,6 +112,7 @@ def test_what_is_asked_for_goes_to_the_workers(
     [
         ((), ("processes", 1, None)),
         (("--ray", "auto"), ("ray", 8, "auto")),
+        (("--ray", ""), ("ray", 8, "")),  # which refuses it
         (("--ray", "auto", "--workers", "1"), ("ray", 1, "auto")),
     ],
 )

@@ -290,3 +290,5 @@ def test_an_address_is_tried_before_ray_waits_for_it(monkeypatch: pytest.MonkeyP
     for address in (f"127.0.0.1:{there}", "127.0.0.1:99999", "127.0.0.1:x"):
         with pytest.raises(UserError, match=f"^--ray {address}: no cluster answers"):
             reachable(address)
+    with pytest.raises(UserError, match="--ray is empty"):
+        reachable("")

@@ -260,6 +260,20 @@ class Condition:
         return f"{'text or ' if self.text else ''}{self.dtype} [{', '.join(map(str, self.shape))}]{of}"
 
 
+def array_of(given: Any) -> np.ndarray:
+    """As NumPy reads it. Raises what that raises, and TypeError for booleans among numbers: NumPy makes 1 of True."""
+    value = np.asarray(given)
+    if value.dtype.kind != "b" and _holds_boolean(given):
+        raise TypeError("booleans among numbers")
+    return value
+
+
+def _holds_boolean(given: Any) -> bool:
+    if isinstance(given, list | tuple):
+        return any(map(_holds_boolean, given))
+    return isinstance(given, bool | np.bool_)
+
+
 def class_labels(classes: int, null: int | None = -1) -> dict[str, Condition]:
     """The condition of a model with so many classes; none for 0. ``null`` means "no class"; None: nothing does."""
     return {CLASSES: Condition((), "int64", null, classes, "the class of the image")} if classes else {}

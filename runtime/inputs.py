@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sampler.runtime.condition import DTYPES, MOST_VALUES, Axis, Condition, Shape, axis_in, number_of
+from edge_sampler.runtime.condition import DTYPES, MOST_VALUES, Axis, Condition, Shape, array_of, axis_in, number_of
 from edge_sampler.runtime.errors import UserError, is_line
 from edge_sampler.runtime.text import Text
 
@@ -212,7 +212,7 @@ class Inputs:
     def _checked(self, name: str, condition: Condition, given: Any, count: int, sizes: dict[str, int]) -> np.ndarray:
         wanted = f"{name} must be {condition.wanted()}, one or {count}, one for each seed"
         try:
-            value = np.asarray(given)
+            value = array_of(given)
         except ValueError as error:
             raise UserError(f"{name} has rows of several lengths; {wanted}") from error
         except (RuntimeError, TypeError) as error:  # a tensor with gradients, or of a type that NumPy has not

@@ -152,6 +152,7 @@ class Unreadable:
         ({"class_labels": True}, "class_labels is bool"),
         ({"memory": [[1.0], [1.0, 2.0]]}, "memory has rows of several lengths; memory must be"),
         ({"memory": np.ma.masked_less(np.arange(6.0).reshape(2, 3), 2)}, "memory has masked entries: fill them"),
+        ({"memory": [[True, 2.0]] * 3}, r"memory is no array that NumPy reads \(booleans among numbers\)"),
         ({"memory": Unreadable()}, r"memory is no array that NumPy reads \(it needs gradients\)"),
         ({"memory": np.full((2, 3, 3), 1e39)}, r"memory holds 1e\+39, which is beyond float32"),
         ({"memory": np.full((3, 3), -1e300)}, r"memory holds -1e\+300, which is beyond float32"),

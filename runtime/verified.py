@@ -68,7 +68,7 @@ class Verified:
             UserError: when it is missing or not listed, or its size or SHA-256 differ.
         """
         path, recorded = self._listed(name)
-        if path.stat().st_size != recorded["bytes"] or file_sha256(path) != recorded["sha256"]:
+        if file_sha256(path) != recorded["sha256"]:
             raise _other_file(path)
         return path
 
@@ -96,6 +96,8 @@ class Verified:
             raise UserError(f"{self.folder} holds no {name}")
         if not path.is_file():
             raise UserError(f"{path} is missing, though the manifest lists it: copy the whole bundle again")
+        if path.stat().st_size != recorded["bytes"]:  # before it is read, whatever its size
+            raise _other_file(path)
         return path, recorded
 
     def graph(self, name: str) -> Path:

@@ -1,6 +1,7 @@
 """Bundles that no exporter made: what they tell, and how their files are held against it."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,9 @@ def test_a_file_is_verified_before_it_is_read(tmp_path: Path) -> None:
         for use in (found.file, found.read, found.graph):
             with pytest.raises(UserError, match=r"sampler\.onnx is not the file the manifest describes"):
                 use("sampler.onnx")
+    os.truncate(tmp_path / "sampler.onnx", 2**40)  # more than any memory holds
+    with pytest.raises(UserError, match=r"sampler\.onnx is not the file the manifest describes"):
+        found.read("sampler.onnx")
     with pytest.raises(UserError, match=r"holds no decoder\.onnx"):
         found.file("decoder.onnx")
     (tmp_path / "plan.json").unlink()

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from edge_sampler.export.triton_noise import model_file
-from edge_sampler.runtime.backends.trt import PREFERENCE
+from edge_sampler.runtime.backends.trt import preferred
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import Parser, add_verify_key
 from edge_sampler.runtime.condition import Shape, axis_in
@@ -88,8 +88,8 @@ def form_of(bundle: Bundle, precision: str | None, batch: int | None) -> Form:
     if batch is not None and not 1 <= batch <= MOST_BATCH:
         raise UserError(f"--batch is {batch}; it must be at least 1 and at most {MOST_BATCH:,}")
     engines = [one for one in bundle.engines if one.flavour == "tensorrt" and precision in (None, one.precision)]
-    engines.sort(key=lambda one: (*PREFERENCE, one.precision).index(one.precision), reverse=True)
-    chosen = {f"{target[2:-1]}.{target[-1]}": one for one in engines for target in one.targets}  # the best comes last
+    engines.sort(key=preferred)
+    chosen = {f"{target[2:-1]}.{target[-1]}": one for one in reversed(engines) for target in one.targets}
     chosen = dict(sorted(chosen.items(), key=lambda entry: float(entry[0])))
     if not chosen:
         graph = bundle.graph_name(precision)

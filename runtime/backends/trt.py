@@ -28,13 +28,18 @@ MOST_LANES = 32  # kept while nobody runs them; each holds buffers and a CUDA gr
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of an engine's inputs, by name
 
 
+def preferred(engine: Engine) -> tuple[int, bool]:
+    """What to sort engines by: those that run fastest come first, and of equal ones the first in the manifest."""
+    return (*PREFERENCE, engine.precision).index(engine.precision), engine.loop
+
+
 def find_engine(bundle: Bundle, flavour: str, precision: str | None, capability: str | None) -> Engine:
     """The bundle's engine of that flavour that fits the installed library and the GPU (None: any).
 
     Raises UserError saying what the engines there need and what was found.
     """
     engines = [e for e in bundle.engines if e.flavour == flavour and precision in (None, e.precision)]
-    engines.sort(key=lambda engine: ((*PREFERENCE, engine.precision).index(engine.precision), engine.loop))
+    engines.sort(key=preferred)
     if not engines:
         of = f"{precision} " if precision else ""
         raise UserError(f"the bundle holds no {of}engine for it: python -m export engine BUNDLE --engine {flavour}")

@@ -196,12 +196,15 @@ def test_engines_are_chosen_by_gpu(
             ("a-fp32", "tensorrt", ("sm86",), "fp32", 4, 16),
             ("a-fp16", "tensorrt", ("sm86",), "fp16", 2, 8),
             ("b", "tensorrt", ("sm120",), "fp32", 4, 32),
+            ("later", "tensorrt", ("sm120",), "fp32", 1, 2),
             ("rtx", "tensorrt-rtx", ("sm89",), "fp16", 1, 1),
         )
     ]
     for engine in engines:
         (copy / engine.file).write_text(engine.file)
-    changed(copy, {"engines": [engine.record() for engine in engines]})
+    looped = Engine("engines/loop.engine", "tensorrt", "10.3.0", ("sm86",), "fp16", Batch(1, 1, 2), loop=True)
+    (copy / looped.file).write_text("slower")
+    changed(copy, {"engines": [engine.record() for engine in (looped, *engines)]})
     folders = repository(copy, tmp_path / "models")
     base = config(protocol, folders[""])
     assert (base.backend, base.max_batch_size) == ("tensorrt", 8)

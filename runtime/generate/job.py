@@ -13,7 +13,7 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.json_file import read_json, write_json
 from edge_sampler.runtime.manifest import HASH, misfit
 from edge_sampler.runtime.output import writable
-from edge_sampler.runtime.verified import file_sha256
+from edge_sampler.runtime.verified import PIECE, file_sha256
 
 FORMATS = {"webdataset": ".tar", "npz": ".npz"}
 RECORD = "shards.json"
@@ -30,7 +30,7 @@ class Job:
         out: the folder of shards, absolute.
         form: one of ``FORMATS``.
         precision: which all workers run, though none was asked for.
-        conditions: [len(seeds), *shape], checked.
+        conditions: [len(seeds), *shape], checked; in a part [1, *shape] where one is for all.
         texts: what was told of conditions of text, one or one for each seed; for people who read the shards.
         sizes: of the axes with names.
     """
@@ -59,7 +59,10 @@ class Job:
     def part(self, index: int) -> "Job":
         """One shard as a job, with its own seeds and conditions alone."""
         rows = slice(index * self.shard, (index + 1) * self.shard)
-        conditions = {name: np.array(values[rows]) for name, values in self.conditions.items()}
+        conditions = {
+            name: np.array(values[:1] if one_for_all(values) else values[rows])
+            for name, values in self.conditions.items()
+        }
         texts = {name: told if isinstance(told, str) else told[rows] for name, told in self.texts.items()}
         return replace(self, seeds=self.seeds[rows], conditions=conditions, texts=texts)
 
@@ -93,11 +96,18 @@ class Shard:
 
 
 def digest(values: np.ndarray) -> str:
-    """SHA-256 of an array's values; one that repeats is hashed row by row, so that a view stays one."""
+    """SHA-256 of an array's values, in pieces; of one for all seeds, that one and how many there are."""
     hashed = hashlib.sha256(repr((values.shape, str(values.dtype))).encode())
-    for row in values:
-        hashed.update(np.ascontiguousarray(row).tobytes())
+    rows = values[:1] if one_for_all(values) else values
+    count = max(1, PIECE // max(1, rows[0].nbytes))
+    for start in range(0, len(rows), count):
+        hashed.update(rows[start : start + count].tobytes())
     return hashed.hexdigest()
+
+
+def one_for_all(values: np.ndarray) -> bool:
+    """Whether all rows are one in memory, as ``Inputs.check`` returns what is given once."""
+    return values.strides[0] == 0
 
 
 def manifest_sha256(bundle: Bundle) -> str:

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ def make(part: Job, file: str) -> Shard:
     """
     sampler = opened(part.bundle, part.manifest_sha256, part.backend, part.precision)
     made = sampler.sample(part.seeds, part.batch, part.temperature, **part.conditions, **part.sizes)
+    count = len(part.seeds)
+    rows = {name: np.broadcast_to(values, (count, *values.shape[1:])) for name, values in part.conditions.items()}
+    part = replace(part, conditions=rows)
     if not np.isfinite(made).all():
         wrong = int(np.argmax(~np.isfinite(made).reshape(len(made), -1).all(1)))
         raise BoundError(f"seed {part.seeds[wrong]} makes NaN or infinity; no shard was written of it")

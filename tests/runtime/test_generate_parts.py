@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -169,8 +171,21 @@ def test_a_jobs_record_tells_its_samples(tmp_path: Path) -> None:
     other = job(tmp_path, conditions={**one.conditions, "label": np.arange(5) + 1}).record(bundle())
     assert [name for name in told["conditions"] if told["conditions"][name] != other["conditions"][name]] == ["label"]
     views = np.broadcast_to(np.array([1, 2], np.float32), (3, 2))
-    assert digest(views) == digest(np.array(views))
-    assert len({digest(one) for one in (views, views.astype(float), views.reshape(2, 3), views[:2])}) == 4
+    same = (views, np.array(views), views.astype(float), views.reshape(2, 3), views[:2])  # one for all, one for each, …
+    assert len({digest(one) for one in same}) == 5
+    large = np.arange(2**19, dtype=np.float32).reshape(-1, 2)  # of two pieces
+    assert digest(large) == digest(np.asfortranarray(large)) != digest(large[::-1])
+
+
+@pytest.mark.parametrize("form", ["webdataset", "npz"])
+def test_one_for_all_is_sent_once(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, hint = making(monkeypatch, bundle()), np.arange(10.0**4)
+    one = job(tmp_path, form=form, conditions={"hint": np.broadcast_to(hint, (5, 10**4))}, texts={})
+    assert len(pickle.dumps(one.part(0))) < 1.1 * hint.nbytes
+    make(one.part(0), "one.npz")
+    assert asked[1][3]["hint"].shape == (1, 10**4)
+    make(replace(one.part(0), conditions={"hint": np.stack([hint] * 2)}), "each.npz")
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "each.npz").read_bytes()
 
 
 def shards(out: Path) -> dict[str, Shard]:

@@ -50,7 +50,8 @@ RTX = Provider("NvTensorRTRTXExecutionProvider", "pip install onnxruntime-ep-nv-
 class Session:
     """One ONNX graph, loaded. ``outputs`` names intermediate values that ``run`` returns beside the graph's own.
 
-    ``capture`` runs the graph as a CUDA graph: one launch in place of one for each kernel.
+    ``capture`` runs the graph as a CUDA graph: one launch in place of one for each kernel. ``content`` is the graph's,
+    where it was read already: nothing that takes its place meanwhile is run.
 
     Raises UserError when the graph cannot be loaded or captured, or when the provider would silently leave it to the
     CPU.
@@ -66,6 +67,7 @@ class Session:
         precision: str = "fp32",
         optimise: bool = True,
         capture: bool = False,
+        content: bytes | None = None,
     ) -> None:
         onnxruntime = library()
         options = onnxruntime.SessionOptions()
@@ -92,7 +94,9 @@ class Session:
         with without_links(path) as found:
             folder_key = "session.model_external_initializers_file_folder_path"
             options.add_session_config_entry(folder_key, in_utf8(found.parent.resolve()))
-            source = found.read_bytes() + declare_outputs(outputs) if outputs else in_utf8(found)
+            if outputs:
+                content = (found.read_bytes() if content is None else content) + declare_outputs(outputs)
+            source = in_utf8(found) if content is None else content
             try:
                 with ThreadPoolExecutor(1) as thread:  # whose creator flushes denormals from then on
                     making = thread.submit(onnxruntime.InferenceSession, source, options, providers=chosen)
@@ -252,18 +256,27 @@ def _unable(provider: Provider, bundle: Bundle, precision: str | None) -> str | 
 
 
 def _open(provider: Provider, bundle: Bundle, precision: str | None, outputs: Sequence[str]) -> Session:
-    arguments = (bundle.graph(bundle.graph_name(precision)), outputs, provider, precision or "fp32")
+    path, content = _read(bundle, bundle.graph_name(precision))
+    arguments = (path, outputs, provider, precision or "fp32")
     session = None
     if provider is CUDA and not outputs:
         with contextlib.suppress(UserError):  # a graph that cannot be captured runs all the same
-            session = Session(*arguments, capture=True)
-    session = session or Session(*arguments)
-    check_declared(bundle, session.takes, arguments[0].name)
+            session = Session(*arguments, capture=True, content=content)
+    session = session or Session(*arguments, content=content)
+    check_declared(bundle, session.takes, path.name)
     return session
 
 
 def _open_graph(provider: Provider, bundle: Bundle, file: str) -> Session:
-    return Session(bundle.graph(file), (), provider)
+    path, content = _read(bundle, file)
+    return Session(path, (), provider, content=content)
+
+
+def _read(bundle: Bundle, name: str) -> tuple[Path, bytes | None]:
+    """A graph's file and, where its weights are in it, its content, verified."""
+    if any(data.name in bundle.manifest["files"] for data in weights_beside(Path(name))):
+        return bundle.graph(name), None
+    return bundle.folder / name, bundle.read(name)
 
 
 def _backend(name: str, rank: int, provider: Provider) -> Backend:

@@ -4,6 +4,7 @@ import ctypes
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from edge_sampler import runtime
 from edge_sampler.runtime import sampler
-from edge_sampler.runtime.backends import onnxrt
+from edge_sampler.runtime.backends import BACKENDS, onnxrt
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import UserError
@@ -138,3 +139,21 @@ def test_the_callers_thread_keeps_its_denormals(made: Path) -> None:
         "assert np.float32(1e-40) * np.float32(1) > 0"
     )
     subprocess.run([sys.executable, "-c", program, str(made)], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("outputs", [(), ("denoised_0",)])
+def test_the_graph_that_was_verified_is_the_one_that_runs(
+    outputs: tuple[str, ...], copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def exchanged(path: Path) -> Iterator[Path]:
+        path.write_bytes(b"another graph")
+        yield path
+
+    monkeypatch.setattr(onnxrt, "without_links", exchanged)
+    bundle = Bundle.open(copy)
+    with BACKENDS["onnxrt"].open(bundle, None, outputs) as session:
+        made = session.run({"noise": np.zeros((1, *bundle.inputs.sized()), np.float32)})
+    assert {"images", *outputs} == set(made)
+    with pytest.raises(UserError, match="is not the file the manifest describes"):
+        BACKENDS["onnxrt"].open(bundle, None, outputs)

@@ -281,23 +281,26 @@ def test_a_graph_is_captured_where_it_can_be(graph: Path, monkeypatch: pytest.Mo
     class Opened:
         takes = "taken"
 
-        def __init__(self, *arguments: Any, capture: bool = False) -> None:
-            asked.append((*arguments, capture))
+        def __init__(self, *arguments: Any, capture: bool = False, content: bytes | None) -> None:
+            asked.append((*arguments, content, capture))
             if capture and fails:
                 raise UserError("it does something that cannot be captured")
 
     checked = list[Any]()
     monkeypatch.setattr(onnxrt, "Session", Opened)
     monkeypatch.setattr(onnxrt, "check_declared", lambda *told: checked.append(told[1:]))
-    bundle: Any = SimpleNamespace(graph=lambda name: graph.parent / name, graph_name=lambda precision: "a.onnx")
+    bundle: Any = SimpleNamespace(
+        graph=lambda name: graph.parent / name, graph_name=lambda precision: "a.onnx", folder=graph.parent,
+        read=lambda name: b"verified", manifest={"files": {"denoiser.onnx.data": {}}},
+    )  # fmt: skip
     cpu, cuda = ({one.name: one for one in BACKENDS}[name] for name in ("onnxrt", "onnxrt-cuda"))
     cuda.open(bundle, "fp16", ())
     cuda.open(bundle, None, ("inner",))
     cpu.open(bundle, None, ())
     assert asked == [
-        (graph, (), CUDA, "fp16", True),
-        (graph, ("inner",), CUDA, "fp32", False),
-        (graph, (), CPU, "fp32", False),
+        (graph, (), CUDA, "fp16", b"verified", True),
+        (graph, ("inner",), CUDA, "fp32", b"verified", False),
+        (graph, (), CPU, "fp32", b"verified", False),
     ]
     fails.append(True)
     cuda.open(bundle, "fp16", ())
@@ -305,4 +308,4 @@ def test_a_graph_is_captured_where_it_can_be(graph: Path, monkeypatch: pytest.Mo
     assert checked == [("taken", "a.onnx")] * 4
     assert cpu.open_graph
     cpu.open_graph(bundle, "denoiser.onnx")
-    assert asked[-1] == (graph.parent / "denoiser.onnx", (), CPU, False)
+    assert asked[-1] == (graph.parent / "denoiser.onnx", (), CPU, None, False)  # with weights beside

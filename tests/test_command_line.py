@@ -226,7 +226,7 @@ def test_reference_steps_that_nothing_takes_are_refused(tmp_path: Path) -> None:
     report = Plan.load(tmp_path / "plan.json").report
     assert report is not None
     assert report.settings["reference_steps"] == 12
-    assert report.evaluations == 12 * 3 + 2 * 3  # the fine trajectory, then the fit
+    assert report.evaluations == 12 * 4 + 2 * 4  # the fine trajectory, then the fit
 
 
 @pytest.mark.parametrize(

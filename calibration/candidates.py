@@ -35,14 +35,14 @@ class Candidate:
     steps: tuple[FittedStep, ...]
 
 
-def noises_of(model: Denoiser, settings: Settings) -> Noises:
-    """Those to fit on."""
-    return to_fit(model, settings.fit_batch, settings.heldout, settings.seed, settings.temperature)
+def noises_of(model: Denoiser, settings: Settings, drawn_by: Denoiser | None = None) -> Noises:
+    """Those to fit on; ``drawn_by`` as for ``to_fit``."""
+    return to_fit(model, settings.fit_batch, settings.heldout, settings.seed, settings.temperature, drawn_by)
 
 
 def aims_of(noises: Noises, model: Denoiser, towards: Denoiser, settings: Settings) -> Noises:
     """The same noises, denoised by the model that a fit aims at, and told by its own encoder what ``model`` is told."""
-    others = to_fit(towards, settings.fit_batch, settings.heldout, settings.seed, settings.temperature, model)
+    others = noises_of(towards, settings, model)
     return replace(others, network=replace(others.network, meter=noises.network.meter))
 
 
@@ -98,7 +98,7 @@ def make_candidate(
         else:
             aimed: Target = lambda index, state: goals[index]  # noqa: E731
             if target == "local":
-                aimed = local_targets(scheme, (aims or noises).network, settings.fine_steps)
+                aimed = local_targets(scheme, (noises if aims is None else aims).network, settings.fine_steps)
             steps, images = fit(scheme, noises.network, x, aimed, noises.fitting, settings.ridge, settings.paper)
             images = images[heldout]
         wrong = images - goals[-1][heldout]

@@ -265,9 +265,18 @@ def settings(arguments: argparse.Namespace) -> Settings:
             "own; leave it out, or add --schedule edm"
         )
     fits = arguments.solver == "auto" or find(arguments.solver).history is not None
-    for name in () if fits else ("fit_target", "history", "ridge"):
-        if getattr(arguments, name) != getattr(DEFAULTS, name):
+    unused = [] if fits else ["fit_target", "history", "ridge"]
+    if not (fits or chosen or arguments.afs or arguments.refine):  # nothing is measured
+        unused += ["fine_steps", "reference_steps", "fit_batch", "heldout", "seed", "temperature"]
+    for name in unused:
+        if getattr(arguments, name) not in (None, getattr(DEFAULTS, name)):
             raise UserError(f"--{hyphens(name)} changes nothing: {arguments.solver} is a fixed solver; leave it out")
+    local = arguments.fit_target == "local" or (arguments.fit_target is None and arguments.solver != "auto")
+    if arguments.fine_steps != DEFAULTS.fine_steps and chosen and not local:
+        raise UserError(
+            f"--fine-steps {arguments.fine_steps} changes nothing: chosen levels have fine steps of their own, and the "
+            "global target takes those; leave it out, or add --fit-target local"
+        )
     asked = Settings(
         nfe=arguments.nfe,
         solver=arguments.solver,

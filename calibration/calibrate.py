@@ -94,7 +94,8 @@ def fitted(
         schemes = [scheme for scheme in schemes if has_table(scheme)]
         with progress("which solver", task.race_cost(len(noises.heldout))) as meter.progress:
             errors = race(schemes, noises, fine, cache)
-        compared = {trace(scheme).solver: error for scheme, error in zip(schemes, errors, strict=True)}
+        raced = zip(schemes, errors, strict=True)
+        compared = {trace(scheme).solver: error for scheme, error in raced if np.isfinite(error)}
         schemes = [schemes[place] for place in np.argsort(errors, kind="stable")]
     for scheme in schemes:  # the best, unless its fit turns out to be of no use
         spent = task.candidate_cost(scheme.solver, len(noises), len(noises.heldout))

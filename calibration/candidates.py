@@ -7,7 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from edge_sampler.calibration.chosen_levels import Grid
-from edge_sampler.calibration.evaluate.network import Network
+from edge_sampler.calibration.evaluate.distributed import processes
+from edge_sampler.calibration.evaluate.network import Network, NotFiniteError
 from edge_sampler.calibration.evaluate.noise_sets import Noises, digest, to_fit
 from edge_sampler.calibration.evaluate.reference import States, local_target
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
@@ -124,14 +125,25 @@ def make_candidate(
 
 
 def race(schemes: Sequence[Scheme], noises: Noises, fine: States, cache: Cache = NO_CACHE) -> list[float]:
-    """The mean error of each scheme's images, fitted to half of the held-out noises, on which no search was."""
+    """The mean error of each scheme's images, fitted to half of the held-out noises, on which no search was.
+
+    Infinite where a scheme leads the network to answers that are not finite.
+    """
     ground = Ground.of(noises.heldout, fine.part(slice(noises.fitting, None)))
     key = {"race": ground.noises.key, "schemes": [[one.solver.name, one.history] for one in schemes]}
     key |= {"levels": [list(one.sigmas) for one in schemes], "fine": [digest(fine[sigma]) for sigma in fine]}
     key |= {"means": [digest(one.mean) for one in schemes if one.mean is not None]}
 
+    def error(scheme: Scheme) -> float:
+        try:
+            return attempt(scheme, ground).error
+        except NotFiniteError:
+            if processes() > 1:  # the others wait for sums of this one
+                raise
+            return np.inf
+
     def run() -> dict[str, np.ndarray]:
-        return {"errors": np.array([attempt(scheme, ground).error for scheme in schemes])}
+        return {"errors": np.array([error(scheme) for scheme in schemes])}
 
     errors: list[float] = cache.recall_together(key, run, noises.network.meter)["errors"].tolist()
     return errors

@@ -21,6 +21,7 @@ the inverse of its squared error.
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -89,11 +90,11 @@ def refine(
         def sums() -> dict[str, np.ndarray]:
             told = 0.0
             for rows, few in pieces(part, at_once * BLOCK):
+                aim = view(goal[rows])
                 try:
-                    images = sample(few.network.in_turn(), few.noise, plan)
+                    errors = image_errors(view(sample(few.network.in_turn(), few.noise, plan)) - aim)
                 except NotFiniteError:  # a step that went too far
                     return {"sums": np.array([np.inf, len(part)])}
-                errors = image_errors(view(images) - view(goal[rows]))
                 told += (errors.clamp_min(LEAST).log() if differ else errors).sum().item()
             return {"sums": np.array([told, len(part)])}
 
@@ -207,10 +208,7 @@ def normal_equations(
     differ = bool(noises.network.evaluations)
 
     def products(few: Noises, goal: Tensor) -> np.ndarray:
-        try:
-            images, derivative = derivatives(few.network, few.noise, plan)
-        except NotFiniteError:  # beside where the sampler goes: these noises tell nothing
-            return np.zeros((size, size))
+        images, derivative = derivatives(few.network, few.noise, plan)
         seen = view(images)
         wrong = seen - view(goal)
         errors = image_errors(wrong).clamp_min(LEAST).view(-1, *[1] * (wrong.dim() - 1))
@@ -224,7 +222,8 @@ def normal_equations(
     def sums(block: Noises, goal: Tensor) -> dict[str, np.ndarray]:
         made = np.zeros((size, size))
         for rows, few in pieces(block, at_once):
-            made += products(few, goal[rows])
+            with suppress(NotFiniteError):  # beside where the sampler goes: these noises tell nothing
+                made += products(few, goal[rows])
         return {"products": made}
 
     size = len(parameters(plan)) + 1

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.backends.cudnn import flags
 from torch.nn.functional import interpolate
 
+from edge_sampler.calibration.evaluate.network import NotFiniteError
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.networks import classifier, lpips
 from edge_sampler.models.python_file import file_and_function, is_named
@@ -66,7 +67,7 @@ PIXELS = View("pixels")
 def rows(seen: Any, count: int, device: torch.device, name: str) -> Tensor:
     """float64 [n, d] of features [n, d], or of maps [n, c, h, w], which count alike whatever their sizes.
 
-    Raises UserError for anything else, another count or device, and NaN.
+    Raises UserError for anything else, another count or device, and NotFiniteError for NaN.
     """
     maps = [seen] if isinstance(seen, Tensor) else list(seen) if isinstance(seen, list | tuple) else []
     expected = f"it should return features [{count}, d] or a list of maps [{count}, c, h, w], float, for {count} images"
@@ -79,7 +80,7 @@ def rows(seen: Any, count: int, device: torch.device, name: str) -> Tensor:
     if moved := [one.device for one in maps if one.device != device]:
         raise UserError(f"{name} returned features on {moved[0]} for images on {device}: return them where images are")
     if not all(bool(torch.isfinite(one).all()) for one in maps):
-        raise UserError(f"{name} returned NaN or infinity")
+        raise NotFiniteError(f"{name} returned NaN or infinity")
     flat = [one.double().flatten(1) for one in maps]
     values = sum(one.shape[1] for one in flat)
     return torch.cat([one * (values / (len(flat) * one.shape[1])) ** 0.5 for one in flat], 1)

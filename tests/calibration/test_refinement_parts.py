@@ -31,7 +31,7 @@ from edge_sampler.calibration.refinement import (
     turns_of,
     with_parameters,
 )
-from edge_sampler.calibration.views import PIXELS
+from edge_sampler.calibration.views import PIXELS, View
 from edge_sampler.models.denoiser import Denoiser, Wrapped
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan, sample
@@ -270,6 +270,22 @@ def test_a_network_is_asked_at_levels_that_it_knows_and_may_fail_far_off(model: 
     strict.largest = 1.001 * strict.asked
     found = refine(plan_of(model), noises, goal, 3, NO_CACHE)
     assert strict.lost > 0
+    assert min(found.errors) < found.errors[0]
+
+
+def test_a_view_may_fail_far_off_too(model: Denoiser, noises: Noises) -> None:
+    """But not on the images that a refinement aims at."""
+    goal, lost = solution(noises, [10.0], 16, NO_CACHE)[0.0], []
+    largest = 1.1 * max(goal.abs().max(), sample(noises.network, noises.noise, plan_of(model)).abs().max())
+
+    def see(images: Tensor) -> Tensor:
+        far = images.flatten(1).abs().amax(1, keepdim=True) > largest
+        lost.append(bool(far.any()))
+        return images.flatten(1) / ~far
+
+    found = refine(plan_of(model), noises, goal, 3, NO_CACHE, view=View("mine", see))
+    assert any(lost)
+    assert np.isfinite(found.errors).all()
     assert min(found.errors) < found.errors[0]
 
 

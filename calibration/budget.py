@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edge_sampler.calibration.evaluate.distributed import processes, rank, total
-from edge_sampler.calibration.forecast import announce, forecast, one_evaluation
+from edge_sampler.calibration.forecast import announce, forecast, slower_evaluation
 from edge_sampler.calibration.scout import SCOUT
 from edge_sampler.calibration.settings import CHOSEN, Settings
 from edge_sampler.calibration.task import task_of
@@ -42,11 +42,14 @@ class Budget:
     def __str__(self) -> str:
         return f"{self.number:g}{self.unit}" if self.unit else f"{self.number:,.0f} evaluations"
 
-    def evaluations(self, model: Denoiser) -> int:
-        """Evaluations of one sample that it allows; of a time, as many as this machine makes in it, by timing one."""
+    def evaluations(self, model: Denoiser, towards: Denoiser | None = None) -> int:
+        """Evaluations of one sample that it allows; of a time, as many as this machine makes in it, by timing one.
+
+        ``towards`` as for ``forecast``.
+        """
         if not self.unit:
             return int(self.number)
-        seconds = total(np.array([one_evaluation(model)[0]]))[0] / processes()  # the same for all of them
+        seconds = total(np.array([slower_evaluation(model, towards)[0]]))[0] / processes()  # the same for all of them
         return int(self.number * UNITS[self.unit] / seconds * processes()) * model.spec.branches
 
 
@@ -62,18 +65,18 @@ class Saving:
     changes: Mapping[str, Any]
 
 
-def afford(model: Denoiser, settings: Settings, budget: Budget | None) -> Settings:
+def afford(model: Denoiser, settings: Settings, budget: Budget | None, towards: Denoiser | None = None) -> Settings:
     """The settings that a budget allows. It says on standard error what is left out, and what the fit will take.
 
-    Without a budget all are allowed. Raises what ``within`` raises.
+    Without a budget all are allowed. ``towards`` is the model that the fit aims at. Raises what ``within`` raises.
     """
     if budget is None:
-        announce(model, settings)
+        announce(model, settings, towards)
         return settings
-    allowed, left_out = within(model, settings, budget.evaluations(model))
+    allowed, left_out = within(model, settings, budget.evaluations(model, towards))
     if rank() == 0:
         print(f"budget of {budget}: {', '.join(left_out) or 'nothing is left out'}", file=sys.stderr)
-        print(forecast(model, allowed) or "a fixed solver at fixed levels needs no fit", file=sys.stderr)
+        print(forecast(model, allowed, towards) or "a fixed solver at fixed levels needs no fit", file=sys.stderr)
     return allowed
 
 

@@ -50,7 +50,7 @@ def main() -> None:
     kept = cache(arguments)
 
     def work(progress: ProgressBars) -> Plan:
-        return calibrate(model, afford(model, wanted, arguments.budget), progress, kept, towards)
+        return calibrate(model, afford(model, wanted, arguments.budget, towards), progress, kept, towards)
 
     plan = written(
         out,

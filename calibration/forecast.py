@@ -56,18 +56,21 @@ class Forecast:
         )
 
 
-def announce(model: Denoiser, settings: Settings, longer: float = TOLD) -> None:
+def announce(model: Denoiser, settings: Settings, towards: Denoiser | None = None, longer: float = TOLD) -> None:
     """Says it in one line on standard error, where the fit takes longer than so many seconds."""
-    if rank() == 0 and (told := forecast(model, settings)) and told.seconds > longer:
+    if rank() == 0 and (told := forecast(model, settings, towards)) and told.seconds > longer:
         print(told, file=sys.stderr)
 
 
-def forecast(model: Denoiser, settings: Settings) -> Forecast | None:
-    """None for a fixed solver, which asks the network nothing. Costs two evaluations of one sample, or a second."""
+def forecast(model: Denoiser, settings: Settings, towards: Denoiser | None = None) -> Forecast | None:
+    """None for a fixed solver, which asks the network nothing. Costs two evaluations of one sample, or a second.
+
+    With a model that the fit aims at, each evaluation counts as one of the slower of the two.
+    """
     task = task_of(model, settings)
     if not task.evaluates:
         return None
-    seconds, sample_bytes = one_evaluation(model)
+    seconds, sample_bytes = slower_evaluation(model, towards)
     evaluations, steps = task.cost(), max(task.numbers)
     noises = -(-(settings.fit_batch + settings.heldout) // processes())
     levels = most_levels(task.numbers) if task.schedule == CHOSEN else sum(task.numbers)
@@ -77,7 +80,7 @@ def forecast(model: Denoiser, settings: Settings) -> Forecast | None:
     fitted = 8 * number * (3 * steps + 6)  # states, answers and aims of every step, and what γ is solved of
     called = min(CHUNK_BYTES, sample_bytes * min(most_at_once(model.device, torch.get_num_threads()), noises))
     refined = refinement_bytes(derivative_bytes(model.spec, settings.nfe, task.afs)) if task.iterations else 0
-    memory = held(model) + called + solved + max(block, fitted, refined)
+    memory = held(model, *[towards] * bool(towards)) + called + solved + max(block, fitted, refined)
     return Forecast(evaluations * model.spec.branches, seconds * evaluations / processes(), memory, model.device.type)
 
 
@@ -107,6 +110,12 @@ def one_evaluation(model: Denoiser) -> tuple[float, int]:
         if took > TIMED:
             break
     return seconds, sample_bytes
+
+
+def slower_evaluation(model: Denoiser, towards: Denoiser | None = None) -> tuple[float, int]:
+    """Seconds of one sample, and its bytes, by whichever of the two takes more."""
+    seconds, sample_bytes = zip(*(one_evaluation(one) for one in (model, towards) if one is not None), strict=True)
+    return max(seconds), max(sample_bytes)
 
 
 def announce_refit(model: Denoiser, evaluations: Sequence[Denoiser], plan: Plan, settings: Settings) -> None:

@@ -111,7 +111,7 @@ def main() -> None:
     if stored:
         check_fit(model, stored)
     if wanted:
-        wanted = afford(model, wanted, arguments.budget)
+        wanted = afford(model, wanted, arguments.budget, towards)
     with bar("graph", 1) as advance:
         graphs = export_graphs(model)  # before the fit: what cannot be exported need not be fitted
         advance(1)

@@ -57,7 +57,7 @@ def test_guidance_counts_twice() -> None:
 
 
 def test_budgets_are_evaluations_or_times(mixture: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_sampler.calibration.budget.one_evaluation", lambda model: (0.01, 1000))
+    monkeypatch.setattr("edge_sampler.calibration.budget.slower_evaluation", lambda *models: (0.01, 1000))
     assert Budget.read("20000").evaluations(mixture) == 20000
     bought = [Budget.read(text).evaluations(mixture) for text in ("30s", "30m", "1.5h")]
     assert bought == pytest.approx([3000, 180_000, 540_000], abs=1)

@@ -1,9 +1,12 @@
 """What is said of a fit before it holds of the fit."""
 
+import time
+
 import pytest
 from torch import Tensor
 
 from edge_sampler import models
+from edge_sampler.calibration.budget import Budget
 from edge_sampler.calibration.calibrate import calibrate, refit
 from edge_sampler.calibration.forecast import (
     TOO_LONG,
@@ -50,6 +53,25 @@ def test_a_guided_evaluation_counts_as_its_branches() -> None:
     assert one is not None
     assert two is not None
     assert two.evaluations == 2 * one.evaluations
+
+
+class Slow(Wrapped):
+    """The same answers, later."""
+
+    def forward(self, x: Tensor, sigma: Tensor | float, **conditions: Tensor | None) -> Tensor:
+        time.sleep(0.002 * len(x))
+        answers: Tensor = self.model(x, sigma, **conditions)
+        return answers
+
+
+def test_the_slower_of_two_models_is_told(mixture: Denoiser) -> None:
+    """Whether it is the one that is fitted, or the one that the fit aims at. A time buys so much less."""
+    settings, slow = Settings(2, "iia-ddim", **SMALL), Slow(mixture)  # type: ignore[arg-type]
+    for models_of_fit in ((slow, mixture), (mixture, slow)):
+        told = forecast(models_of_fit[0], settings, models_of_fit[1])
+        assert told is not None
+        assert told.seconds > 1e-3 * told.evaluations
+        assert Budget.read("10s").evaluations(*models_of_fit) < 10_000
 
 
 def test_only_long_fits_are_announced(mixture: Denoiser, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,7 @@ class Pinned(Wrapped):
 
     It has two more conditions, ``known`` and ``known_mask`` (1 for a known entry), both shaped as x. There the answer
     of every evaluation is the known entries. So the state there is these entries with noise, and finally the entries
-    themselves.
+    themselves. A refined plan also weighs earlier answers at its end, and is off by up to 2e-3 at NFE 2, 1e-5 at NFE 4.
 
     Args:
         model: the denoiser of all entries.

@@ -18,7 +18,7 @@ from edge_sampler.models.precond import PRECONDITIONINGS, Preconditioning
 from edge_sampler.models.probe import check_denoiser, drawn, probe, try_extremes
 from edge_sampler.models.source_code import code_of
 from edge_sampler.models.spec import digest
-from edge_sampler.models.unchanged import numbers_of, parameters_of
+from edge_sampler.models.unchanged import kinds_of, numbers_of, parameters_of
 from edge_sampler.runtime.condition import CLASSES, Axis, Condition, class_labels
 from edge_sampler.runtime.errors import UserError, is_line
 from edge_sampler.runtime.inputs import Inputs, Output
@@ -188,6 +188,7 @@ def adapt(
     few_digits = [float(f"{figure:.1e}") for figure in answers]  # so that machines agree
     code = [code_of(network, *stages), *map(numbers_of, [network, *stages])]  # once it has run: some make tables then
     facts = [code, precond, arguments, nulls, few_digits, weights_of_stages]
+    facts += [kinds] if (kinds := kinds_of(model)) else []
     model.spec = replace(model.spec, architecture=digest(facts))
     model.seen = Seen(parameters_of(model), asked, answers)
     return model

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from edge_sampler.models.checkpoint import weights_sha256
@@ -21,7 +22,12 @@ DEPTH = 8  # of values within values
 def parameters_of(model: Preconditioned) -> str:
     """A hash of its parameters and its parts' types. Buffers are left out: many networks count in them."""
     parts = [[name, type(part).__qualname__] for name, part in model.named_modules()]
-    return digest([weights_sha256(dict(model.named_parameters())), parts])
+    return digest([weights_sha256(dict(model.named_parameters())), kinds_of(model), parts])
+
+
+def kinds_of(network: nn.Module) -> dict[str, str]:
+    """The types of its parameters, but for float32: the same values of another type make other answers."""
+    return {name: str(one.dtype) for name, one in network.named_parameters() if one.dtype != torch.float32}
 
 
 def is_adapted(model: Denoiser) -> bool:

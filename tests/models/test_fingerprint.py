@@ -255,6 +255,22 @@ def test_a_number_in_a_network_is_part_of_it() -> None:
     assert same[0].spec.fingerprint == same[1].spec.fingerprint
 
 
+class Typed(Net):
+    """Computes in its weight's type, as networks of libraries do."""
+
+    def forward(self, x: Tensor, t: Tensor, *told: Tensor, hint: Tensor | None = None) -> Tensor:
+        return super().forward(x.to(self.weight.dtype), t).to(x.dtype)
+
+
+def test_the_type_of_weights_is_part_of_a_network() -> None:
+    """Though their values are the same, and two digits of its answers."""
+    full, half = (edge_sampler.adapt(Typed().to(kind), (1, 8, 8)) for kind in (torch.float32, torch.float16))
+    assert full.spec.fingerprint != half.spec.fingerprint
+    full.half()
+    with pytest.raises(edge_sampler.UserError, match="Typed is not what"):
+        edge_sampler.fit(full, nfe=2, solver="ddim")
+
+
 def test_a_number_in_a_stage_is_part_of_the_model() -> None:
     class Encodes(Factor):
         def forward(self, seen: Tensor) -> tuple[Tensor]:  # type: ignore[override]

@@ -119,7 +119,8 @@ def savings(model: Denoiser, settings: Settings) -> Iterator[Saving]:
     yield from noises(32, 16)
     schedule = model.spec.schedule if task.schedule == CHOSEN else task.schedule
     if settings.solver == "auto":  # one solver on chosen levels would need a search for them, which takes more
-        kept = {"schedule": schedule, "fit_target": task.target, "afs": task.afs, "refine": 0}
+        afs = task_of(model, replace(settings, schedule=schedule, refine=0)).afs
+        kept = {"schedule": schedule, "fit_target": task.target, "afs": afs, "refine": 0}
         yield Saving("solver", f"{SCOUT.name} on {schedule} levels as the one solver", {"solver": SCOUT.name, **kept})
     elif task.schedule == CHOSEN:
         yield Saving("schedule", f"{schedule} as the schedule", {"schedule": schedule})

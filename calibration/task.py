@@ -76,14 +76,16 @@ class Task:
 
 def task_of(model: Denoiser, settings: Settings) -> Task:
     auto, spec = settings.solver == "auto", model.spec
-    schedule, afs = settings.schedule or (CHOSEN if auto else spec.schedule), afs_of(spec, settings)
+    schedule = settings.schedule or (CHOSEN if auto else spec.schedule)
     if schedule == OWN and model.own_levels is None:
         raise UserError(f"--schedule {OWN}: {spec.name} brings no noise levels of its own")
-    refines = auto and schedule == CHOSEN and derivative_bytes(spec, settings.nfe, afs) <= MEMORY
+    derived = derivative_bytes(spec, settings.nfe, afs_of(spec, settings, refined=True))
+    refines = auto and schedule == CHOSEN and derived <= MEMORY
     several = [SCOUT] if refines else [find(name) for name in AUTO]  # refined, all of them end alike
     solvers = several if auto else [find(settings.solver)]
     target = settings.fit_target or ("global" if auto else "local")
-    return Task(settings, solvers, schedule, target, afs, settings.refine or int(refines))
+    iterations = settings.refine or int(refines)
+    return Task(settings, solvers, schedule, target, afs_of(spec, settings, iterations > 0), iterations)
 
 
 def derivative_bytes(spec: ModelSpec, nfe: int, afs: bool) -> int:
@@ -92,9 +94,16 @@ def derivative_bytes(spec: ModelSpec, nfe: int, afs: bool) -> int:
     return noise_bytes(numbers, nfe, values, values)
 
 
-def afs_of(spec: ModelSpec, settings: Settings) -> bool:
-    """Whether the first step is analytical. Raises UserError for data whose size a call chooses: a mean has one."""
+def afs_of(spec: ModelSpec, settings: Settings, refined: bool) -> bool:
+    """Whether the first step is analytical: of "auto", where one mean serves all that a caller may ask for.
+
+    A mean of all classes serves a refined sampler, which makes good what it lacks. Raises UserError for data whose size
+    a call chooses: a mean has one.
+    """
     if settings.afs and spec.varies:
         raise UserError(f"afs takes one mean for all data, and {spec.title}'s are of several sizes: leave it out")
-    one_mean = not spec.inputs.conditions and not spec.varies
-    return settings.solver == "auto" and one_mean if settings.afs is None else settings.afs
+    if settings.afs is not None:
+        return settings.afs
+    conditions = spec.inputs.conditions.values()
+    classes = all(one.choices and one.shape == () for one in conditions)
+    return settings.solver == "auto" and not spec.varies and (not conditions or (refined and classes))

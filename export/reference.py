@@ -13,7 +13,7 @@ from edge_sampler.runtime.images import to_uint8
 from edge_sampler.runtime.inputs import Output
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import Plan, sample
-from edge_sampler.runtime.recorded import EXAMPLE, INPUT
+from edge_sampler.runtime.recorded import EXAMPLE, INPUT, in_turn
 
 REFERENCE_SEEDS = (0, 1, 2, 3)
 MORE, MORE_BYTES = 60, 2**20  # examples of conditions, and what they may take
@@ -52,7 +52,7 @@ def reference_conditions(model: Denoiser, seeds: list[int]) -> dict[str, np.ndar
     drawn = model.draw_raw(seeds)
     for name, condition in model.spec.called_with.conditions.items():
         if condition.choices:
-            drawn[name] = np.array(seeds, np.int64) % condition.choices
+            drawn[name] = in_turn(model.spec.called_with, name, seeds)
     return drawn
 
 

@@ -92,7 +92,8 @@ class Denoiser(nn.Module):
         named = {name: one for name, one in wanted.items() if not one.choices and name not in drawn}
         for name, one in wanted.items():
             if one.choices:
-                drawn[name] = np.array([rng.integers(one.choices) for rng in rngs], np.int64)
+                shape = self.spec.called_with.sized(one.shape)
+                drawn[name] = np.array([rng.integers(one.choices, size=shape) for rng in rngs], np.int64)
         if named:
             drawn |= self._examples([seed + stream * STREAM for seed in seeds], rngs, held, tuple(named))
         return drawn

@@ -11,7 +11,10 @@ from edge_sampler.runtime.json_file import ODD
 from edge_sampler.runtime.npz import read_npz
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edge_sampler.runtime.bundle import Bundle
+    from edge_sampler.runtime.inputs import Inputs
 
 INPUT = "input_"  # begins the names of conditions in reference.npz
 EXAMPLE = "example_"  # and of more examples of them
@@ -45,12 +48,20 @@ def read_reference(bundle: Bundle) -> dict[str, np.ndarray]:
     return found
 
 
+def in_turn(inputs: Inputs, name: str, numbers: Sequence[int]) -> np.ndarray:
+    """The choices of that condition by their numbers, as if there were more of them: [n, …]."""
+    condition = inputs.conditions[name]
+    shape = inputs.sized(condition.shape)
+    chosen = np.array(numbers, np.int64).reshape(-1, *[1] * len(shape)) % condition.choices
+    return np.broadcast_to(chosen, (len(numbers), *shape)).copy()
+
+
 def draw_examples(bundle: Bundle, count: int, held: bool | None = None) -> dict[str, np.ndarray]:
     """As ``Bundle.examples``. Fewer than ``HELD`` examples are all there is to either."""
     examples, recorded = dict[str, np.ndarray](), dict[str, np.ndarray]()
     for name, condition in bundle.inputs.conditions.items():
         if condition.choices:
-            examples[name] = np.arange(count, dtype=np.int64) % condition.choices
+            examples[name] = in_turn(bundle.inputs, name, range(count))
             continue
         recorded = recorded or bundle.reference()
         rows = np.concatenate([recorded[key] for key in (f"{INPUT}{name}", f"{EXAMPLE}{name}") if key in recorded])

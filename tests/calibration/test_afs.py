@@ -1,5 +1,6 @@
 """The analytical first step: the mean is the mean, and the evaluation that it saves makes images better."""
 
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from edge_sampler.calibration.evaluate.noise_sets import to_fit
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.task import task_of
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.own import adapt
 from edge_sampler.models.progress import silent
+from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan, sample
 from tests.calibration.toys import of_classes
@@ -40,16 +43,38 @@ def test_it_is_worth_an_evaluation(schedule: str, mixture: Denoiser, tmp_path: P
 
 
 def test_auto_uses_it_where_one_mean_serves_every_image() -> None:
-    several, settings = of_classes(), Settings(2, schedule="edm", fit_batch=8, heldout=4)
-    assert several.spec.classes
-    plans = [calibrate(model, settings) for model in (several, conditioned(several, 1))]
-    assert [plan.solver.endswith("-afs") for plan in plans] == [False, True]
-    assert calibrate(several, replace(settings, afs=True)).solver.endswith("-afs")
+    """That of all classes does once the sampler is refined; what other conditions say has none."""
+    several, plain = of_classes(), Settings(2, schedule="edm", fit_batch=8, heldout=4)
+    models = {"class": several, "one class": conditioned(several, 1), "pairs": of_pairs()}
+    refined, least = replace(plain, refine=1), replace(plain, schedule=None, refine=0)
+    assert {name: task_of(model, plain).afs for name, model in models.items()} == {
+        "class": False, "one class": True, "pairs": False
+    }  # fmt: skip
+    for settings in (refined, least):
+        assert task_of(several, settings).afs
+        assert not task_of(models["pairs"], settings).afs
+    assert not task_of(several, replace(least, afs=False)).afs
+    assert not task_of(several, replace(refined, solver="iia-ddim")).afs
+    assert not task_of(large(several), least).afs  # too large to be refined by itself
+    assert [calibrate(several, one).afs for one in (plain, least, replace(plain, afs=True))] == [False, True, True]
+
+
+def of_pairs() -> Denoiser:
+    """Told two of five kinds, whose pairs are more than fits may see."""
+    conditions = {"kinds": Condition((2,), "int64", choices=5)}
+    return adapt(Shrinks(), (1, 8, 8), conditions=conditions, sigma_min=0.01, sigma_max=10.0)
+
+
+def large(model: Denoiser) -> Denoiser:
+    """One whose samples are so large that their derivatives are beyond what a refinement may hold."""
+    model = copy(model)
+    model.spec = replace(model.spec, inputs=replace(model.spec.inputs, shape=(3, 1024, 1024)))
+    return model
 
 
 class Shrinks(torch.nn.Module):
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return x.tanh()
+    def forward(self, x: torch.Tensor, t: torch.Tensor, kinds: torch.Tensor | None = None) -> torch.Tensor:
+        return x.tanh() if kinds is None else (x + kinds.sum(1).view(-1, 1, 1, 1)).tanh()
 
 
 def test_data_of_several_sizes_have_no_mean() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import edge_sampler
 from edge_sampler.export.assemble import export_graphs
 from edge_sampler.export.extend import Additions, add
+from edge_sampler.export.facts import sample_command
 from edge_sampler.export.form import output_of
 from edge_sampler.runtime.compare import compare, within
 from edge_sampler.runtime.errors import UserError
@@ -121,6 +122,30 @@ def test_it_is_exported_and_right(name: str, tmp_path: Path) -> None:
         made = sampler.sample([0, 1], **{key: rows[0] for key, rows in examples.items()})
     assert made.shape == (2, *shape)
     assert made.dtype == np.float32
+
+
+class OfKinds(nn.Module):
+    """Told two of five kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 8)
+
+    def forward(self, x: Tensor, t: Tensor, kinds: Tensor) -> Tensor:
+        return (x + self.table(kinds).prod(1)[:, None, None, :]).tanh()
+
+
+def test_choices_may_be_of_several_numbers(tmp_path: Path) -> None:
+    """Fits draw each of them."""
+    model = edge_sampler.adapt(OfKinds(), (1, 8, 8), conditions={"kinds": CONDITION((2,), "int64", choices=5)})
+    drawn = model.draw_raw(range(200))["kinds"]
+    assert drawn.shape == (200, 2)
+    assert len(np.unique(drawn, axis=0)) == 25
+    edge_sampler.export_bundle(model, edge_sampler.fit(model, nfe=2, solver="ddim"), tmp_path / "bundle")
+    bundle = edge_sampler.Bundle.open(tmp_path / "bundle")
+    assert within(compare(bundle), 1e-4)
+    assert bundle.examples(6)["kinds"].tolist() == [[k % 5] * 2 for k in range(6)]
+    assert "--condition FILE.npz" in sample_command(bundle)
 
 
 class Deciding(Net):

@@ -14,12 +14,14 @@ NOT_ACCEPTED = ("socket.accept() out of system resource", "_start_serving")
 
 class Connection(H11Protocol):
     """One of ``most`` at once: the next is closed. It is closed, too, where ``patience`` seconds bring no request's
-    whole head, whatever bytes come; uvicorn's own time begins behind an answer, and the next byte ends it.
+    whole head, whatever bytes come; uvicorn's own time begins behind an answer, and the next byte ends it. It is cut
+    where nobody takes a byte of an answer for ``stalled`` seconds.
     """
 
     most = 512
-    patience = 10.0
+    patience, stalled = 10.0, 60.0
     _silence: asyncio.TimerHandle
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -40,6 +42,24 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._silence.cancel()
+        if self._unread:
+            self._unread.cancel()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread:
+            self._unread.cancel()
+
+    def _await_reader(self, before: int | None = None) -> None:
+        waiting = self.transport.get_write_buffer_size()
+        if waiting == before:
+            self.transport.abort()
+        else:
+            self._unread = self.loop.call_later(self.stalled, self._await_reader, waiting)
 
     def _await_head(self) -> None:
         self._silence = self.loop.call_later(self.patience, self.timeout_keep_alive_handler)

@@ -20,6 +20,7 @@ from tests.runtime.serving import Served, eventually
 
 ROOT = Path(__file__).parent.parent.parent
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
+LARGE = 2**25
 Work = Callable[[Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]], Awaitable[None]]
 
 
@@ -30,11 +31,17 @@ async def slow(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-def served(work: Work, kind: type[Connection]) -> None:
+async def large(scope: Any, receive: Any, send: Any) -> None:
+    """An application whose answer is larger than what systems hold for a reader."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % LARGE)]})
+    await send({"type": "http.response.body", "body": bytes(LARGE)})
+
+
+def served(work: Work, kind: type[Connection], app: Any = slow) -> None:
     """``work`` with what opens a connection of that kind."""
 
     async def run() -> None:
-        config, state = uvicorn.Config(slow, ws="none", lifespan="off", log_level="error"), ServerState()
+        config, state = uvicorn.Config(app, ws="none", lifespan="off", log_level="error"), ServerState()
         server = await asyncio.get_running_loop().create_server(lambda: kind(config, state, {}), "127.0.0.1", 0)
         async with server:
             port = server.sockets[0].getsockname()[1]
@@ -84,6 +91,33 @@ def test_requests_behind_one_another_are_all_answered() -> None:
         assert (await reader.read()).count(b"200 OK") == 3
 
     served(work, Hasty)
+
+
+def test_an_answer_that_nobody_reads_is_cut() -> None:
+    """One that is read slowly is not."""
+
+    class Hasty(Connection):
+        patience, stalled = 3600.0, 0.2
+        lost = 0
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            Hasty.lost += 1
+
+    async def work(connect: Any) -> None:
+        _, silent = await connect()
+        silent.write(HEAD + b"\r\n")
+        reader, writer = await connect()
+        writer.write(HEAD + b"\r\n")
+        read = 0
+        while read < LARGE:
+            read += len(part := await reader.read(2**16))
+            assert part
+            await asyncio.sleep(0.002)
+        while Hasty.lost < 1:  # without a byte from the other one
+            await asyncio.sleep(0.01)
+
+    served(work, Hasty, large)
 
 
 def test_connections_at_once_are_bounded() -> None:

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,9 @@ def made(contest: Contest, iterations: int) -> Plan:
         return {"name": np.array(plan.solver), "sigmas": np.array(plan.sigmas), "mean": np.array(plan.mean), **rows}
 
     task = task_of(model, settings)
-    told = {"what": f"auto, refined by {task.iterations}", "settings": vars(settings)}
+    told: dict[str, Any] = {"what": f"auto, refined by {task.iterations}", "settings": vars(settings)}
+    if model.spec.inputs.conditions:
+        told["afs"] = task.afs
     if iterations and settings.refine_on != PIXELS.key:  # a name tells no function
         told["view"] = viewer(settings.refine_on, model).key
     kept = contest.recall(told | {"turn": TURN, "search": vars(task.effort)}, task.cost(), fit)

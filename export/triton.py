@@ -12,7 +12,6 @@ triton-inference-server/common, protobuf/model_config.proto.
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -125,12 +124,12 @@ def write_repository(bundle: Bundle, name: str, form: Form, out: Path, force: bo
             (base / "warmup").mkdir(exist_ok=True)
             (base / "warmup" / file).write_bytes(content[0].tobytes())
         if form.graph:
-            shutil.copyfile(bundle.graph(form.graph), base / "1" / "model.onnx")
+            bundle.copy(form.graph, base / "1" / "model.onnx")
             for data in weights_beside(Path(form.graph)):
                 if data.name in bundle.manifest["files"]:
-                    shutil.copyfile(bundle.file(data.name), base / "1" / data.name)
+                    bundle.copy(data.name, base / "1" / data.name)
         for engine in {one.file: one for one in form.engines.values()}.values():
-            (base / "1" / _plan(engine)).write_bytes(bundle.read(engine.file))
+            bundle.copy(engine.file, base / "1" / _plan(engine))
         _put(noise, noise_config(bundle, name, form))
         (noise / "1" / "model.py").write_text(model_file(), encoding="utf-8")
         _put(seeds, seeds_config(bundle, name, form))

@@ -1,6 +1,7 @@
 """The files of a bundle, held against its manifest."""
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,10 @@ class Verified:
         ('plan.json', b'{')
         >>> bundle.graph("sampler.onnx").name
         'sampler.onnx'
+        >>> copy = bundle.folder.parent / "copy.json"
+        >>> bundle.copy("plan.json", copy)
+        >>> copy.read_bytes() == bundle.read("plan.json")
+        True
     """
 
     folder: Path
@@ -89,6 +94,21 @@ class Verified:
         if hashlib.sha256(content).hexdigest() != recorded["sha256"]:
             raise _other_file(path)
         return content
+
+    def copy(self, name: str, to: Path) -> None:
+        """Copies a file. The copy is verified, whatever happens to the file meanwhile.
+
+        Args:
+            name: as the manifest lists it.
+            to: the new file, in a folder that is there.
+
+        Raises:
+            UserError: as ``file``.
+        """
+        path, recorded = self._listed(name)
+        shutil.copyfile(path, to)
+        if file_sha256(to) != recorded["sha256"]:
+            raise _other_file(path)
 
     def _listed(self, name: str) -> tuple[Path, Mapping[str, Any]]:
         path, recorded = self.folder / name, self.manifest["files"].get(name)

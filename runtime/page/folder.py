@@ -77,7 +77,7 @@ def write_site(bundle: Bundle, out: Path, given: Mapping[Package, Path | None], 
         shutil.copyfile(Path(__file__).with_name("onnxruntime-web-LICENSE.txt"), folder / "onnxruntime-web" / "LICENSE")
         for name in ("sampler.onnx", *facts["data"], *{known["file"] for known in texts}):
             facts["files"][name] = bundle.manifest["files"][name]
-            shutil.copyfile(bundle.file(name), folder / name)
+            bundle.copy(name, folder / name)
         write_json(folder / FACTS, facts)
 
 

@@ -129,6 +129,16 @@ def test_examples_are_classes_in_turn_and_what_was_recorded_in_turn(tmp_path: Pa
     assert bundle(tmp_path, inputs_of(2, 3, class_labels=CLASSES)).examples(2).keys() == {"class_labels"}
 
 
+def test_the_copy_of_a_file_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the file, which may be another one by then."""
+    found = bundle(tmp_path)
+    found.copy("sampler.onnx", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"sampler.onnx"
+    monkeypatch.setattr("shutil.copyfile", lambda path, to: to.write_bytes(b"sampler.onny"))
+    with pytest.raises(UserError, match=r"sampler\.onnx is not the file the manifest describes"):
+        found.copy("sampler.onnx", tmp_path / "copy")
+
+
 def test_a_file_is_verified_before_it_is_read(tmp_path: Path) -> None:
     found = bundle(tmp_path)
     assert found.file("sampler.onnx") == tmp_path / "sampler.onnx"

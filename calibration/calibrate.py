@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from edge_sampler.calibration.afs import mean_image
+from edge_sampler.calibration.afs import mean_images
 from edge_sampler.calibration.candidates import aims_of, grid_of, make_candidate, noises_of, race, scheme_of
 from edge_sampler.calibration.chosen_levels import choose, scout_of
 from edge_sampler.calibration.derivatives import derivative_cost
@@ -27,7 +27,7 @@ from edge_sampler.models.spec import check_alike
 from edge_sampler.models.unchanged import check_unchanged
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport
-from edge_sampler.runtime.plan import Plan, sample
+from edge_sampler.runtime.plan import Plan
 
 LARGEST_WEIGHT = 1e5  # of an answer, which float32 then rounds by 0.006
 
@@ -76,7 +76,7 @@ def fitted(
 
     noises = noises_of(model, settings)
     meter = noises.network.meter
-    mean = mean_image(noises, cache, progress) if afs else None
+    mean = mean_images(noises, cache, progress) if afs else None
     aims = noises if towards is None else aims_of(noises, model, towards, settings)
     if schedule == CHOSEN:
         choice = choose(aims, task.numbers, cache, progress, task.effort)
@@ -107,7 +107,7 @@ def fitted(
     if task.iterations:
         refined = refine(plan, noises, fine[0.0], task.iterations, cache, progress, view)
         plan, errors = refined.plan, list(refined.errors)
-        error = rms(sample(noises.heldout.network, noises.heldout.noise, plan) - fine[0.0][noises.fitting :])
+        error = rms(noises.heldout.sample(plan) - fine[0.0][noises.fitting :])
     report = FitReport(
         model=model.spec.title,
         fingerprint=model.spec.fingerprint,
@@ -166,7 +166,7 @@ def refit(
         goal = solution(noises, [model.spec.sigma_max], steps, cache)[0.0]
     refined = refine_over(evaluations, plan, noises, goal, settings.refine, cache, progress, view)
     heldout = noises.over(evaluations).heldout
-    error = rms(sample(heldout.network.in_turn(), heldout.noise, refined.plan) - goal[noises.fitting :])
+    error = rms(heldout.sample(refined.plan) - goal[noises.fitting :])
     report = FitReport(
         model=model.spec.title,
         fingerprint=model.spec.fingerprint,

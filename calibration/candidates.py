@@ -95,12 +95,14 @@ def make_candidate(
         steps: list[FittedStep] = []
         x, heldout = scheme.sigmas[0] * noises.noise, slice(noises.fitting, None)
         if scheme.solver.history is None:
-            images = scheme.run(noises.heldout.network, x[heldout], base_step)
+            judging = noises.heldout.network
+            images = scheme.run(judging, x[heldout], base_step, judging.labels)
         else:
             aimed: Target = lambda index, state: goals[index]  # noqa: E731
             if target == "local":
                 aimed = local_targets(scheme, (noises if aims is None else aims).network, settings.fine_steps)
-            steps, images = fit(scheme, noises.network, x, aimed, noises.fitting, settings.ridge, settings.paper)
+            network, ridge = noises.network, settings.ridge
+            steps, images = fit(scheme, network, x, aimed, noises.fitting, ridge, settings.paper, network.labels)
             images = images[heldout]
         wrong = images - goals[-1][heldout]
         each = {str(i): np.array([step.error_before, step.error_after, *step.gamma]) for i, step in enumerate(steps)}

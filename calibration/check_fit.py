@@ -5,7 +5,7 @@ import numpy as np
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.unchanged import check_unchanged
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.plan import Plan
+from edge_sampler.runtime.plan import Plan, mean_shapes
 
 
 def check_fit(model: Denoiser, plan: Plan) -> None:
@@ -21,7 +21,7 @@ def check_fit(model: Denoiser, plan: Plan) -> None:
         raise UserError(
             f"the plan has a mean of {np.shape(plan.mean)}, and {spec.title} takes data of several sizes: fit it again"
         )
-    if plan.afs and np.shape(plan.mean) != spec.shape:
+    if plan.afs and np.shape(plan.mean) not in mean_shapes(spec.inputs):
         raise UserError(f"the plan has a mean of {np.shape(plan.mean)} for data of {spec.shape}: fit it again")
     if max(plan.sigmas) > spec.sigma_max * 1.001 or (not report and min(plan.sigmas) < spec.sigma_min * 0.999):
         raise UserError(

@@ -39,7 +39,7 @@ def derivatives(network: Network, noise: Tensor, plan: Plan) -> tuple[Tensor, Te
     row costs nothing. Differences are the model's, around states that evaluations of another kind lead to.
     """
     n, shape, exact = len(noise), noise.shape, replace(network, evaluations=())
-    terms = [term.expand_as(noise) for term in terms_before(noise, plan)]
+    terms = [term.expand_as(noise) for term in terms_before(noise, plan, network.labels)]
     tangents = [noise.new_zeros(0, *shape) for _ in terms]  # of each term, by the parameters that come before it
 
     def pushed(row: Sequence[float]) -> Tensor:

@@ -55,12 +55,20 @@ def mean_error(difference: Tensor) -> float:
 
 
 def fit(
-    scheme: Scheme, denoise: Denoise, x: Tensor, target: Target, fitting: int, ridge: float, paper: bool = False
+    scheme: Scheme,
+    denoise: Denoise,
+    x: Tensor,
+    target: Target,
+    fitting: int,
+    ridge: float,
+    paper: bool = False,
+    labels: Tensor | None = None,
 ) -> tuple[list[FittedStep], Tensor]:
     """Runs ``scheme`` from x [n, …] and solves for each step's γ on the way; returns them, and the images [n, …].
 
     The first ``fitting`` images fit, the others are held out: a γ that does not lower their error is dropped. As in the
-    ``paper``, arXiv 2304.11328, the first and the last step have none, and no other is dropped.
+    ``paper``, arXiv 2304.11328, the first and the last step have none, and no other is dropped. ``labels`` [n] are the
+    images' own, where the scheme has a mean for each.
     """
     steps: list[FittedStep] = []
     state, ends = x, (0, len(scheme.sigmas) - 2)
@@ -79,5 +87,5 @@ def fit(
         state = correct(base, directions, steps[-1].gamma)
         return state
 
-    images = scheme.run(denoise, x, fit_step)
+    images = scheme.run(denoise, x, fit_step, labels)
     return steps, images

@@ -22,7 +22,7 @@ from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.trace import trace
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
-from edge_sampler.runtime.plan import Plan, sample
+from edge_sampler.runtime.plan import Plan
 
 USUAL = ("ddim", "dpmpp-2m", "ipndm")  # what people run without a fit
 TRIED, FINAL = 4, 6  # noises on which each of them is tried on each schedule, and how many of these are tried on all
@@ -162,7 +162,7 @@ def errors_of(plan: Plan, noises: Noises, goal: Tensor) -> tuple[float, float]:
     """
     wrong, failed = torch.zeros_like(goal[: len(noises)]), np.zeros(1)
     try:
-        wrong = sample(noises.network, noises.noise, plan) - goal[: len(noises)]
+        wrong = noises.sample(plan) - goal[: len(noises)]
     except NotFiniteError:
         failed += 1
     if total(failed)[0]:

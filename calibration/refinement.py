@@ -40,7 +40,7 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.models.spec import check_alike
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.plan import Plan, sample
+from edge_sampler.runtime.plan import Plan
 
 TURN = (16, 32)  # noises of a turn: a quarter of all, but within these, or somewhat more to divide their number
 LEAST = 1e-6  # an image's error below this counts as this
@@ -92,7 +92,7 @@ def refine(
             for rows, few in pieces(part, at_once * BLOCK):
                 aim = view(goal[rows])
                 try:
-                    errors = image_errors(view(sample(few.network.in_turn(), few.noise, plan)) - aim)
+                    errors = image_errors(view(few.sample(plan)) - aim)
                 except NotFiniteError:  # a step that went too far
                     return {"sums": np.array([np.inf, len(part)])}
                 told += (errors.clamp_min(LEAST).log() if differ else errors).sum().item()

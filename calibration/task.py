@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edge_sampler.calibration.afs import EACH, labels_with_means
 from edge_sampler.calibration.chosen_levels import START, USUAL, Effort, choice_cost
 from edge_sampler.calibration.evaluate.reference import cost, local_cost
 from edge_sampler.calibration.refinement import MEMORY, iteration_cost, noise_bytes, number_of_turns
@@ -27,6 +28,7 @@ class Task:
     schedule: str
     target: str
     afs: bool
+    means: int  # of which labels have one each; 0: one for all
     iterations: int  # of refinement, at the most
 
     @property
@@ -61,7 +63,7 @@ class Task:
         if not self.evaluates:
             return 0
         fitting, heldout = self.settings.fit_batch, self.settings.heldout
-        spent = fitting if self.afs else 0
+        spent = self.afs * (self.means * min(EACH, fitting) or fitting)
         if self.schedule == CHOSEN:
             spent += choice_cost(self.numbers, fitting + heldout, fitting, self.effort)
         else:
@@ -85,7 +87,8 @@ def task_of(model: Denoiser, settings: Settings) -> Task:
     solvers = several if auto else [find(settings.solver)]
     target = settings.fit_target or ("global" if auto else "local")
     iterations = settings.refine or int(refines)
-    return Task(settings, solvers, schedule, target, afs_of(spec, settings, iterations > 0), iterations)
+    afs = afs_of(spec, settings, iterations > 0)
+    return Task(settings, solvers, schedule, target, afs, labels_with_means(spec), iterations)
 
 
 def derivative_bytes(spec: ModelSpec, nfe: int, afs: bool) -> int:
@@ -95,15 +98,15 @@ def derivative_bytes(spec: ModelSpec, nfe: int, afs: bool) -> int:
 
 
 def afs_of(spec: ModelSpec, settings: Settings, refined: bool) -> bool:
-    """Whether the first step is analytical: of "auto", where one mean serves all that a caller may ask for.
+    """Whether the first step is analytical: of "auto", where means serve all that a caller may ask for.
 
-    A mean of all classes serves a refined sampler, which makes good what it lacks. Raises UserError for data whose size
-    a call chooses: a mean has one.
+    One mean of all labels serves a refined sampler, which makes good what it lacks. Raises UserError for data whose
+    size a call chooses: a mean has one.
     """
     if settings.afs and spec.varies:
         raise UserError(f"afs takes one mean for all data, and {spec.title}'s are of several sizes: leave it out")
     if settings.afs is not None:
         return settings.afs
-    conditions = spec.inputs.conditions.values()
-    classes = all(one.choices and one.shape == () for one in conditions)
-    return settings.solver == "auto" and not spec.varies and (not conditions or (refined and classes))
+    labels = [one.is_label for one in spec.inputs.conditions.values()]
+    served = not labels or labels_with_means(spec) > 0 or (refined and all(labels))
+    return settings.solver == "auto" and not spec.varies and served

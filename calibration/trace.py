@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_sampler.calibration.solvers.base import Scheme, Step, base_step
+from edge_sampler.calibration.solvers.base import Scheme, Step, after, base_step
 from edge_sampler.runtime.plan import Plan, nested
 
 AFS = "-afs"  # ends the name of a solver whose first step is analytical
@@ -48,8 +48,9 @@ def trace(scheme: Scheme, gammas: Sequence[Sequence[float]] = ()) -> Plan:
         answer.clipped = units[place + 1] if clip else None
         return answer
 
-    over_vectors = replace(scheme, mean=units[1]) if afs else scheme
-    images = over_vectors.run(record, scheme.sigmas[0] * units[0], corrected_by(gammas) if gammas else base_step)
+    answers = after([units[1]] if afs else [], record)
+    start, step = scheme.sigmas[0] * units[0], corrected_by(gammas) if gammas else base_step
+    images = replace(scheme, mean=None).run(answers, start, step)
     assert len(told) == nfe, f"{name} evaluates {len(told)} times instead of {nfe}"
     mean, last = nested(scheme.mean) if afs else (), np.asarray(images)
     assert not (afs and clip) or np.abs(mean).max() <= clip, f"the mean that {name} starts from is not clipped"

@@ -145,6 +145,28 @@ class Ends:
         return model
 
 
+def draw_mean(canvas: Canvas, exported: ir.Model, mean: np.ndarray, column: np.ndarray | None = None) -> ir.Value:
+    """A plan's mean [1, *shape]; where it has one for each label, [batch, *shape], by ``exported``'s one condition.
+
+    Times a ``column`` [columns, 1, …] it has one more axis, the first. A label below 0 is that of the last mean:
+    engines need not count from the end.
+    """
+    noise = canvas.inputs["noise"].shape
+    assert noise is not None
+    means = mean.reshape(-1, *mean.shape[mean.ndim + 1 - len(noise) :])
+    axis = 0
+    if column is not None:
+        means, axis = column * means, 1
+    if mean.ndim < len(noise):
+        return canvas.constant("afs_mean", means)
+    (name,) = {str(value.name) for value in exported.graph.inputs} - {"x", "sigma"}
+    nothing, last = (canvas.constant(f"afs_{k}", np.array(k)) for k in (0, len(mean) - 1))
+    none = canvas.add("Less", [canvas.inputs[name], nothing], "afs_no_label")
+    row = canvas.add("Where", [none, last, canvas.inputs[name]], "afs_row")
+    along = {"axis": ir.AttrInt64("axis", axis)}
+    return canvas.add("Gather", [canvas.constant("afs_means", means), row], "afs_mean", along)
+
+
 def like(value: ir.Value, name: str | None = None) -> ir.Value:
     return ir.Value(name=name or value.name, shape=value.shape, type=value.type)
 

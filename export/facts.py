@@ -35,9 +35,9 @@ def sample_command(bundle: Bundle) -> str:
     """What makes samples of a bundle, its conditions to be filled in."""
     file = "grid.png" if bundle.output.is_image else f"{bundle.output.name}.npz"
     known = bundle.inputs.conditions
-    given = [f" --condition {name}=0" for name, one in known.items() if one.choices and not one.shape]
+    given = [f" --condition {name}=0" for name, one in known.items() if one.is_label]
     given += [f' --condition {name}="…"' for name, one in known.items() if one.text and one.text.must_be_given]
-    given += [" --condition FILE.npz"] * any(not one.text and (not one.choices or one.shape) for one in known.values())
+    given += [" --condition FILE.npz"] * any(not (one.text or one.is_label) for one in known.values())
     if temperature := bundle.manifest.get("temperature"):
         given.append(f" --temperature {temperature:g}")
     return f"python -m runtime sample {shlex.quote(str(bundle.folder))} --seeds 0-63{''.join(given)} --out {file}"

@@ -33,7 +33,7 @@ def write_reference(model: Denoiser, plan: Plan, folder: Path, dtype: str, stage
         return result
 
     noise = torch.from_numpy(unit_noise(seeds, model.spec.inputs.sized(sizes=sizes))).double().to(model.device)
-    last = sample(record, noise, plan).float()
+    last = sample(record, noise, plan, network.labels).float()
     made = (model.decode(last) if "decoder" in stages else last).cpu().numpy()
     expected = (len(seeds), *model.spec.inputs.sized(output.shape, sizes))
     if made.shape != expected:

@@ -8,7 +8,7 @@ conditions alone decide is computed before the loop. Names of its own begin with
 import numpy as np
 import onnx_ir as ir
 
-from edge_sampler.export.canvas import OUTPUTS, Canvas, Ends
+from edge_sampler.export.canvas import OUTPUTS, Canvas, Ends, draw_mean
 from edge_sampler.export.split import split_joined
 from edge_sampler.export.take_apart import take_apart
 from edge_sampler.runtime.plan import Plan
@@ -42,7 +42,7 @@ def roll(
     rows, places = (matrix.reshape(*matrix.shape, *ones) for matrix in (rows, np.eye(columns, dtype=np.float32)))
     start = canvas.add("Mul", [noise, canvas.constant("@noise_place", places[0])], "@state_of_noise")
     if plan.afs:
-        mean = canvas.constant("@state_of_mean", places[1] * np.array(plan.mean, np.float32))
+        mean = draw_mean(canvas, exported, np.array(plan.mean, np.float32), places[1])
         start = canvas.add("Add", [start, mean], "@state_start")
     state = ir.Value(name="@state", shape=ir.Shape([columns, *noise.shape]), type=noise.type)
     body = draw_body(graph, plan, canvas, state, rows[:-1], places[1 + plan.afs :])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edge_sampler.export.canvas import OUTPUTS, Canvas, Ends, Values
+from edge_sampler.export.canvas import OUTPUTS, Canvas, Ends, Values, draw_mean
 from edge_sampler.export.initializer import initializer
 from edge_sampler.export.split import split_joined
 from edge_sampler.export.take_apart import CONSTANT, Parts, sources, take_apart
@@ -80,10 +80,10 @@ def unroll(
         return Symbol(((1.0, stamp_denoiser(parts, canvas, known, drawn, sigma, evaluations - 1)),), canvas)
 
     def constant(mean: np.ndarray) -> Symbol:
-        return Symbol(((1.0, canvas.constant("afs_mean", mean)),))
+        return Symbol(((1.0, draw_mean(canvas, exported, mean)),))
 
     noise = Symbol(((1.0, canvas.inputs["noise"]),))
-    state = sample(stamp, noise, plan, constant).draw(canvas, ends.state_name)
+    state = sample(stamp, noise, plan, constant=constant).draw(canvas, ends.state_name)
     assert evaluations == plan.nfe
     return ends.close(exported, canvas, state)
 

@@ -36,7 +36,7 @@ from edge_sampler.runtime.inputs import FLOAT_IMAGES, Inputs, Output
 from edge_sampler.runtime.json_file import ODD
 from edge_sampler.runtime.manifest import MANIFEST, read_manifest
 from edge_sampler.runtime.output import restore
-from edge_sampler.runtime.plan import Plan
+from edge_sampler.runtime.plan import Plan, mean_shapes
 from edge_sampler.runtime.recorded import draw_examples, read_reference
 from edge_sampler.runtime.text import tokenized
 from edge_sampler.runtime.verified import Verified
@@ -193,7 +193,7 @@ class Bundle(Verified):
         plan = Plan.load(self.file(name))
         if (plan.sha256, plan.nfe) != (sha256, self.manifest["nfe"]):
             raise UserError(f"{self.folder}/{name} is not the plan of {self.graph_name(precision)}: export it again")
-        if plan.afs and np.shape(plan.mean) != self.loop_inputs.sized():
+        if plan.afs and np.shape(plan.mean) not in mean_shapes(self.loop_inputs):
             raise UserError(
                 f"{self.folder}/{name} is damaged: its mean is {list(np.shape(plan.mean))}, of data "
                 f"{list(self.loop_inputs.shape)}"

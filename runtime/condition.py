@@ -176,8 +176,8 @@ class Condition:
         True
         >>> edge_sampler.Condition(("length",), "int64", ids=1000).wanted()
         'int64 [length], 0 to 999'
-        >>> label.limit
-        10
+        >>> label.limit, label.is_label
+        (10, True)
     """
 
     shape: Shape = ()
@@ -245,6 +245,11 @@ class Condition:
         )
 
     @property
+    def is_label(self) -> bool:
+        """Whether it is one of ``choices``, and no array of them."""
+        return self.choices > 0 and self.shape == ()
+
+    @property
     def limit(self) -> int:
         """Values are whole numbers below it, or ``null``; 0: no limit."""
         return min(filter(None, (self.choices, self.ids)), default=0)
@@ -272,6 +277,21 @@ def _holds_boolean(given: Any) -> bool:
     if isinstance(given, list | tuple):
         return any(map(_holds_boolean, given))
     return isinstance(given, bool | np.bool_)
+
+
+def label_of(conditions: Mapping[str, Condition]) -> tuple[str, int] | None:
+    """The name of the one condition, where it is a label, and how many rows a table has with one for each value.
+
+    ``null`` is a row too: one of its own, the last, where it is -1 or ``choices``. None: there is no such condition.
+    """
+    if len(conditions) != 1:
+        return None
+    ((name, one),) = conditions.items()
+    if not one.is_label or one.dtype != "int64":
+        return None
+    if one.null is None or 0 <= one.null < one.choices:
+        return name, one.choices
+    return (name, one.choices + 1) if one.null in (-1, one.choices) else None
 
 
 def class_labels(classes: int, null: int | None = -1) -> dict[str, Condition]:

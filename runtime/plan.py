@@ -9,7 +9,8 @@ With unit noise n and D_j the j-th network evaluation, every sampler computes, i
 So ``nfe`` noise levels and one lower-triangular matrix describe the whole sampler, with its fitted coefficients.
 
 A plan with an analytical first step (AFS) also weights a constant m. It takes the place of the network's answer to pure
-noise. Every row has one more column for it, A[k, 1]·m, after the noise's column.
+noise. Every row has one more column for it, A[k, 1]·m, after the noise's column. For a model that is told a label, such
+as a class, m may be a constant of each label.
 
 A plan that clips has two columns for each evaluation: D_j, and D_j clipped to [-clip, clip]. So a table can also hold
 DDIM with ``clip_sample``, which takes its noise estimate from the answer before clipping.
@@ -18,7 +19,7 @@ DDIM with ``clip_sample``, which takes its noise estimate from the answer before
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +27,10 @@ from typing import Any
 
 import numpy as np
 
+from edge_sampler.runtime.condition import label_of
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport
+from edge_sampler.runtime.inputs import Inputs
 from edge_sampler.runtime.json_file import ODD, read_json, write_json
 
 SCHEMA = 3
@@ -48,7 +51,8 @@ class Plan:
             it clips, they are 1, 3, 5, ….
         report: a report of the fit; None for a fixed solver.
         mean: with an analytical first step (AFS), the constant that stands where the answer to pure noise would, nested
-            tuples of one sample's shape: column 1 of the table weighs it. Empty without.
+            tuples of one sample's shape: column 1 of the table weighs it. Of a model whose one condition is a label,
+            it may be as many of these, one for each label, the last for ``null``. Empty without.
         clip: the bound of a second column for each evaluation, its answer within [-clip, clip]; 0: no such column.
 
     Raises:
@@ -202,21 +206,51 @@ def weighted_sum(weights: Sequence[float], terms: Sequence[Any]) -> Any:
     return total
 
 
-def terms_before(noise: Any, plan: Plan, constant: Callable[[np.ndarray], Any] | None = None) -> list[Any]:
+def mean_shapes(inputs: Inputs) -> list[tuple[int, ...]]:
+    """Which shapes a plan's mean may have, for a network that takes ``inputs``: of one sample, or of one a label."""
+    shape, label = inputs.sized(), label_of(inputs.conditions)
+    return [shape, *([(label[1], *shape)] if label else [])]
+
+
+def labels_of(told: Mapping[str, Any], inputs: Inputs) -> Any:
+    """Of the conditions [n, …] that a network of ``inputs`` is told: its label, where that is its one condition."""
+    label = label_of(inputs.conditions)
+    return told.get(label[0]) if label else None
+
+
+def rows_of(mean: Any, x: Any, labels: Any) -> Any:
+    """What of a mean each sample of x [n, *shape] starts from: all of [*shape], and of [rows, *shape] its label's.
+
+    Raises UserError where ``labels``, whole numbers [n], are wanted and None.
+    """
+    if mean.ndim < x.ndim:
+        return mean
+    if labels is None:
+        raise UserError("the plan has a mean for each label, and no labels are told")
+    return mean[labels]
+
+
+def terms_before(
+    noise: Any, plan: Plan, labels: Any = None, constant: Callable[[np.ndarray], Any] | None = None
+) -> list[Any]:
     """What the table weighs before any evaluation: the noise [n, *shape], and the plan's mean.
 
-    ``constant`` makes a term of an array float32 [1, *shape]; unless told, one like the noise.
+    ``constant`` makes a term of the mean in float32; unless told, one like the noise, of the ``labels``.
     """
     if not plan.afs:
         return [noise]
+    mean = np.array(plan.mean, np.float32)
+    if constant:
+        return [noise, constant(mean)]
     like_noise = getattr(noise, "new_tensor", lambda image: image.astype(noise.dtype))
-    return [noise, (constant or like_noise)(np.array([plan.mean], np.float32))]
+    return [noise, rows_of(like_noise(mean), noise, labels)]
 
 
 def sample(
     denoise: Callable[[Any, float], Any],
     noise: Any,
     plan: Plan,
+    labels: Any = None,
     constant: Callable[[np.ndarray], Any] | None = None,
 ) -> Any:
     """Runs the plan: the only sampling loop of this project.
@@ -228,7 +262,8 @@ def sample(
         denoise: called with x [n, *shape] and sigma, in turn for each evaluation; returns the clean data, shaped as x.
         noise: unit normal, [n, *shape].
         plan: the sampler.
-        constant: makes a value of the plan's mean, float32 [1, *shape]; None: one like the noise. Symbols need it.
+        labels: each sample's label, whole numbers [n], which a plan with a mean for each label needs.
+        constant: makes a value of the plan's mean, float32; None: one like the noise. Symbols need it.
 
     Returns:
         Samples, shaped as the noise.
@@ -238,7 +273,7 @@ def sample(
         >>> sample(lambda x, sigma: x / (1 + sigma**2), unit_noise([0, 1], (1, 8, 8)), plan).shape
         (2, 1, 8, 8)
     """
-    terms = terms_before(noise, plan, constant)
+    terms = terms_before(noise, plan, labels, constant)
     for sigma, row in zip(plan.sigmas, plan.table, strict=False):
         terms.append(denoise(weighted_sum(row, terms), sigma))
         if plan.clip:

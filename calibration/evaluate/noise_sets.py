@@ -13,6 +13,7 @@ from edge_sampler.calibration.evaluate.distributed import BLOCK, share
 from edge_sampler.calibration.evaluate.network import Network
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.noise import CALIBRATION_STREAM, unit_noise
+from edge_sampler.runtime.plan import Plan, sample
 
 CHECK_STREAM = 2  # of noises that judge; they are never sampled either
 SEEDS = 2**20  # seeds of noises that belong to one --seed; the upper half is for noises that are held out
@@ -56,6 +57,11 @@ class Noises:
     @property
     def heldout(self) -> "Noises":
         return self.part(slice(self.fitting, None))
+
+    def sample(self, plan: Plan) -> Tensor:
+        """The plan's samples, float64 [n, *shape]."""
+        made: Tensor = sample(self.network.in_turn(), self.noise, plan, self.network.labels)
+        return made
 
     def blocks(self) -> Iterator[tuple[slice, "Noises"]]:
         """Blocks of noises, each with its rows: what is computed, stored and shared among processes at a time."""

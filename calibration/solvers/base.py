@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from edge_sampler.runtime.plan import rows_of
+
 Denoise = Callable[[Any, float], Any]  # (x, sigma) → denoised, shaped as x
 Step = Callable[[Any, Sequence[Any]], Any]  # (base update, directions) → next x
 
@@ -89,8 +91,8 @@ class Scheme:
         nfe: evaluations.
         history: past steps that corrections may weight.
         mean: with an analytical first step (AFS, arXiv 2210.05475), what answers in place of the first evaluation,
-            shaped as one of x: at the highest noise level the network answers with little else than the mean of the
-            data. None: there is none.
+            shaped as one of x, or one for each label: at the highest noise level the network answers with little else
+            than the mean of the data. None: there is none.
 
     Examples:
         >>> from edge_sampler.calibration.solvers import find
@@ -106,18 +108,19 @@ class Scheme:
     history: int = 0
     mean: Any = None
 
-    def run(self, denoise: Denoise, x: Any, step: Step) -> Any:
+    def run(self, denoise: Denoise, x: Any, step: Step, labels: Any = None) -> Any:
         """Samples.
 
         Args:
             denoise: ``denoise(x, sigma)`` returns the clean data, shaped as x.
             x: states at noise level sigmas[0], [n, …].
             step: the hook that makes each step, such as ``base_step``.
+            labels: each sample's label, whole numbers [n], where there is a mean for each.
 
         Returns:
             Images, shaped as x.
         """
-        known = [] if self.mean is None else [0.0 * x + self.mean]
+        known = [] if self.mean is None else [0.0 * x + rows_of(self.mean, x, labels)]
         return self.solver.run(after(known, denoise), x, self.sigmas, step, self.history, self.nfe)
 
 

@@ -19,7 +19,7 @@ from edge_sampler.models.networks import classifier
 from edge_sampler.models.progress import ProgressBars
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FittedStep
-from edge_sampler.runtime.plan import Plan, sample
+from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.text import loaded
 
 RESAMPLES = 1000  # of the bootstrap
@@ -153,7 +153,7 @@ class Judge:
         return int(total(np.array([(self.moved > CONVERGED).sum().item()], float))[0])
 
     def _block(self, block: Noises, rows: slice, plan: Plan) -> dict[str, np.ndarray]:
-        images = sample(block.network, block.noise, plan)
+        images = block.sample(plan)
         errors = (images - self.goal[rows]).square().flatten(1).mean(1)
         return {
             "errors": errors.cpu().numpy(),

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from edge_sampler.calibration.afs import mean_image
+from edge_sampler.calibration.afs import mean_images
 from edge_sampler.calibration.candidates import Candidate, grid_of, make_candidate, noises_of, scheme_of
 from edge_sampler.calibration.chosen_levels import Grid, choose, scout_of
 from edge_sampler.calibration.evaluate.distributed import gathered
@@ -182,7 +182,7 @@ def prepared(
     with_afs = [solver for solver in solvers if solver.history is not None and solver.name in AUTO]
     numbers = {solver.steps(s.nfe) for solver in solvers for s in every}
     numbers |= {solver.steps(s.nfe + 1) for solver in with_afs for s in every}
-    choice, mean = choose(noises, numbers, cache, progress), mean_image(noises, cache, progress)
+    choice, mean = choose(noises, numbers, cache, progress), mean_images(noises, cache, progress)
     plain = {scout.name: choice.grid(None, scout) for scout in map(scout_of, solvers)}
     analytical = choice.grid(mean)
     return [

@@ -8,9 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport, FittedStep
-from edge_sampler.runtime.plan import Plan, is_array, nested, sample, terms_before, weighted_sum
+from edge_sampler.runtime.inputs import Inputs
+from edge_sampler.runtime.plan import (
+    Plan,
+    is_array,
+    labels_of,
+    mean_shapes,
+    nested,
+    sample,
+    terms_before,
+    weighted_sum,
+)
 
 PLAN = Plan("test", (2.0, 0.5), ((2.0,), (1.5, 0.25), (0.0, -0.5, 1.5)), None)
 WITH_MEAN = Plan("test", (2.0,), ((2.0, 0.5), (0.0, -0.25, 1.5)), mean=(((1.0, -2.0),),))
@@ -52,6 +63,34 @@ def test_a_mean_is_one_more_column(library: str) -> None:
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_a_mean_of_each_label_is_taken_by_label(library: str) -> None:
+    make = array_of(library)
+    noise = make([[[[3.0, -1.0]]], [[[0.5, 2.0]]], [[[1.0, 1.0]]]])
+    means = (((1.0, -2.0),),), (((3.0, 4.0),),), (((5.0, 6.0),),)
+    plan = replace(WITH_MEAN, mean=means)
+    images = sample(lambda x, sigma: x * x + sigma, noise, plan, make([1, 0, -1]))
+    mean = make([means[1], means[0], means[2]])
+    x0 = 2.0 * noise + 0.5 * mean
+    np.testing.assert_allclose(images, -0.25 * mean + 1.5 * (x0 * x0 + 2.0))
+    with pytest.raises(UserError, match="the plan has a mean for each label, and no labels are told"):
+        sample(lambda x, sigma: x, noise, plan)  # as many samples as labels
+
+
+def test_which_means_go_with_a_network() -> None:
+    def shapes(**conditions: Condition) -> list[tuple[int, ...]]:
+        return mean_shapes(Inputs((1, 2), conditions=conditions))
+
+    label = Condition((), "int64", null=-1, choices=3)
+    assert shapes() == [(1, 2)]
+    assert shapes(kind=label) == [(1, 2), (4, 1, 2)]
+    assert shapes(kind=replace(label, null=None)) == shapes(kind=replace(label, null=0)) == [(1, 2), (3, 1, 2)]
+    assert shapes(kind=label, size=label) == shapes(kind=replace(label, null=9)) == [(1, 2)]
+    told = {"kind": np.array([2]), "more": np.array([0])}
+    assert labels_of(told, Inputs((1, 2), conditions={"kind": label})) is told["kind"]
+    assert labels_of(told, Inputs((1, 2), conditions={"kind": label, "more": label})) is None
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_an_answer_that_is_clipped_is_one_more_column(library: str) -> None:
     make = array_of(library)
     noise = make([[3.0, -1.0, 0.25]])
@@ -74,8 +113,9 @@ def test_sums_of_what_is_weighed() -> None:
 def test_what_is_weighed_before_any_evaluation() -> None:
     noise = np.ones((2, 1, 1, 2), np.float16)
     assert terms_before(noise, PLAN) == [noise]
-    (_, mean), (_, told) = terms_before(noise, WITH_MEAN), terms_before(noise, WITH_MEAN, lambda image: image.shape)
-    assert (mean.shape, mean.dtype, told) == ((1, 1, 1, 2), np.float16, (1, 1, 1, 2))
+    _, mean = terms_before(noise, WITH_MEAN)
+    _, told = terms_before(noise, WITH_MEAN, constant=lambda image: (image.shape, image.dtype))
+    assert (mean.shape, mean.dtype, told) == ((1, 1, 2), np.float16, ((1, 1, 2), np.float32))
     assert [is_array(one) for one in ((1.0,), ((1.0, 2.0), (3.0, 4.0)), 1.0, (np.inf,), ((1.0,), (1.0, 2.0)))] == [
         True, True, False, False, False
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.models.progress import ProgressBars, silent
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.plan import Plan, sample
+from edge_sampler.runtime.plan import Plan
 
 FIRST = 16  # held-out noises that judge many samplers first
 FINALISTS = 4  # samplers that all held-out noises judge, at the most
@@ -130,7 +130,7 @@ class Contest:
 def rms_error(noises: Noises, goal: Tensor, plan: Plan) -> float:
     """Of the plan's images against the ``goal`` [n, …], over all processes; infinite where a state runs away."""
     try:
-        wrong = sample(noises.network, noises.noise, plan) - goal
+        wrong = noises.sample(plan) - goal
         sums = [wrong.square().sum().item(), wrong.numel(), 0]
     except UserError:  # the network's answer is not finite
         sums = [0, 0, 1]

@@ -230,7 +230,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="seed of the noises (default: 0)")
     temperature_help = "scales the noise, as `runtime sample --temperature` does (default: 1)"
     group.add_argument("--temperature", type=float, default=DEFAULTS.temperature, metavar="T", help=temperature_help)
-    afs_help = "use a constant for the first evaluation (default: with auto, but for sizes or conditions of the caller)"
+    afs_help = "use a constant, of each class, for the first evaluation (default: with auto, where constants do)"
     group.add_argument("--afs", action=argparse.BooleanOptionalAction, help=afs_help)
     group.add_argument(
         "--refine",

@@ -74,8 +74,8 @@ class Settings:
         seed: the seed of the noises, and of the values of conditions.
         temperature: scales the noises of the fit, for a sampler that is called with the same temperature.
         afs: whether the first step is analytical (calibration/afs.py); the saved evaluation pays for one more step.
-            None: only for "auto", and only if the caller gives no conditions, which have no one mean, or no other than
-            a class in a refined sampler.
+            None: only for "auto", and only where means serve all that a caller may give: one mean without conditions,
+            and one for each class. Of several labels, or very many classes, one mean serves a refined sampler.
         refine: the largest number of iterations of joint refinement after the fit; 0: none, but for "auto".
         refine_on: what refinement compares (calibration/views.py): one of ``VIEWS``, or FILE.py:FUNCTION.
         paper: whether to use γ as in the paper: none in the first and the last step, and in all others, whatever

@@ -18,12 +18,14 @@ from edge_sampler.export.save import save_checked
 from edge_sampler.export.tensorrt_graph import prepare_for_tensorrt
 from edge_sampler.export.unroll import unroll
 from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.eager import make
 from edge_sampler.runtime.backends.onnxrt import Session
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.compare import compare
 from edge_sampler.runtime.condition import CLASSES
 from edge_sampler.runtime.noise import unit_noise
 from edge_sampler.runtime.plan import Plan, sample
+from edge_sampler.runtime.sampler import feed_of
 from tests.calibration.toys import of_classes
 from tests.conftest import export, relative
 
@@ -108,3 +110,7 @@ def test_every_path_of_a_bundle_knows_the_label(plan: Plan, tmp_path: Path) -> N
     found = compare(bundle)
     assert {(one.first, one.second) for one in found} > {("baseline loop", "PyTorch")}
     assert all(one.relative <= one.expected for one in found)
+    feed = feed_of(bundle, range(3), {CLASSES: [1, -1, 0]})
+    with Session(tmp_path / "b" / "sampler.onnx") as session:
+        expected = session.run(feed)["images"]
+    assert relative(make(bundle, f"{tmp_path}/mine.py:make")(feed), expected) < 1e-4

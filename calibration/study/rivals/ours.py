@@ -44,7 +44,7 @@ def made(contest: Contest, iterations: int) -> Plan:
     task = task_of(model, settings)
     told: dict[str, Any] = {"what": f"auto, refined by {task.iterations}", "settings": vars(settings)}
     if model.spec.inputs.conditions:
-        told["afs"] = task.afs
+        told |= {"afs": task.afs} | ({"means": task.means} if task.means else {})
     if iterations and settings.refine_on != PIXELS.key:  # a name tells no function
         told["view"] = viewer(settings.refine_on, model).key
     kept = contest.recall(told | {"turn": TURN, "search": vars(task.effort)}, task.cost(), fit)

@@ -287,11 +287,10 @@ def label_of(conditions: Mapping[str, Condition]) -> tuple[str, int] | None:
     if len(conditions) != 1:
         return None
     ((name, one),) = conditions.items()
-    if not one.is_label or one.dtype != "int64":
+    null = 0 if one.null is None else one.null
+    if not one.is_label or one.dtype != "int64" or not -1 <= null <= one.choices:
         return None
-    if one.null is None or 0 <= one.null < one.choices:
-        return name, one.choices
-    return (name, one.choices + 1) if one.null in (-1, one.choices) else None
+    return name, one.choices + (null in (-1, one.choices))
 
 
 def class_labels(classes: int, null: int | None = -1) -> dict[str, Condition]:

@@ -84,6 +84,7 @@ def test_which_models_have_a_mean_for_each_label() -> None:
         (replace(single, null=4), 5),
         (replace(single, null=5), 6),
         (replace(single, null=7), 0),
+        (replace(single, null=-2), 0),
         (replace(single, shape=(2,)), 0),
         (replace(single, dtype="float32"), 0),
         (replace(single, choices=MOST_NUMBERS // 64), MOST_NUMBERS // 64),

@@ -17,10 +17,12 @@ from edge_sampler.calibration.forecast import (
     forecast_refit,
 )
 from edge_sampler.calibration.settings import Settings
+from edge_sampler.calibration.task import task_of
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser, Wrapped
 from edge_sampler.models.mapped import size_of
 from edge_sampler.runtime.backends.base import resident_memory
+from tests.calibration.toys import of_classes
 from tests.conftest import report_of
 
 SMALL = {"fit_batch": 4, "heldout": 2, "fine_steps": 4}
@@ -45,6 +47,12 @@ def test_a_fit_takes_hardly_less_than_is_said_and_never_more(settings: Settings,
     assert least * said.evaluations <= taken <= said.evaluations
     assert said.seconds > 0
     assert said.memory > before > size_of(mixture)
+
+
+@pytest.mark.parametrize("noises", [4, 20])  # fewer than a mean takes, and more
+def test_means_of_classes_are_counted(noises: int) -> None:
+    model, settings = of_classes(), Settings(2, "ddim", "edm", fit_batch=noises, heldout=2, afs=True)
+    assert report_of(calibrate(model, settings)).evaluations == task_of(model, settings).cost()
 
 
 def test_a_guided_evaluation_counts_as_its_branches() -> None:

@@ -31,7 +31,7 @@ class Shipping:
 
 
 PLAIN = ("edm-digits", "flow-digits", "edm-fashion", "edm-fashion-cond", "ddim-fashion")
-SHIPPING = {**dict.fromkeys(PLAIN, Shipping()), "flow-emoji": Shipping((5,), guidance=3.0)}
+SHIPPING = {**dict.fromkeys(PLAIN, Shipping()), "flow-emoji": Shipping((4, 5), guidance=3.0)}
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from tests.mutations import LEFT_OUT, ROOT
 HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs them
     "calibration/fit.py": "tests/calibration/test_fit_steps.py "
     "tests/calibration/test_fit.py -k 'steps or solve_finds or singular or gram or pulls'",
+    "calibration/afs.py": "tests/calibration/test_afs.py -k 'mean'",
     "calibration/trace.py": "tests/calibration/test_trace.py",
     "runtime/bundle.py": "tests/runtime/test_bundle_parts.py tests/runtime/test_bundle.py -k 'bundle_parts or lower'",
     "runtime/verified.py": "tests/runtime/test_bundle_parts.py",

@@ -1,5 +1,6 @@
 """The analytical first step: the mean is the mean, and the evaluation that it saves makes images better."""
 
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from edge_sampler.calibration.task import task_of
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.own import adapt
-from edge_sampler.models.progress import silent
+from edge_sampler.models.progress import Advance, silent
 from edge_sampler.runtime.condition import CLASSES, Condition
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan, sample
@@ -55,9 +56,14 @@ def test_each_label_has_the_mean_of_the_answers_that_are_told_it() -> None:
         told = torch.full((EACH,), label)
         answers = replace(noises.network, conditions={CLASSES: told})(first, 80.0)
         torch.testing.assert_close(means[label], answers.mean(0), rtol=1e-5, atol=1e-6)
-    few = to_fit(of_classes(), 3, 2, 0)
-    assert mean_images(few, NO_CACHE).shape == means.shape
-    assert few.network.meter.evaluations == 4 * 3
+    few, totals = to_fit(of_classes(), 3, 2, 0), list[int]()
+
+    def told(what: str, total: int) -> AbstractContextManager[Advance]:
+        totals.append(total)
+        return silent(what, total)
+
+    assert mean_images(few, NO_CACHE, told).shape == means.shape
+    assert totals == [few.network.meter.evaluations] == [4 * 3]
 
 
 def test_a_mean_for_each_label_is_better_than_one(tmp_path: Path) -> None:

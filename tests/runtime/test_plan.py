@@ -194,6 +194,15 @@ def test_json_keeps_every_bit(channels: int, tmp_path: Path) -> None:
     assert loaded == plan
     assert loaded.report == plan.report
     assert loaded.sha256 == plan.sha256
+    assert replace(plan, report=None) == plan  # a plan is what it makes
+    clipping = replace(PLAN, table=((2.0,), (1.5, 0.25, 0.5), (0.0, -0.5, 1.5, 0.25, 1.0)), clip=0.75)
+    clipping.save(tmp_path / "clip.json")
+    assert Plan.load(tmp_path / "clip.json") == clipping
+
+
+def test_the_temperature_is_that_of_the_fit() -> None:
+    assert [replace(PLAN, report=one).temperature for one in (None, replace(REPORT, settings={}))] == [1.0, 1.0]
+    assert replace(PLAN, report=replace(REPORT, settings={"temperature": 0.5})).temperature == 0.5
 
 
 def test_a_large_mean_is_no_heap_of_lines_and_older_plans_are_read(tmp_path: Path) -> None:

@@ -58,11 +58,11 @@ def test_each_label_has_the_mean_of_the_answers_that_are_told_it() -> None:
         torch.testing.assert_close(means[label], answers.mean(0), rtol=1e-5, atol=1e-6)
     few, totals = to_fit(of_classes(), 3, 2, 0), list[int]()
 
-    def told(what: str, total: int) -> AbstractContextManager[Advance]:
+    def bars(what: str, total: int) -> AbstractContextManager[Advance]:
         totals.append(total)
         return silent(what, total)
 
-    assert mean_images(few, NO_CACHE, told).shape == means.shape
+    assert mean_images(few, NO_CACHE, bars).shape == means.shape
     assert totals == [few.network.meter.evaluations] == [4 * 3]
 
 

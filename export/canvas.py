@@ -161,7 +161,7 @@ def draw_mean(canvas: Canvas, exported: ir.Model, mean: np.ndarray, column: np.n
         return canvas.constant("afs_mean", means)
     (name,) = {str(value.name) for value in exported.graph.inputs} - {"x", "sigma"}
     nothing, last = (canvas.constant(f"afs_{k}", np.array(k)) for k in (0, len(mean) - 1))
-    none = canvas.add("Less", [canvas.inputs[name], nothing], "afs_no_label")
+    none = canvas.add("Greater", [nothing, canvas.inputs[name]], "afs_no_label")
     row = canvas.add("Where", [none, last, canvas.inputs[name]], "afs_row")
     along = {"axis": ir.AttrInt64("axis", axis)}
     return canvas.add("Gather", [canvas.constant("afs_means", means), row], "afs_mean", along)

@@ -9,7 +9,7 @@ from torch import Tensor
 from edge_sampler.calibration.evaluate.distributed import total
 from edge_sampler.calibration.evaluate.noise_sets import Noises
 from edge_sampler.calibration.evaluate.reference import States
-from edge_sampler.calibration.fit import RIDGE, Target, fit, image_errors
+from edge_sampler.calibration.fit import RIDGE, fit, image_errors
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Scheme, after
 
@@ -58,7 +58,6 @@ def attempt(scheme: Scheme, ground: Ground, known: Sequence[Tensor] = ()) -> Att
 
     goals = [ground.fine[sigma] for sigma in scheme.sigmas[1:]]
     x = scheme.sigmas[0] * noises.noise
-    aimed: Target = lambda index, state: goals[index]  # noqa: E731
     answer, labels = after(known, ask), noises.network.labels
-    _, images = fit(scheme, answer, x, aimed, noises.fitting, RIDGE, labels=labels)
+    _, images = fit(scheme, answer, x, lambda index, state: goals[index], noises.fitting, RIDGE, labels=labels)
     return Attempt(image_errors(images - goals[-1]), answers)

@@ -13,7 +13,7 @@ from edge_sampler.models.onnx_denoiser import SUFFIX
 from edge_sampler.models.zoo import ZOO
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.plan import labels_of, sample
+from edge_sampler.runtime.plan import labels_told, sample
 
 
 def make(bundle: Bundle, weights: str | None, on_gpu: bool = False) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
@@ -48,7 +48,7 @@ def make(bundle: Bundle, weights: str | None, on_gpu: bool = False) -> Callable[
         with torch.inference_mode():
             conditions = model.encode(raw) if "encoder" in bundle.manifest["stages"] else loaded(raw, model.device)
             noise = torch.from_numpy(feed["noise"]).to(model.device)
-            labels = labels_of(conditions, bundle.loop_inputs)
+            labels = labels_told(conditions, bundle.loop_inputs)
             made: torch.Tensor = sample(lambda x, sigma: model(x, sigma, **conditions), noise, bundle.plan, labels)
             return (model.decode(made) if "decoder" in bundle.manifest["stages"] else made).cpu().numpy()
 

@@ -12,7 +12,7 @@ from edge_sampler.runtime.backends.base import Backend, Session
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import as_floats
-from edge_sampler.runtime.plan import Plan, labels_of, sample
+from edge_sampler.runtime.plan import Plan, labels_told, sample
 from edge_sampler.runtime.recorded import INPUT
 from edge_sampler.runtime.sampler import checked, checked_seeds, feed_of, made_of, shape_made, usual_batch
 
@@ -229,7 +229,7 @@ class Baseline:
             record(denoised)
             return denoised
 
-        labels = labels_of(conditions, self._bundle.loop_inputs)
+        labels = labels_told(conditions, self._bundle.loop_inputs)
         made: np.ndarray = sample(denoise, feed["noise"], self._plan, labels)
         if "decoder" in self._stages:
             shape = shape_made(self._bundle, feed)

@@ -212,7 +212,7 @@ def mean_shapes(inputs: Inputs) -> list[tuple[int, ...]]:
     return [shape, *([(label[1], *shape)] if label else [])]
 
 
-def labels_of(told: Mapping[str, Any], inputs: Inputs) -> Any:
+def labels_told(told: Mapping[str, Any], inputs: Inputs) -> Any:
     """Of the conditions [n, …] that a network of ``inputs`` is told: its label, where that is its one condition."""
     label = label_of(inputs.conditions)
     return told.get(label[0]) if label else None

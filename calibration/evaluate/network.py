@@ -18,7 +18,7 @@ from edge_sampler.calibration.evaluate.distributed import BLOCK
 from edge_sampler.calibration.evaluate.side_by_side import Replicas, run
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.plan import labels_of
+from edge_sampler.runtime.plan import labels_told
 
 CHUNK, CHUNK_BYTES = 256, 4 * 2**30  # computed at once, at the most: samples on a GPU, and what they take in memory
 WORTH = 3 * 2**19  # bytes that samples take in memory, for which a thread of a CPU is worth while
@@ -73,7 +73,7 @@ class Network:
     @property
     def labels(self) -> Tensor | None:
         """Each sample's label [n], where the model's one condition is a label."""
-        labels: Tensor | None = labels_of(self.conditions, self.model.spec.inputs)
+        labels: Tensor | None = labels_told(self.conditions, self.model.spec.inputs)
         return labels
 
     def part(self, rows: slice | list[int]) -> "Network":

@@ -15,7 +15,7 @@ from edge_sampler.runtime.inputs import Inputs
 from edge_sampler.runtime.plan import (
     Plan,
     is_array,
-    labels_of,
+    labels_told,
     mean_shapes,
     nested,
     sample,
@@ -86,8 +86,8 @@ def test_which_means_go_with_a_network() -> None:
     assert shapes(kind=replace(label, null=None)) == shapes(kind=replace(label, null=0)) == [(1, 2), (3, 1, 2)]
     assert shapes(kind=label, size=label) == shapes(kind=replace(label, null=9)) == [(1, 2)]
     told = {"kind": np.array([2]), "more": np.array([0])}
-    assert labels_of(told, Inputs((1, 2), conditions={"kind": label})) is told["kind"]
-    assert labels_of(told, Inputs((1, 2), conditions={"kind": label, "more": label})) is None
+    assert labels_told(told, Inputs((1, 2), conditions={"kind": label})) is told["kind"]
+    assert labels_told(told, Inputs((1, 2), conditions={"kind": label, "more": label})) is None
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])

@@ -38,30 +38,29 @@ def mean_images(noises: Noises, cache: Cache, progress: ProgressBars = silent) -
     if not count:
         return mean_image(noises, cache, progress)
     ((name, condition),) = spec.inputs.conditions.items()
-    few = noises.part(slice(noises.fitting)).first(EACH)
+    few, sigma = noises.part(slice(noises.fitting)).first(EACH), spec.sigma_max
+    labels = few.network.conditions[name].new_tensor([*range(condition.choices), condition.null][:count])
+
+    def sums() -> dict[str, np.ndarray]:
+        told = replace(few.network, conditions={name: labels.repeat_interleave(len(few))})
+        answers = told(sigma * few.noise.repeat(count, *[1] * len(spec.shape)), sigma)
+        return {"sums": answers.view(count, *few.noise.shape).sum(1).cpu().numpy()}
+
     with progress("mean images", count * len(few)) as network.meter.progress:
-        means = []
-        for label in [*range(condition.choices), condition.null][:count]:
-            told = {name: torch.full_like(few.network.conditions[name], label)}
-            means.append(mean_answer(replace(few, network=replace(few.network, conditions=told)), cache))
-    return torch.stack(means)
+        kept = cache.recall({"denoised of each label": few.key, "sigma": sigma}, sums, network.meter)
+    return torch.from_numpy(total(kept["sums"]) / total(np.array([len(few)], float))).to(noises.noise)
 
 
 def mean_image(noises: Noises, cache: Cache, progress: ProgressBars = silent) -> Tensor:
-    """The mean [*shape] over all processes' fitting noises, whatever they are told."""
-    with progress("mean image", noises.fitting) as noises.network.meter.progress:
-        return mean_answer(noises.part(slice(noises.fitting)), cache)
-
-
-def mean_answer(noises: Noises, cache: Cache) -> Tensor:
-    """The mean [*shape] of denoised images at σ_max over all processes' noises, kept block by block."""
-    sigma, meter = noises.network.model.spec.sigma_max, noises.network.meter
+    """The mean [*shape] over all processes' fitting noises, whatever they are told; kept block by block."""
+    fitting, sigma = noises.part(slice(noises.fitting)), noises.network.model.spec.sigma_max
 
     def denoised(block: Noises) -> dict[str, np.ndarray]:
         return {"sum": block.network(sigma * block.noise, sigma).sum(0).cpu().numpy()}
 
-    summed = np.zeros(noises.noise.shape[1:])
-    for _, block in noises.blocks():
-        summed += cache.recall({"denoised": block.key, "sigma": sigma}, partial(denoised, block), meter)["sum"]
-    count = total(np.array([len(noises)], float))
+    summed, meter = np.zeros(noises.noise.shape[1:]), noises.network.meter
+    with progress("mean image", len(fitting)) as meter.progress:
+        for _, block in fitting.blocks():
+            summed += cache.recall({"denoised": block.key, "sigma": sigma}, partial(denoised, block), meter)["sum"]
+    count = total(np.array([len(fitting)], float))
     return torch.from_numpy(total(summed) / count).to(noises.noise)

@@ -183,7 +183,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     """``512x768`` → (512, 768). Raises UserError for anything else."""
     if text is None:
         return None
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+    if not re.fullmatch(r"[1-9]\d{0,14}x[1-9]\d{0,14}", text):
         raise UserError(f"--size {text}: expected HEIGHTxWIDTH in pixels, such as 512x768")
     height, width = map(int, text.split("x"))
     return height, width
@@ -255,9 +255,6 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
 def settings(arguments: argparse.Namespace) -> Settings:
     """Raises UserError for values out of range."""
     chosen = (arguments.schedule or (CHOSEN if arguments.solver == "auto" else None)) == CHOSEN
-    refines = arguments.refine or (chosen and arguments.solver == "auto")
-    if arguments.refine_on != DEFAULTS.refine_on and not refines:
-        raise UserError(f"--refine-on {arguments.refine_on} changes nothing without --refine: add that")
     refits = getattr(arguments, "refit", False)  # an export's: it aims at images of so many steps
     if arguments.reference_steps != DEFAULTS.reference_steps and chosen and not refits:
         raise UserError(

@@ -33,7 +33,7 @@ class Budget:
     @classmethod
     def read(cls, text: str) -> "Budget":
         """``20000``, ``90s``, ``10m`` or ``1.5h``. Raises UserError for anything else."""
-        found = re.fullmatch(r"(\d+)()|(\d+(?:\.\d+)?)([smh])", text)
+        found = re.fullmatch(r"(\d{1,15})()|(\d{1,15}(?:\.\d{1,15})?)([smh])", text)
         number, unit = (found[1] or found[3], found[4] or "") if found else ("0", "")
         if not float(number) > 0:
             raise UserError(f"--budget {text}: expected evaluations, such as 20000, or a time, such as 90s, 10m or 2h")
@@ -117,10 +117,13 @@ def savings(model: Denoiser, settings: Settings) -> Iterator[Saving]:
             words = f"{iterations} of {settings.refine} refinement iterations"
             yield Saving("refinement", words, {"refine": iterations})
     yield from noises(32, 16)
-    schedule = model.spec.schedule if task.schedule == CHOSEN else task.schedule
+    schedule, afs = model.spec.schedule if task.schedule == CHOSEN else task.schedule, task.afs
     if settings.solver == "auto":  # one solver on chosen levels would need a search for them, which takes more
         afs = task_of(model, replace(settings, schedule=schedule, refine=0)).afs
         kept = {"schedule": schedule, "fit_target": task.target, "afs": afs, "refine": 0}
-        yield Saving("solver", f"{SCOUT.name} on {schedule} levels as the one solver", {"solver": SCOUT.name, **kept})
+        words = f"{SCOUT.name} on {schedule} levels as the one solver" + ", not refined" * (task.iterations > 0)
+        yield Saving("refinement", words, {"solver": SCOUT.name, **kept})
     elif task.schedule == CHOSEN:
         yield Saving("schedule", f"{schedule} as the schedule", {"schedule": schedule})
+    if afs and settings.afs is None:
+        yield Saving("afs", "no analytical first step", {"afs": False})

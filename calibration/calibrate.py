@@ -142,7 +142,8 @@ def refit(
         model: the model whose converged images are the aim.
         evaluations: [nfe] denoisers, one for each evaluation of the sampler.
         plan: the plan to start from.
-        settings: the noises, and ``refine``, the largest number of iterations. Others have no effect.
+        settings: ``fit_batch``, ``heldout``, ``seed`` and ``temperature`` of the noises; ``trajectory_steps``, of the
+            converged images; ``refine``, the largest number of iterations; ``refine_on``. Others have no effect.
         progress: what shows how far it is: ``edge_sampler.models.progress.bar``, or by default nothing.
         cache: where results are kept; by default nowhere.
 

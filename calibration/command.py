@@ -25,8 +25,9 @@ from edge_sampler.calibration.arguments import (
 )
 from edge_sampler.calibration.budget import afford
 from edge_sampler.calibration.calibrate import calibrate
-from edge_sampler.calibration.evaluate.distributed import written
+from edge_sampler.calibration.evaluate.distributed import joined, written
 from edge_sampler.calibration.report import show
+from edge_sampler.calibration.task import check_refine_on
 from edge_sampler.models.progress import ProgressBars
 from edge_sampler.runtime.command_line import Parser
 from edge_sampler.runtime.plan import Plan
@@ -44,21 +45,17 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     arguments = parser.parse_args()
     wanted = settings(arguments)
-    name = f"{file_name(arguments.model)}-{wanted.sampler}-nfe{wanted.nfe}.json"
-    out = arguments.out or Path(name)
     model, towards = load_model(arguments), aim(arguments)
     kept = cache(arguments)
+    check_refine_on(model, wanted)
+    with joined(model.device):
+        wanted = afford(model, wanted, arguments.budget, towards)
+        out = arguments.out or Path(f"{file_name(arguments.model)}-{wanted.sampler}-nfe{wanted.nfe}.json")
 
-    def work(progress: ProgressBars) -> Plan:
-        return calibrate(model, afford(model, wanted, arguments.budget, towards), progress, kept, towards)
+        def work(progress: ProgressBars) -> Plan:
+            return calibrate(model, wanted, progress, kept, towards)
 
-    plan = written(
-        out,
-        model.device,
-        work,
-        lambda found, path: found.save(path),
-        arguments.force,
-    )
+        plan = written(out, model.device, work, lambda found, path: found.save(path), arguments.force)
     if plan:
         show(plan)
         print(f"{out}: {plan.solver}, {plan.nfe} evaluations")

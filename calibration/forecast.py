@@ -79,7 +79,8 @@ def forecast(model: Denoiser, settings: Settings, towards: Denoiser | None = Non
     block = 8 * 2 * levels * math.prod(model.spec.shape) * min(BLOCK, noises)  # of a fine solve, and of its end
     fitted = 8 * number * (3 * steps + 6)  # states, answers and aims of every step, and what γ is solved of
     called = min(CHUNK_BYTES, sample_bytes * min(most_at_once(model.device, torch.get_num_threads()), noises))
-    refined = refinement_bytes(derivative_bytes(model.spec, settings.nfe, task.afs)) if task.iterations else 0
+    derived = derivative_bytes(model.spec, settings.nfe, task.afs, task.columns)
+    refined = refinement_bytes(derived) if task.iterations else 0
     memory = held(*filter(None, (model, towards))) + called + solved + max(block, fitted, refined)
     return Forecast(evaluations * model.spec.branches, seconds * evaluations / processes(), memory, model.device.type)
 

@@ -36,7 +36,7 @@ class Judgement:
         noises: the number of noises.
         error: the sampler's RMS error against converged images, in the data's units.
         others: the same by solver, on the model's usual noise levels; and for the best of them on its best levels, with
-            an analytical first step if that helps.
+            an analytical first step, from one mean of all data, if that helps.
         median: the sampler's RMS error in the median image. A few images whose paths part decide the RMS error of all.
         other_medians: the same of ``others``.
 

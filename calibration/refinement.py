@@ -181,7 +181,7 @@ def number_of_turns(fitting: int, at_a_turn: tuple[int, int] = TURN) -> int:
 
 
 def turns_of(noises: Noises, converged: Tensor, at_a_turn: tuple[int, int]) -> list[tuple[Noises, Tensor]]:
-    """This process's noises of each turn, and their converged images [n, …]. By seeds: all processes have some."""
+    """This process's noises of each turn, and their converged images [n, …]. By seeds, as ``share`` deals them."""
     number = number_of_turns(int(total(np.array([noises.fitting], float))[0]), at_a_turn)
     places = [
         [place for place in range(noises.fitting) if noises.seeds[place] % number == turn] for turn in range(number)

@@ -2,6 +2,7 @@
 
 from rich.table import Table
 
+from edge_sampler.calibration.settings import REFINED
 from edge_sampler.models.progress import Screen
 from edge_sampler.runtime.plan import Plan
 
@@ -14,8 +15,9 @@ def show(plan: Plan) -> None:
     console = Screen()
     if len(report.compared) > 1:
         table = Table("solver", "held out", title=f"solvers at {plan.nfe} evaluations: mean of the images' RMS errors")
+        taken = plan.solver.removesuffix(REFINED)
         for solver, error in sorted(report.compared.items(), key=lambda row: row[1]):
-            table.add_row(solver, f"{error:.4f}" + ("  <- taken" if solver == plan.solver else ""))
+            table.add_row(solver, f"{error:.4f}" + ("  <- taken" if solver == taken else ""))
         console.print(table)
     if report.steps:
         table = Table("step", "RMS error before", "after", "γ", title=f"{plan.solver}, target {report.target}")

@@ -29,7 +29,7 @@ BOUNDS = {  # the least and the largest value of a setting
     "reference_steps": (1, MOST_STEPS),
     "fit_batch": (2, SEEDS // 2),
     "heldout": (2, SEEDS // 2),
-    "ridge": (0, float("inf")),
+    "ridge": (0, 10**6),  # which leaves nothing of a fit
     "seed": (0, 2**63 // SEEDS - 1),
     "refine": (0, MOST_STEPS),
 }
@@ -55,8 +55,8 @@ class Settings:
     Args:
         nfe: the exact number of network evaluations.
         solver: a name of ``ALL_SOLVERS``, or "auto": iia-ddim on chosen levels, refined in one iteration, unless
-            ``refine`` asks for more. Where a ``schedule`` is given, or the derivatives of a sample take more than 2 GB,
-            the best of four that are fitted, and not refined.
+            ``refine`` asks for more. With another ``schedule``, or where the derivatives of a sample take more than
+            2 GB, the best of four that are fitted, and not refined.
         schedule: a name of ``SCHEDULES``; "chosen": the levels between which this model's steps err least; or "own":
             the model's own levels, which pipelines have. None: chosen for "auto", else the model's default.
         fit_target: "local" is the paper's (fine steps from the coarse state). "global" aims at the fine trajectory from

@@ -9,9 +9,11 @@ from edge_sampler.calibration.chosen_levels import START, USUAL, Effort, choice_
 from edge_sampler.calibration.evaluate.reference import cost, local_cost
 from edge_sampler.calibration.refinement import MEMORY, iteration_cost, noise_bytes, number_of_turns
 from edge_sampler.calibration.scout import SCOUT
-from edge_sampler.calibration.settings import AUTO, CHOSEN, OWN, Settings
+from edge_sampler.calibration.settings import AUTO, CHOSEN, OWN, REFINED, Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Solver
+from edge_sampler.calibration.trace import AFS
+from edge_sampler.calibration.views import PIXELS
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.spec import ModelSpec
 from edge_sampler.runtime.errors import UserError
@@ -32,6 +34,16 @@ class Task:
     iterations: int  # of refinement, at the most
 
     @property
+    def sampler(self) -> str | None:
+        """What the plan's solver is called; None where a race is to find it."""
+        asked = self.settings
+        if len(self.solvers) > 1:
+            return None
+        if asked.solver == "auto" and not asked.refine:
+            return asked.solver
+        return self.solvers[0].name + AFS * self.afs + REFINED * (asked.refine > 0)
+
+    @property
     def effort(self) -> Effort:
         """Of a search for levels: none for "auto" where refinement is to move them, but for few steps."""
         refines = self.settings.solver == "auto" and self.iterations > 0
@@ -42,6 +54,11 @@ class Task:
         """Whether the network is asked at all: a fixed solver on a fixed schedule is known without it."""
         fixed = len(self.solvers) == 1 and self.solvers[0].history is None
         return not fixed or self.schedule == CHOSEN or self.afs or self.iterations > 0
+
+    @property
+    def columns(self) -> int:
+        """Of a plan's table, for each evaluation."""
+        return 2 if any(solver.clip for solver in self.solvers) else 1
 
     @property
     def numbers(self) -> list[int]:
@@ -71,7 +88,7 @@ class Task:
         spent += self.race_cost(heldout) + max(
             self.candidate_cost(solver, fitting + heldout, heldout) for solver in self.solvers
         )
-        entries = [1 + self.afs + earlier for earlier in range(self.settings.nfe)]
+        entries = [1 + self.afs + self.columns * earlier for earlier in range(self.settings.nfe)]
         spent += self.iterations * iteration_cost(entries, fitting, heldout, number_of_turns(fitting))
         return spent + 2 * self.settings.nfe * heldout * (self.iterations > 0)
 
@@ -91,10 +108,16 @@ def task_of(model: Denoiser, settings: Settings) -> Task:
     return Task(settings, solvers, schedule, target, afs, labels_with_means(spec), iterations)
 
 
-def derivative_bytes(spec: ModelSpec, nfe: int, afs: bool) -> int:
+def derivative_bytes(spec: ModelSpec, nfe: int, afs: bool, columns: int = 1) -> int:
     """What the derivatives of one sample take in memory, by the numbers of a table of so many evaluations."""
-    numbers, values = (nfe + 1) * (1 + afs) + nfe * (nfe + 3) // 2, math.prod(spec.shape)
-    return noise_bytes(numbers, nfe, values, values)
+    numbers = nfe + (nfe + 1) * (1 + afs) + columns * nfe * (nfe + 1) // 2
+    return noise_bytes(numbers, nfe, math.prod(spec.shape), math.prod(spec.shape))
+
+
+def check_refine_on(model: Denoiser, settings: Settings) -> None:
+    """Raises UserError where ``refine_on`` changes nothing, since nothing is refined."""
+    if settings.refine_on != PIXELS.name and not task_of(model, settings).iterations:
+        raise UserError(f"--refine-on {settings.refine_on} changes nothing without --refine: add that")
 
 
 def afs_of(spec: ModelSpec, settings: Settings, refined: bool) -> bool:

@@ -33,6 +33,7 @@ from edge_sampler.calibration.check_fit import check_fit
 from edge_sampler.calibration.judge import Judgement, judge
 from edge_sampler.calibration.report import show
 from edge_sampler.calibration.settings import MOST_NOISES, OF_A_FIT, hyphens
+from edge_sampler.calibration.task import check_refine_on, task_of
 from edge_sampler.export.assemble import Exported, export_bundle, export_graphs
 from edge_sampler.export.canvas import OUTPUTS
 from edge_sampler.export.engine_command import add_engine_arguments, additions_of
@@ -94,15 +95,14 @@ def main() -> None:
         raise UserError("--refit aims at the model's own images, and --towards at another's: leave one of them out")
     if arguments.check and arguments.towards:
         raise UserError("--check asks for the model's own images, and --towards aims at another's: leave one out")
+    if arguments.check and arguments.random_weights:
+        raise UserError("--check measures images, and --random-weights make none: leave one of them out")
     form = Form(arguments.output, arguments.samples, arguments.encode, arguments.decode)
     wanted = settings(arguments) if arguments.plan is None else None
-    if wanted and (arguments.out or wanted.solver != "auto"):  # then the place is known before the work
-        check_writable(out_folder(arguments, wanted.sampler, wanted.nfe), arguments.force, "bundle")
+    stored = plan_of(arguments) if arguments.plan is not None else None
+    if arguments.out:
+        check_writable(arguments.out, arguments.force, "bundle")
     sign = signer(arguments.sign) if arguments.sign else None
-    stored = None
-    if arguments.plan is not None:
-        stored = plan_of(arguments)
-        check_writable(out_folder(arguments, stored.solver, stored.nfe), arguments.force, "bundle")
     model, towards = load_model(arguments), aim(arguments)
     output_of(model, form)  # each of these says at once what cannot be
     model.draw_raw([0])
@@ -110,8 +110,13 @@ def main() -> None:
         profile_of(model.spec.called_with.axes, additions.axes)
     if stored:
         check_fit(model, stored)
+        check_writable(out_folder(arguments, stored.solver, stored.nfe), arguments.force, "bundle")
     if wanted:
+        if not arguments.refit:
+            check_refine_on(model, wanted)
         wanted = afford(model, wanted, arguments.budget, towards)
+        if sampler := task_of(model, wanted).sampler:  # then the place is known before the work
+            check_writable(out_folder(arguments, sampler, wanted.nfe), arguments.force, "bundle")
     with bar("graph", 1) as advance:
         graphs = export_graphs(model)  # before the fit: what cannot be exported need not be fitted
         advance(1)
@@ -146,6 +151,8 @@ def check_plan(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -
             )
         raise UserError(f"name --nfe to fit a plan, --plan FILE to take one, or --plan {SHIPPED} with --nfe")
     for option in (*OF_A_FIT, "towards", "budget"):
+        if option == "refine_on" and arguments.refit:
+            continue
         if arguments.plan is not None and getattr(arguments, option) != parser.get_default(option):
             raise UserError(f"--{hyphens(option)} is for a fit, and --plan is fitted already: leave it out")
 

@@ -38,7 +38,7 @@ def sizes_of(shape: Shape, array_shape: Sequence[int]) -> dict[str, int]:
 
 def parse_sizes(text: str) -> tuple[int, int, int]:
     """Least, usual and largest of ``8``, which is all of them, or of ``1:4:16``. Raises UserError for anything else."""
-    if not re.fullmatch(r"\d+(:\d+:\d+)?", text):
+    if not re.fullmatch(r"\d{1,15}(:\d{1,15}:\d{1,15})?", text):
         raise UserError(f"size {text!r} is neither a number nor MIN:OPT:MAX, such as 1:4:16")
     sizes = [int(size) for size in text.split(":")]
     least, usual, largest = sizes if len(sizes) == 3 else sizes * 3
@@ -211,10 +211,11 @@ class Condition:
             JSON values. Of a null that is no single number, only that there is one.
         """
         single = isinstance(self.null, int | float)
+        null = int(self.null) if isinstance(self.null, bool) else self.null
         return {
             "shape": list(self.shape),
             "dtype": self.dtype,
-            "null": self.null if single or self.null is None else True,
+            "null": null if single or null is None else True,
             "choices": self.choices,
             "description": self.description,
             **({"text": self.text.record()} if self.text else {}),

@@ -52,7 +52,7 @@ class Plan:
         report: a report of the fit; None for a fixed solver.
         mean: with an analytical first step (AFS), the constant that stands where the answer to pure noise would, nested
             tuples of one sample's shape: column 1 of the table weighs it. Of a model whose one condition is a label,
-            it may be as many of these, one for each label, the last for ``null``. Empty without.
+            it may be as many of these, one for each label, and one more for a ``null`` that is none. Empty without.
         clip: the bound of a second column for each evaluation, its answer within [-clip, clip]; 0: no such column.
 
     Raises:
@@ -88,6 +88,8 @@ class Plan:
             raise UserError(f"a plan of {self.nfe} evaluations needs {self.nfe + 1} rows of {first} to {last} numbers")
         if not all(np.isfinite(entry) for row in self.table for entry in row):
             raise UserError("a plan's table must be finite")
+        if not 0 < self.temperature < np.inf:
+            raise UserError(f"a plan's temperature is {self.temperature}; it must be a finite number above 0")
         if self.afs and not is_array(self.mean):
             raise UserError("a plan's mean must be an array of finite numbers")
 

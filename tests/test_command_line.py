@@ -95,6 +95,8 @@ EXPORT_MISTAKES = [
     (("--model", "edm-digits", "--nfe", "2", "--plan", "absent.json"), "--nfe 2 is for a fit: --plan absent.json has"),
     (("--model", "edm-digits", "--nfe", "2", "--samples", "0"), "samples 0; allowed"),
     (("--model", "edm-digits", "--nfe", "2", "--check", "-3"), "--check is -3; it must be at least 0"),
+    (("--model", "edm-digits", "--nfe", "2", "--check", "4", "--random-weights"), "--random-weights make none: leave"),
+    (("--model", "edm-digits", "--nfe", "2", "--size", f"{'9' * 5000}x8"), "expected HEIGHTxWIDTH in pixels"),
     (("--model", "edm-digits", "--nfe", "2", "--check", "10000000000"), "at least 0 and at most 1,048,576"),
     (
         ("--model", "edm-digits", "--nfe", "2", "--samples", "4097"),

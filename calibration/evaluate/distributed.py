@@ -24,11 +24,11 @@ Result = TypeVar("Result")
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Joins torchrun's processes, where there are any, and lets none leave before all are done.
+    """Joins torchrun's processes, where there are any and they are not joined, and lets none leave before all are done.
 
     If one left early with an error, torchrun would end the others, rank 0 perhaps while it writes.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if os.environ.get("WORLD_SIZE", "1") == "1" or distributed.is_initialized():
         yield
         return
     try:
@@ -77,15 +77,17 @@ def rank() -> int:
 
 
 def share(seeds: range) -> list[int]:
-    """This process's part of the seeds: whole blocks in turn, or single seeds where there are too few blocks.
+    """This process's part of the seeds: whole blocks in turn, or one run of neighbours where there are too few blocks.
 
     A network's float32 results depend on what else is in the batch, so blocks that stay together give the same sums.
+    Of neighbours, each process has as many that share a remainder, by which refinement takes noises in turns.
     Raises UserError where there are fewer than processes.
     """
     if len(seeds) < processes():
         raise UserError(f"{len(seeds)} noises are too few: {processes()} processes need one each, or more")
-    size = BLOCK if len(seeds) >= BLOCK * processes() else 1
-    return [seed for place, seed in enumerate(seeds) if place // size % processes() == rank()]
+    if len(seeds) >= BLOCK * processes():
+        return [seed for place, seed in enumerate(seeds) if place // BLOCK % processes() == rank()]
+    return [seed for place, seed in enumerate(seeds) if place * processes() // len(seeds) == rank()]
 
 
 def gathered(rows: np.ndarray) -> np.ndarray:

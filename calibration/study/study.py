@@ -182,7 +182,8 @@ def prepared(
     with_afs = [solver for solver in solvers if solver.history is not None and solver.name in AUTO]
     numbers = {solver.steps(s.nfe) for solver in solvers for s in every}
     numbers |= {solver.steps(s.nfe + 1) for solver in with_afs for s in every}
-    choice, mean = choose(noises, numbers, cache, progress), mean_images(noises, cache, progress)
+    choice = choose(noises, numbers, cache, progress)
+    mean = mean_images(noises, cache, progress) if with_afs else None
     plain = {scout.name: choice.grid(None, scout) for scout in map(scout_of, solvers)}
     analytical = choice.grid(mean)
     return [

@@ -47,7 +47,7 @@ def test_it_is_worth_an_evaluation(schedule: str, mixture: Denoiser, tmp_path: P
     assert errors[1] < 0.95 * errors[0]
 
 
-def test_each_label_has_the_mean_of_the_answers_that_are_told_it() -> None:
+def test_each_label_has_the_mean_of_the_answers_that_are_told_it(tmp_path: Path) -> None:
     """Of the first noises that fit, whatever these are told; the last is of no label."""
     noises = to_fit(of_classes(), 40, 8, 0)
     means, first = mean_images(noises, NO_CACHE), 80.0 * noises.noise[:EACH]
@@ -56,6 +56,11 @@ def test_each_label_has_the_mean_of_the_answers_that_are_told_it() -> None:
         told = torch.full((EACH,), label)
         answers = replace(noises.network, conditions={CLASSES: told})(first, 80.0)
         torch.testing.assert_close(means[label], answers.mean(0), rtol=1e-5, atol=1e-6)
+    kept = Cache(tmp_path)
+    made = [(mean_images(noises, kept), noises.network.meter.evaluations) for _ in range(2)]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".result"]  # one of all labels
+    assert torch.equal(made[0][0], made[1][0])
+    assert made[1][1] - made[0][1] == 4 * EACH  # which count, whenever it was that they were asked
     few, totals = to_fit(of_classes(), 3, 2, 0), list[int]()
 
     def bars(what: str, total: int) -> AbstractContextManager[Advance]:

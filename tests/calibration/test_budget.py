@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from edge_sampler import models
 from edge_sampler.calibration.budget import Budget, afford, within
 from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.command import main
 from edge_sampler.calibration.fit import fit
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import find
@@ -17,7 +19,9 @@ from edge_sampler.calibration.task import task_of
 from edge_sampler.models.conditioned import conditioned
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
-from tests.conftest import export, report_of
+from edge_sampler.runtime.plan import Plan
+from tests.calibration.toys import of_classes
+from tests.conftest import export, report_of, run_main
 
 
 @pytest.mark.parametrize("budget", [1_000_000, 300_000, 100_000, 30_000, 10_000])
@@ -27,7 +31,9 @@ def test_a_fit_keeps_its_budget_and_uses_most_of_it(budget: int, mixture: Denois
     spent = task_of(mixture, allowed).cost()
     assert 0.25 * budget < spent <= budget or allowed == asked
     assert bool(left_out) == (allowed != asked)
-    for name in ("fit_batch", "refine", "solver"):
+    told = ", ".join(left_out)
+    assert ("refinement iterations" in told, "not refined" in told) == (0 < allowed.refine < 3, not allowed.refine)
+    for name in ("fit_batch", "solver"):
         assert (str(getattr(allowed, name)) in " ".join(left_out).split()) == (
             getattr(allowed, name) != getattr(asked, name)
         )
@@ -40,6 +46,23 @@ def test_a_smaller_budget_never_buys_more(mixture: Denoiser) -> None:
         assert less.fit_batch <= more.fit_batch
         assert less.refine <= more.refine
     assert bought[0] == Settings(8, refine=10)
+
+
+def test_an_analytical_first_step_is_left_out_last() -> None:
+    """Means of many classes take more than the rest of a small fit."""
+    model, bought = of_classes(), list[bool]()
+    smallest = Settings(4, "iia-ddim", "edm", "global", fit_batch=16, heldout=8)
+    most, least = (task_of(model, replace(smallest, afs=afs)).cost() for afs in (True, False))
+    for budget in (10**5, most, most - 1, least):
+        allowed, left_out = within(model, Settings(4), budget)
+        bought.append(task_of(model, allowed).afs)
+        assert ("no analytical first step" in left_out) == (not bought[-1])
+        assert task_of(model, allowed).cost() <= budget
+    assert bought == [True, True, False, False]
+    with pytest.raises(UserError, match=r"too small: the smallest fit, with .*no analytical first step, takes"):
+        within(model, Settings(4), least - 1)
+    with pytest.raises(UserError, match=r"too small: the smallest fit, with .*, not refined, takes"):
+        within(model, Settings(4, afs=True), least)
 
 
 def test_one_that_buys_nothing_says_what_the_least_takes(mixture: Denoiser) -> None:
@@ -62,7 +85,7 @@ def test_budgets_are_evaluations_or_times(mixture: Denoiser, monkeypatch: pytest
     bought = [Budget.read(text).evaluations(mixture) for text in ("30s", "30m", "1.5h")]
     assert bought == pytest.approx([3000, 180_000, 540_000], abs=1)
     assert [str(Budget.read(text)) for text in ("20000", "90s", "1.5h")] == ["20,000 evaluations", "90s", "1.5h"]
-    for wrong in ("", "0", "-5", "ten", "1.5", "10d", "0m", "1e4"):
+    for wrong in ("", "0", "-5", "ten", "1.5", "10d", "0m", "1e4", "9" * 400, "9" * 400 + "h"):
         with pytest.raises(UserError, match="expected evaluations, such as 20000"):
             Budget.read(wrong)
 
@@ -74,6 +97,15 @@ def test_what_is_left_out_is_told_before(mixture: Denoiser, capsys: pytest.Captu
     assert f"{allowed.fit_batch} of 128 noises" in told
     assert "the fit takes at most" in told
     assert report_of(calibrate(mixture, allowed)).evaluations <= 9000
+
+
+def test_the_file_is_named_by_what_the_budget_bought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ("--fit-batch", "16", "--heldout", "8", "--cache", "cache", "--refine", "2", "--budget", "3900")
+    run_main(main, "--model", "edm-digits", "--nfe", "3", "--solver", "iia-ddim", "--schedule", "edm", *few)
+    (path,) = tmp_path.glob("*.json")
+    plan = Plan.load(path)
+    assert (path.name, plan.solver) == (f"edm-digits-{plan.solver}-nfe3.json", "iia-ddim")
 
 
 def test_the_papers_settings(mixture: Denoiser) -> None:

@@ -15,7 +15,7 @@ from edge_sampler.calibration.refinement import MEMORY, iteration_cost, noise_by
 from edge_sampler.calibration.scout import Attempt, Ground
 from edge_sampler.calibration.settings import AUTO, REFINED, Settings
 from edge_sampler.calibration.solvers.base import Scheme
-from edge_sampler.calibration.task import derivative_bytes, task_of
+from edge_sampler.calibration.task import check_refine_on, derivative_bytes, task_of
 from edge_sampler.calibration.trace import AFS
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
@@ -101,8 +101,37 @@ def test_a_race_and_a_refinement_cost_what_they_ask(mixture: Denoiser) -> None:
     assert refined.cost() - one.cost() == 2 * iteration + 2 * 3 * 7
 
 
+@pytest.mark.parametrize("solver", ["ddim", "ddim-clip"])
 @pytest.mark.parametrize("afs", [False, True])
-def test_derivatives_are_by_all_numbers_of_a_table(afs: bool, mixture: Denoiser) -> None:
-    plan = calibrate(mixture, Settings(4, "ddim", afs=afs, fit_batch=2, heldout=2))
+def test_derivatives_are_by_all_numbers_of_a_table(afs: bool, solver: str, mixture: Denoiser) -> None:
+    settings = Settings(4, solver, afs=afs, fit_batch=2, heldout=2, refine=1)
+    plan, task = calibrate(mixture, settings), task_of(mixture, settings)
     values = math.prod(mixture.spec.shape)
-    assert derivative_bytes(mixture.spec, 4, afs) == noise_bytes(len(parameters(plan)), 4, values, values)
+    assert derivative_bytes(mixture.spec, 4, afs, task.columns) == noise_bytes(len(parameters(plan)), 4, values, values)
+    assert report_of(plan).evaluations <= task.cost()
+
+
+def test_a_sampler_is_called_as_its_plan_will_be(mixture: Denoiser) -> None:
+    """None where it is not known before the fit."""
+    for solver, changes in (
+        ("auto", {}),
+        ("auto", {"refine": 1}),
+        ("auto", {"refine": 1, "afs": False}),
+        ("iia-ddim", {"afs": True, "refine": 1}),
+        ("ddim", {"schedule": "chosen"}),
+        ("euler", {}),
+    ):
+        settings = small(3, solver=solver, **changes)
+        assert task_of(mixture, settings).sampler == calibrate(mixture, settings).solver
+    assert task_of(mixture, small(3, schedule="edm")).sampler is None
+
+
+def test_a_view_that_nothing_is_refined_on_is_refused(mixture: Denoiser) -> None:
+    """So it is where a sample is too large for what "auto" would do."""
+    large = copy(mixture)
+    large.spec = replace(mixture.spec, inputs=replace(mixture.spec.inputs, shape=(3, 512, 512)))
+    for model, refine in ((mixture, 0), (mixture, 1), (large, 1)):
+        check_refine_on(model, Settings(9, refine=refine, refine_on="lpips"))
+    for refused in (Settings(9, refine_on="lpips"), Settings(9, "iia-ddim", refine_on="features")):
+        with pytest.raises(UserError, match=f"^--refine-on {refused.refine_on} changes nothing without --refine"):
+            check_refine_on(large, refused)

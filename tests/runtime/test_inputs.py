@@ -276,10 +276,22 @@ def test_what_functions_take_is_taken() -> None:
         }
 
 
+@pytest.mark.parametrize("dtype", ["bool", "int64"])
+@pytest.mark.parametrize("null", [True, False])
+def test_a_null_that_is_true_is_recorded_as_a_number(null: bool, dtype: str) -> None:
+    """A manifest's true stands for an array that it does not hold."""
+    recorded = json.loads(json.dumps(Condition((), dtype, null=null).record()))
+    assert type(recorded["null"]) is int
+    assert Condition.read(recorded).null == null
+    assert Condition((2,), dtype, null=np.array([null, False])).record()["null"] is True
+
+
 def test_what_can_be_declared_at_the_limits() -> None:
     assert parse_sizes("8") == (8, 8, 8)
     assert parse_sizes("1:4:16") == (1, 4, 16)
     assert Axis.parse("3").sizes == (3, 3, 3)
+    with pytest.raises(UserError, match="is neither a number nor MIN:OPT:MAX"):
+        Axis.parse("9" * 5000)
     assert Condition((), "int64", choices=2**63 - 1).wanted() == f"int64 [], 0 to {2**63 - 2}"
     assert Condition((), "int64", choices=9, ids=5, null=4).wanted() == "int64 [], 0 to 4"
     assert Condition((), "int64", choices=3, ids=5, null=4).wanted() == "int64 [], 0 to 2 or 4"

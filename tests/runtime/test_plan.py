@@ -205,6 +205,16 @@ def test_the_temperature_is_that_of_the_fit() -> None:
     assert replace(PLAN, report=replace(REPORT, settings={"temperature": 0.5})).temperature == 0.5
 
 
+@pytest.mark.parametrize("temperature", ["x", [1], None, 0, -1, float("nan"), float("inf")], ids=str)
+def test_a_file_of_another_temperature_is_damaged(temperature: Any, tmp_path: Path) -> None:
+    PLAN.save(tmp_path / "plan.json")
+    told = json.loads((tmp_path / "plan.json").read_text())
+    told["report"] = replace(REPORT, settings={"temperature": temperature}).record()
+    (tmp_path / "plan.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match=r"plan\.json is damaged"):
+        Plan.load(tmp_path / "plan.json")
+
+
 def test_a_large_mean_is_no_heap_of_lines_and_older_plans_are_read(tmp_path: Path) -> None:
     """Schema 2 had it as lists; its hash is of the numbers, however they are written."""
     mean = np.random.default_rng(0).normal(size=(3, 32, 32))

@@ -1,5 +1,6 @@
 """Two processes make what one makes, and one that loses the other says so."""
 
+import itertools
 import json
 import os
 import socket
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from edge_sampler.calibration.evaluate import distributed
 from edge_sampler.calibration.evaluate.distributed import joined
 from edge_sampler.calibration.evaluate.noise_sets import to_fit
+from edge_sampler.calibration.refinement import number_of_turns
 from edge_sampler.models.loading import load
 from edge_sampler.runtime.errors import UserError
 from tests import warm
@@ -155,6 +158,24 @@ def test_a_process_that_dies_is_reported(tmp_path: Path) -> None:
     done = torchrun(str(script), folder=tmp_path)
     assert done.returncode != 0
     assert "process 0 of 2 lost another one" in done.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("noises", [8, 70, 93, 128, 256])
+def test_every_process_has_as_many_noises_of_each_turn(
+    processes: int, noises: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "processes", lambda: processes)
+    shares = []
+    for rank in range(processes):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(distributed.share(range(noises)))
+    assert sorted(itertools.chain(*shares)) == list(range(noises))
+    assert max(map(len, shares)) - min(map(len, shares)) <= (1 if noises < 32 * processes else 32)
+    turns = number_of_turns(noises)
+    for share in shares:
+        counts = np.bincount([seed % turns for seed in share], minlength=turns)
+        assert counts.max() - counts.min() <= 1 + len(share) // 32
 
 
 def test_fewer_noises_than_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

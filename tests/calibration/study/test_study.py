@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from edge_sampler import models
+from edge_sampler.calibration.afs import mean_images
 from edge_sampler.calibration.calibrate import calibrate
-from edge_sampler.calibration.evaluate.noise_sets import to_judge
+from edge_sampler.calibration.evaluate.noise_sets import Noises, to_fit, to_judge
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import image_errors
 from edge_sampler.calibration.judge import error_against_converged
 from edge_sampler.calibration.settings import AUTO, Settings
+from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.study import ablation_command, frechet, report
 from edge_sampler.calibration.study import command as study_command
 from edge_sampler.calibration.study.measure import Row, averages, converged, judging, reference
@@ -24,7 +26,7 @@ from edge_sampler.calibration.study.rivals.bns import bns
 from edge_sampler.calibration.study.rivals.entry import BEST_FIXED, RIVAL, Rival
 from edge_sampler.calibration.study.rivals.fixed import best_fixed
 from edge_sampler.calibration.study.rivals.gits import gits
-from edge_sampler.calibration.study.study import SOLVED, Study
+from edge_sampler.calibration.study.study import SOLVED, Study, prepared
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.networks import classifier
 from edge_sampler.models.progress import silent
@@ -289,6 +291,22 @@ def test_a_study_of_clothes_is_judged_by_a_classifier_that_no_fit_uses(tmp_path:
     table = report.markdown(measured)
     assert "(the converged images: 1.25; 0.50, 0.25):" in table
     assert f"| ddim | {row.judged_fd:.2f} ({row.precision:.2f}, {row.recall:.2f}) |" in table
+
+
+def test_means_are_asked_for_only_where_a_solver_starts_from_them(
+    mixture: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[bool]()
+
+    def recorded(noises: Noises, *told: object) -> torch.Tensor:
+        asked.append(True)
+        return mean_images(noises, NO_CACHE)
+
+    monkeypatch.setattr("edge_sampler.calibration.study.study.mean_images", recorded)
+    noises, every = to_fit(mixture, 8, 4, 0), [Settings(4, fit_batch=8, heldout=4)]
+    for names, mean in ((["heun", "ddim"], []), (["ddim", "iia-ddim"], [True])):
+        prepared(noises, list(map(find, names)), every, NO_CACHE, silent)
+        assert asked == mean
 
 
 def test_the_classifier_sees_the_shipped_models_images() -> None:

@@ -1,0 +1,20 @@
+"""What a fit prints of itself."""
+
+import pytest
+
+from edge_sampler.calibration.calibrate import calibrate
+from edge_sampler.calibration.report import show
+from edge_sampler.calibration.settings import AUTO, REFINED, Settings
+from edge_sampler.models.denoiser import Denoiser
+
+
+@pytest.mark.parametrize("refine", [0, 1])
+def test_the_solver_that_won_a_race_is_marked(
+    refine: int, mixture: Denoiser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = calibrate(mixture, Settings(3, schedule="edm", fit_batch=8, heldout=4, refine=refine))
+    show(plan)
+    shown = capsys.readouterr().out.splitlines()
+    (taken,) = [line for line in shown if "<- taken" in line]
+    assert plan.solver.removesuffix(REFINED) in taken
+    assert sum(any(name in line and "0." in line for name in AUTO) for line in shown) == len(AUTO)

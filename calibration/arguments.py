@@ -20,7 +20,7 @@ from edge_sampler.models.loading import load
 from edge_sampler.models.onnx_denoiser import SUFFIX
 from edge_sampler.models.own import give_examples, with_examples
 from edge_sampler.models.probe import try_extremes
-from edge_sampler.models.python_file import is_named
+from edge_sampler.models.python_file import is_named, short
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.command_line import given
 from edge_sampler.runtime.errors import UserError
@@ -127,7 +127,9 @@ def file_name(model: str) -> str:
     path = Path(model)
     if path.is_dir():
         return path.resolve().name
-    return path.stem if is_named(model) or path.suffix in (*FORMATS, SUFFIX, ".json") else path.name
+    if is_named(model):
+        return short(model)
+    return path.stem if path.suffix in (*FORMATS, SUFFIX, ".json") else path.name
 
 
 def load_model(arguments: argparse.Namespace) -> Denoiser:

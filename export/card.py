@@ -46,7 +46,7 @@ def card(bundle: Bundle) -> str:
         front_matter(bundle),
         f"# {name}",
         summary(bundle),
-        "![samples](samples.png)" if "samples.png" in bundle.manifest["files"] else "",
+        f"![samples]({bundle.file('samples.png').name})" if "samples.png" in bundle.manifest["files"] else "",
         "## How to run it",
         *(f"{one.purpose}\n\n```sh\n{one.line}\n```" for one in commands(shown)),
         "## Inputs of one sample",

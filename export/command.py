@@ -31,7 +31,7 @@ from edge_sampler.calibration.budget import afford
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.check_fit import check_fit
 from edge_sampler.calibration.judge import Judgement, judge
-from edge_sampler.calibration.report import show
+from edge_sampler.calibration.report import figure, show
 from edge_sampler.calibration.settings import MOST_NOISES, OF_A_FIT, hyphens
 from edge_sampler.calibration.task import check_refine_on, task_of
 from edge_sampler.export.assemble import Exported, export_bundle, export_graphs
@@ -196,17 +196,16 @@ def measured(plan: Plan, judgement: Judgement | None) -> str:
     told = []
     if plan.report:
         told.append(
-            f"{plan.report.heldout_rms_error:.4f} RMS on the {plan.report.heldout} samples that chose this plan"
+            f"{figure(plan.report.heldout_rms_error)} RMS on the {plan.report.heldout} samples that chose this plan"
         )
     if judgement:
         new = "new " if plan.report else ""
-        told.append(
-            f"{judgement.error:.4f} RMS on {judgement.noises} {new}samples; {judgement.median:.4f} in the median one"
-        )
+        error, median = figure(judgement.error), figure(judgement.median)
+        told.append(f"{error} RMS on {judgement.noises} {new}samples; {median} in the median one")
         if judgement.others:
             best = min(judgement.others, key=lambda name: judgement.others[name])
             told.append(
-                f"{judgement.others[best]:.4f} RMS, the best fixed solver on these: {best}; "
-                f"{judgement.other_medians[best]:.4f} in the median one"
+                f"{figure(judgement.others[best])} RMS, the best fixed solver on these: {best}; "
+                f"{figure(judgement.other_medians[best])} in the median one"
             )
     return "\n".join(told) or "not measured"

@@ -209,6 +209,8 @@ def described(path: Path, graph: OnnxGraph) -> ModelSpec:
     if not isinstance(facts, dict) or (unknown := sorted(set(facts) - set(FACTS))):
         what = f"unknown {unknown[0]!r}" if isinstance(facts, dict) else f"it is {facts!r:.40}"
         raise UserError(f"{beside}: {what}; expected an object such as {EXAMPLE}, of {', '.join(FACTS)}")
+    if missing := [key for key in NUMBERS if key not in facts]:
+        raise UserError(f"{beside}: {missing[0]} is missing; expected such as {EXAMPLE}")
     for key, value in facts.items():
         if (key in NUMBERS and type(value) not in (int, float)) or (key in LINES and not is_line(value)):
             kind = "number" if key in NUMBERS else "line of text"

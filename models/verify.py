@@ -1,5 +1,7 @@
 """What a model is, and whether it removes noise."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -21,12 +23,16 @@ def verify(model: Denoiser) -> None:
     """Prints what the model is, and its denoising errors. Raises BoundError when it leaves more noise than came."""
     spec = model.spec
     print(f"{spec.name}: {type(model.model).__name__} of {parameters(model)} parameters")
-    print(f"{spec.output.name} {size(spec.inputs.shape)}, classes {spec.classes or 'none'}")
+    print(f"{spec.output.name} {size(spec.inputs.shape)}")
+    for name, one in spec.called_with.conditions.items():
+        print(f"takes {name}: {one.wanted()}")
     print(f"licence {spec.licence}; noise levels {spec.sigma_min:g} to {spec.sigma_max:g}")
     if not isinstance(model.model, OnnxGraph):
         print(f"shapes SHA-256  {checkpoint.shapes_sha256(model.state_dict())}")
     print(f"weights SHA-256 {spec.weights_sha256}")
     errors = denoising_errors(model)
+    if odd := [sigma for sigma, error in errors.items() if not math.isfinite(error)]:
+        raise BoundError(f"{spec.name} returned NaN or infinity at noise level {odd[0]:.4g}; its weights are unusable")
     for sigma, error in errors.items():
         print(f"noise level {sigma:8.3f}: of the noise, {error:.3f} is left")
     if not max(errors.values()) < MOST_LEFT:

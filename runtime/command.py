@@ -230,7 +230,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         return 0
     model = bundle.manifest["model"]
     told = [model["name"], *built_in(model), *["RANDOM WEIGHTS"] * bundle.random_weights]
-    print(f"model: {', '.join(told)}; {model['licence']}")
+    print(f"model: {', '.join(told)}; licence {model['licence']}")
     print(f"makes {bundle.output.name}: {bundle.dtype} {list(bundle.output.shape)}, {bundle.output.units}")
     for name, condition in bundle.inputs.conditions.items():
         print(f"takes {name}: {condition.wanted()}{condition.description and '; ' + condition.description}")

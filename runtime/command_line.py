@@ -11,19 +11,19 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from edge_sampler.runtime import interrupt
 from edge_sampler.runtime.errors import UserError, one_line
 from edge_sampler.runtime.install import install_command
 from edge_sampler.runtime.json_file import parse_json
+from edge_sampler.runtime.output import FULL
 
 if TYPE_CHECKING:
     from edge_sampler.runtime.condition import Condition  # at run time it would bring NumPy
 
 COMMANDS = ("export", "calibration", "models", "runtime")  # of `python -m` and edge-sampler
 MOST_NUMBERS = 1_000_000
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 UNUSABLE = (*FULL, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.EBADF)
 
 
@@ -168,6 +168,26 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):  # pipes of Windows write neither γ nor σ
             stream.reconfigure(errors="replace")
+    sys.stderr = Forgiving(sys.stderr)
+
+
+class Forgiving:
+    """A stream that loses what cannot be written: nobody loses work for want of a line on standard error."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
 
 
 @contextmanager
@@ -219,6 +239,14 @@ def conditions_of(arguments: argparse.Namespace, known: "Mapping[str, Condition]
     return conditions
 
 
+def number_of(text: str) -> Any:
+    """Of one of NAME=NUMBERS. Raises ValueError for anything else."""
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r:.40} is no finite number") from error
+
+
 def given(texts: Sequence[str], of_text: Sequence[str] = ()) -> dict[str, Any]:
     """Conditions by name, of ``NAME=VALUE`` and ``FILE.npz``. Raises UserError for what is neither, and for one twice.
 
@@ -236,7 +264,7 @@ def given(texts: Sequence[str], of_text: Sequence[str] = ()) -> dict[str, Any]:
             elif name in of_text:
                 found = {name: value}
             elif name:
-                numbers = [parse_json(number) for number in value.split(",")]
+                numbers = [number_of(text) for text in value.split(",")]
                 found = {name: numbers if len(numbers) > 1 else numbers[0]}
             else:
                 raise ValueError("it has no name")

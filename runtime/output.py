@@ -6,6 +6,7 @@ removes what one that died left.
 """
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from edge_sampler.runtime.lock import NoLocksError, release, take
 from edge_sampler.runtime.manifest import HASH, MANIFEST
 from edge_sampler.runtime.signature import SIGNATURE
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # where nothing more can be written
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.new")  # as ``temporary`` names them
 Marker = tuple[str, Callable[[bytes], bool]]  # a file that tells a folder's kind, and whether that is its content
 LOCK, OLD, NEW = "lock", "old", "new"  # in them
@@ -152,7 +154,12 @@ def writable(
         sweep(place.parent, place.name)
     with temporary(place) as folder:
         make(folder / NEW)
-        yield folder / NEW / place.name
+        try:
+            yield folder / NEW / place.name
+        except OSError as error:
+            if error.errno in FULL and error.filename is None:
+                error.filename = str(target)
+            raise
         interrupt.check()
         if place.exists() and not force:
             raise UserError(f"{target} was made meanwhile, by another process; {advice(force)}")

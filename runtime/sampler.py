@@ -15,7 +15,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import MOST_NUMBERS
 from edge_sampler.runtime.condition import sizes_of
 from edge_sampler.runtime.errors import BoundError, UserError
-from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.noise import SEEDS, unit_noise
 
 DEFAULT_BATCH, VALUES = 64, 2**18  # in one run, unless told: samples, and values of their states
 FLOAT = np.finfo(np.float32)
@@ -188,7 +188,9 @@ def checked_seeds(seeds: Sequence[int]) -> list[int]:
     except (TypeError, ValueError, OverflowError):  # no list, lists of several lengths, a range beyond what len() tells
         array = np.empty(0)
     if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":
-        raise UserError(f"seeds are {seeds!r:.80}; they must be whole numbers, at least one, such as [0, 1, 2]")
+        raise UserError(
+            f"seeds are {seeds!r:.80}; they must be whole numbers below {SEEDS}, at least one, such as [0, 1, 2]"
+        )
     return [int(seed) for seed in array]
 
 

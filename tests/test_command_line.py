@@ -303,6 +303,7 @@ def test_a_missing_library_is_one_line(tmp_path: Path) -> None:
         ("us/ddpm-v1.5", "ddpm-v1.5"),
         ("https://there/edm.pkl", "edm"),
         ("mine.py:make", "mine"),
+        ("us/mine.py:small", "mine-small"),
         (".", "ddpm-v1.5"),
     ],
 )

@@ -20,6 +20,7 @@ import pytest
 from edge_sampler.runtime import command_line, interrupt
 from edge_sampler.runtime.command_line import (
     MOST_NUMBERS,
+    Forgiving,
     Parser,
     add_verify_key,
     conditions_of,
@@ -123,12 +124,13 @@ def test_a_dash_is_no_value(word: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["n", "3", "n=a", "n=", "n=1,", "n=" + "[" * 5000, "n=NaN", "n=a.npz", "a.npy"],
+    ["n", "3", "n=a", "n=", "n=1,", "n=" + "[" * 5000, "n=NaN", "n=1,inf", "n=a.npz", "a.npy"],
 )
 def test_what_is_no_condition(text: str) -> None:
     with pytest.raises(UserError, match=r"not NAME=NUMBERS, NAME=FILE\.npy or FILE\.npz \(") as refused:
         given([text])
     assert str(refused.value).startswith(f"{text}: ")
+    assert ("is no finite number" in str(refused.value)) == text.startswith("n=")
     assert "did you mean" not in str(refused.value)
 
 
@@ -198,6 +200,18 @@ def test_what_the_output_still_holds_is_written_in_time(
     expected = (141, "") if isinstance(error, BrokenPipeError) else (2, "error: cannot write the output: full")
     assert outcome(raises(ended) if isinstance(ended, SystemExit) else lambda: ended) == expected
     assert outcome(raises(UserError("wrong"))) == (2, "error: wrong")
+
+
+def test_standard_error_loses_what_cannot_be_written() -> None:
+    wrote = io.StringIO()
+    stream = Forgiving(wrote)
+    assert stream.write("a line") == 6
+    stream.flush()
+    assert wrote.getvalue() == "a line"
+    fails = raises(OSError(errno.ENOSPC, "full"))
+    full = SimpleNamespace(write=lambda text: fails(), flush=fails, name="full")
+    print("lost", file=Forgiving(full), flush=True)  # type: ignore[arg-type]
+    assert Forgiving(full).name == "full"  # type: ignore[arg-type]
 
 
 WRITES = """

@@ -3,9 +3,19 @@
 import pytest
 
 from edge_sampler.calibration.calibrate import calibrate
-from edge_sampler.calibration.report import show
+from edge_sampler.calibration.report import figure, show
 from edge_sampler.calibration.settings import AUTO, REFINED, Settings
 from edge_sampler.models.denoiser import Denoiser
+
+
+def test_no_error_looks_like_none() -> None:
+    assert [figure(error) for error in (0.2, 0.01074, 0.001, 0.00052, 7.63e-6)] == [
+        "0.2000",
+        "0.0107",
+        "0.0010",
+        "5.2e-04",
+        "7.6e-06",
+    ]
 
 
 @pytest.mark.parametrize("refine", [0, 1])

@@ -101,6 +101,15 @@ def test_untrained_weights_are_told(tmp_path: Path) -> None:
         run_main(main, "verify", "edm-digits", "--weights", str(tmp_path / "flipped.safetensors"))
 
 
+def test_a_model_of_nan_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    model = models.load("edm-fashion-cond")
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(BoundError, match=r"^edm-fashion-cond returned NaN or infinity at noise level 80; its "):
+        verify(model)
+    assert "takes class_labels: int64 [], 0 to 9 or -1\n" in capsys.readouterr().out
+
+
 def test_a_perfect_denoiser_of_black_images_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = models.load("edm-digits")
     monkeypatch.setattr(model, "forward", lambda x, sigma: torch.zeros_like(x))

@@ -43,6 +43,11 @@ def test_a_flow_that_is_told_t() -> None:
     torch.testing.assert_close(model(x, 3.0), torch.full_like(x, 0.5))
 
 
+def test_the_guide_has_each_preconditioning() -> None:
+    page = (Path(models.__file__).parents[1] / "docs" / "your-model.md").read_text()
+    assert set(re.findall(r'^\| `"(\w*Precond|Denoised)"`', page, re.MULTILINE)) == set(PRECONDITIONINGS)
+
+
 class Wrong(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         return x.mean(1)

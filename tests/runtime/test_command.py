@@ -28,7 +28,7 @@ def test_inspect_begins_with_what_a_person_asks(copy: Path, capsys: pytest.Captu
     (copy / "sampler-int8.onnx").write_bytes((copy / "sampler.onnx").read_bytes())
     remake_manifest(copy, change)
     lines = inspected(capsys, str(copy)).splitlines()
-    assert lines[0].startswith("model: edm-digits, class_labels = 7, guidance 2, RANDOM WEIGHTS; Apache-2.0")
+    assert lines[0].startswith("model: edm-digits, class_labels = 7, guidance 2, RANDOM WEIGHTS; licence Apache-2.0")
     assert [line.partition(" ")[0] for line in lines[:4]] == ["model:", "makes", "plan:", "precision:"]
     assert lines[3] == "precision: int8, 1.2e-02 RMS from fp32's images"
     assert all(line.endswith("verified") for line in lines[4:])

@@ -177,7 +177,7 @@ def test_inspect_tells_what_a_bundle_is(
     assert run_main(main, "inspect", str(path), KEYS, "k.pub") == 0
     assert keys == [Path("k.pub")]
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == "model: arms, style = 3, RANDOM WEIGHTS; none"
+    assert told[0] == "model: arms, style = 3, RANDOM WEIGHTS; licence none"
     assert told[1] == "makes images: float32 [1, 'T', 3], in [-1, 1]"
     assert told[2:4] == ["takes hint: float32 [2]; which way", "takes label: int64 [], 0 to 9"]
     assert told[4] == "axis T: 2 to 8, usually 4"

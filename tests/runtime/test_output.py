@@ -1,6 +1,7 @@
 """Writes that take their place whole, step by step; ``tests/test_dying.py`` kills whole writers."""
 
 import ctypes
+import errno
 import os
 import sys
 from pathlib import Path
@@ -57,6 +58,20 @@ def test_what_is_written_is_there_afterwards_and_nothing_else(tmp_path: Path) ->
     write(path, "two", force=True)
     assert path.read_text() == "two"
     assert listed(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EFBIG])
+def test_a_full_disk_is_told_with_what_was_to_be_written(error: int, tmp_path: Path) -> None:
+    """A write's error names no file."""
+    for named, told in ((None, str(tmp_path / "a.txt")), ("other", "other")):
+        with pytest.raises(OSError) as raised:  # noqa: PT011
+            with writable(tmp_path / "a.txt"):
+                raise OSError(error, "full", named)
+        assert raised.value.filename == told
+    with pytest.raises(OSError) as raised:  # noqa: PT011
+        with writable(tmp_path / "a.txt"):
+            raise OSError(errno.EPIPE, "of a pipe")
+    assert raised.value.filename is None
 
 
 def test_a_file_may_lie_as_deep_as_the_system_allows(tmp_path: Path) -> None:

@@ -178,8 +178,8 @@ def test_random_weights_are_told(
 
 def test_seeds_are_whole_numbers() -> None:
     assert checked_seeds(range(3)) == checked_seeds(np.arange(3, dtype=np.uint8)) == [0, 1, 2]  # type: ignore[arg-type]
-    for wrong in ([], [[1]], [[1], [1, 2]], [0.5], [True], ["1"], 3):
-        with pytest.raises(UserError, match="they must be whole numbers, at least one"):
+    for wrong in ([], [[1]], [[1], [1, 2]], [0.5], [True], ["1"], 3, [2**64]):
+        with pytest.raises(UserError, match=f"they must be whole numbers below {2**63}, at least one"):
             checked_seeds(wrong)  # type: ignore[arg-type]
 
 

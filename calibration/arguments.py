@@ -244,6 +244,8 @@ def add_settings_arguments(parser: argparse.ArgumentParser, exporting: bool = Fa
         help=f"refine noise levels and γ together for the final images, up to N iterations (without N: {ITERATIONS})",
     )
     add_refine_on_argument(group)
+    error_help = "which error it lowers: mean (default) of images' RMS errors, or rms, of them all, on more noises"
+    group.add_argument("--refine-error", default=DEFAULTS.refine_error, metavar="MEAN", help=error_help)
     group.add_argument(
         "--paper", action="store_true", help="fit with the settings of arXiv 2304.11328; needs one of its solvers"
     )
@@ -292,5 +294,6 @@ def settings(arguments: argparse.Namespace) -> Settings:
         afs=arguments.afs,
         refine=arguments.refine,
         refine_on=arguments.refine_on,
+        refine_error=arguments.refine_error,
     )
     return asked.as_in_the_paper() if arguments.paper else asked

@@ -16,7 +16,7 @@ from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import rms
 from edge_sampler.calibration.refinement import iteration_cost, number_of_turns, refine, refine_over
 from edge_sampler.calibration.scout import SCOUT
-from edge_sampler.calibration.settings import CHOSEN, REFINED, TARGETS, Settings
+from edge_sampler.calibration.settings import CHOSEN, REFINED, REFINED_ERRORS, TARGETS, Settings
 from edge_sampler.calibration.solvers.base import Scheme
 from edge_sampler.calibration.task import task_of
 from edge_sampler.calibration.trace import trace
@@ -105,7 +105,8 @@ def fitted(
             break
     plan, error, errors = best.plan, best.rms_error, [best.error]
     if task.iterations:
-        refined = refine(plan, noises, fine[0.0], task.iterations, cache, progress, view)
+        power = REFINED_ERRORS[settings.refine_error]
+        refined = refine(plan, noises, fine[0.0], task.iterations, cache, progress, view, power=power)
         plan, errors = refined.plan, list(refined.errors)
         error = rms(noises.heldout.sample(plan) - fine[0.0][noises.fitting :])
     report = FitReport(

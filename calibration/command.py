@@ -27,7 +27,7 @@ from edge_sampler.calibration.budget import afford
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.evaluate.distributed import joined, written
 from edge_sampler.calibration.report import show
-from edge_sampler.calibration.task import check_refine_on
+from edge_sampler.calibration.task import check_refines
 from edge_sampler.models.progress import ProgressBars
 from edge_sampler.runtime.command_line import Parser
 from edge_sampler.runtime.plan import Plan
@@ -47,7 +47,7 @@ def main() -> None:
     wanted = settings(arguments)
     model, towards = load_model(arguments), aim(arguments)
     kept = cache(arguments)
-    check_refine_on(model, wanted)
+    check_refines(model, wanted, "refine_on", "refine_error")
     with joined(model.device):
         wanted = afford(model, wanted, arguments.budget, towards)
         out = arguments.out or Path(f"{file_name(arguments.model)}-{wanted.sampler}-nfe{wanted.nfe}.json")

@@ -8,16 +8,16 @@ An iteration goes through the noises once, a few at each turn. The plan moves af
 and by what the others told at their last turn, as in the incremental Gauss-Newton method (Bertsekas, "Incremental Least
 Squares Methods and the Extended Kalman Filter", SIAM J. Optim. 6(3), 1996).
 
-It minimises the mean of images' RMS errors. For that it weights each image with the inverse of its error (iteratively
-reweighted least squares). The error of a few noises is ten times that of the others. Plain squares would fit those few,
-and new noises are not like them.
+It minimises a power mean of images' RMS errors. For that it weights each image with a power of its error (iteratively
+reweighted least squares). By default it is their mean: the error of a few noises is ten times that of the others, and
+squares would fit those few, where new noises are not like them. On four times the noises they are, and squares then
+lower the RMS error of all.
 
 ``refine_over`` is for evaluations that differ from the model, such as quantised ones with their own scales. The plan
 then corrects errors of rounding. Answers and errors come from these evaluations, but derivatives come from the model,
 at the same states. The reason: after a small change of a state, values all through a network round to the other side,
 and this noise hides the derivative. It also makes a few images leave their paths, other images with each plan. A mean
-of errors would choose by those few images. So ``refine_over`` minimises the geometric mean: it weights each image with
-the inverse of its squared error.
+of errors would choose by those few images. So ``refine_over`` minimises the geometric mean, whose power is 0.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -43,9 +43,10 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan
 
 TURN = (16, 32)  # noises of a turn: a quarter of all, but within these, or somewhat more to divide their number
+MEANS = {0: "mean logarithm of errors", 1: "mean error", 2: "mean squared error"}  # by power
 LEAST = 1e-6  # an image's error below this counts as this
 ITERATIONS = 10  # at the most, unless others are asked for
-PATIENCE = 4  # turns in a row that gain nothing are the last, once each noise has had one
+PATIENCE = 4  # turns in a row that gain nothing are the last, or half of all, once each noise has had one
 ENOUGH = 0.01  # lowering the held-out noises' least error by less than this part of it is nothing
 MEMORY = 2 * 2**30  # bytes that derivatives may take, or those of one noise where they take more
 DAMPING = 1e-3  # at first; relative to the diagonal
@@ -54,9 +55,9 @@ DAMPINGS = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the last one, tried each time
 
 @dataclass(frozen=True)
 class Refinement:
-    """The plan that did best on the held-out noises, and each iteration's least mean error there, the first before any.
+    """The plan that did best on the held-out noises, and each iteration's least error there, the first before any.
 
-    Means are geometric where evaluations differ from the model.
+    Errors are power means of images' RMS errors.
     """
 
     plan: Plan
@@ -73,12 +74,14 @@ def refine(
     view: View = PIXELS,
     memory: int = MEMORY,
     at_a_turn: tuple[int, int] = TURN,
+    power: int = 1,
 ) -> Refinement:
     """Refines ``plan`` so that its images come near ``converged`` [n, …]; never worse than it on the held-out noises.
 
     A turn takes derivatives on a quarter of the noises, within ``at_a_turn``, and of five dampings the one that brings
     their images nearest; its plan is then judged by the noises held out. There are ``iterations`` through all noises
-    that fit, or fewer: turns that hardly gain on the noises held out are the last. Errors are of what ``view`` shows.
+    that fit, or fewer: turns that hardly gain on the noises held out are the last. Errors are of what ``view`` shows,
+    and of all images their mean of that ``power``: the mean (1), the RMS (2) or the geometric mean (0).
 
     In memory are noises and converged images, and beside them ``memory``, or ``noise_bytes`` where that is more.
     """
@@ -95,24 +98,24 @@ def refine(
                     errors = image_errors(view(few.sample(plan)) - aim)
                 except NotFiniteError:  # a step that went too far
                     return {"sums": np.array([np.inf, len(part)])}
-                told += (errors.clamp_min(LEAST).log() if differ else errors).sum().item()
+                told += (errors**power if power else errors.clamp_min(LEAST).log()).sum().item()
             return {"sums": np.array([told, len(part)])}
 
-        what = "mean logarithm of errors" if differ else "mean error"
-        key = {what: part.key, "goal": digest(goal), "plan": plan.sha256, "view": view.key}
+        key = {MEANS[power]: part.key, "goal": digest(goal), "plan": plan.sha256, "view": view.key}
         errors, count = total(cache.recall(key, sums, meter)["sums"])
-        return float(np.exp(errors / count) if differ else errors / count)
+        return float((errors / count) ** (1 / power) if power else np.exp(errors / count))
 
     turns, heldout = turns_of(noises, converged, at_a_turn), (noises.heldout, converged[noises.fitting :])
     known = dict[int, Equations]()  # what the noises of each turn told last
     entries = [len(row) for row in plan.table[:-1]]
+    patience = max(PATIENCE, len(turns) // 2)
     cost = iteration_cost(entries, noises.fitting, len(noises.heldout), len(turns), differ)
     made = [(error(plan, *heldout), plan)]
     errors = [made[0][0]]
 
     def idle() -> bool:
         gained = [error for error, _ in made]
-        least, before = min(gained[-PATIENCE:]), min(gained[:-PATIENCE], default=np.inf)
+        least, before = min(gained[-patience:]), min(gained[:-patience], default=np.inf)
         return len(made) > len(turns) and least > (1 - ENOUGH) * before
 
     for iteration in range(iterations):
@@ -121,7 +124,7 @@ def refine(
                 if idle():
                     break
                 now = parameters(plan)
-                known[turn] = Equations(now, *normal_equations(part, goal, plan, view, cache, at_once))
+                known[turn] = Equations(now, *normal_equations(part, goal, plan, view, cache, at_once, power))
                 matrix, slope = summed(known.values(), now)
                 tried = [(error(plan, part, goal), damping * 1000, plan)]  # staying is allowed, and damps more
                 for factor in DAMPINGS:
@@ -156,7 +159,7 @@ def refine_over(
         raise UserError(f"the plan has {plan.nfe} evaluations, and there are functions for {len(evaluations)}")
     for one in evaluations:
         check_alike(one.spec, noises.network.model.spec)
-    return refine(plan, noises.over(evaluations), converged, iterations, cache, progress, view)
+    return refine(plan, noises.over(evaluations), converged, iterations, cache, progress, view, power=0)
 
 
 @dataclass(frozen=True)
@@ -198,21 +201,20 @@ def step(plan: Plan, matrix: np.ndarray, slope: np.ndarray, damping: float, limi
 
 
 def normal_equations(
-    noises: Noises, converged: Tensor, plan: Plan, view: View, cache: Cache, at_once: int = BLOCK
+    noises: Noises, converged: Tensor, plan: Plan, view: View, cache: Cache, at_once: int = BLOCK, power: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """JᵀJ [p, p] and Jᵀr [p] of what ``view`` shows, r against that of ``converged`` [n, …]; kept block by block.
 
-    Summed over what is seen of an image, over images, each weighed by the inverse of its error, or of its square where
-    evaluations differ from the model, and over processes. Derivatives are of so many noises ``at_once``.
+    Summed over what is seen of an image, over images, each weighed by its error to the ``power`` - 2, and over
+    processes. Derivatives are of so many noises ``at_once``.
     """
-    differ = bool(noises.network.evaluations)
 
     def products(few: Noises, goal: Tensor) -> np.ndarray:
         images, derivative = derivatives(few.network, few.noise, plan)
         seen = view(images)
         wrong = seen - view(goal)
         errors = image_errors(wrong).clamp_min(LEAST).view(-1, *[1] * (wrong.dim() - 1))
-        weights = 1 / errors if differ else errors.rsqrt()
+        weights = errors ** (power / 2 - 1)
         step = PROBE / derivative.flatten(1).square().mean(1).sqrt().clamp_min(1e-30)
         moved = images + step.view(-1, *[1] * images.dim()) * derivative
         changed = view(moved.flatten(0, 1)).view(len(step), *seen.shape) - seen
@@ -232,7 +234,8 @@ def normal_equations(
         goal = converged[rows]
         key = {"weighted normal equations": block.key, "goal": digest(goal), "plan": plan.sha256, "view": view.key}
         key |= {"differences": f"{PROBE}, {SPAN}, within the levels"}
-        key |= {"derivatives": "of the model", "weights": "inverse squares"} if differ else {}
+        key |= {"derivatives": "of the model"} if noises.network.evaluations else {}
+        key |= {"lowers": MEANS[power]} if power != 1 else {}
         summed += cache.recall(key, partial(sums, block, goal), noises.network.meter)["products"]
     summed = total(summed)
     return summed[:-1, :-1], summed[:-1, -1]

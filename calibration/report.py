@@ -31,7 +31,8 @@ def show(plan: Plan) -> None:
             table.add_row(str(index), f"{step.error_before:.2e}", f"{step.error_after:.2e}", gamma)
         console.print(table)
     if len(report.refinement) > 1:
-        console.print("refinement, mean error held out: " + " → ".join(map(figure, report.refinement)))
+        what = "RMS" if report.settings.get("refine_error") == "rms" else "mean"
+        console.print(f"refinement, {what} error held out: " + " → ".join(map(figure, report.refinement)))
     console.print(
         f"RMS error of what it makes {figure(report.heldout_rms_error)} on {report.heldout} held-out noises; "
         + (f"fitted in {report.seconds:.0f} s" if report.seconds else "fitted beforehand")

@@ -16,6 +16,7 @@ from edge_sampler.models.arguments import check_kinds
 from edge_sampler.runtime.errors import UserError
 
 TARGETS = ("local", "global")
+REFINED_ERRORS = {"mean": 1, "rms": 2}  # what refinement may lower, and of which power of images' errors it is a mean
 REFINED = "-refined"  # ends the name of a solver whose plan is refined
 CHOSEN = "chosen"  # the schedule that is measured, calibration/chosen_levels.py
 OWN = "own"  # the schedule that a model brings
@@ -40,11 +41,13 @@ def hyphens(name: str) -> str:
     return name.replace("_", "-")
 
 
-def noises_for(nfe: int, refine: int) -> tuple[int, int]:
+def noises_for(nfe: int, refine: int, refine_error: str) -> tuple[int, int]:
     """How many noises fit, and are held out, by default: more for a refinement that is asked for.
 
     Else a fit costs about the same for any ``nfe``.
     """
+    if refine_error == "rms":  # few of them decide it
+        return 1024, 512
     return (256, 128) if refine else (min(max(SHARED // nfe, FEWEST), MOST), 32)
 
 
@@ -66,9 +69,9 @@ class Settings:
         reference_steps: at least so many fine steps make the trajectory and the images that a fit aims at. Chosen
             levels have fine steps of their own.
         fit_batch: the paper's |B|, the number of noises to fit on. None: 256 with ``refine``, else 560 divided by
-            ``nfe``, but 64 to 128.
+            ``nfe``, but 64 to 128; for the RMS error 1,024.
         heldout: the number of further noises, which judge every step and the choice of solver. None: 128 with
-            ``refine``, else 32.
+            ``refine``, else 32; for the RMS error 512.
         ridge: relative weight of the pull toward the base solver. With 1e-4 accuracy is the same as with less. It
             halves the largest γ where past gradients hardly differ, and so the effect of float32's rounding.
         seed: the seed of the noises, and of the values of conditions.
@@ -78,6 +81,7 @@ class Settings:
             and one for each class. Of several labels, or very many classes, one mean serves a refined sampler.
         refine: the largest number of iterations of joint refinement after the fit; 0: none, but for "auto".
         refine_on: what refinement compares (calibration/views.py): one of ``VIEWS``, or FILE.py:FUNCTION.
+        refine_error: what it lowers: "mean", the mean of images' RMS errors, or "rms", the RMS error of them all.
         paper: whether to use γ as in the paper: none in the first and the last step, and in all others, whatever
             held-out noises say.
 
@@ -110,6 +114,7 @@ class Settings:
     afs: bool | None = None
     refine: int = 0
     refine_on: str = PIXELS.name
+    refine_error: str = "mean"
     paper: bool = False
 
     def __post_init__(self) -> None:
@@ -118,7 +123,7 @@ class Settings:
                 object.__setattr__(self, name, value.item())
         by_default = [name for name in ("fit_batch", "heldout") if getattr(self, name) is None]
         check_kinds({k: v for k, v in vars(self).items() if k not in by_default}, Settings, least=-math.inf)
-        fitting, heldout = noises_for(max(1, self.nfe), self.refine)
+        fitting, heldout = noises_for(max(1, self.nfe), self.refine, self.refine_error)
         for name in by_default:
             object.__setattr__(self, name, fitting if name == "fit_batch" else heldout)
         if self.solver != "auto":
@@ -135,6 +140,8 @@ class Settings:
         if self.fit_target not in (*TARGETS, None):
             raise UserError(f"unknown fit-target {self.fit_target!r}; known: {', '.join(TARGETS)}")
         check_name(self.refine_on)
+        if self.refine_error not in REFINED_ERRORS:
+            raise UserError(f"unknown refine-error {self.refine_error!r}; known: {', '.join(REFINED_ERRORS)}")
         if self.history is not None and not 0 <= self.history < self.nfe:
             raise UserError(f"history is {self.history}; with nfe {self.nfe} it may be 0 to {self.nfe - 1}")
 

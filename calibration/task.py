@@ -9,11 +9,10 @@ from edge_sampler.calibration.chosen_levels import START, USUAL, Effort, choice_
 from edge_sampler.calibration.evaluate.reference import cost, local_cost
 from edge_sampler.calibration.refinement import MEMORY, iteration_cost, noise_bytes, number_of_turns
 from edge_sampler.calibration.scout import SCOUT
-from edge_sampler.calibration.settings import AUTO, CHOSEN, OWN, REFINED, Settings
+from edge_sampler.calibration.settings import AUTO, CHOSEN, OWN, REFINED, Settings, hyphens
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.solvers.base import Solver
 from edge_sampler.calibration.trace import AFS
-from edge_sampler.calibration.views import PIXELS
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.spec import ModelSpec
 from edge_sampler.runtime.errors import UserError
@@ -114,10 +113,12 @@ def derivative_bytes(spec: ModelSpec, nfe: int, afs: bool, columns: int = 1) -> 
     return noise_bytes(numbers, nfe, math.prod(spec.shape), math.prod(spec.shape))
 
 
-def check_refine_on(model: Denoiser, settings: Settings) -> None:
-    """Raises UserError where ``refine_on`` changes nothing, since nothing is refined."""
-    if settings.refine_on != PIXELS.name and not task_of(model, settings).iterations:
-        raise UserError(f"--refine-on {settings.refine_on} changes nothing without --refine: add that")
+def check_refines(model: Denoiser, settings: Settings, *names: str) -> None:
+    """Raises UserError where a setting of these ``names`` changes nothing, since nothing is refined."""
+    asked = [name for name in names if getattr(settings, name) != getattr(Settings, name)]
+    if asked and not task_of(model, settings).iterations:
+        value = getattr(settings, asked[0])
+        raise UserError(f"--{hyphens(asked[0])} {value} changes nothing without --refine: add that")
 
 
 def afs_of(spec: ModelSpec, settings: Settings, refined: bool) -> bool:

@@ -33,7 +33,7 @@ from edge_sampler.calibration.check_fit import check_fit
 from edge_sampler.calibration.judge import Judgement, judge
 from edge_sampler.calibration.report import figure, show
 from edge_sampler.calibration.settings import MOST_NOISES, OF_A_FIT, hyphens
-from edge_sampler.calibration.task import check_refine_on, task_of
+from edge_sampler.calibration.task import check_refines, task_of
 from edge_sampler.export.assemble import Exported, export_bundle, export_graphs
 from edge_sampler.export.canvas import OUTPUTS
 from edge_sampler.export.engine_command import add_engine_arguments, additions_of
@@ -112,8 +112,7 @@ def main() -> None:
         check_fit(model, stored)
         check_writable(out_folder(arguments, stored.solver, stored.nfe), arguments.force, "bundle")
     if wanted:
-        if not arguments.refit:
-            check_refine_on(model, wanted)
+        check_refines(model, wanted, "refine_error", *[] if arguments.refit else ["refine_on"])
         wanted = afford(model, wanted, arguments.budget, towards)
         if sampler := task_of(model, wanted).sampler:  # then the place is known before the work
             check_writable(out_folder(arguments, sampler, wanted.nfe), arguments.force, "bundle")

@@ -173,28 +173,29 @@ def test_a_turn_moves_by_what_all_noises_told_last(
         np.testing.assert_allclose(steps[now * each][2], slope, rtol=1e-6, atol=1e-9)
 
 
-def test_turns_end_where_four_in_a_row_gain_nothing(
-    model: Denoiser, noises: Noises, goal: Tensor, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("turns", "patience"), [(6, 4), (20, 10)])
+def test_turns_end_where_four_in_a_row_gain_nothing_or_half_of_all(
+    turns: int, patience: int, model: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of an iteration too, but not of the first. Plans are seen before each turn, so not the last."""
-    plans = list[Plan]()
+    plans, noises = list[Plan](), to_fit(model, turns, 4, 0)
+    goal, last = solution(noises, [10.0], 16, NO_CACHE)[0.0], patience - 1
 
     def recorded(part: Noises, goal: Tensor, plan: Plan, *others: Any) -> tuple[np.ndarray, np.ndarray]:
         plans.append(plan)
         return normal_equations(part, goal, plan, *others)
 
     monkeypatch.setattr(refining, "normal_equations", recorded)
-    for start, turns in (
-        (plan_of(model), range(25, 30)),
-        (refine(plan_of(model), noises, goal, 20, NO_CACHE, at_a_turn=(1, 1)).plan, [6]),
-    ):
+    refined = refine(plan_of(model), noises, goal, 40, NO_CACHE, at_a_turn=(1, 1)).plan
+    for start, more in ((plan_of(model), True), (refined, False)):
         plans.clear()
-        found = refine(start, noises, goal, 20, NO_CACHE, at_a_turn=(1, 1))
-        assert len(plans) in turns
-        assert len(found.errors) == 1 + -(-len(plans) // 6)
+        found = refine(start, noises, goal, 40, NO_CACHE, at_a_turn=(1, 1))
+        assert turns + more * patience < len(plans) < 40 * turns if more else len(plans) == turns
+        assert len(found.errors) == 1 + -(-len(plans) // turns)
         errors = [errors_of(plan, noises, goal).mean() for plan in plans]
-        assert min(errors[-3:]) > 0.99 * min(errors[:-3])
-        assert all(min(errors[end - 3 : end + 1]) <= 0.99 * min(errors[: end - 3]) for end in range(6, len(errors) - 1))
+        assert min(errors[-last:]) > 0.99 * min(errors[:-last])
+        ends = range(turns, len(errors) - 1)
+        assert all(min(errors[end - last : end + 1]) <= 0.99 * min(errors[: end - last]) for end in ends)
 
 
 def test_memory_is_bounded_and_pieces_make_the_same(model: Denoiser, noises: Noises, goal: Tensor) -> None:
@@ -271,6 +272,44 @@ def test_a_network_is_asked_at_levels_that_it_knows_and_may_fail_far_off(model: 
     found = refine(plan_of(model), noises, goal, 3, NO_CACHE)
     assert strict.lost > 0
     assert min(found.errors) < found.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("power", "mean"),
+    [(0, lambda errors: np.exp(np.log(errors).mean())), (1, np.mean), (2, lambda errors: np.sqrt((errors**2).mean()))],
+)
+def test_what_is_lowered_is_a_mean_of_that_power(
+    power: int,
+    mean: Callable[[np.ndarray], float],
+    model: Denoiser,
+    noises: Noises,
+    goal: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Least squares of images that are weighted so have the mean's own slope, but for the mean's factor."""
+    plan, powers = plan_of(model), set[int]()
+
+    def recorded(*told: Any) -> tuple[np.ndarray, np.ndarray]:
+        powers.add(told[-1])
+        return normal_equations(*told)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refining, "normal_equations", recorded)
+        found = refine(plan, noises, goal, 2, NO_CACHE, power=power)
+    assert powers == {power}
+    assert found.errors[0] == pytest.approx(mean(errors_of(plan, noises, goal)), rel=1e-6)
+    assert min(found.errors) == pytest.approx(mean(errors_of(found.plan, noises, goal)), rel=1e-6)
+    assert min(found.errors) < found.errors[0]
+    fitting = noises.part(slice(noises.fitting))
+    _, slope = normal_equations(fitting, goal, plan, PIXELS, NO_CACHE, power=power)
+    each = [
+        normal_equations(fitting.some([place]), goal[[place]], plan, PIXELS, NO_CACHE, power=2)[1]
+        for place in range(noises.fitting)
+    ]
+    errors = image_errors(fitting.sample(plan) - goal[: noises.fitting]).numpy()
+    np.testing.assert_allclose(
+        slope, sum(e ** (power - 2) * one for e, one in zip(errors, each, strict=True)), rtol=1e-3
+    )
 
 
 def test_a_view_may_fail_far_off_too(model: Denoiser, noises: Noises) -> None:

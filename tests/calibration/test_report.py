@@ -18,6 +18,14 @@ def test_no_error_looks_like_none() -> None:
     ]
 
 
+@pytest.mark.parametrize(("error", "told"), [("mean", "mean"), ("rms", "RMS")])
+def test_the_error_that_was_lowered_is_named(
+    error: str, told: str, mixture: Denoiser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(calibrate(mixture, Settings(2, "ddim", fit_batch=8, heldout=4, refine=1, refine_error=error)))
+    assert f"refinement, {told} error held out: 0." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("refine", [0, 1])
 def test_the_solver_that_won_a_race_is_marked(
     refine: int, mixture: Denoiser, capsys: pytest.CaptureFixture[str]

@@ -51,6 +51,14 @@ def test_every_count_has_bounds() -> None:
     assert counts - {"temperature"} == set(BOUNDS)
 
 
+def test_an_rms_error_has_four_times_the_noises() -> None:
+    numbers = [Settings(5, refine=2, refine_error=error) for error in ("mean", "rms")]
+    assert [(one.fit_batch, one.heldout) for one in numbers] == [(256, 128), (1024, 512)]
+    assert Settings(5, refine_error="rms", fit_batch=8).fit_batch == 8
+    with pytest.raises(UserError, match=r"^unknown refine-error 'median'; known: mean, rms$"):
+        replace(USUAL, refine_error="median")
+
+
 @pytest.mark.parametrize("temperature", [0, -1, float("inf"), float("nan")])
 def test_a_temperature_is_above_zero_and_finite(temperature: Any) -> None:
     with pytest.raises(UserError, match="it must be above 0 and finite"):

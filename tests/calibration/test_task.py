@@ -15,7 +15,7 @@ from edge_sampler.calibration.refinement import MEMORY, iteration_cost, noise_by
 from edge_sampler.calibration.scout import Attempt, Ground
 from edge_sampler.calibration.settings import AUTO, REFINED, Settings
 from edge_sampler.calibration.solvers.base import Scheme
-from edge_sampler.calibration.task import check_refine_on, derivative_bytes, task_of
+from edge_sampler.calibration.task import check_refines, derivative_bytes, task_of
 from edge_sampler.calibration.trace import AFS
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
@@ -126,12 +126,17 @@ def test_a_sampler_is_called_as_its_plan_will_be(mixture: Denoiser) -> None:
     assert task_of(mixture, small(3, schedule="edm")).sampler is None
 
 
-def test_a_view_that_nothing_is_refined_on_is_refused(mixture: Denoiser) -> None:
+def test_what_changes_nothing_since_nothing_is_refined_is_refused(mixture: Denoiser) -> None:
     """So it is where a sample is too large for what "auto" would do."""
-    large = copy(mixture)
+    large, names = copy(mixture), ("refine_on", "refine_error")
     large.spec = replace(mixture.spec, inputs=replace(mixture.spec.inputs, shape=(3, 512, 512)))
     for model, refine in ((mixture, 0), (mixture, 1), (large, 1)):
-        check_refine_on(model, Settings(9, refine=refine, refine_on="lpips"))
-    for refused in (Settings(9, refine_on="lpips"), Settings(9, "iia-ddim", refine_on="features")):
-        with pytest.raises(UserError, match=f"^--refine-on {refused.refine_on} changes nothing without --refine"):
-            check_refine_on(large, refused)
+        check_refines(model, Settings(9, refine=refine, refine_on="lpips", refine_error="rms"), *names)
+    for refused, told in (
+        (Settings(9, refine_on="lpips"), "refine-on lpips"),
+        (Settings(9, "iia-ddim", refine_on="features"), "refine-on features"),
+        (Settings(9, refine_error="rms"), "refine-error rms"),
+    ):
+        with pytest.raises(UserError, match=f"^--{told} changes nothing without --refine"):
+            check_refines(large, refused, *names)
+    check_refines(large, Settings(9, refine_on="lpips"), "refine_error")

@@ -21,7 +21,7 @@ class LoadedError(Exception):
         ((), "edm-digits-auto-nfe3"),
         (("--refine",), "edm-digits-iia-ddim-afs-refined-nfe3"),
         (("--solver", "iia-ipndm", "--afs"), "edm-digits-iia-ipndm-afs-nfe3"),
-        (("--plan", "shipped"), "edm-digits-iia-ipndm-afs-refined-nfe3"),
+        (("--plan", "shipped"), "edm-digits-iia-ddim-afs-refined-nfe3"),
         (("--budget", "4000"), "edm-digits-iia-ddim-afs-nfe3"),
     ],
     ids=str,

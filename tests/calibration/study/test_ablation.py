@@ -33,5 +33,5 @@ def test_tables(mixture: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "± " in cells["chosen, r = 2, 4"]
     heun = calibrate(mixture, Settings(3, "heun"))
     assert float(cells["Heun (heun)"]) == pytest.approx(error_against_converged(mixture, heun, 8), rel=0.02)
-    assert cells["fitted on toys"] != cells["not fitted: ipndm, edm grid"]
-    assert len({cells[f"fitted on classes, class {k}"] for k in range(3)}) == 3
+    assert cells["fitted on toys-mixture"] != cells["not fitted: ipndm, edm grid"]
+    assert len({cells[f"fitted on classes-of_classes, class {k}"] for k in range(3)}) == 3

@@ -38,7 +38,7 @@ def sizes_of(shape: Shape, array_shape: Sequence[int]) -> dict[str, int]:
 
 def parse_sizes(text: str) -> tuple[int, int, int]:
     """Least, usual and largest of ``8``, which is all of them, or of ``1:4:16``. Raises UserError for anything else."""
-    if not re.fullmatch(r"\d{1,15}(:\d{1,15}:\d{1,15})?", text):
+    if not re.fullmatch(r"\d{1,99}(:\d{1,99}:\d{1,99})?", text):
         raise UserError(f"size {text!r} is neither a number nor MIN:OPT:MAX, such as 1:4:16")
     sizes = [int(size) for size in text.split(":")]
     least, usual, largest = sizes if len(sizes) == 3 else sizes * 3

@@ -6,6 +6,7 @@ from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.report import figure, show
 from edge_sampler.calibration.settings import AUTO, REFINED, Settings
 from edge_sampler.models.denoiser import Denoiser
+from tests.conftest import report_of
 
 
 def test_no_error_looks_like_none() -> None:
@@ -22,8 +23,11 @@ def test_no_error_looks_like_none() -> None:
 def test_the_error_that_was_lowered_is_named(
     error: str, told: str, mixture: Denoiser, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show(calibrate(mixture, Settings(2, "ddim", fit_batch=8, heldout=4, refine=1, refine_error=error)))
+    plan = calibrate(mixture, Settings(2, "ddim", fit_batch=8, heldout=4, refine=1, refine_error=error))
+    show(plan)
     assert f"refinement, {told} error held out: 0." in capsys.readouterr().out
+    report = report_of(plan)
+    assert (min(report.refinement) == pytest.approx(report.heldout_rms_error, rel=1e-6)) == (error == "rms")
 
 
 @pytest.mark.parametrize("refine", [0, 1])

@@ -20,7 +20,7 @@ from edge_sampler.models.loading import load
 from edge_sampler.models.onnx_denoiser import SUFFIX
 from edge_sampler.models.own import give_examples, with_examples
 from edge_sampler.models.probe import try_extremes
-from edge_sampler.models.python_file import is_named, short
+from edge_sampler.models.python_file import is_named, name_of
 from edge_sampler.runtime.cache_folder import cache_folder
 from edge_sampler.runtime.command_line import given
 from edge_sampler.runtime.errors import UserError
@@ -128,7 +128,7 @@ def file_name(model: str) -> str:
     if path.is_dir():
         return path.resolve().name
     if is_named(model):
-        return short(model)
+        return name_of(model)
     return path.stem if path.suffix in (*FORMATS, SUFFIX, ".json") else path.name
 
 

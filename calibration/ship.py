@@ -26,7 +26,7 @@ from edge_sampler.runtime.plan import Plan
 class Shipping:
     """Of which evaluations a model has plans, and for which factor of guidance.
 
-    Those of ``rms`` are refined for the RMS error. There few images decide it, and a mean of errors leaves them to it.
+    Plans of so many evaluations as ``rms`` has are refined for the RMS error of all images, the others for the mean.
     """
 
     nfes: tuple[int, ...] = (3, 4, 5, 6, 8, 10)

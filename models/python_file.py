@@ -21,7 +21,7 @@ def is_named(model: str) -> bool:
     return NAME.fullmatch(model) is not None
 
 
-def short(model: str) -> str:
+def name_of(model: str) -> str:
     """``mine`` of ``mine.py:make``, and ``mine-small`` of ``mine.py:small``."""
     path, _, function = model.rpartition(":")
     return Path(path).stem + f"-{function}" * (function != "make")
@@ -36,7 +36,7 @@ def load(model: str) -> Denoiser:
     made = function()
     if not isinstance(made, Denoiser):
         raise UserError(f"{model} made a {type(made).__name__}; it should return what edge_sampler.adapt returns")
-    made.spec = replace(made.spec, name=short(model))
+    made.spec = replace(made.spec, name=name_of(model))
     return made
 
 

@@ -53,8 +53,8 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "runtime/command.py": "tests/runtime/test_command_parts.py tests/runtime/test_command_sample.py "
     "tests/runtime/test_command.py -k 'command_parts or sample.py or classes or spans'",
     "runtime/__main__.py": "tests/test_command_line_parts.py",
-    "runtime/command_line.py": "tests/test_command_line_parts.py tests/test_help.py tests/test_words.py "
-    "-k 'parts or common or cannot_be_read'",
+    "runtime/command_line.py": "tests/test_command_line_parts.py tests/test_streams.py tests/test_help.py "
+    "tests/test_words.py -k 'parts or streams or common or cannot_be_read'",
     "runtime/serve/app.py": "tests/runtime/test_serve_app.py tests/runtime/test_serve_bodies.py",
     "runtime/serve/server.py": "tests/runtime/test_serve_server.py",
     "runtime/serve/command.py": "tests/runtime/test_serve_server.py",

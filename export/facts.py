@@ -38,14 +38,13 @@ def sample_command(bundle: Bundle) -> str:
     given = [f" --condition {name}=0" for name, one in known.items() if one.is_label]
     given += [f' --condition {name}="…"' for name, one in known.items() if one.text and one.text.must_be_given]
     given += [" --condition FILE.npz"] * any(not (one.text or one.is_label) for one in known.values())
-    if temperature := bundle.manifest.get("temperature"):
-        given.append(f" --temperature {temperature:g}")
     return f"python -m runtime sample {shlex.quote(str(bundle.folder))} --seeds 0-63{''.join(given)} --out {file}"
 
 
 def input_rows(bundle: Bundle) -> list[tuple[str, str, str]]:
     """Name, values and meaning of whatever one sample is made of."""
-    rows = [("noise", f"float32 {list(bundle.inputs.shape)}", "unit normal; made of a seed")]
+    scaled = f", times {bundle.temperature:g}" * (bundle.temperature != 1)
+    rows = [("noise", f"float32 {list(bundle.inputs.shape)}", f"unit normal{scaled}; made of a seed")]
     for name, condition in bundle.inputs.conditions.items():
         rows.append((name, condition.wanted(), condition.description))
     for name, axis in bundle.inputs.axes.items():

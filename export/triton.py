@@ -181,7 +181,12 @@ def noise_config(bundle: Bundle, name: str, form: Form) -> Message:
         ],
         "output": [_tensor("noise", "float32", shape)],
         "instance_group": [{"count": 1, "kind": Word("KIND_CPU")}],
-        "parameters": _map({"shape": {"string_value": json.dumps(sizes)}}),
+        "parameters": _map(
+            {
+                "shape": {"string_value": json.dumps(sizes)},
+                "temperature": {"string_value": str(bundle.temperature)},
+            }
+        ),
     }
 
 

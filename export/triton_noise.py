@@ -4,7 +4,7 @@ import inspect
 
 from edge_sampler.runtime import noise
 
-BEFORE = f'''"""Seeds -> unit noise, as edge-sampler's runtime/noise.py makes it.
+BEFORE = f'''"""Seeds -> noise, as edge-sampler's runtime/noise.py makes it, times the temperature that the sampler is fitted for.
 
 Written by `python -m export triton`.
 """
@@ -24,7 +24,9 @@ BEHIND = '''
 class TritonPythonModel:
     def initialize(self, args):
         """Each size of the noise is a number, or an input, which of its axes, and how many times as long that is."""
-        self.sizes = json.loads(json.loads(args["model_config"])["parameters"]["shape"]["string_value"])
+        told = json.loads(args["model_config"])["parameters"]
+        self.sizes = json.loads(told["shape"]["string_value"])
+        self.temperature = np.float32(told["temperature"]["string_value"])
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
@@ -35,7 +37,7 @@ class TritonPythonModel:
 
         shape = [size if isinstance(size, int) else array(size[0]).shape[1 + size[1]] // size[2] for size in self.sizes]
         try:
-            made = unit_noise([int(seed) for seed in array("seeds")[:, 0]], shape)
+            made = unit_noise([int(seed) for seed in array("seeds")[:, 0]], shape) * self.temperature
         except ValueError as error:
             return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(str(error)))
         return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("noise", made)])

@@ -58,6 +58,8 @@ class Bundle(Verified):
         (3, True, 'plan-int8.json', ['fp32'])
         >>> bundle.inputs.shape, bundle.loop_inputs.shape, bundle.output.name, bundle.inner_output, bundle.dtype
         ((1, 8, 8), (1, 8, 8), 'images', 'images', 'float32')
+        >>> bundle.temperature
+        1.0
         >>> bundle.graph_name("fp16"), bundle.tolerance(), bundle.rms_tolerance(), bundle.random_weights
         ('sampler-fp16.onnx', 0.0001, inf, False)
         >>> bundle.reference()["made"].shape, bundle.examples(2), bundle.tokenized({}), bundle.engines
@@ -93,6 +95,8 @@ class Bundle(Verified):
         told, conditions = self.manifest, self.inputs.conditions
         if not self.inputs.shape:
             raise UserError("a sample's shape is empty")
+        if not self.temperature > 0:
+            raise UserError(f"its temperature is {self.temperature}")
         self.inputs.check_output(self.output)
         if self.dtype == "uint8" and not self.output.is_image:
             raise UserError(f"{self.output.name} {list(self.output.shape)} are no pictures, and {self.dtype}")
@@ -215,6 +219,11 @@ class Bundle(Verified):
         """What sampler.onnx makes."""
         recorded = self.manifest["output"]
         return Output(str(recorded["name"]), tuple(recorded["shape"]), str(recorded["units"]))
+
+    @property
+    def temperature(self) -> float:
+        """What scales the noise that the plan was fitted to, usually 1."""
+        return float(self.manifest.get("temperature", 1.0))
 
     @property
     def dtype(self) -> str:

@@ -78,7 +78,9 @@ def main() -> int:
         help="a number, numbers such as 1,2,3, a text, or FILE.npy; FILE.npz alone gives several; may be repeated",
     )
     command.add_argument("--class-labels", type=whole_numbers, help="as --condition class_labels=…, such as 3 or 0,1,2")
-    command.add_argument("--temperature", type=float, default=1.0, help="scales the noise (default: 1)")
+    command.add_argument(
+        "--temperature", type=float, help="scales the noise (default: as the sampler is fitted, often 1)"
+    )
     command.add_argument("--batch", type=int, help="images in one run (default: an engine's largest, or up to 64)")
     command.add_argument("--out", type=Path, required=True, help=".png for a grid, .npz for arrays")
     command.add_argument("--force", action="store_true", help="replace an existing file")

@@ -50,14 +50,14 @@ class Sampler:
             print("note: this bundle has random weights; what it makes means nothing", file=sys.stderr)
 
     def sample(
-        self, seeds: Sequence[int], batch: int | None = None, temperature: float = 1.0, **conditions: Any
+        self, seeds: Sequence[int], batch: int | None = None, temperature: float | None = None, **conditions: Any
     ) -> np.ndarray:
         """Makes samples. A sample depends on its own seed and conditions, and not on other samples.
 
         Args:
             seeds: whole numbers, 0 to 2^63 - 1; a million at most.
             batch: the number of samples in one run; by default the engine's largest, or ``usual_batch``.
-            temperature: scales the noise; usually 1, for which samplers are fitted.
+            temperature: scales the noise; by default ``bundle.temperature``, for which the sampler is fitted.
             conditions: the inputs in ``bundle.inputs`` by name: one value, or one for each seed, [n, …]. For a text
                 condition, a text or a list of texts. A named axis that no condition sizes is an argument too, such as
                 ``length=120``.
@@ -73,6 +73,7 @@ class Sampler:
         """
         if self._closed:
             raise UserError("the sampler is closed: sample inside its with block")
+        temperature = self.bundle.temperature if temperature is None else temperature
         if not isinstance(batch, int | np.integer | None) or not isinstance(temperature, Real):
             raise UserError(f"batch is {batch!r:.40} and temperature {temperature!r:.40}; they must be numbers")
         largest = self._session.largest_batch

@@ -592,6 +592,7 @@ struct Bundle {
     std::filesystem::path folder;
     std::map<std::string, std::string> sha256;  // by file
     std::vector<Size> shape;                    // of one sample's noise
+    float temperature = 1;                      // what scales it, for which the sampler is fitted
     std::vector<std::pair<std::string, Condition>> conditions;
     std::map<std::string, std::array<std::int64_t, 4>> axes;  // least, usual, largest sizes, and the step
     std::string output;
@@ -684,6 +685,8 @@ inline Bundle open_bundle(std::filesystem::path const& folder) {
             bundle.sha256[name] = files.items[index]["sha256"].words();
         }
         bundle.shape = sizes_of(inputs["shape"]);
+        if (Json const* told = manifest.find("temperature"))
+            bundle.temperature = static_cast<float>(real_of(told->of(Json::number).text));
         Json const &conditions = inputs["conditions"].of(Json::object), &axes = inputs["axes"].of(Json::object);
         for (std::size_t index = 0; index < conditions.keys.size(); ++index)
             bundle.conditions.emplace_back(conditions.keys[index], condition_of(conditions.items[index]));
@@ -835,7 +838,14 @@ inline Array checked(Bundle const& bundle, std::string const& name, Condition co
 
 struct Inputs {
     Shape noise;                              // of one sample
+    float temperature;                        // of the bundle
     std::map<std::string, Array> conditions;  // [n, …]
+
+    void make_noise(std::uint64_t seed, float* out) const {
+        std::size_t const count = count_of(noise);
+        unit_noise(seed, out, count);
+        for (float* value = out; value < out + count; ++value) *value *= temperature;
+    }
 };
 
 // What an engine is given for these seeds. Raises Error for a seed out of range, and for a condition that is missing,
@@ -850,7 +860,7 @@ inline Inputs inputs_of(Bundle const& bundle, std::vector<std::uint64_t> const& 
     for (auto const& [name, value] : given)
         if (std::find(known.begin(), known.end(), name) == known.end())
             fail("unknown condition '", name, "': it takes ", known.empty() ? "no conditions" : joined(known));
-    Inputs inputs;
+    Inputs inputs{{}, bundle.temperature, {}};
     Sizes sizes;
     for (auto const& [name, condition] : bundle.conditions) {
         auto const value = given.find(name);
@@ -1117,7 +1127,7 @@ private:
                 for (std::int64_t row = 0; row < rows; ++row) {
                     auto const from = static_cast<std::size_t>(start + std::min(row, count - 1));
                     unsigned char* const to = buffer.host + bytes(buffer, row);
-                    if (name == NOISE) unit_noise(seeds[from], reinterpret_cast<float*>(to), count_of(shape));
+                    if (name == NOISE) inputs.make_noise(seeds[from], reinterpret_cast<float*>(to));
                     else std::memcpy(to, inputs.conditions.at(name).bytes.data() + from * buffer.row, buffer.row);
                 }
                 int const code = device.to_device(buffer.device, buffer.host, bytes(buffer, rows), stream);

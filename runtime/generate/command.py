@@ -59,7 +59,7 @@ def main() -> int:
     condition_help = "as for `sample`: one value for all seeds, or one for each"
     parser.add_argument("--condition", action="append", default=[], metavar="NAME=VALUE", help=condition_help)
     parser.add_argument("--class-labels", type=whole_numbers, help="such as 0-9; the seeds take them in turn")
-    parser.add_argument("--temperature", type=float, default=1.0, help="scales the noise (default: 1)")
+    parser.add_argument("--temperature", type=float, help="scales the noise (default: as for `sample`)")
     parser.add_argument("--batch", type=int, help="samples in one run (default: an engine's largest, or up to 64)")
     parser.add_argument("--backend", default="auto", help=f"auto (default), {', '.join(BACKENDS)}")
     parser.add_argument("--precision", help="the network's precision, such as fp16")
@@ -126,7 +126,7 @@ def job_of(arguments: argparse.Namespace, bundle: Bundle) -> Job:
         backend=arguments.backend,
         precision=backend.precision(bundle, arguments.precision),
         batch=arguments.batch,
-        temperature=arguments.temperature,
+        temperature=bundle.temperature if arguments.temperature is None else arguments.temperature,
         conditions=conditions,
         texts=texts,
         sizes=sizes,

@@ -101,6 +101,7 @@ def facts_of(bundle: Bundle) -> dict[str, Any]:
         "nfe": bundle.plan.nfe,
         "solver": bundle.plan.solver,
         "noise": list(inputs.shape),
+        "temperature": bundle.temperature,
         "image": list(output.shape),
         "output": output.name,
         "stages": stages,

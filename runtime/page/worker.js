@@ -106,7 +106,8 @@ function tokens(known, text, tokenizer) {
 // One sample: the graph's answer at each evaluation, what it makes, and the seconds that it took.
 async function make({ seed, conditions }) {
   const count = facts.noise.reduce((a, b) => a * b);
-  const feed = { noise: new ort.Tensor("float32", unitNoise(seed, count), [1, ...facts.noise]) };
+  const noise = unitNoise(seed, count).map((value) => value * Math.fround(facts.temperature));
+  const feed = { noise: new ort.Tensor("float32", noise, [1, ...facts.noise]) };
   for (const known of facts.conditions) {
     const given = conditions[known.name];
     const values = known.kind === "text" ? tokens(known, given, tokenizers[known.file]).map(BigInt) : given;

@@ -58,7 +58,7 @@ def repository(bundle: Path, out: Path, *arguments: str) -> dict[str, Path]:
     return {end: out / f"m{end}" for end in ("", "-noise", "-seeds")}
 
 
-def answer(model: Path, sizes: str, **inputs: np.ndarray) -> Any:
+def answer(model: Path, sizes: str, temperature: str, **inputs: np.ndarray) -> Any:
     """What the Python backend's file answers to one request: an array, or an error's words."""
 
     utils: Any = SimpleNamespace(
@@ -70,7 +70,8 @@ def answer(model: Path, sizes: str, **inputs: np.ndarray) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "triton_python_backend_utils", utils)
         made = module(model / "1" / "model.py").TritonPythonModel()
-    made.initialize({"model_config": json.dumps({"parameters": {"shape": {"string_value": sizes}}})})
+    parameters = {"shape": {"string_value": sizes}, "temperature": {"string_value": temperature}}
+    made.initialize({"model_config": json.dumps({"parameters": parameters})})
     (found,) = made.execute([inputs])
     return found
 
@@ -134,17 +135,18 @@ def test_the_ensemble_hands_each_input_to_its_model(protocol: Any, conditional: 
         assert (list(known[output.name].dims), known[output.name].data_type) == (list(output.dims), output.data_type)
 
 
-def test_its_noise_is_ours(conditional: Path, tmp_path: Path, protocol: Any) -> None:
-    folder = repository(conditional, tmp_path / "models")["-noise"]
-    sizes = config(protocol, folder).parameters["shape"].string_value
+def test_its_noise_is_ours(copy: Path, tmp_path: Path, protocol: Any) -> None:
+    changed(copy, {"temperature": 0.5})
+    folder = repository(copy, tmp_path / "models")["-noise"]
+    told = config(protocol, folder).parameters
+    told = [told[name].string_value for name in ("shape", "temperature")]
     seeds = np.array([[0], [7], [2**63 - 1]])
-    np.testing.assert_array_equal(answer(folder, sizes, seeds=seeds), unit_noise(seeds[:, 0].tolist(), (3, 16, 16)))
-    assert "seed -1 is out of range" in answer(folder, sizes, seeds=np.array([[-1]]))
+    np.testing.assert_array_equal(answer(folder, *told, seeds=seeds), 0.5 * unit_noise(seeds[:, 0].tolist(), (1, 8, 8)))
+    assert "seed -1 is out of range" in answer(folder, *told, seeds=np.array([[-1]]))
     assert "edge_sampler" not in (folder / "1" / "model.py").read_text()
-    told = '[["text", 0, 1], 2]'
-    found = answer(folder, told, seeds=seeds, text=np.zeros((3, 5, 4)))
+    found = answer(folder, '[["text", 0, 1], 2]', "1.0", seeds=seeds, text=np.zeros((3, 5, 4)))
     np.testing.assert_array_equal(found, unit_noise(seeds[:, 0].tolist(), (5, 2)))
-    found = answer(folder, '[["text", 1, 4], 2]', seeds=seeds, text=np.zeros((3, 5, 12)))
+    found = answer(folder, '[["text", 1, 4], 2]', "1.0", seeds=seeds, text=np.zeros((3, 5, 12)))
     np.testing.assert_array_equal(found, unit_noise(seeds[:, 0].tolist(), (3, 2)))
 
 

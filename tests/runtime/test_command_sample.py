@@ -27,7 +27,9 @@ class Sampler:
         self.told.append(told[1:])
         self.description = "by hand"
 
-    def sample(self, seeds: Sequence[int], batch: int | None, temperature: float, **conditions: Any) -> np.ndarray:
+    def sample(
+        self, seeds: Sequence[int], batch: int | None, temperature: float | None, **conditions: Any
+    ) -> np.ndarray:
         self.told.append((list(seeds), batch, temperature, conditions))
         return (
             np.stack([np.full((1, 2, 3), seed / 10, np.float32) for seed in seeds]) if self.made is None else self.made
@@ -64,7 +66,7 @@ def test_what_a_sampler_is_told(
     path = sampled(bundle, "b.npz", *asked, "--condition", "n=1", "--condition", "m=2,3", "--verify-key", "k.pub")
     assert told == [
         ("auto", None),
-        (list(range(16)), None, 1.0, {}),
+        (list(range(16)), None, None, {}),
         ("onnxrt", "fp16"),
         ([3, 7], 9, 0.5, {"n": 1, "m": [2, 3]}),
     ]

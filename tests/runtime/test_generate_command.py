@@ -32,7 +32,7 @@ Made = list[tuple[str, int, str | None, list[Job]]]
 @pytest.fixture
 def small(tmp_path: Path) -> Bundle:
     (tmp_path / "small").mkdir()
-    return bundle(tmp_path / "small", inputs_of(2, 3, hint=HINT, **{CLASSES: LABELS}))
+    return bundle(tmp_path / "small", inputs_of(2, 3, hint=HINT, **{CLASSES: LABELS}), temperature=0.75)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_who_makes_them_unless_told(
     assert made[0][:3] == expected
     (first, last) = made[0][3]
     assert (len(first.seeds), len(last.seeds)) == (1000, 1)
-    assert (first.form, first.temperature, first.backend, first.batch) == ("webdataset", 1.0, "auto", None)
+    assert (first.form, first.temperature, first.backend, first.batch) == ("webdataset", 0.75, "auto", None)
 
 
 def test_the_same_command_goes_on(small: Bundle, made: Made, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from edge_sampler.runtime.page.folder import FACTS, ONNX_RUNTIME, PROBES, TOKENI
 from edge_sampler.runtime.sampler import feed_of
 from tests import chromium
 from tests.conftest import run_main
-from tests.runtime.test_page import add, package, page
+from tests.runtime.test_page import add, change, package, page
 
 PAGE = Path(folder.__file__).parent
 WEIGHTS = PAGE.parent.parent / "models" / "weights"
@@ -207,7 +207,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def beside(copy: Path) -> Path:
-    """A bundle whose weights are in a file of their own."""
+    """A bundle whose weights are in a file of their own, and whose noise is scaled."""
     onnx = pytest.importorskip("onnx")
     graph = onnx.load(copy / "sampler.onnx")
     (copy / "sampler.onnx").unlink()
@@ -216,6 +216,7 @@ def beside(copy: Path) -> Path:
     assert (copy / "sampler.onnx").stat().st_size < (copy / "weights.data").stat().st_size
     for name in ("sampler.onnx", "weights.data"):
         add(copy, name)
+    change(copy, temperature=0.5)
     return copy
 
 
@@ -259,7 +260,7 @@ def test_a_page_makes_what_the_runtime_makes(
         fill(browser, seed=seeds[0], count=2, **{f"condition-{known}": text for known, text in fields.items()})
         expected = runtime.load(where, "onnxrt").sample(seeds, **conditions)
         same_pixels(drawn(browser, opened.output.shape), to_uint8(expected))
-        feed = feed_of(opened, seeds, opened.tokenized(conditions))
+        feed = feed_of(opened, seeds, opened.tokenized(conditions), temperature=opened.temperature)
         trajectory = run_sampler(opened, feed, choose(opened, "onnxrt", None), None)
         assert trajectory.denoised is not None
         for row, index in enumerate(seeds):

@@ -103,6 +103,20 @@ def test_a_temperature_scales_the_noise(temperature: float, tmp_path: Path, monk
     np.testing.assert_array_equal(sampler.sample([0], temperature=2), 2 * sampler.sample([0]))
 
 
+def test_the_noise_is_scaled_as_the_sampler_was_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, _ = open_with(monkeypatch, tmp_path, same, temperature=0.25)
+    np.testing.assert_array_equal(sampler.sample([3]), 0.25 * unit_noise([3], (1, 2, 3)))
+    np.testing.assert_array_equal(sampler.sample([3], temperature=1), unit_noise([3], (1, 2, 3)))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_bundle_of_no_temperature_is_damaged(
+    temperature: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=f"manifest.json is damaged: its temperature is {temperature}"):
+        open_with(monkeypatch, tmp_path, same, temperature=temperature)
+
+
 def test_a_closed_sampler_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler, session = open_with(monkeypatch, tmp_path, same)
     with sampler as entered:
@@ -193,7 +207,7 @@ def test_no_more_seeds_than_a_command_line_takes(count: int) -> None:
     assert len(checked_seeds(range(MOST_NUMBERS))) == MOST_NUMBERS
 
 
-@pytest.mark.parametrize("wrong", [{"batch": 1.5}, {"batch": "2"}, {"temperature": "1"}, {"temperature": None}])
+@pytest.mark.parametrize("wrong", [{"batch": 1.5}, {"batch": "2"}, {"temperature": "1"}])
 def test_sizes_and_factors_are_numbers(wrong: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler, _ = open_with(monkeypatch, tmp_path, same)
     with pytest.raises(UserError, match="they must be numbers"):

@@ -25,6 +25,7 @@ from edge_sampler.runtime.errors import UserError
 
 OPSET = 20  # from 21 on ONNX Runtime (1.32) moves QuantizeLinear past a Reshape, and then refuses it
 LEAST_SCALE = 2.0**-24  # of float16; of values below 8e-6
+BIAS = 2.0**30  # a bias is at most so many times the product of both scales, half of what an int32 holds
 SHRUNK = np.linspace(0.6, 1, 21)  # parts of a channel's largest weight that are tried as its largest number
 
 
@@ -139,14 +140,15 @@ def quantise_layer(
 
     What is not in ``largest`` is rounded already: a result that the next layer takes as it is.
     """
-    weight = _either(graph, switch, _weight(graph, layer, eight), layer.weight)
     results = operands(layer, eight)[len(layer.nodes) :]
     for node in layer.nodes:
-        node.replace_input_with(1, weight)
         x = node.inputs[0]
         assert x is not None
         if x.name in largest:
             node.replace_input_with(0, _either(graph, switch, _through_eight_bits(graph, x, eight, largest), x))
+    weight = _either(graph, switch, _weight(graph, layer, eight), layer.weight)
+    for node in layer.nodes:
+        node.replace_input_with(1, weight)
     for value in results:
         readers = [(reader, index) for reader, index in value.uses() if reader.op_type != "QuantizeLinear"]
         rounded_value = _either(graph, switch, _through_eight_bits(graph, value, eight, largest), value)
@@ -193,7 +195,7 @@ def _weight(graph: ir.Graph, layer: Layer, eight: Quantised) -> ir.Value:
     array = layer.weight.const_value.numpy().astype(np.float32)
     if not np.isfinite(array).all():
         raise UserError(f"{layer.name} holds NaN or infinity: its model is unusable")
-    numbers, scales = rounded(array, layer.axis, eight)
+    numbers, scales = rounded(array, layer.axis, eight, least_scales(layer, array.shape[layer.axis]))
     stored = initializer(graph, f"{layer.name}_{eight.dtype.name.lower()}", numbers)
     scale = initializer(graph, f"{layer.name}_scale", scales)
     zero = initializer(graph, f"zero_{eight.dtype.name.lower()}_{len(scales)}", np.zeros(len(scales), numbers.dtype))
@@ -203,20 +205,48 @@ def _weight(graph: ir.Graph, layer: Layer, eight: Quantised) -> ir.Value:
     return node.outputs[0]
 
 
-def rounded(weight: np.ndarray, axis: int, eight: Quantised) -> tuple[np.ndarray, np.ndarray]:
+def least_scales(layer: Layer, channels: int) -> np.ndarray:
+    """Of a weight whose products are rounded already, float32 [channels]: with less, a bias is beyond 32 bits.
+
+    Engines add the bias as a whole number of the product of both scales.
+    """
+    least = np.full(channels, LEAST_SCALE, np.float32)
+    for node in layer.nodes:
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is not None and bias.const_value is not None:
+            least = np.maximum(least, np.abs(bias.const_value.numpy()) / (BIAS * _rounded_by(node.inputs[0])))
+    return least
+
+
+def _rounded_by(x: ir.Value | None) -> np.ndarray:
+    """The scale float32 [] of a value that is restored from eight bits, with a switch or without."""
+    node = x.producer() if x is not None else None
+    if node is not None and node.op_type == "Where":
+        node = node.inputs[1].producer() if node.inputs[1] is not None else None
+    scale = node.inputs[1] if node is not None else None
+    assert scale is not None
+    assert scale.const_value is not None
+    return scale.const_value.numpy()
+
+
+def rounded(
+    weight: np.ndarray, axis: int, eight: Quantised, least: np.ndarray | float = LEAST_SCALE
+) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of eight bits, shaped as the weight, and scales float32 [weight.shape[axis]], whose product it nearly is.
 
-    Each channel's scale is the one of ``SHRUNK`` that has the least squared error; of floats, the largest.
+    Each channel's scale is the one of ``SHRUNK`` that has the least squared error; of floats, the largest. None is
+    below that channel's ``least``.
     """
     others = tuple(k for k in range(weight.ndim) if k != axis)
     top = np.abs(weight).max(others, keepdims=True)
-    best, least = np.ones_like(top), np.full(top.shape, np.inf)
+    best, error_of_best = np.ones_like(top), np.full(top.shape, np.inf)
+    least = np.expand_dims(np.broadcast_to(least, weight.shape[axis]), others)
     for part in SHRUNK if eight.dtype.is_integer() else (1.0,):
-        scale = np.maximum(part * top / eight.largest, LEAST_SCALE).astype(np.float32)
+        scale = np.maximum(part * top / eight.largest, least).astype(np.float32)
         error = np.square(weight - scale * to_eight_bits(weight / scale, eight).astype(np.float32)).sum(
             others, keepdims=True
         )
-        best, least = np.where(error < least, scale, best), np.minimum(error, least)
+        best, error_of_best = np.where(error < error_of_best, scale, best), np.minimum(error, error_of_best)
     return to_eight_bits(weight / best, eight), best.reshape(-1)
 
 

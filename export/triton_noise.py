@@ -4,7 +4,7 @@ import inspect
 
 from edge_sampler.runtime import noise
 
-BEFORE = f'''"""Seeds -> noise, as edge-sampler's runtime/noise.py makes it, times the temperature that the sampler is fitted for.
+BEFORE = f'''"""Seeds -> noise: edge-sampler's runtime/noise.py, times the temperature that the sampler is fitted for.
 
 Written by `python -m export triton`.
 """

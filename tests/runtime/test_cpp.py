@@ -38,7 +38,7 @@ def of_python(bundle: Path, out: Path, *arguments: str) -> np.ndarray:
 
 @pytest.mark.parametrize("batch", ["1:2:4", "4:4:4", "1:16:16", "3:3:5"])
 def test_the_example_makes_what_python_makes(copy: Path, tmp_path: Path, example: Run, batch: str) -> None:
-    """Whatever the profile, seven images are split and padded to it; their noise is scaled as the sampler was fitted."""
+    """Whatever the profile, seven images are split and padded to it. Noise is scaled as the sampler was fitted."""
     change(copy, temperature=0.5)
     profile = add_engine(copy, "tensorrt", batch, version=VERSION).batch
     out = ("--seeds", "0-4,77,9223372036854775807", "--out", tmp_path / "made.npy")

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from edge_sampler.calibration.calibrate import refit_cost
 from edge_sampler.calibration.evaluate.distributed import BLOCK, processes, rank
-from edge_sampler.calibration.evaluate.network import CHUNK_BYTES, Live, most_at_once
+from edge_sampler.calibration.evaluate.network import CHUNK_BYTES, Live, Network, most_at_once
 from edge_sampler.calibration.evaluate.noise_sets import to_judge
 from edge_sampler.calibration.evaluate.reference import IN_MEMORY
 from edge_sampler.calibration.pilot import most_levels
@@ -91,21 +92,30 @@ def held(*models: Denoiser) -> int:
     return max(weights, resident_memory()) if models[0].device.type == "cpu" else weights
 
 
-def one_evaluation(model: Denoiser) -> tuple[float, int]:
-    """Seconds of one sample, and the bytes that it takes in memory.
+def one_evaluation(
+    model: Denoiser, evaluations: Sequence[Denoiser] = (), drawn_by: Denoiser | None = None
+) -> tuple[float, int]:
+    """Seconds of one sample, and the bytes that it takes in memory; of the first of ``evaluations``, if there are some.
 
-    More are timed together where one is quick. The least counts: what takes longer was disturbed.
+    More are timed together where one is quick. The least counts: what takes longer was disturbed. ``drawn_by`` is whose
+    examples the conditions are, if not the model's.
     """
-    sigma, few = model.spec.sigma_max, to_judge(model, 2 * processes())
+
+    def network(count: int) -> tuple[Network, Tensor]:
+        noises = to_judge(model, count * processes(), drawn_by=drawn_by).over(evaluations)
+        return noises.network.at(0), sigma * noises.noise
+
+    sigma = model.spec.sigma_max
     with Live():
         torch.zeros(1)  # PyTorch imports much when such a mode first sees something
-    sample_bytes = few.network.sample_bytes(sigma * few.noise, sigma)
+    few, x = network(2)
+    sample_bytes = few.sample_bytes(x, sigma)
     seconds, count = math.inf, 1
     while count <= BLOCK:
-        noises = to_judge(model, count * processes())
-        noises.network.meter.sample_bytes = sample_bytes
+        asked, x = network(count)
+        asked.meter.sample_bytes = sample_bytes
         started = time.perf_counter()
-        noises.network(sigma * noises.noise, sigma)
+        asked(x, sigma)
         took = time.perf_counter() - started
         seconds, count = min(seconds, took / count), 2 * count
         if took > TIMED:
@@ -115,7 +125,8 @@ def one_evaluation(model: Denoiser) -> tuple[float, int]:
 
 def slower_evaluation(model: Denoiser, towards: Denoiser | None = None) -> tuple[float, int]:
     """Seconds of one sample, and its bytes, by whichever of the two takes more."""
-    seconds, sample_bytes = zip(*(one_evaluation(one) for one in (model, towards) if one is not None), strict=True)
+    both = [model] if towards is None else [model, towards]
+    seconds, sample_bytes = zip(*(one_evaluation(one, drawn_by=model) for one in both), strict=True)
     return max(seconds), max(sample_bytes)
 
 
@@ -127,7 +138,7 @@ def announce_refit(model: Denoiser, evaluations: Sequence[Denoiser], plan: Plan,
 
 def forecast_refit(model: Denoiser, evaluations: Sequence[Denoiser], plan: Plan, settings: Settings) -> Forecast:
     """What ``refit`` takes at the most. Costs two seconds, or four evaluations of one sample."""
-    (seconds, sample_bytes), (seconds_of_others, _) = one_evaluation(model), one_evaluation(evaluations[0])
+    (seconds, sample_bytes), (seconds_of_others, _) = one_evaluation(model), one_evaluation(model, evaluations)
     exact, others = refit_cost(plan, settings)
     numbers, values = len(parameters(plan)), math.prod(model.spec.shape)
     called = min(CHUNK_BYTES, sample_bytes * min(most_at_once(model.device, torch.get_num_threads()), BLOCK * numbers))

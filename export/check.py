@@ -156,8 +156,8 @@ def check_graph(graph: ir.Model | None, given: Arrays, expected: Arrays, roundin
             except UserError as error:
                 raise UserError(f"{advice(who, at)}: {error}") from error
     for name, value in expected.items():
-        off = np.abs(found[name] - value).max() if found[name].shape == value.shape else np.inf
-        if not off <= rounding.allowed * np.abs(value).max():
+        off = np.abs(np.subtract(found[name], value, dtype=float)).max() if found[name].shape == value.shape else np.inf
+        if not off <= rounding.allowed * np.abs(value).max() * (value.dtype.kind == "f"):
             raise UserError(f"{advice(who, at)}: {name} is off by {off:.1e}")
 
 

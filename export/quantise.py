@@ -80,10 +80,11 @@ def evaluation_of(name: str | None) -> int | None:
 def _axis(node: ir.Node) -> int | None:
     """Which axis of the weight counts output channels; None where the node is no product to quantise.
 
-    Depthwise convolutions (resampling) stay: they have next to no weights, and nothing to gain.
+    Depthwise convolutions (resampling) stay: they have next to no weights, and nothing to gain. So do products that a
+    network computes in 16 bits by itself.
     """
     weight = node.inputs[1] if len(node.inputs) > 1 else None
-    if weight is None or not weight.is_initializer() or weight.shape is None:
+    if weight is None or not weight.is_initializer() or weight.shape is None or weight.dtype != ir.DataType.FLOAT:
         return None
     if node.op_type == "Conv" and not (node.attributes.get_int("group", 1) > 1 and weight.shape[1] == 1):
         return 0

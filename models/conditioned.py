@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edge_sampler.models.denoiser import Denoiser, Wrapped, null_of
+from edge_sampler.models.denoiser import Denoiser, null_of
 from edge_sampler.models.guidance import guided
 from edge_sampler.models.spec import digest
+from edge_sampler.models.wrapped import Wrapped
 from edge_sampler.runtime.condition import CLASSES, Condition
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs

@@ -1,7 +1,7 @@
 """The denoiser contract: every model of this project is called as ``denoised = model(x, sigma, **conditions)``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from edge_sampler.runtime.condition import CLASSES, Condition
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs, Output
 from edge_sampler.runtime.text import tokenized
+
+torch.backends.mha.set_fastpath_enabled(False)  # it makes hidden places 0, and what is exported does not
 
 Levels = Callable[[int], list[float]]  # so many noise levels, from the highest down, then 0
 
@@ -145,7 +147,8 @@ class Denoiser(nn.Module):
             By name, [n, …], as ``spec.inputs`` says.
 
         Raises:
-            UserError: if the encoder returns no tuple of as many as it should make.
+            UserError: if the encoder returns no tuple of as many as it should make, or one of another dtype, or of
+                another number of rows.
         """
         told = {name: torch.from_numpy(np.array(value)).to(self.device) for name, value in raw.items()}
         if self.encoder is not None:
@@ -155,8 +158,17 @@ class Denoiser(nn.Module):
                 got = f"{len(made)} values" if isinstance(made, tuple | list) else f"a {type(made).__name__}"
                 wanted = ", ".join(self.spec.made)
                 raise UserError(f"{self.spec.name}'s encoder returned {got}; it should return a tuple of: {wanted}")
-            told |= dict(zip(self.spec.made, made, strict=True))
+            for name, value in zip(self.spec.made, made, strict=True):
+                told[name] = self._made(name, value, len(next(iter(raw.values()))))
         return {name: told[name] for name in self.spec.inputs.conditions}
+
+    def _made(self, name: str, value: Any, rows: int) -> Tensor:
+        wanted, got = f"torch.{self.spec.inputs.conditions[name].dtype}", type(value).__name__
+        if isinstance(value, Tensor):
+            got = f"{value.dtype} {list(value.shape)}"
+            if value.dim() and (str(value.dtype), len(value)) == (wanted, rows):
+                return value
+        raise UserError(f"{self.spec.name}'s encoder made {name} as {got}; it should be {wanted} [{rows}, …]")
 
     def decode(self, x: Tensor) -> Tensor:
         """What a sampler makes of its last state.
@@ -171,35 +183,6 @@ class Denoiser(nn.Module):
             return x
         with torch.inference_mode():
             return self.decoder(x)
-
-
-class Wrapped(Denoiser):
-    """A denoiser around another, with its stages and examples."""
-
-    def __init__(self, model: Denoiser, **changes: Any) -> None:
-        nn.Module.__init__(self)  # the stages are the model's
-        self.model = model
-        self.spec = replace(model.spec, **changes)
-
-    @property
-    def encoder(self) -> nn.Module | None:  # type: ignore[override]
-        return self.model.encoder
-
-    @property
-    def decoder(self) -> nn.Module | None:  # type: ignore[override]
-        return self.model.decoder
-
-    @property
-    def examples(self) -> Examples:
-        return self.model.examples
-
-    @examples.setter
-    def examples(self, examples: Examples) -> None:
-        self.model.examples = examples
-
-    @property
-    def own_levels(self) -> Levels | None:  # type: ignore[override]
-        return self.model.own_levels
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from edge_sampler.models.arguments import check_kinds
-from edge_sampler.models.denoiser import Denoiser, Wrapped, null_of
+from edge_sampler.models.denoiser import Denoiser, null_of
 from edge_sampler.models.spec import ModelSpec, digest
+from edge_sampler.models.wrapped import Wrapped
 from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.text import Text

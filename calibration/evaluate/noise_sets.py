@@ -97,9 +97,9 @@ def to_fit(
     return _noises(model, fitting, kept, CALIBRATION_STREAM, temperature, drawn_by)
 
 
-def to_judge(model: Denoiser, count: int, temperature: float = 1.0) -> Noises:
-    """This process's share of ``count`` noises that no fit sees, times ``temperature``."""
-    return _noises(model, [], share(range(count)), CHECK_STREAM, temperature)
+def to_judge(model: Denoiser, count: int, temperature: float = 1.0, drawn_by: Denoiser | None = None) -> Noises:
+    """This process's share of ``count`` noises that no fit sees; the others as in ``to_fit``."""
+    return _noises(model, [], share(range(count)), CHECK_STREAM, temperature, drawn_by)
 
 
 def _noises(

@@ -10,7 +10,7 @@ from edge_sampler.calibration.evaluate.reference import solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE
 from edge_sampler.calibration.scout import SCOUT
 from edge_sampler.calibration.solvers.base import Scheme
-from edge_sampler.models.denoiser import Wrapped
+from edge_sampler.models.wrapped import Wrapped
 from tests.calibration.toys import toy
 
 

@@ -19,11 +19,13 @@ from edge_sampler.calibration.forecast import (
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.task import task_of
 from edge_sampler.models.conditioned import conditioned
-from edge_sampler.models.denoiser import Denoiser, Wrapped
+from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.mapped import size_of
+from edge_sampler.models.wrapped import Wrapped
 from edge_sampler.runtime.backends.base import resident_memory
 from tests.calibration.toys import of_classes
 from tests.conftest import report_of
+from tests.export.test_encoders import ROWS, behind
 
 SMALL = {"fit_batch": 4, "heldout": 2, "fine_steps": 4}
 
@@ -80,6 +82,12 @@ def test_the_slower_of_two_models_is_told(mixture: Denoiser) -> None:
         assert told is not None
         assert told.seconds > 1e-3 * told.evaluations
         assert Budget.read("10s").evaluations(*models_of_fit) < 10_000
+
+
+def test_a_model_that_is_aimed_at_needs_no_examples() -> None:
+    """It is given what the other one is."""
+    model, teacher = (behind(None, examples) for examples in ({"hint": ROWS, "mask": ROWS > 0}, None))
+    assert forecast(model, Settings(2, "iia-ddim", **SMALL), teacher) is not None  # type: ignore[arg-type]
 
 
 def test_only_long_fits_are_announced(mixture: Denoiser, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,8 @@ from edge_sampler.calibration.settings import Settings
 from edge_sampler.calibration.solvers import find
 from edge_sampler.calibration.trace import trace
 from edge_sampler.calibration.views import PIXELS, viewer
-from edge_sampler.models.denoiser import Denoiser, Wrapped
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.wrapped import Wrapped
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan, sample
 from tests.conftest import report_of

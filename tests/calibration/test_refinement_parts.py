@@ -32,7 +32,8 @@ from edge_sampler.calibration.refinement import (
     with_parameters,
 )
 from edge_sampler.calibration.views import PIXELS, View
-from edge_sampler.models.denoiser import Denoiser, Wrapped
+from edge_sampler.models.denoiser import Denoiser
+from edge_sampler.models.wrapped import Wrapped
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan, sample
 from tests.calibration.toys import plan_of, toy

@@ -124,6 +124,31 @@ def test_it_is_exported_and_right(name: str, tmp_path: Path) -> None:
     assert made.dtype == np.float32
 
 
+class Padded(nn.Module):
+    """A transformer over sequences of which places are hidden. In a fast path PyTorch makes these 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.first, self.inner, self.last = nn.Linear(6, 16), nn.TransformerEncoder(layer, 2), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+        mask = mask.expand(x.shape[0], -1)
+        made: Tensor = self.last(self.inner(self.first(x) + t[:, None, None].sin(), src_key_padding_mask=~mask))
+        return made
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_hidden_places_are_those_of_the_graph(tmp_path: Path) -> None:
+    mask = np.arange(12)[None] < np.random.default_rng(0).integers(3, 12, (8, 1))
+    conditions = {"mask": CONDITION((12,), "bool")}
+    model = edge_sampler.adapt(Padded(), (12, 6), "FlowPrecond", conditions=conditions, examples={"mask": mask})
+    edge_sampler.export_bundle(model, edge_sampler.fit(model, nfe=2, solver="ddim"), tmp_path / "bundle")
+    bundle = edge_sampler.Bundle.open(tmp_path / "bundle")
+    assert not bundle.reference()["input_mask"].all()
+    assert within(compare(bundle), 1e-4)
+
+
 class OfKinds(nn.Module):
     """Told two of five kinds."""
 

@@ -288,6 +288,29 @@ def test_matrix_products_have_scales_for_each_column(tmp_path: Path) -> None:
     assert within(compare(bundle, backends=["onnxrt"], precision="int8"), None)
 
 
+def test_what_a_network_computes_in_16_bits_stays(tmp_path: Path) -> None:
+    class Half(torch.nn.Module):
+        def __init__(self, half: int) -> None:
+            super().__init__()
+            sizes = ((8, 16), (16, 16), (16, 16), (16, 8))
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(*size) for size in sizes)
+            self.layers[1 : half + 1].half()
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x.to(layer.weight.dtype)).tanh()  # type: ignore[arg-type]
+            return x.float()
+
+    for half in (1, 2):
+        export_bundle(adapt(Half(half), (8,), "EDMPrecond"), euler([2.0, 0.5]), tmp_path / f"{half}")
+    add(tmp_path / "1", "--precision", "int8")
+    told = Bundle.open(tmp_path / "1").manifest["precisions"]["int8"]
+    assert told["layers"] == 1
+    assert told["rms_error"] < 1e-3
+    with pytest.raises(UserError, match="has no layers between its first and its last one that 8 bits are for"):
+        add(tmp_path / "2", "--precision", "int8")
+
+
 def test_a_conditional_bundle_of_uint8_images_is_quantised(conditional: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(conditional, tmp_path / "c"))
     add(folder, "--precision", "int8")

@@ -90,7 +90,19 @@ class Hints(nn.Module):
         self.layer = nn.Linear(2, size)
 
     def forward(self, seen: Tensor) -> tuple[Tensor]:
-        return (self.layer(seen),)
+        return (self.layer(seen.to(self.layer.weight.dtype)),)
+
+
+class Same(nn.Module):
+    """Makes one hint for all."""
+
+    def forward(self, seen: Tensor) -> tuple[Tensor]:
+        return (torch.ones(1, 4),)
+
+
+class Nothing(nn.Module):
+    def forward(self, seen: Tensor) -> tuple[None]:
+        return (None,)
 
 
 SEEN = {"seen": edge_sampler.Condition((2,))}
@@ -157,6 +169,15 @@ def test_parts_of_another_type_are_refused(make: Any, arguments: tuple[Any, ...]
         ({"examples": {"hint": ROWS * np.nan}}, "hint holds NaN"),
         ({"examples": {}}, "of as many rows: there are none"),
         ({"encoder": edge_sampler.Encoder(Hints(3), SEEN, ("hint",))}, r"hint has shape \[2, 3\]"),
+        (
+            {"encoder": edge_sampler.Encoder(Hints(4).bfloat16(), SEEN, ("hint",))},
+            r"made hint as torch.bfloat16 \[1, 4\]; it should be torch.float32 \[1, …\]",
+        ),
+        (
+            {"encoder": edge_sampler.Encoder(Same(), SEEN, ("hint",))},
+            r"made hint as torch.float32 \[1, 4\]; .* \[2, …\]",
+        ),
+        ({"encoder": edge_sampler.Encoder(Nothing(), SEEN, ("hint",))}, "made hint as NoneType; it should be"),
         (
             {"encoder": edge_sampler.Encoder(Hints(4), SEEN, ("hnt",))},
             "the encoder makes 'hnt'; the network's conditions are",

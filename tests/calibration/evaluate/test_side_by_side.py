@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from edge_sampler import models
 from edge_sampler.calibration.evaluate.network import WORTH, Network
 from edge_sampler.calibration.evaluate.side_by_side import Replicas
-from edge_sampler.models.denoiser import Wrapped
+from edge_sampler.models.wrapped import Wrapped
 from edge_sampler.runtime.condition import Condition
 from edge_sampler.runtime.errors import UserError
 

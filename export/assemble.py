@@ -268,10 +268,10 @@ def write_samples(bundle: Bundle, count: int) -> None:
     seeds, batch = range(max(2, count)), max(2, min(16, usual_batch(bundle.inputs.sized())))
     examples = bundle.examples(len(seeds))
     with Sampler(bundle, CPU) as sampler:
-        made = sampler.sample(seeds, batch, bundle.plan.temperature, **examples)
+        made = sampler.sample(seeds, batch, **examples)
         for seed in (0, min(batch, len(seeds)) - 1):
-            given = {name: values[seed : seed + 1] for name, values in examples.items()}
-            alone = sampler.sample([seed], 1, bundle.plan.temperature, **given)[0].astype(float)
+            given: dict[str, Any] = {name: values[seed : seed + 1] for name, values in examples.items()}
+            alone = sampler.sample([seed], 1, **given)[0].astype(float)
             if np.abs(alone - made[seed]).max() > max(FEW_BITS * np.abs(alone).max(), bundle.dtype == "uint8"):
                 raise UserError(
                     f"{bundle.manifest['model']['name']} makes another sample of a seed alone than beside others: no "

@@ -24,7 +24,7 @@ def image_error(bundle: Bundle, path: Path, optimise: bool, against: Path | None
     """
     count = number_of_samples(bundle, CHECKED_VALUES)
     seeds = range(FIRST_CHECKED_SEED, FIRST_CHECKED_SEED + count)
-    feed = feed_of(bundle, seeds, bundle.examples(count, held=True), temperature=bundle.plan.temperature)
+    feed = feed_of(bundle, seeds, bundle.examples(count, held=True))
     exact, *answers = floats_made(bundle, against or bundle.graph("sampler.onnx"), feed, optimise=True)
     made, *others = floats_made(bundle, path, feed, optimise)
     if not np.isfinite(made).all() and np.isfinite(exact).all():

@@ -123,7 +123,7 @@ def feed_to_fit(bundle: Bundle, values: int) -> dict[str, np.ndarray]:
     """The sampler's inputs of noises that plans are fitted on, as many as have so many values, 4 to 64."""
     count = number_of_samples(bundle, values)
     examples = bundle.examples(count, held=False)
-    return feed_of(bundle, range(count), examples, CALIBRATION_STREAM, bundle.plan.temperature)
+    return feed_of(bundle, range(count), examples, CALIBRATION_STREAM)
 
 
 def effects_of(bundle: Bundle, exact: Path, precision: str, largest: Mapping[str, float]) -> dict[str, float]:

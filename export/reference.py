@@ -11,7 +11,7 @@ from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.images import to_uint8
 from edge_sampler.runtime.inputs import Output
-from edge_sampler.runtime.noise import unit_noise
+from edge_sampler.runtime.noise import noise_of
 from edge_sampler.runtime.plan import Plan, sample
 from edge_sampler.runtime.recorded import EXAMPLE, INPUT, in_turn
 
@@ -32,8 +32,8 @@ def write_reference(model: Denoiser, plan: Plan, folder: Path, dtype: str, stage
         denoised.append(result.float().cpu().numpy())
         return result
 
-    noise = torch.from_numpy(unit_noise(seeds, model.spec.inputs.sized(sizes=sizes))).double().to(model.device)
-    last = sample(record, noise, plan, network.labels).float()
+    noise = torch.from_numpy(noise_of(seeds, model.spec.inputs.sized(sizes=sizes), plan.temperature))
+    last = sample(record, noise.double().to(model.device), plan, network.labels).float()
     made = (model.decode(last) if "decoder" in stages else last).cpu().numpy()
     expected = (len(seeds), *model.spec.inputs.sized(output.shape, sizes))
     if made.shape != expected:

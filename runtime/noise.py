@@ -35,3 +35,8 @@ def unit_noise(seeds: Sequence[int], shape: Sequence[int], stream: int = 0) -> n
         stream_of_seed = np.random.Generator(np.random.Philox(key=int(seed) + (stream << 64)))
         stream_of_seed.standard_normal(out=noise[place, ...], dtype=np.float32)
     return noise
+
+
+def noise_of(seeds: Sequence[int], shape: Sequence[int], temperature: float, stream: int = 0) -> np.ndarray:
+    """What a sampler starts from: ``unit_noise`` times a temperature, float32 [len(seeds), *shape]."""
+    return unit_noise(seeds, shape, stream) * np.float32(temperature)

@@ -15,7 +15,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import MOST_NUMBERS
 from edge_sampler.runtime.condition import sizes_of
 from edge_sampler.runtime.errors import BoundError, UserError
-from edge_sampler.runtime.noise import SEEDS, unit_noise
+from edge_sampler.runtime.noise import SEEDS, noise_of
 
 DEFAULT_BATCH, VALUES = 64, 2**18  # in one run, unless told: samples, and values of their states
 FLOAT = np.finfo(np.float32)
@@ -87,7 +87,7 @@ class Sampler:
         batch = batch or largest or usual_batch(shape)
         for start in range(0, len(seeds), batch):
             rows = slice(start, start + batch)
-            noise = unit_noise(seeds[rows], shape) * np.float32(temperature)
+            noise = noise_of(seeds[rows], shape, float(temperature))
             feed = {"noise": noise, **{name: value[rows] for name, value in values.items()}}
             found = self._session.run(feed)
             made.append(made_of(self.bundle, feed, found))
@@ -196,9 +196,10 @@ def checked_seeds(seeds: Sequence[int]) -> list[int]:
 
 
 def feed_of(
-    bundle: Bundle, seeds: Sequence[int], conditions: Mapping[str, Any], stream: int = 0, temperature: float = 1.0
+    bundle: Bundle, seeds: Sequence[int], conditions: Mapping[str, Any], stream: int = 0
 ) -> dict[str, np.ndarray]:
-    """The graph's inputs for these seeds: noise [n, *shape] of that stream, scaled, and each condition [n, …]."""
+    """The graph's inputs for these seeds: noise [n, *shape] of that stream, at the bundle's temperature, and each
+    condition [n, …].
+    """
     values, sizes = bundle.inputs.check(conditions, len(seeds))
-    noise = unit_noise(seeds, bundle.inputs.sized(sizes=sizes), stream)
-    return {"noise": noise * np.float32(temperature), **values}
+    return {"noise": noise_of(seeds, bundle.inputs.sized(sizes=sizes), bundle.temperature, stream), **values}

@@ -15,7 +15,7 @@ from edge_sampler.runtime.backends.base import Session
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.condition import Condition, sizes_of
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.noise import SEEDS, unit_noise
+from edge_sampler.runtime.noise import SEEDS, noise_of
 from edge_sampler.runtime.sampler import hidden_floats, made_of, usual_batch
 from edge_sampler.runtime.serve.batches import Batches, Row, Start
 from edge_sampler.runtime.serve.metrics import Metrics
@@ -77,8 +77,13 @@ class Model:
         values = {name: np.zeros(inputs.sized(one.shape), one.dtype) for name, one in inputs.conditions.items()}
         return Row(0, inputs.sized(), values)
 
+    def _noise(self, row: Row) -> np.ndarray:
+        if isinstance(row.start, int):
+            return noise_of([row.start], row.shape, self.bundle.temperature)[0]
+        return row.start
+
     def _run(self, rows: Sequence[Row]) -> list[np.ndarray | Exception]:
-        starts = [unit_noise([row.start], row.shape)[0] if isinstance(row.start, int) else row.start for row in rows]
+        starts = [self._noise(row) for row in rows]
         values = {name: np.stack([row.conditions[name] for row in rows]) for name in rows[0].conditions}
         try:
             feed = {"noise": np.stack(starts), **values}

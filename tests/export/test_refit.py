@@ -32,7 +32,7 @@ from edge_sampler.runtime.compare import BASELINE, PYTORCH, compare, denoised_na
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.manifest import facts_of
 from edge_sampler.runtime.plan import weighted_sum
-from edge_sampler.runtime.sampler import feed_of
+from edge_sampler.runtime.sampler import feed_of, load
 from tests.bundles import remake_manifest
 from tests.conftest import run_main
 from tests.export.networks import euler, frames
@@ -252,7 +252,12 @@ def test_an_export_refits_with_its_own_model_and_says_first_what_that_takes(
     assert bundle.plan_of("int8").report is not None
     assert models[0].spec.fingerprint == bundle.manifest["model"]["fingerprint"]  # type: ignore[attr-defined]
     assert views == ["features"]
-    assert bundle.manifest["temperature"] == 0.9
+    assert bundle.temperature == 0.9  # of PyTorch's record too, and of whatever runs it
+    stored = bundle.reference()
+    with load(bundle.folder, "onnxrt", "fp32") as sampler:
+        seeds = stored["seeds"].tolist()
+        np.testing.assert_allclose(sampler.sample(seeds), stored["made"], atol=1e-4)
+        assert np.abs(sampler.sample(seeds, temperature=1) - stored["made"]).max() > 0.01
 
 
 def test_a_killed_refit_is_taken_up(refit: Refit, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,7 +260,7 @@ def test_a_page_makes_what_the_runtime_makes(
         fill(browser, seed=seeds[0], count=2, **{f"condition-{known}": text for known, text in fields.items()})
         expected = runtime.load(where, "onnxrt").sample(seeds, **conditions)
         same_pixels(drawn(browser, opened.output.shape), to_uint8(expected))
-        feed = feed_of(opened, seeds, opened.tokenized(conditions), temperature=opened.temperature)
+        feed = feed_of(opened, seeds, opened.tokenized(conditions))
         trajectory = run_sampler(opened, feed, choose(opened, "onnxrt", None), None)
         assert trajectory.denoised is not None
         for row, index in enumerate(seeds):

@@ -12,7 +12,7 @@ import pytest
 from edge_sampler.runtime.condition import CLASSES, Axis, Condition
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.inputs import Inputs, Output
-from edge_sampler.runtime.noise import SEEDS, unit_noise
+from edge_sampler.runtime.noise import SEEDS, noise_of
 from edge_sampler.runtime.serve import model as module
 from edge_sampler.runtime.serve.model import Model, RunError
 from edge_sampler.runtime.serve.protocol import Asked, Tensor
@@ -32,7 +32,7 @@ INPUTS = Inputs(
 def bundle(**change: Any) -> Any:
     told = {
         "inputs": INPUTS, "output": Output("made", (2, "T")), "inner_output": "made", "dtype": "float32",
-        "random_weights": False, "tokenized": lambda given: {"prompt": [0, 0], **given},
+        "random_weights": False, "temperature": 0.5, "tokenized": lambda given: {"prompt": [0, 0], **given},
     }  # fmt: skip
     return SimpleNamespace(**{**told, **change})
 
@@ -129,6 +129,14 @@ def test_a_sample_of_no_numbers_is_an_error_of_its_own(model: Model) -> None:
     assert str(only) == "the model made NaN or infinity of this noise"
 
 
+def test_a_seeds_noise_is_scaled_as_the_sampler_was_fitted_and_a_given_noise_is_not(model: Model) -> None:
+    model._session = SimpleNamespace(run=lambda feed: {"made": feed["noise"]})
+    seed, given = replace(model._blank(), start=7), replace(model._blank(), start=np.ones((2, 3), np.float32))
+    first, second = model._run([seed, given])
+    np.testing.assert_array_equal(first, noise_of([7], (2, 3), 0.5)[0])
+    np.testing.assert_array_equal(second, np.ones((2, 3)))
+
+
 def seeds(*numbers: int, datatype: str = "INT64") -> Tensor:
     return Tensor(datatype, np.array(numbers))
 
@@ -141,7 +149,7 @@ def rows(model: Model, inputs: Mapping[str, Tensor], **parameters: Any) -> Any:
 def test_a_row_is_a_seed_or_a_noise_and_its_conditions(model: Model) -> None:
     (row,) = rows(model, {"seeds": seeds(7)})
     assert (row.start, row.shape, row.conditions["mask"].shape, row.conditions[CLASSES]) == (7, (2, 4), (4,), 2)
-    noise = unit_noise([7], (2, 4))
+    noise = noise_of([7], (2, 4), model.bundle.temperature)
     (row,) = rows(model, {"noise": Tensor("FP32", noise)}, T=4)
     np.testing.assert_array_equal(row.start, noise[0])
     model._session = Session()  # type: ignore[assignment]

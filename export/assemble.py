@@ -266,7 +266,7 @@ def write_samples(bundle: Bundle, count: int) -> None:
     Raises UserError where the first sample of a batch, or its last, is another one alone.
     """
     seeds, batch = range(max(2, count)), max(2, min(16, usual_batch(bundle.inputs.sized())))
-    examples = bundle.examples(len(seeds))
+    examples: dict[str, Any] = {**bundle.examples(len(seeds))}
     with Sampler(bundle, CPU) as sampler:
         made = sampler.sample(seeds, batch, **examples)
         for seed in (0, min(batch, len(seeds)) - 1):

@@ -82,12 +82,12 @@ def task(bundle: Bundle) -> str:
 
 
 def summary(bundle: Bundle) -> str:
-    manifest, output = bundle.manifest, bundle.output
+    manifest, scaled = bundle.manifest, f"{bundle.temperature:g} times " * (bundle.temperature != 1)
     alarm = "**Random weights: what it makes means nothing.**\n\n" if bundle.random_weights else ""
     return (
         f"{alarm}A few-step sampler of {manifest['model']['name']} as one ONNX graph: {manifest['nfe']} network "
-        f"evaluations, by {manifest['solver']}, unrolled, without a Python loop. `sampler.onnx` takes unit noise and "
-        f"makes {output.name}, {bundle.dtype} {list(output.shape)}, {output.units}. `report.html` shows more."
+        f"evaluations, by {manifest['solver']}, unrolled, without a Python loop. `sampler.onnx` takes {scaled}unit "
+        f"noise and makes {bundle.makes}. `report.html` shows more."
     )
 
 

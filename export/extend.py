@@ -38,7 +38,7 @@ from edge_sampler.runtime.output import check_writable, writable
 from edge_sampler.runtime.plan import Plan
 from edge_sampler.runtime.scratch import scratch
 from edge_sampler.runtime.signature import SIGNATURE, waiting
-from edge_sampler.runtime.verified import describe_files
+from edge_sampler.runtime.verified import describe_files, missing
 
 ENGINES = "engines/"
 NEW, JOINING = ".new-", ".joining"  # in a bundle, while something is added to it
@@ -110,13 +110,16 @@ def add(bundle: Bundle, additions: Additions, refit: Refit | None = None, sign: 
 def profile_of(known: Mapping[str, Axis], chosen: Mapping[str, Axis]) -> dict[str, tuple[int, int, int]]:
     """Least, usual and largest size of each axis with a name, as an engine takes them.
 
-    Raises UserError for an axis that is not ``known``, and for sizes beyond what is.
+    Raises UserError for an axis that is not ``known``, and for sizes beyond what is, or without its usual one.
     """
     for name, axis in chosen.items():
         if name not in known:
             raise UserError(f"--axis {name}: the sampler's axes are {', '.join(known) or 'none'}")
+        told, usual = f"--axis {name} is {':'.join(map(str, axis.sizes))}", known[name].usual
         if not all(map(known[name].takes, axis.sizes)):
-            raise UserError(f"--axis {name} is {':'.join(map(str, axis.sizes))}; the sampler takes {known[name]}")
+            raise UserError(f"{told}; the sampler takes {known[name]}")
+        if not axis.least <= usual <= axis.largest:
+            raise UserError(f"{told}, without {usual}: who names no size asks for that, so let them reach it")
     return {name: chosen.get(name, axis).sizes for name, axis in known.items()}
 
 
@@ -141,7 +144,7 @@ def extended(bundle: Bundle, sign: Signer | None = None) -> Iterator[tuple[Path,
                 f"remove {signature} before"
             )
         for name in bundle.manifest["files"]:
-            if not name.startswith(ENGINES):  # which can be built again
+            if not name.startswith(ENGINES) and not missing(bundle.folder, name):  # engines can be built again
                 bundle.file(name)
         before, facts = bundle.manifest["files"], deepcopy(facts_of(bundle.manifest))
         try:

@@ -52,7 +52,7 @@ def header(bundle: Bundle, plan: Plan) -> str:
     alarm = '<p class="alarm">RANDOM WEIGHTS: what it makes means nothing.</p>' if bundle.random_weights else ""
     rows = [
         ("solver", plan.solver),
-        ("makes", f"{bundle.output.name}: {bundle.dtype} {list(bundle.output.shape)}, {bundle.output.units}"),
+        ("makes", bundle.makes),
         ("licence of the weights", model["licence"]),
         ("built in", ", ".join(built_in(model))),
         ("weights, SHA-256", model["weights_sha256"]),

@@ -58,8 +58,8 @@ class Bundle(Verified):
         (3, True, 'plan-int8.json', ['fp32'])
         >>> bundle.inputs.shape, bundle.loop_inputs.shape, bundle.output.name, bundle.inner_output, bundle.dtype
         ((1, 8, 8), (1, 8, 8), 'images', 'images', 'float32')
-        >>> bundle.temperature
-        1.0
+        >>> bundle.temperature, bundle.makes
+        (1.0, 'images: float32 [1, 8, 8], about [-1, 1]')
         >>> bundle.graph_name("fp16"), bundle.tolerance(), bundle.rms_tolerance(), bundle.random_weights
         ('sampler-fp16.onnx', 0.0001, inf, False)
         >>> bundle.reference()["made"].shape, bundle.examples(2), bundle.tokenized({}), bundle.engines
@@ -229,6 +229,13 @@ class Bundle(Verified):
     def dtype(self) -> str:
         """``float32``, shaped as ``output`` says, or ``uint8`` [batch, H, W, C]."""
         return str(self.manifest["dtype"])
+
+    @property
+    def makes(self) -> str:
+        """What sampler.onnx makes of a seed, for people."""
+        channels, *sizes = self.output.shape
+        told = (self.output.shape, self.output.units) if self.dtype != "uint8" else ((*sizes, channels), "0 to 255")
+        return f"{self.output.name}: {self.dtype} {list(told[0])}, {told[1]}"
 
     @property
     def inner_output(self) -> str:

@@ -233,7 +233,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     model = bundle.manifest["model"]
     told = [model["name"], *built_in(model), *["RANDOM WEIGHTS"] * bundle.random_weights]
     print(f"model: {', '.join(told)}; licence {model['licence']}")
-    print(f"makes {bundle.output.name}: {bundle.dtype} {list(bundle.output.shape)}, {bundle.output.units}")
+    print(f"makes {bundle.makes}")
     for name, condition in bundle.inputs.conditions.items():
         print(f"takes {name}: {condition.wanted()}{condition.description and '; ' + condition.description}")
     for name, axis in bundle.inputs.axes.items():

@@ -102,8 +102,8 @@ def compare(
         For every pair of paths, the differences at each evaluation, if both show it, and last in their output.
 
     Raises:
-        UserError: if there is no bundle in the folder, for seeds that are not 1 to a million whole numbers, if backends
-            run different plans, if there is nothing to compare with, or if no backend can run it.
+        UserError: if there is no bundle in the folder, for seeds that are not 1 to a million whole numbers, if no
+            backend is named or can run it, if backends run different plans, or if there is nothing to compare with.
 
     Examples:
         >>> found = edge_sampler.compare("shrink", backends=["onnxrt"])
@@ -112,6 +112,8 @@ def compare(
     """
     if isinstance(bundle, str | Path):
         bundle = Bundle.open(bundle)
+    if isinstance(backends, str) or not backends:
+        raise UserError(f"backends are {backends!r}; they must be a list of names, at least one, such as ['onnxrt']")
     chosen = [choose(bundle, name, precision) for name in backends]
     recorded: dict[str, Trajectory] = {}
     if seeds is None:

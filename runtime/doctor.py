@@ -17,6 +17,7 @@ from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.engine_record import LIBRARIES
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.text import library as tokenizers
+from edge_sampler.runtime.verified import missing
 
 RELEASE = Path("/etc/nv_tegra_release")  # of Jetson Linux; no other machine has it
 JETPACK = {"35": 5, "36": 6, "38": 7}  # by the release of Jetson Linux
@@ -47,10 +48,14 @@ def machine() -> Iterator[tuple[str, str]]:
 
 
 def findings(bundle: Bundle | None = None) -> list[Finding]:
-    """Of every backend, best first; with a bundle, whether that bundle runs so. Raises UserError for a damaged one."""
+    """Of every backend, best first; with a bundle, whether that bundle runs so, by the files that are there.
+
+    Raises UserError for a damaged one.
+    """
     if bundle:
         for name in bundle.manifest["files"]:
-            bundle.file(name)
+            if not missing(bundle.folder, name):
+                bundle.file(name)
     return [
         Finding(backend.name, backend.lacks() or (backend.unable(bundle, None) if bundle else None))
         for backend in BACKENDS.values()

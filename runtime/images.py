@@ -40,7 +40,7 @@ def save_grid(images: np.ndarray, path: Path, caption: str = "", columns: int | 
     count, height, width, channels = pixels.shape
     columns = columns or int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
-    scale, gap = max(1, 64 // height), 2
+    scale, gap = -(-64 // height), 2
     tiles = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
     sheet = np.full(
         (rows * (height * scale + gap) + gap, columns * (width * scale + gap) + gap, channels), 255, np.uint8

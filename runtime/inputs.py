@@ -236,7 +236,7 @@ class Inputs:
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise UserError(f"{name} holds NaN or infinity")
         if condition.limit and value.size:
-            wrong = value[(value < 0) | (value >= condition.limit)]
+            wrong = value[(value < 0) | (value >= condition.limit) | (value != np.floor(value))]
             wrong = wrong if condition.null is None else wrong[wrong != condition.null]
             if wrong.size:
                 raise UserError(f"{name} holds {wrong.flat[0]}, which is out of range; {wanted}")

@@ -11,6 +11,7 @@ from typing import Any
 from edge_sampler.runtime.errors import UserError
 
 LARGEST = 2**28  # bytes of a file
+MOST_VALUES = 2**22  # of a file: the largest plan has 500,000, and each value takes up to 100 bytes
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # begins a character beyond 16 bits, or ends it
 ODD = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError)  # raised by values unlike ours
 
@@ -50,7 +51,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """As ``json.loads``. Raises ValueError for a name that stands twice, NaN, half a character, and deep nesting."""
+    """As ``json.loads``. Raises ValueError for a name that stands twice, NaN, half a character, deep nesting, and too
+    many values.
+    """
+    if text.count(",") >= MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} values, and a file of ours has less")
     try:
         found = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number)
         if HALF.search(text):  # then it may be one; no file or stream could be given it

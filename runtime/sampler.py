@@ -13,7 +13,7 @@ from edge_sampler.runtime.backends import choose
 from edge_sampler.runtime.backends.base import Backend
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.command_line import MOST_NUMBERS
-from edge_sampler.runtime.condition import sizes_of
+from edge_sampler.runtime.condition import array_of, sizes_of
 from edge_sampler.runtime.errors import BoundError, UserError
 from edge_sampler.runtime.noise import SEEDS, noise_of
 
@@ -73,21 +73,19 @@ class Sampler:
         """
         if self._closed:
             raise UserError("the sampler is closed: sample inside its with block")
-        temperature = self.bundle.temperature if temperature is None else temperature
-        if not isinstance(batch, int | np.integer | None) or not isinstance(temperature, Real):
-            raise UserError(f"batch is {batch!r:.40} and temperature {temperature!r:.40}; they must be numbers")
+        if not isinstance(batch, int | np.integer | None):
+            raise UserError(f"batch is {batch!r:.40}; it must be a whole number")
+        temperature = checked_temperature(self.bundle, temperature)
         largest = self._session.largest_batch
         if batch is not None and (batch < 1 or (largest and batch > largest)):
             raise UserError(f"batch is {batch}; it must be at least 1{f' and at most {largest}' if largest else ''}")
-        if not float(FLOAT.tiny) <= temperature <= float(FLOAT.max):
-            raise UserError(f"temperature is {temperature}; it must be above 0 and finite, as a float32")
         seeds = checked_seeds(seeds)
         values, sizes = self.bundle.inputs.check(self.bundle.tokenized(conditions), len(seeds))
         shape, made = self.bundle.inputs.sized(sizes=sizes), []
         batch = batch or largest or usual_batch(shape)
         for start in range(0, len(seeds), batch):
             rows = slice(start, start + batch)
-            noise = noise_of(seeds[rows], shape, float(temperature))
+            noise = noise_of(seeds[rows], shape, temperature)
             feed = {"noise": noise, **{name: value[rows] for name, value in values.items()}}
             found = self._session.run(feed)
             made.append(made_of(self.bundle, feed, found))
@@ -180,12 +178,21 @@ def load(
     return Sampler(Bundle.open(bundle, verify_key), backend, precision)
 
 
+def checked_temperature(bundle: Bundle, temperature: float | None) -> float:
+    """The bundle's where None is given. Raises UserError for anything but a number above 0 that float32 holds."""
+    if temperature is None:
+        return bundle.temperature
+    if not isinstance(temperature, Real) or not float(FLOAT.tiny) <= temperature <= float(FLOAT.max):
+        raise UserError(f"temperature is {temperature!r:.40}; it must be above 0 and finite, as a float32")
+    return float(temperature)
+
+
 def checked_seeds(seeds: Sequence[int]) -> list[int]:
     """Whole numbers, at least one, as many as a command line takes. Raises UserError for anything else."""
     try:
         if (count := len(seeds)) > MOST_NUMBERS:  # before anything is made of them
             raise UserError(f"{count:,} seeds are too many: one call takes {MOST_NUMBERS:,} at most")
-        array = np.asarray(seeds)
+        array = array_of(seeds)
     except (TypeError, ValueError, OverflowError):  # no list, lists of several lengths, a range beyond what len() tells
         array = np.empty(0)
     if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iu":

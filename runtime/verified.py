@@ -2,7 +2,8 @@
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,21 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in (MANIFEST, SIGNATURE)
     }
+
+
+def missing(folder: Path, name: str) -> str | None:
+    """Says that a listed file is not in the folder; None where it is."""
+    path = folder / name
+    return None if path.is_file() else f"{path} is missing, though the manifest lists it: copy the whole bundle again"
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raises UserError where what is done with the file fails."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from error
 
 
 @dataclass(frozen=True)
@@ -70,10 +86,12 @@ class Verified:
             Its path.
 
         Raises:
-            UserError: when it is missing or not listed, or its size or SHA-256 differ.
+            UserError: when it is missing, not listed or not readable, or its size or SHA-256 differ.
         """
         path, recorded = self._listed(name)
-        if file_sha256(path) != recorded["sha256"]:
+        with readable(path):
+            found = file_sha256(path)
+        if found != recorded["sha256"]:
             raise _other_file(path)
         return path
 
@@ -90,7 +108,8 @@ class Verified:
             UserError: as ``file``.
         """
         path, recorded = self._listed(name)
-        content = path.read_bytes()
+        with readable(path):
+            content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != recorded["sha256"]:
             raise _other_file(path)
         return content
@@ -114,8 +133,8 @@ class Verified:
         path, recorded = self.folder / name, self.manifest["files"].get(name)
         if recorded is None:
             raise UserError(f"{self.folder} holds no {name}")
-        if not path.is_file():
-            raise UserError(f"{path} is missing, though the manifest lists it: copy the whole bundle again")
+        if told := missing(self.folder, name):
+            raise UserError(told)
         if path.stat().st_size != recorded["bytes"]:  # before it is read, whatever its size
             raise _other_file(path)
         return path, recorded

@@ -22,7 +22,7 @@ from edge_sampler.runtime.condition import number_of, sizes_of
 from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.output import in_utf8
 from edge_sampler.runtime.protobuf import declare_outputs
-from edge_sampler.runtime.verified import weights_beside
+from edge_sampler.runtime.verified import missing, weights_beside
 
 CAPTURED = 16  # CUDA graphs of one session, as many as `serve` has sizes of a batch unless told
 UNCAPTURED = -1  # in place of a graph's number
@@ -252,7 +252,9 @@ def _unable(provider: Provider, bundle: Bundle, precision: str | None) -> str | 
     graph = bundle.graph_name(precision)
     if graph not in bundle.manifest["files"]:
         return f"the bundle holds no {graph}: python -m export engine BUNDLE --precision {precision}"
-    return "its CPU kernels have no bfloat16" if provider is CPU and precision == "bf16" else None
+    if provider is CPU and precision == "bf16":
+        return "its CPU kernels have no bfloat16"
+    return missing(bundle.folder, graph)
 
 
 def _open(provider: Provider, bundle: Bundle, precision: str | None, outputs: Sequence[str]) -> Session:

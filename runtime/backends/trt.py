@@ -18,6 +18,7 @@ from edge_sampler.runtime.backends.tensorrt_module import Library, library, logg
 from edge_sampler.runtime.bundle import Bundle
 from edge_sampler.runtime.engine_record import LIBRARIES, Engine
 from edge_sampler.runtime.errors import UserError
+from edge_sampler.runtime.verified import missing
 
 if TYPE_CHECKING:
     import tensorrt
@@ -240,10 +241,9 @@ def _lacks(flavour: str) -> str | None:
 def _unable(flavour: str, bundle: Bundle, precision: str | None) -> str | None:
     try:
         find_engine(bundle, flavour, precision, None)
-        _engine(flavour, bundle, precision)
+        return missing(bundle.folder, _engine(flavour, bundle, precision).file)
     except UserError as error:
         return str(error)
-    return None
 
 
 def _open(flavour: str, bundle: Bundle, precision: str | None, outputs: Sequence[str]) -> Session:

@@ -1024,6 +1024,18 @@ public:
         if (!engine_) fail(FLAVOUR, " cannot load ", record_.file, ": ", logger_.last_error);
     }
 
+    ~Sampler() {
+        try {
+            device_.enter();  // on a thread that has not sampled
+        } catch (Error const&) {  // then nothing can be freed
+        }
+        lane_.reset();
+        engine_.reset();
+        runtime_.reset();
+    }
+    Sampler(Sampler const&) = delete;
+    Sampler& operator=(Sampler const&) = delete;
+
     Bundle const& bundle() const { return bundle_; }
     std::string description() const {
         return std::string(FLAVOUR) + " " + record_.version + ", " + device_.name + ", " + record_.file;

@@ -37,6 +37,7 @@ from edge_sampler.runtime.generate.workers import in_processes
 from edge_sampler.runtime.lock import locked
 from edge_sampler.runtime.noise import SEEDS
 from edge_sampler.runtime.output import check_link, make_all, sweep
+from edge_sampler.runtime.sampler import checked_temperature
 
 MOST_WORKERS, MOST_SAMPLES = 1024, 10**8  # of one job
 EVERY = 1.0  # seconds between two records of what is done, and between two lines of progress
@@ -110,6 +111,7 @@ def job_of(arguments: argparse.Namespace, bundle: Bundle) -> Job:
     if arguments.class_labels is not None:
         told["class_labels"] = np.resize(np.array(arguments.class_labels), len(seeds))
     backend = choose(bundle, arguments.backend, arguments.precision)  # says at once what cannot run
+    temperature = checked_temperature(bundle, arguments.temperature)
     conditions, sizes = bundle.inputs.check(bundle.tokenized(told), len(seeds))
     texts = {
         name: value if isinstance(value, str) else np.broadcast_to(value, len(seeds))
@@ -126,7 +128,7 @@ def job_of(arguments: argparse.Namespace, bundle: Bundle) -> Job:
         backend=arguments.backend,
         precision=backend.precision(bundle, arguments.precision),
         batch=arguments.batch,
-        temperature=bundle.temperature if arguments.temperature is None else arguments.temperature,
+        temperature=temperature,
         conditions=conditions,
         texts=texts,
         sizes=sizes,

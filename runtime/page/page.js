@@ -125,7 +125,8 @@ function number(known, text) {
   const whole = /^-?\d+$/.test(text);
   const value = known.dtype === "int64" && whole ? BigInt(text) : Number(text);
   const [low, high] = known.choices ? [0, known.choices - 1] : [-Infinity, Infinity];
-  const fits = text !== "" && Number.isFinite(Number(text)) && (whole || known.dtype === "float32");
+  const held = whole && known.dtype === "int64" ? BigInt.asIntN(64, value) === value : Number.isFinite(Math.fround(value));
+  const fits = text !== "" && held && (whole || known.dtype === "float32");
   if (!fits || ((value < low || value > high) && Number(text) !== known.null)) {
     const range = known.choices ? `, ${low} to ${high}` : "";
     throw new Error(`${known.name} is told ${text || "nothing"}; it takes ${known.dtype}${range}`);
@@ -251,10 +252,11 @@ function play(tile, stage = still.matches ? Infinity : 0) {
 
 function command(wanted) {
   const seeds = `${wanted[0].seed}${wanted.length > 1 ? `-${wanted.at(-1).seed}` : ""}`;
-  const told = facts.conditions.map(({ name, kind }) => {
+  const told = facts.conditions.map(({ name, kind, dtype }) => {
     const values = wanted.map(({ conditions }) => conditions[name]);
     const one = kind === "choice" && new Set(values.map(String)).size > 1 ? values : values[0];
-    return ` --condition ${name}=${kind === "text" ? `'${one.replaceAll("'", "'\\''")}'` : one}`;
+    const said = dtype === "bool" ? one.flat().map((value) => (value ? "true" : "false")) : one;
+    return ` --condition ${name}=${kind === "text" ? `'${one.replaceAll("'", "'\\''")}'` : said}`;
   });
   return `python -m runtime sample ${facts.bundle} --seeds ${seeds}${told.join("")} --out images.png`;
 }

@@ -182,6 +182,13 @@ def test_engines_are_for_sizes_of_the_step() -> None:
         profile_of(known, {"height": Axis.parse("8:8:18")})
 
 
+@pytest.mark.parametrize("sizes", ["12:16:20", "4:4:4"])
+def test_an_engine_takes_the_usual_size(sizes: str) -> None:
+    """A server warms up with it, and so does whoever names no size."""
+    with pytest.raises(edge_sampler.UserError, match=f"--axis height is {sizes}, without 8: who names no size"):
+        profile_of({"height": Axis(4, 8, 32, 4)}, {"height": Axis.parse(sizes)})
+
+
 def test_a_decoder_makes_what_its_output_says() -> None:
     torch.manual_seed(0)
     for shape, message in (

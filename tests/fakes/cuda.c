@@ -8,7 +8,7 @@
 
 #define FAILED(name) (strcmp(name, failing) == 0 && skipped-- == 0)
 #define CHECK(name) do { if (FAILED(name)) return failure; } while (0)
-enum { OK = 0, OUT_OF_MEMORY = 2, INVALID_VALUE = 1, CAPTURE_INVALIDATED = 901, MOST = 64 };
+enum { OK = 0, OUT_OF_MEMORY = 2, INVALID_VALUE = 1, INVALID_CONTEXT = 201, CAPTURE_INVALIDATED = 901, MOST = 64 };
 
 typedef void (*Work)(void);
 typedef struct { int count; Work work[MOST]; } Graph;
@@ -19,6 +19,7 @@ typedef struct { size_t size; } Header; /* before each allocation; 16 bytes with
 static char failing[64];
 static int failure, skipped, live, launches, contexts;
 static size_t used, capacity = (size_t)1 << 32;
+static __thread void *current; /* context of this thread */
 
 int fake_live(void) { return live + contexts; }
 int fake_launches(void) { return launches; }
@@ -50,7 +51,10 @@ int cuDevicePrimaryCtxRetain(void **context, int device) {
     return device;
 }
 int cuDevicePrimaryCtxRelease_v2(int device) { contexts--; return device; }
-int cuCtxSetCurrent(void *context) { return !context || context == &contexts ? OK : INVALID_VALUE; }
+int cuCtxSetCurrent(void *context) {
+    current = context;
+    return !context || context == &contexts ? OK : INVALID_VALUE;
+}
 int cuMemGetInfo_v2(size_t *available, size_t *total) { *available = capacity - used, *total = capacity; return OK; }
 
 static int allocate(void **address, size_t size) {
@@ -62,6 +66,7 @@ static int allocate(void **address, size_t size) {
     return OK;
 }
 static int release(void *address) {
+    if (!current) return INVALID_CONTEXT;
     Header *header = (Header *)((char *)address - 16);
     used -= header->size, live--;
     memset(address, 0x5A, header->size);

@@ -184,6 +184,10 @@ def test_bench_times_every_path(made: Path) -> None:
 
 
 def test_unknown_backends_are_named(made: Path) -> None:
+    nothing: list[list[str] | str] = [[], "onnxrt"]
+    for none in nothing:
+        with pytest.raises(UserError, match=r"backends are .*; they must be a list of names, at least one"):
+            compare(made, backends=none)
     with pytest.raises(UserError, match=r"unknown backend 'cuda'; known: auto, .*onnxrt"):
         runtime.load(made, "cuda")
 

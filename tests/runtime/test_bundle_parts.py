@@ -57,6 +57,7 @@ def test_what_does_not_contradict_itself_opens(tmp_path: Path) -> None:
         model={"raw": {"hint": HINT}, "random_weights": True},
     )
     assert (found.inner_output, found.dtype, found.random_weights) == ("images_float32", "uint8", True)
+    assert found.makes == "samples: uint8 [4, 4, 3], 0 to 255"
     assert (found.graph_name(), found.graph_name("fp32"), found.graph_name("fp16")) == (
         "sampler.onnx",
         "sampler.onnx",

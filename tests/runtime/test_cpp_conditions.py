@@ -112,6 +112,7 @@ def test_a_sampler_is_used_again(arms: Path, tmp_path: Path, example: Run) -> No
     result = example(arms, tmp_path, program=program, FAKE_NVINFER_BATCH="2:2")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("goal has shape []; goal must be float32 [length], one or 1")
+    assert result.stdout.endswith("\n0 live\n")  # though another thread ends it
     turns: list[tuple[list[int], list[float]]] = [([0, 1, 2], [1, 2, 3]), ([5], [1, 2, 3, 4, 5]), ([7, 8], [3, 2, 1])]
     with runtime.load(arms, "onnxrt") as sampler:
         for turn, (seeds, goal) in enumerate(turns):

@@ -53,9 +53,10 @@ def test_the_second_of_two_allocations_may_fail(fake_cuda: ctypes.CDLL) -> None:
 
 def test_out_of_memory_is_an_error_of_its_own(fake_cuda: ctypes.CDLL) -> None:
     fake_cuda.fake_capacity(1000)
-    with cuda.Device(), cuda.Memory() as memory:
+    with cuda.Device() as device, cuda.Memory() as memory:
         memory.device(600)
         assert cuda.used_memory() == 600
+        device.enter()  # it has left this thread without one
         with pytest.raises(cuda.OutOfMemoryError, match="out of memory"):
             memory.device(600)
     assert cuda.used_memory() == 0

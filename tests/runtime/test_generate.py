@@ -190,6 +190,7 @@ def test_other_conditions_are_another_job(conditional: Path, tmp_path: Path) -> 
         (("--seeds", "0-3", "--precision", "fp16"), "the bundle has no precision .fp16.; it has fp32"),
         (("--seeds", "0-3", "--batch", "0"), "batch is 0"),
         (("--seeds", "0-3", "--temperature", "0"), "temperature is 0"),
+        (("--seeds", "0-3", "--temperature", "nan"), "temperature is nan; it must be above 0"),
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], told: str, made: Path, tmp_path: Path) -> None:

@@ -74,6 +74,14 @@ def test_every_class_is_taken_and_no_other() -> None:
     assert class_labels(0) == {}
 
 
+@pytest.mark.parametrize("limits", [{"choices": 5}, {"ids": 5}], ids=str)
+def test_numbers_that_count_are_whole(limits: dict[str, Any]) -> None:
+    level = Inputs((1,), {"level": Condition((2,), null=0.5, **limits)})
+    assert level.check({"level": [3.0, 0.5]}, 1)[0]["level"].tolist() == [[3.0, 0.5]]
+    with pytest.raises(UserError, match=r"level holds 3\.5, which is out of range"):
+        level.check({"level": [1, 3.5]}, 1)
+
+
 def test_an_axis_may_have_a_step() -> None:
     inputs = Inputs((3, "height"), {"image": Condition(("height",))}, {"height": Axis(8, 16, 64, 8)})
     assert inputs.record()["axes"] == {"height": [8, 16, 64, 8]}

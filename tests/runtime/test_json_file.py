@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies
 
 from edge_sampler.runtime.errors import UserError
-from edge_sampler.runtime.json_file import LARGEST, parse_json, read_json, read_object, write_json
+from edge_sampler.runtime.json_file import LARGEST, MOST_VALUES, parse_json, read_json, read_object, write_json
 
 SCALARS = strategies.none() | strategies.booleans() | strategies.integers() | strategies.text()
 NUMBERS = strategies.floats(allow_nan=False, allow_infinity=False)
@@ -29,11 +29,13 @@ def test_what_json_writes_is_read(value: object) -> None:
         ('{"a": NaN}', "NaN is no number"),
         ("[1e999]", "1e999 is beyond float64"),
         ("[" * 100_000, "nested too deep"),
+        (f"[{'0,' * MOST_VALUES}0]", f"more than {MOST_VALUES:,} values"),
         ("1" * 5000, "digits"),
         ("{", "Expecting"),
         (r'["\ud83d"]', "surrogates not allowed"),
         (r'{"\uDE00": 1}', "surrogates not allowed"),
     ],
+    ids=lambda value: value[:20],
 )
 def test_what_misleads_is_refused(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):

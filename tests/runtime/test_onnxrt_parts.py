@@ -262,16 +262,21 @@ def test_what_a_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu.lacks() == "no driver"
 
 
-def test_what_a_bundle_lacks() -> None:
+def test_what_a_bundle_lacks(tmp_path: Path) -> None:
     bundle: Any = SimpleNamespace(
-        graph_name=lambda precision: f"sampler-{precision}.onnx", manifest={"files": {"sampler-bf16.onnx": {}}}
+        folder=tmp_path,
+        graph_name=lambda precision: f"sampler-{precision}.onnx",
+        manifest={"files": {"sampler-bf16.onnx": {}}},
     )
+    (tmp_path / "sampler-bf16.onnx").touch()
     cpu, cuda = ({one.name: one for one in BACKENDS}[name] for name in ("onnxrt", "onnxrt-cuda"))
     assert cpu.unable(bundle, "bf16") == "its CPU kernels have no bfloat16"
     assert cuda.unable(bundle, "bf16") is None
     told = "the bundle holds no sampler-fp16.onnx: python -m export engine BUNDLE --precision fp16"
     assert cpu.unable(bundle, "fp16") == cuda.unable(bundle, "fp16") == told
     bundle.manifest["files"]["sampler-fp16.onnx"] = {}
+    assert "sampler-fp16.onnx is missing, though the manifest lists it" in str(cpu.unable(bundle, "fp16"))
+    (tmp_path / "sampler-fp16.onnx").touch()
     assert cpu.unable(bundle, "fp16") is None
 
 

@@ -192,7 +192,7 @@ def test_random_weights_are_told(
 
 def test_seeds_are_whole_numbers() -> None:
     assert checked_seeds(range(3)) == checked_seeds(np.arange(3, dtype=np.uint8)) == [0, 1, 2]  # type: ignore[arg-type]
-    for wrong in ([], [[1]], [[1], [1, 2]], [0.5], [True], ["1"], 3, [2**64]):
+    for wrong in ([], [[1]], [[1], [1, 2]], [0.5], [True], [True, 2], ["1"], 3, [2**64]):
         with pytest.raises(UserError, match=f"they must be whole numbers below {2**63}, at least one"):
             checked_seeds(wrong)  # type: ignore[arg-type]
 
@@ -207,9 +207,18 @@ def test_no_more_seeds_than_a_command_line_takes(count: int) -> None:
     assert len(checked_seeds(range(MOST_NUMBERS))) == MOST_NUMBERS
 
 
-@pytest.mark.parametrize("wrong", [{"batch": 1.5}, {"batch": "2"}, {"temperature": "1"}])
-def test_sizes_and_factors_are_numbers(wrong: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"batch": 1.5}, "batch is 1.5; it must be a whole number"),
+        ({"batch": "2"}, "batch is '2'; it must be a whole number"),
+        ({"temperature": "1"}, "temperature is '1'; it must be above 0 and finite"),
+    ],
+)
+def test_sizes_and_factors_are_numbers(
+    wrong: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sampler, _ = open_with(monkeypatch, tmp_path, same)
-    with pytest.raises(UserError, match="they must be numbers"):
+    with pytest.raises(UserError, match=told):
         sampler.sample([0], **wrong)
     assert len(sampler.sample([0], np.int64(1), np.float32(1))) == 1

@@ -70,7 +70,12 @@ def test_a_png_is_its_pixels(channels: int, mode: str) -> None:
 
 @pytest.mark.parametrize(
     ("count", "height", "columns", "size"),
-    [(5, 32, None, (3 * 66 + 2, 2 * 66 + 2)), (5, 32, 5, (5 * 66 + 2, 66 + 2)), (1, 100, None, (104, 104))],
+    [
+        (5, 32, None, (3 * 66 + 2, 2 * 66 + 2)),
+        (5, 32, 5, (5 * 66 + 2, 66 + 2)),
+        (1, 100, None, (104, 104)),
+        (1, 24, None, (76, 76)),
+    ],
 )
 def test_a_grid_shows_every_image_in_its_place(
     count: int, height: int, columns: int | None, size: tuple[int, int], tmp_path: Path

@@ -46,7 +46,7 @@ def engine(batch: str = "1:2:4", **change: Any) -> Engine:
 
 def bundle(*engines: Engine) -> Any:
     files = {one.file: {"sha256": "0123456789abcdef" * 4} for one in engines}
-    return SimpleNamespace(engines=engines, read=lambda name: CONTENT, manifest={"files": files})
+    return SimpleNamespace(folder=Path(), engines=engines, read=lambda name: CONTENT, manifest={"files": files})
 
 
 def opened(batch: str = "1:2:4", most_lanes: int = trt.MOST_LANES, **change: Any) -> Session:
@@ -254,9 +254,15 @@ def test_the_engine_that_fits_and_runs_fastest_is_taken(library: Any) -> None:
             find_engine(bundle(*made), "tensorrt", precision, None)
 
 
-def test_a_backend_says_what_it_lacks(library: Any, fake_cuda: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_says_what_it_lacks(
+    library: Any, fake_cuda: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the bundle is
     one = next(backend for backend in BACKENDS if backend.name == RTX)
     assert [backend.name for backend in sorted(BACKENDS, key=lambda backend: backend.rank)] == list(LIBRARIES)
+    assert "engines/a is missing, though the manifest lists it" in str(one.unable(bundle(engine()), None))
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "a").touch()
     assert (one.gpu, one.open_graph, one.lacks(), one.unable(bundle(engine()), None)) == (True, None, None, None)
     with one.open(bundle(engine()), "fp32", ()) as session:
         assert session.precision == "fp32"

@@ -15,6 +15,7 @@ from edge_sampler.calibration.evaluate.reference import cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import rms
 from edge_sampler.calibration.refinement import iteration_cost, number_of_turns, refine, refine_over
+from edge_sampler.calibration.rounding import LARGEST_WEIGHT, largest_weight, rounding_error, usable
 from edge_sampler.calibration.scout import SCOUT
 from edge_sampler.calibration.settings import CHOSEN, REFINED, REFINED_ERRORS, TARGETS, Settings
 from edge_sampler.calibration.solvers.base import Scheme
@@ -29,7 +30,7 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.fit_report import FitReport
 from edge_sampler.runtime.plan import Plan
 
-LARGEST_WEIGHT = 1e5  # of an answer, which float32 then rounds by 0.006
+RIDGES = (1e-2, 1.0, 1e6)  # tried in turn, where rounding costs a fit more than it errs by itself
 
 
 def calibrate(
@@ -98,9 +99,13 @@ def fitted(
         compared = {trace(scheme).solver: error for scheme, error in raced if np.isfinite(error)}
         schemes = [schemes[place] for place in np.argsort(errors, kind="stable")]
     for scheme in schemes:  # the best, unless its fit turns out to be of no use
-        spent = task.candidate_cost(scheme.solver, len(noises), len(noises.heldout))
-        with progress(f"{scheme.solver.name}, {settings.nfe} evaluations", spent) as meter.progress:
-            best = make_candidate(scheme, noises, fine, target, settings, cache, aims)
+        for ridge in (settings.ridge, *[one for one in RIDGES if one > settings.ridge and not settings.paper]):
+            settings = replace(settings, ridge=ridge)
+            spent = task.candidate_cost(scheme.solver, len(noises), len(noises.heldout))
+            with progress(f"{scheme.solver.name}, {settings.nfe} evaluations", spent) as meter.progress:
+                best = make_candidate(scheme, noises, fine, target, settings, cache, aims)
+            if rounding_error(best.plan) <= best.rms_error:
+                break
         if largest_weight(best.plan) <= LARGEST_WEIGHT:
             break
     plan, error, errors = best.plan, best.rms_error, [best.error]
@@ -204,25 +209,6 @@ def has_table(scheme: Scheme) -> bool:
     except ArithmeticError:
         return False
     return True
-
-
-def largest_weight(plan: Plan) -> float:
-    """Of the network's answers."""
-    return max(abs(weight) for row in plan.table for weight in row[1:] or (0.0,))
-
-
-def usable(plan: Plan) -> Plan:
-    """The plan. Raises UserError where it weighs answers by so much that float32 loses what they say.
-
-    So do solvers that average two slopes over a step from a flow's first level, σ = 1e7, to one of a few.
-    """
-    if (largest := largest_weight(plan)) > LARGEST_WEIGHT:
-        raise UserError(
-            f"{plan.solver} weighs the network's answers by up to {largest:.1e} on noise levels from "
-            f"{max(plan.sigmas):.3g}, which float32 cannot hold: take another solver, such as ipndm, or --schedule edm "
-            "and a lower highest level"
-        )
-    return plan
 
 
 def examples_of(model: Denoiser) -> tuple[int, ...]:

@@ -1,17 +1,15 @@
 """Joint refinement: Gauss-Newton over every number of a plan, on the error of its final images.
 
-A plan is a table. A sampler has nothing else to choose: the network's noise levels, the scales of states and the
-weights of past evaluations. Refinement is Levenberg-Marquardt (Moré 1978) over all of them at once. It starts from a
-fitted plan and ends in a plan.
+A sampler is a table, and has nothing else to choose: noise levels, scales of states and weights of past evaluations.
+Refinement is Levenberg-Marquardt (Moré 1978) over all of them at once, from a fitted plan to another plan.
 
 An iteration goes through the noises once, a few at each turn. The plan moves after each turn, by what these noises tell
-and by what the others told at their last turn, as in the incremental Gauss-Newton method (Bertsekas, "Incremental Least
-Squares Methods and the Extended Kalman Filter", SIAM J. Optim. 6(3), 1996).
+and what the others told at their last, as in the incremental Gauss-Newton method (Bertsekas, "Incremental Least Squares
+Methods and the Extended Kalman Filter", SIAM J. Optim. 6(3), 1996).
 
-It minimises a power mean of images' RMS errors. For that it weights each image with a power of its error (iteratively
-reweighted least squares). By default it is their mean: the error of a few noises is ten times that of the others, and
-squares would fit those few, where new noises are not like them. On four times the noises they are, and squares then
-lower the RMS error of all.
+It minimises a power mean of images' RMS errors, with each image weighted by a power of its error (iteratively
+reweighted least squares). By default it is their mean: a few noises err ten times as much as others, and squares would
+fit those few, where new noises are not like them. On four times the noises they are.
 
 ``refine_over`` is for evaluations that differ from the model, such as quantised ones with their own scales. The plan
 then corrects errors of rounding. Answers and errors come from these evaluations, but derivatives come from the model,
@@ -35,6 +33,7 @@ from edge_sampler.calibration.evaluate.network import NotFiniteError
 from edge_sampler.calibration.evaluate.noise_sets import Noises, digest
 from edge_sampler.calibration.evaluate.results import Cache
 from edge_sampler.calibration.fit import image_errors
+from edge_sampler.calibration.rounding import rounding_error
 from edge_sampler.calibration.views import PIXELS, View
 from edge_sampler.models.denoiser import Denoiser
 from edge_sampler.models.progress import ProgressBars, silent
@@ -103,7 +102,8 @@ def refine(
 
         key = {MEANS[power]: part.key, "goal": digest(goal), "plan": plan.sha256, "view": view.key}
         errors, count = total(cache.recall(key, sums, meter)["sums"])
-        return float((errors / count) ** (1 / power) if power else np.exp(errors / count))
+        told = (errors / count) ** (1 / power) if power else np.exp(errors / count)
+        return float(np.hypot(told, rounding_error(plan)))  # what it errs by itself, and by rounding
 
     turns, heldout = turns_of(noises, converged, at_a_turn), (noises.heldout, converged[noises.fitting :])
     known = dict[int, Equations]()  # what the noises of each turn told last

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from edge_sampler.calibration import calibrate as calibrate_module
+from edge_sampler.calibration import rounding
 from edge_sampler.calibration.calibrate import calibrate
 from edge_sampler.calibration.candidates import grid_of
 from edge_sampler.calibration.chosen_levels import START, USUAL
@@ -83,7 +84,8 @@ def test_auto_takes_nothing_that_float32_cannot_hold(mixture: Denoiser, monkeypa
     weighs = {"iia-ipndm": 1.0, "iia-ddim": 1e9, "iia-dpmpp-2m": 1e9, "ipndm": 1.0}
     errors = {"iia-ipndm": 0.3, "iia-ddim": 0.1, "iia-dpmpp-2m": 0.2, "ipndm": 0.5}
     monkeypatch.setattr(calibrate_module, "race", lambda schemes, *_: [errors[one.solver.name] for one in schemes])
-    monkeypatch.setattr(calibrate_module, "largest_weight", lambda plan: weighs[plan.solver])
+    for place in (calibrate_module, rounding):
+        monkeypatch.setattr(place, "largest_weight", lambda plan: weighs[plan.solver])
     asked = Settings(2, fit_batch=2, heldout=2, schedule="edm", afs=False)
     assert calibrate(mixture, asked).solver == "iia-ipndm"
     weighs.update(dict.fromkeys(weighs, 1e9))

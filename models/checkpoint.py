@@ -74,10 +74,10 @@ def shapes_sha256(tensors: Mapping[str, Tensor]) -> str:
 def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of names, shapes and float32 values in sorted order: identifies weights, whatever file they came in.
 
-    A complex number is two.
+    A complex number is two. What is no tensor, which some modules keep among their weights, does not count.
     """
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for name in sorted(name for name, value in tensors.items() if isinstance(value, Tensor)):
         tensor = tensors[name].detach()
         numbers = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
         values = np.ascontiguousarray(numbers.to("cpu", torch.float32).numpy())

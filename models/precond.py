@@ -185,15 +185,14 @@ def ddpm(
 ) -> Preconditioning:
     """``precond="DDPMPrecond"`` (arXiv 2006.11239): the network takes a step's number, also between two (in ln σ).
 
-    The arguments are the same as in diffusers' schedulers. Only the last one is OpenAI's.
-
     Args:
         beta_schedule: "linear", "scaled_linear" (arXiv 2112.10752) or "squaredcos_cap_v2" (2102.09672, eq. 17).
         beta_start: the first step's β; the cosine does not use it.
         beta_end: the last step's.
         num_train_timesteps: steps of training.
         prediction_type: "epsilon", the noise; "sample", the clean data; or "v_prediction" (arXiv 2202.00512).
-        rescale_timesteps: whether the network takes its step as one of a thousand.
+        rescale_timesteps: whether the network takes its step as one of a thousand; it is OpenAI's, the others are those
+            of diffusers' schedulers.
 
     Returns:
         The preconditioning.
@@ -245,8 +244,9 @@ def discrete(betas: np.ndarray, prediction_type: str, told: float = 1.0) -> Prec
         level = sigma.log()
         below = ((level[:, None] >= known).sum(dim=1) - 1).clamp(0, len(known) - 2)
         between = (level - known[below]) / (known[below + 1] - known[below])
-        step = (below + between.clamp(0, 1)) * told
-        return Coefficients(*PREDICTIONS[prediction_type](sigma), (1 + sigma**2).rsqrt(), step)
+        step = below + between.clamp(0, 1)
+        step = torch.where((step - step.round()).abs() < 1e-3, step.round(), step)  # a network may look it up
+        return Coefficients(*PREDICTIONS[prediction_type](sigma), (1 + sigma**2).rsqrt(), step * told)
 
     return Preconditioning(coefficients, (float(sigmas[0]), float(sigmas[-1])))
 

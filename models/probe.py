@@ -189,7 +189,7 @@ def values_of(model: Denoiser) -> dict[str, np.ndarray]:
 
 def answer(model: Preconditioned, x: Tensor, told: Mapping[str, Tensor], sigma: float) -> Tensor:
     """The network's own, as x, which is [n, *shape] of unit noise. Raises UserError where it fails or is not as x."""
-    name, c = model.spec.name, model.preconditioning.coefficients(torch.tensor([sigma]))
+    name, c = model.spec.name, model.preconditioning.coefficients(torch.tensor([sigma], dtype=torch.float32))
     places, names = model.told(told, x.device)
     given = {key: value.clone() for key, value in told.items()}
     called = f"x {list(x.shape)} and a noise level {list(c.c_noise.shape)}, one for all samples"

@@ -63,6 +63,8 @@ def test_what_a_network_predicts_becomes_the_clean_image(answer: str, sigma: flo
 
 def test_a_discrete_network_is_told_its_steps() -> None:
     """At a step's noise level the step, between two of them a number between."""
+    every = ddpm().coefficients(torch.tensor(DDPM_SIGMAS, dtype=torch.float32)).c_noise
+    assert every.tolist() == list(range(1000))  # which a network may look up, and not the step before
     told = ddpm().coefficients(torch.tensor(DDPM_SIGMAS[[0, 499, 999]], dtype=torch.float32)).c_noise
     torch.testing.assert_close(told, torch.tensor([0.0, 499.0, 999.0]), atol=0.02, rtol=0)
     between = ddpm().coefficients(torch.tensor([math.sqrt(DDPM_SIGMAS[499] * DDPM_SIGMAS[500])], dtype=torch.float32))

@@ -133,6 +133,35 @@ def test_a_shape_is_several_numbers(shape: Any) -> None:
         models.adapt(Told(), shape)
 
 
+class Extra(nn.Module):
+    """Keeps more than tensors among its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": 5}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.layer(x).tanh()
+
+
+def test_what_is_no_weight_and_another_default_dtype_change_nothing() -> None:
+    torch.manual_seed(0)
+    network = Extra()
+    one = models.adapt(network, (8,))
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = models.adapt(network, (8,))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert one.spec.fingerprint == again.spec.fingerprint
+
+
 @pytest.mark.parametrize("network", [Told, lambda x, noise: x, None, "net.pt"])
 def test_a_network_is_a_module(network: Any) -> None:
     with pytest.raises(UserError, match=r"^network is .*; it must be an object of class Module$"):

@@ -4,8 +4,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import edge_sampler
 from edge_sampler.export.engine_command import main as engine
 from edge_sampler.runtime.__main__ import main as runtime
 from edge_sampler.runtime.bundle import Bundle
@@ -45,6 +47,16 @@ def test_a_command_needs_these_files_alone(
         shutil.rmtree(tmp_path / f"without {len(needs) - 1}", ignore_errors=True)
         with pytest.raises(UserError, match=f"{name} is missing, though the manifest lists it"):
             run(*needs[:place], *needs[place + 1 :])
+
+
+def test_a_sample_in_16_bits_is_its_seeds_alone(made: Path, tmp_path: Path) -> None:
+    """Whatever the batch: several threads would add in other orders."""
+    there = part(made, tmp_path / "b", PLAN)
+    run_main(engine, str(there), "--precision", "fp16")
+    with edge_sampler.load(there, "onnxrt", "fp16") as sampler:
+        together = sampler.sample(range(12))
+        for seed in (0, 1, 11):
+            np.testing.assert_array_equal(sampler.sample([seed])[0], together[seed])
 
 
 def test_what_is_there_is_verified_before_anything_is_added(made: Path, tmp_path: Path) -> None:

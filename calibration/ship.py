@@ -43,7 +43,7 @@ SHIPPING = {
     "edm-fashion": Shipping(rms=(6,)),
     "edm-fashion-cond": Shipping(),
     "ddim-fashion": Shipping(rms=(3, 4)),
-    "flow-emoji": Shipping((4, 5), guidance=3.0),
+    "flow-emoji": Shipping((3, 4, 5, 6), guidance=3.0),
 }
 
 

@@ -33,14 +33,14 @@ def png(pixels: np.ndarray, comment: str = "") -> bytes:
 
 
 def save_grid(images: np.ndarray, path: Path, caption: str = "", columns: int | None = None) -> None:
-    """Writes one PNG of all images [n, …], small ones enlarged to 64 pixels or more; by default as square as can be."""
+    """Writes one PNG of all images [n, …], by default as square as can be; small ones enlarged, up to 64 pixels."""
     from PIL import Image, ImageDraw
 
     pixels = to_uint8(images)
     count, height, width, channels = pixels.shape
     columns = columns or int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
-    scale, gap = -(-64 // height), 2
+    scale, gap = max(1, 64 // height), 2
     tiles = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
     sheet = np.full(
         (rows * (height * scale + gap) + gap, columns * (width * scale + gap) + gap, channels), 255, np.uint8

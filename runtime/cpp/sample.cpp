@@ -97,13 +97,13 @@ Arguments parse(std::vector<std::string> const& given) {
 }
 
 // One picture of all samples, float32 [n, C, H, W] in [-1, 1] or uint8 [n, H, W, C], as `runtime sample` draws it: as
-// square as can be, small ones enlarged to at least 64 pixels. Binary PPM, three bytes a pixel.
+// square as can be, small ones enlarged, up to 64 pixels. Binary PPM, three bytes a pixel.
 Bytes sheet(Array const& made) {
     bool const floats = made.type == Type::float32;
     if (made.shape.size() != 4) fail("it makes no pictures: write them with --out FILE.npy");
     auto const size = [&](std::size_t axis) { return static_cast<std::size_t>(made.shape[axis]); };
     std::size_t const count = size(0), height = size(floats ? 2 : 1), width = size(floats ? 3 : 2);
-    std::size_t const channels = size(floats ? 1 : 3), scale = (63 + height) / height, gap = 2;
+    std::size_t const channels = size(floats ? 1 : 3), scale = std::max<std::size_t>(1, 64 / height), gap = 2;
     if (channels != 1 && channels != 3) fail("it makes no pictures: write them with --out FILE.npy");
     std::size_t columns = 1;
     while (columns * columns < count) ++columns;

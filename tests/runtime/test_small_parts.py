@@ -74,7 +74,7 @@ def test_a_png_is_its_pixels(channels: int, mode: str) -> None:
         (5, 32, None, (3 * 66 + 2, 2 * 66 + 2)),
         (5, 32, 5, (5 * 66 + 2, 66 + 2)),
         (1, 100, None, (104, 104)),
-        (1, 24, None, (76, 76)),
+        (1, 24, None, (52, 52)),
     ],
 )
 def test_a_grid_shows_every_image_in_its_place(

@@ -15,7 +15,7 @@ from edge_sampler.calibration.evaluate.reference import cost, solution
 from edge_sampler.calibration.evaluate.results import NO_CACHE, Cache
 from edge_sampler.calibration.fit import rms
 from edge_sampler.calibration.refinement import iteration_cost, number_of_turns, refine, refine_over
-from edge_sampler.calibration.rounding import LARGEST_WEIGHT, largest_weight, rounding_error, usable
+from edge_sampler.calibration.rounding import LARGEST_WEIGHT, NOTHING, largest_weight, rounding_error, usable
 from edge_sampler.calibration.scout import SCOUT
 from edge_sampler.calibration.settings import CHOSEN, REFINED, REFINED_ERRORS, TARGETS, Settings
 from edge_sampler.calibration.solvers.base import Scheme
@@ -98,13 +98,14 @@ def fitted(
         raced = zip(schemes, errors, strict=True)
         compared = {trace(scheme).solver: error for scheme, error in raced if np.isfinite(error)}
         schemes = [schemes[place] for place in np.argsort(errors, kind="stable")]
+    ridges = [settings.ridge, *(one for one in RIDGES if one > settings.ridge and not settings.paper)]
     for scheme in schemes:  # the best, unless its fit turns out to be of no use
-        for ridge in (settings.ridge, *[one for one in RIDGES if one > settings.ridge and not settings.paper]):
+        for ridge in ridges:
             settings = replace(settings, ridge=ridge)
             spent = task.candidate_cost(scheme.solver, len(noises), len(noises.heldout))
             with progress(f"{scheme.solver.name}, {settings.nfe} evaluations", spent) as meter.progress:
                 best = make_candidate(scheme, noises, fine, target, settings, cache, aims)
-            if rounding_error(best.plan) <= best.rms_error:
+            if rounding_error(best.plan) <= max(best.rms_error, NOTHING):
                 break
         if largest_weight(best.plan) <= LARGEST_WEIGHT:
             break

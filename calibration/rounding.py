@@ -9,6 +9,7 @@ from edge_sampler.runtime.errors import UserError
 from edge_sampler.runtime.plan import Plan
 
 ROUNDED = 1e-6  # of answers of about 1, by which two ways to compute them differ
+NOTHING = 1e-5  # no fit errs by less that anyone would see
 LARGEST_WEIGHT = 1e5
 
 

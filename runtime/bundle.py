@@ -233,9 +233,10 @@ class Bundle(Verified):
     @property
     def makes(self) -> str:
         """What sampler.onnx makes of a seed, for people."""
-        channels, *sizes = self.output.shape
-        told = (self.output.shape, self.output.units) if self.dtype != "uint8" else ((*sizes, channels), "0 to 255")
-        return f"{self.output.name}: {self.dtype} {list(told[0])}, {told[1]}"
+        shape, units = self.output.shape, self.output.units
+        if self.dtype == "uint8":
+            shape, units = (*shape[1:], shape[0]), "0 to 255"
+        return f"{self.output.name}: {self.dtype} {list(shape)}, {units}"
 
     @property
     def inner_output(self) -> str:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import edge_sampler
 from edge_sampler.calibration.calibrate import calibrate
-from edge_sampler.calibration.rounding import ROUNDED, rounding_error
+from edge_sampler.calibration.rounding import NOTHING, ROUNDED, rounding_error
 from edge_sampler.calibration.settings import Settings
 from edge_sampler.runtime.plan import Plan
 from tests.conftest import report_of
@@ -37,6 +37,24 @@ def test_a_straight_flow_is_fitted_and_float32_holds_the_plan(nfe: int) -> None:
     assert report.heldout_rms_error < 0.01
     assert min(report.refinement) >= rounding_error(plan)  # which is counted among what it errs
     assert nfe == 4 or report.settings["ridge"] > Settings(nfe).ridge  # what was needed is told
+
+
+class Gaussian(nn.Module):
+    """Of normal data: all answers are multiples of the noise, and a fit is exact."""
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return x / (1 + sigma[:, None] ** 2)
+
+
+def test_a_fit_that_is_exact_keeps_its_ridge() -> None:
+    model = edge_sampler.adapt(Gaussian(), (6,), sigma_min=0.01, sigma_max=10.0)
+    report = report_of(
+        calibrate(
+            model, Settings(4, "iia-ddim", schedule="edm", fit_target="global", ridge=1e-9, fit_batch=16, heldout=8)
+        )
+    )
+    assert report.heldout_rms_error < NOTHING
+    assert report.settings["ridge"] == 1e-9
 
 
 def test_the_error_of_rounding_is_that_of_the_largest_weight() -> None:

@@ -109,8 +109,9 @@ HOLDERS = {  # arguments of pytest: the nearest tests, since each mutant runs th
     "-k 'refinement_parts or parameters or slope or images_far or ends_where'",
     "calibration/task.py": "tests/calibration/test_task.py tests/calibration/test_forecast.py "
     "tests/calibration/test_budget.py",
-    "calibration/derivatives.py": "tests/calibration/test_refinement_parts.py tests/calibration/test_refinement.py "
-    "-k 'refinement_parts or derivatives'",
+    "calibration/derivatives.py": "tests/calibration/test_derivatives.py tests/calibration/test_refinement_parts.py "
+    "tests/calibration/test_refinement.py -k 'refinement_parts or derivatives'",
+    "calibration/rounding.py": "tests/calibration/test_rounding.py tests/calibration/test_task.py",
     "models/arguments.py": "tests/models/test_arguments.py",
     "models/source_code.py": "tests/models/test_source_code.py",
     "models/unchanged.py": "tests/models/test_source_code.py tests/models/test_fingerprint.py "

@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -95,3 +96,16 @@ def test_streams_that_are_closed_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "stdout", kept)
     command_line.open_streams()
     assert sys.stdout is kept
+
+
+def test_a_stream_that_cannot_write_gamma_gets_a_question_mark() -> None:
+    program = "from edge_sampler.runtime.command_line import run_command; run_command(lambda: print('γ = 1'))"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, [b"?", b"=", b"1"])

@@ -10,11 +10,11 @@ from edge_sampler.runtime.plan import Plan
 
 ROUNDED = 1e-6  # of answers of about 1, by which two ways to compute them differ
 NOTHING = 1e-5  # no fit errs by less that anyone would see
-LARGEST_WEIGHT = 1e5
+LARGEST_WEIGHT = 1e5  # of an answer; what rounding then costs, 0.1, is more than any plan may err
 
 
 def rounding_error(plan: Plan) -> float:
-    """About how far two ways to compute the plan differ."""
+    """About how far two ways to compute the plan differ, RMS, in the data's units."""
     return ROUNDED * largest_weight(plan)
 
 

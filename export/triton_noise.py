@@ -4,7 +4,7 @@ import inspect
 
 from edge_sampler.runtime import noise
 
-BEFORE = f'''"""Seeds -> noise: edge-sampler's runtime/noise.py, times the temperature that the sampler is fitted for.
+BEFORE = f'''"""Seeds -> noise, at the temperature that the sampler is fitted for, as edge-sampler makes it.
 
 Written by `python -m export triton`.
 """
@@ -26,7 +26,7 @@ class TritonPythonModel:
         """Each size of the noise is a number, or an input, which of its axes, and how many times as long that is."""
         told = json.loads(args["model_config"])["parameters"]
         self.sizes = json.loads(told["shape"]["string_value"])
-        self.temperature = np.float32(told["temperature"]["string_value"])
+        self.temperature = float(told["temperature"]["string_value"])
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
@@ -37,7 +37,7 @@ class TritonPythonModel:
 
         shape = [size if isinstance(size, int) else array(size[0]).shape[1 + size[1]] // size[2] for size in self.sizes]
         try:
-            made = unit_noise([int(seed) for seed in array("seeds")[:, 0]], shape) * self.temperature
+            made = noise_of([int(seed) for seed in array("seeds")[:, 0]], shape, self.temperature)
         except ValueError as error:
             return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(str(error)))
         return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("noise", made)])
@@ -45,4 +45,5 @@ class TritonPythonModel:
 
 
 def model_file() -> str:
-    return f"{BEFORE}\n{inspect.getsource(noise.unit_noise)}{BEHIND}"
+    ours = "\n\n".join(inspect.getsource(one) for one in (noise.unit_noise, noise.noise_of))
+    return f"{BEFORE}\n{ours}{BEHIND}"

@@ -168,8 +168,9 @@ class Denoiser(nn.Module):
             got = f"{value.dtype} {list(value.shape)}"
             if value.dim() and (str(value.dtype), len(value)) == (wanted, rows):
                 return value
-        row = "a row for each sample"
-        raise UserError(f"{self.spec.name}'s encoder made {name} as {got}; it should be {wanted} [{rows}, …], {row}")
+        raise UserError(
+            f"{self.spec.name}'s encoder made {name} as {got}; it should be {wanted} [{rows}, …], a row for each sample"
+        )
 
     def decode(self, x: Tensor) -> Tensor:
         """What a sampler makes of its last state.
